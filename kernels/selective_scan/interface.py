@@ -199,7 +199,8 @@ def causal_conv1d_step(
 
 def _check_inplace(name: str, state: Tensor, x: Tensor, tensors: tuple[Tensor, ...]) -> None:
     """Refuse an in-place update that autograd would have to see, or that would have to change the state's
-    dtype.""" if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    dtype."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{name} cannot be updated in place while gradients are recorded; pass inplace=False"
         )

@@ -24,7 +24,8 @@ def state_shape(batch: int, channels: int, states: int, discretization: str = "z
 
 def state_dtype(input_dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the state and of all arithmetic: float64 for float64 inputs, float32 for all
-    others.""" return torch.float64 if input_dtype == torch.float64 else torch.float32
+    others."""
+    return torch.float64 if input_dtype == torch.float64 else torch.float32
 
 
 def unpack_state(state: Tensor, taps: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
