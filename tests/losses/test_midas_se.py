@@ -1,0 +1,238 @@
+"""The scale-and-shift-invariant loss: hand-computed values, and every fault known from published versions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from videomamba_depth.losses import (
+    mean_of_sums,
+    scale_shift_invariant_loss,
+    scale_shift_invariant_sums,
+    solve_scale_shift,
+    target_spread,
+)
+
+GENERATOR_SEED = 5
+
+
+def random_clip(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(GENERATOR_SEED)
+    return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype) + 0.5
+
+
+def full(clip: Tensor, value: bool = True) -> Tensor:
+    return torch.full_like(clip, value, dtype=torch.bool)
+
+
+def identity(clip: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ones(1, dtype=clip.dtype), torch.zeros(1, dtype=clip.dtype)
+
+
+@pytest.mark.parametrize("per", ["frame", "clip"])
+def test_alignment_recovers_the_affine_map(per: str) -> None:
+    prediction = random_clip(2, 3, 1, 5, 7)
+    scale, shift = solve_scale_shift(prediction, 2.5 * prediction - 4.0, full(prediction), per=per)
+    expected = (2, 3, 1, 1, 1) if per == "frame" else (2, 1, 1, 1, 1)
+    assert scale.shape == shift.shape == expected
+    assert scale.dtype == torch.float32
+    # Measured 1e-6; the fit is centred, so the offset costs no digits.
+    torch.testing.assert_close(scale, torch.full(expected, 2.5), rtol=3e-6, atol=0)
+    torch.testing.assert_close(shift, torch.full(expected, -4.0), rtol=3e-6, atol=0)
+
+
+def test_alignment_equals_lstsq_under_a_mask() -> None:
+    prediction = random_clip(1, 2, 1, 6, 6, dtype=torch.float64)
+    target = prediction.flip(-1) * 3 + prediction.square()
+    valid = random_clip(1, 2, 1, 6, 6).flip(1) > 0.9
+    scale, shift = solve_scale_shift(prediction, target, valid, per="clip")
+    p, y = prediction[valid], target[valid]
+    expected = torch.linalg.lstsq(torch.stack([p, torch.ones_like(p)], 1), y[:, None]).solution[:, 0]
+    torch.testing.assert_close(
+        torch.cat([scale.flatten(), shift.flatten()]), expected, rtol=1e-10, atol=1e-10
+    )
+
+
+def test_alignment_keeps_its_digits_far_from_zero() -> None:
+    prediction = random_clip(1, 1, 1, 16, 16) + 100.0
+    scale, _ = solve_scale_shift(prediction, 2 * (prediction - 100.0), full(prediction))
+    torch.testing.assert_close(scale.flatten(), torch.tensor([2.0]), rtol=1e-4, atol=0)
+
+
+def test_hand_computed_value() -> None:
+    # One row of four pixels; pinned alignment; spread of the target 0,0,4,4 is 2.
+    target = torch.tensor([0.0, 0.0, 4.0, 4.0]).view(1, 1, 1, 1, 4)
+    prediction = torch.tensor([1.0, 0.0, 4.0, 6.0]).view(1, 1, 1, 1, 4)
+    assert target_spread(target, full(target)).item() == 2.0
+    arguments = {"scale_shift": identity(target), "gradient_scales": 1}
+    # R = .5, 0, 0, 1: data term 1.5/4; |∂x R| = .5 + 0 + 1 over three pairs, half of them counted: 1.5/1.5 =
+    # 1.
+    data = scale_shift_invariant_loss(prediction, target, full(target), gradient_weight=0.0, **arguments)
+    both = scale_shift_invariant_loss(prediction, target, full(target), gradient_weight=0.5, **arguments)
+    squared = scale_shift_invariant_loss(
+        prediction, target, full(target), gradient_weight=0.0, penalty="l2", **arguments
+    )
+    assert data.item() == pytest.approx(0.375)
+    assert both.item() == pytest.approx(0.375 + 0.5)
+    assert squared.item() == pytest.approx(1.25 / 4)
+
+
+def test_trimming_divides_by_what_it_kept() -> None:
+    target = torch.tensor([0.0, 0.0, 4.0, 4.0]).view(1, 1, 1, 1, 4)
+    prediction = target + torch.tensor([2.0, 2.0, 2.0, 200.0]).view(1, 1, 1, 1, 4)
+    loss = scale_shift_invariant_loss(
+        prediction, target, full(target), scale_shift=identity(target), gradient_weight=0.0, trim=0.25
+    )
+    assert loss.item() == pytest.approx(1.0)  # 3 · 1 / 3; dividing by 4 would give 0.75
+
+
+def test_trimming_ignores_invalid_pixels_when_it_counts() -> None:
+    target = torch.tensor([0.0, 4.0, 0.0, 4.0, 0.0, 0.0]).view(1, 1, 1, 1, 6)
+    prediction = target + torch.tensor([2.0, 2.0, 2.0, 200.0, 0.0, 0.0]).view(1, 1, 1, 1, 6)
+    valid = torch.tensor([True, True, True, True, False, False]).view(1, 1, 1, 1, 6)
+    sums = scale_shift_invariant_sums(
+        prediction, target, valid, scale_shift=identity(target), gradient_weight=0.0, trim=0.25
+    )
+    assert sums.counts.tolist() == [3.0]
+
+
+def test_affine_prediction_costs_nothing_and_units_do_not_matter() -> None:
+    target = random_clip(2, 3, 1, 8, 8)
+    prediction = target.roll(1, dims=-1)
+    valid = full(target)
+    assert scale_shift_invariant_loss(0.3 * target + 7, target, valid).item() < 3e-5  # measured 6e-6
+    plain = scale_shift_invariant_loss(prediction, target, valid)
+    scaled = scale_shift_invariant_loss(prediction, 50 * target + 3, valid)
+    torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=0)
+    assert plain.item() > 0.1
+
+
+def test_one_pair_per_clip_sees_scale_flicker_and_one_per_frame_does_not() -> None:
+    target = random_clip(1, 4, 1, 8, 8)
+    flicker = target * torch.tensor([1.0, 1.1, 0.9, 1.0]).view(1, 4, 1, 1, 1)
+    assert scale_shift_invariant_loss(flicker, target, full(target), per="frame").item() < 1e-4
+    assert scale_shift_invariant_loss(flicker, target, full(target), per="clip").item() > 0.05
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_masked_pixels_do_not_matter(poison: float) -> None:
+    clean = random_clip(1, 2, 1, 6, 6)
+    target, valid = clean.flip(-1), clean < 1.2
+    expected_input = clean.clone().requires_grad_()
+    expected = scale_shift_invariant_loss(expected_input, target, valid, trim=0.2)
+    expected.backward()
+    prediction = torch.where(valid, clean, torch.tensor(poison)).requires_grad_()
+    loss = scale_shift_invariant_loss(
+        prediction, torch.where(valid, target, torch.tensor(poison)), valid, trim=0.2
+    )
+    loss.backward()
+    assert loss.item() == expected.item()
+    assert torch.equal(prediction.grad, expected_input.grad)
+    assert prediction.grad[~valid].eq(0).all()
+
+
+def test_inputs_stay_unchanged() -> None:
+    prediction, target = random_clip(1, 2, 1, 4, 4), random_clip(1, 2, 1, 4, 4).flip(-1)
+    valid = prediction > 0.8
+    before = [t.clone() for t in (prediction, target, valid)]
+    scale_shift_invariant_loss(prediction, target, valid, trim=0.2)
+    assert all(torch.equal(a, b) for a, b in zip(before, (prediction, target, valid), strict=True))
+
+
+def test_no_valid_pixel_gives_zero_and_gradient_zero() -> None:
+    prediction = torch.full((1, 2, 1, 4, 4), float("nan"), requires_grad=True)
+    loss = scale_shift_invariant_loss(prediction, prediction.detach(), full(prediction, False), trim=0.2)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert prediction.grad.eq(0).all()
+
+
+def test_an_invalid_frame_leaves_the_others_alone() -> None:
+    prediction, target = random_clip(1, 3, 1, 6, 6), random_clip(1, 3, 1, 6, 6).flip(-1)
+    valid = full(prediction)
+    valid[:, 1] = False
+    without = scale_shift_invariant_loss(prediction[:, [0, 2]], target[:, [0, 2]], valid[:, [0, 2]])
+    torch.testing.assert_close(scale_shift_invariant_loss(prediction, target, valid), without)
+
+
+@pytest.mark.parametrize("level", [0.0, 3.0, 1e-20])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-4])
+def test_flat_prediction_has_finite_bounded_gradients(level: float, noise: float) -> None:
+    target = random_clip(1, 2, 1, 16, 16)
+    prediction = (level + noise * random_clip(1, 2, 1, 16, 16).flip(-1)).requires_grad_()
+    loss = scale_shift_invariant_loss(prediction, target, full(target))
+    loss.backward()
+    assert torch.isfinite(loss)
+    # Bounded by the floor of the fit: a gain of at most std(target)/(MIN_STD·spread) ≈ 1.2e4 over 512 pixels.
+    assert prediction.grad.abs().sum() < 5e4
+    assert prediction.grad.abs().max() < 500
+
+
+def test_flat_target_is_finite() -> None:
+    prediction = random_clip(1, 1, 1, 8, 8).requires_grad_()
+    loss = scale_shift_invariant_loss(prediction, torch.full_like(prediction, 2.0), full(prediction))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-3)
+    assert torch.isfinite(prediction.grad).all()
+
+
+def test_alignment_carries_no_gradient() -> None:
+    prediction = random_clip(1, 2, 1, 6, 6).requires_grad_()
+    target = random_clip(1, 2, 1, 6, 6).flip(-1)
+    pair = solve_scale_shift(prediction, target, full(target))
+    assert not any(value.requires_grad for value in pair)
+    solved = torch.autograd.grad(scale_shift_invariant_loss(prediction, target, full(target)), prediction)[0]
+    given = torch.autograd.grad(
+        scale_shift_invariant_loss(prediction, target, full(target), scale_shift=pair), prediction
+    )[0]
+    torch.testing.assert_close(solved, given, rtol=0, atol=0)
+
+
+def test_gradcheck_in_float64() -> None:
+    prediction = random_clip(1, 2, 1, 3, 4, dtype=torch.float64).requires_grad_()
+    target = random_clip(1, 2, 1, 3, 4, dtype=torch.float64).flip(-1)
+    valid = target > 0.7
+    pair = (torch.full((1,), 1.3, dtype=torch.float64), torch.full((1,), 0.2, dtype=torch.float64))
+
+    def loss(p: Tensor) -> Tensor:
+        return scale_shift_invariant_loss(p, target, valid, scale_shift=pair, gradient_scales=2, penalty="l2")
+
+    assert torch.autograd.gradcheck(loss, (prediction,))
+
+
+def test_full_precision_inside_autocast() -> None:
+    prediction = (random_clip(1, 2, 1, 8, 8)).bfloat16()
+    target = random_clip(1, 2, 1, 8, 8).flip(-1)
+    outside = scale_shift_invariant_loss(prediction.float(), target, full(target))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = scale_shift_invariant_loss(prediction, target, full(target))
+        scale, _ = solve_scale_shift(prediction, target, full(target))
+    assert inside.dtype == scale.dtype == torch.float32
+    assert inside.item() == outside.item()
+
+
+def test_sums_of_two_halves_with_a_global_count_equal_the_whole() -> None:
+    prediction, target = random_clip(2, 2, 1, 6, 6), random_clip(2, 2, 1, 6, 6).flip(-1)
+    valid = random_clip(2, 2, 1, 6, 6).roll(1, -1) > 0.9
+    spread = torch.ones(1)
+    whole = scale_shift_invariant_loss(prediction, target, valid, spread=spread)
+    halves = [
+        scale_shift_invariant_sums(prediction[i : i + 1], target[i : i + 1], valid[i : i + 1], spread=spread)
+        for i in range(2)
+    ]
+    count = halves[0].counts + halves[1].counts
+    joined = mean_of_sums(halves[0].numerators, count) + mean_of_sums(halves[1].numerators, count)
+    torch.testing.assert_close(joined, whole)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    clip = random_clip(1, 2, 1, 4, 4)
+    with pytest.raises(ValueError, match="target must have the prediction's shape"):
+        scale_shift_invariant_loss(clip, clip[:, :1], full(clip))
+    with pytest.raises(TypeError, match="valid must be a bool mask"):
+        scale_shift_invariant_loss(clip, clip, clip)
+    with pytest.raises(ValueError, match="per must be"):
+        scale_shift_invariant_loss(clip, clip, full(clip), per="video")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="trim must be"):
+        scale_shift_invariant_loss(clip, clip, full(clip), trim=1.0)

@@ -1,0 +1,98 @@
+"""Temporal gradient matching: depth may change over time only as much, and in the direction, that the target
+does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .masked import LossSums, Penalty, check_clip, in_full_precision, keep, mean_of_sums, penalise, stack_sums
+from .midas_se import ScaleShift, solve_scale_shift, target_spread
+
+
+@in_full_precision
+def temporal_gradient_sums(
+    prediction: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    strides: Sequence[int] = (1,),
+    *,
+    scale_shift: ScaleShift | None = None,
+    max_target_change: float | None = None,
+    penalty: Penalty = "l1",
+    spread: Tensor | None = None,
+) -> LossSums:
+    """Return the sums of `temporal_gradient_loss`, one term per stride ([len(strides)])."""
+    check_clip("prediction", prediction)
+    check_clip("target", target, like=prediction)
+    check_clip("valid", valid, like=prediction, mask=True)
+    if not strides or any(stride < 1 for stride in strides):
+        raise ValueError(f"strides must be one or more frame distances ≥ 1; got {list(strides)}")
+    pair = (
+        scale_shift if scale_shift is not None else solve_scale_shift(prediction, target, valid, per="clip")
+    )
+    unit = (spread if spread is not None else target_spread(target, valid)).detach()
+    p = (pair[0].detach() * keep(prediction, valid) + pair[1].detach()) / unit
+    y = keep(target, valid).detach() / unit
+    numerators, counts = [], []
+    for stride in strides:
+        # A clip shorter than the stride leaves empty slices: sum 0, count 0, still attached to the graph.
+        num_pairs = max(p.shape[1] - stride, 0)
+        change_p = p[:, stride:] - p[:, :num_pairs]
+        change_y = y[:, stride:] - y[:, :num_pairs]
+        both = valid[:, stride:] & valid[:, :num_pairs]
+        if max_target_change is not None:
+            both = both & (change_y.abs() < max_target_change)
+        numerators.append(keep(penalise(change_p - change_y, penalty), both).sum() / len(strides))
+        counts.append(both.sum().to(p.dtype))
+    return stack_sums(numerators, counts)
+
+
+def temporal_gradient_loss(
+    prediction: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    strides: Sequence[int] = (1,),
+    *,
+    scale_shift: ScaleShift | None = None,
+    max_target_change: float | None = None,
+    penalty: Penalty = "l1",
+    spread: Tensor | None = None,
+) -> Tensor:
+    """Return the mean over strides k of mean ρ((p_{t+k} − p_t) − (y_{t+k} − y_t)) over pixels valid at both
+    times.
+
+    Args:
+        prediction: [B,N,1,H,W] student's depth. Across chunks, prepend the (detached) last frame of the chunk
+            before.
+        target: [B,N,1,H,W] what it should change like. A *raw* per-frame teacher pulls its flicker back in:
+            pass a stabilised target, or exact depth.
+        valid: [B,N,1,H,W] bool; a pair counts where both of its pixels are valid.
+        strides: frame distances k ≥ 1; those not shorter than the clip contribute 0.
+        scale_shift: alignment of the prediction, broadcastable to the clip; default one least-squares pair
+            for all frames passed (a pair per frame would hide scale flicker). Gradients do not pass it.
+        max_target_change: leave out pixels whose target changes by this much or more, in units of `spread`
+            (0.05 in Video Depth Anything, where large changes are occlusions).
+        penalty: ρ, "l1" or "l2".
+        spread: [B,1,1,1,1] unit of depth; default `target_spread` of what is passed.
+
+    Returns:
+        Scalar, no unit; 0 with gradient 0 for a single frame or where nothing is valid.
+
+    Source: Chen et al., "Video Depth Anything" (2025), equation 4, which compares |Δp| with |Δy| and so
+    accepts a change of the wrong sign; ours compares the signed changes.
+    """
+    return mean_of_sums(
+        *temporal_gradient_sums(
+            prediction,
+            target,
+            valid,
+            strides,
+            scale_shift=scale_shift,
+            max_target_change=max_target_change,
+            penalty=penalty,
+            spread=spread,
+        )
+    )
