@@ -1,0 +1,220 @@
+"""The frozen Depth Anything teacher: multi-scale features and depth from one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
+
+from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+SCALES = ("s0", "s1", "s2", "s3")
+"""Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DepthAnythingEncoder(nn.Module):
+    """A frozen Depth Anything V1/V2 checkpoint, split where the temporal model goes in.
+
+    `encode_frame` ends after the DPT *reassemble* stage; `decode` runs the rest (fusion and head). Every parameter is
+    frozen and the module stays in eval mode.
+
+    Preprocessing (official Depth Anything: ImageNet mean and std, cubic resize, sides rounded to multiples of the
+    patch): the short side becomes `input_size`, the aspect ratio is kept; with `input_size=None` each side is rounded
+    to the nearest multiple of the patch. Depth comes back at the size of the input, bilinearly (corners aligned, as the
+    official code).
+
+    Attributes:
+        depth_kind: what the depth means, see `DepthKind`.
+        max_depth_m: upper bound of metric checkpoints in metres; None for relative ones.
+        patch_size: side of a ViT patch in px.
+        channels: channels of s0..s3.
+    """
+
+    def __init__(
+        self, model: DepthAnythingForDepthEstimation, model_id: str, input_size: int | None = None
+    ) -> None:
+        super().__init__()
+        config = model.config
+        self.model_id, self.input_size = model_id, input_size
+        self.hf_config = config
+        self.patch_size: int = config.patch_size
+        self.channels: tuple[int, ...] = tuple(config.neck_hidden_sizes)
+        metric = config.depth_estimation_type == "metric"
+        self.depth_kind = DepthKind.METRIC if metric else DepthKind.RELATIVE
+        self.max_depth_m: float | None = float(config.max_depth) if metric else None
+        self.backbone = model.backbone
+        self.reassemble_stage = model.neck.reassemble_stage
+        self.head = DPTHead.from_transformers(model)
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str, dtype: torch.dtype = torch.float32, input_size: int | None = None
+    ) -> DepthAnythingEncoder:
+        """Load a checkpoint of transformers by hub id or local folder (safetensors only).
+
+        Raises:
+            UserError: no such folder or id, no network, not a Depth Anything model, or broken weights.
+        """
+        _check_is_depth_anything(name_or_path)
+        try:
+            model, report = DepthAnythingForDepthEstimation.from_pretrained(
+                name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
+            raise _loading_error(name_or_path, error) from error
+        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        if missing:
+            raise UserError(
+                f"the weights of '{name_or_path}' do not fit its config: {len(missing)} tensors missing or of another"
+                f" shape, first {missing[0]}; download the checkpoint again"
+            )
+        model_id = str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
+        return cls(model, model_id, input_size)
+
+    def train(self, mode: bool = True) -> DepthAnythingEncoder:  # noqa: ARG002
+        """Stay in eval mode: the teacher is frozen."""
+        return super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.backbone.parameters()).dtype
+
+    def input_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px that a frame of that size is resized to."""
+        scale = 1.0 if self.input_size is None else self.input_size / min(height, width)
+        p = self.patch_size
+        return max(p, round(height * scale / p) * p), max(p, round(width * scale / p) * p)
+
+    def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""
+        rows, columns = (side // self.patch_size for side in self.input_resolution(height, width))
+        sizes = {}
+        for name, factor in zip(SCALES, self.hf_config.reassemble_factors, strict=True):
+            # Factors below 1 are 3x3 convolutions of stride 1/factor and padding 1: they round up.
+            sizes[name] = (math.ceil(rows * factor), math.ceil(columns * factor))
+        return sizes
+
+    @torch.no_grad()
+    def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
+        """Return the reassembled DPT features s0..s3, each `[B, C_i, H_i, W_i]`.
+
+        Args:
+            rgb: `[B, 3, H, W]` in [0, 1], any size.
+        """
+        if rgb.ndim != 4 or rgb.shape[1] != 3:
+            raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
+        height, width = self.input_resolution(*rgb.shape[-2:])
+        pixels = (rgb.to(self.mean.dtype) - self.mean) / self.std
+        if (height, width) != rgb.shape[-2:]:
+            pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False)
+        hidden = self.backbone.forward_with_filtered_kwargs(pixels.to(self.dtype)).feature_maps
+        maps = self.reassemble_stage(hidden, height // self.patch_size, width // self.patch_size)
+        return dict(zip(SCALES, maps, strict=True))
+
+    @torch.no_grad()
+    def decode(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Return the teacher's depth `[B, 1, H, W]` from its features, at `image_size` = (H, W)."""
+        return self.head(features, image_size)
+
+    def predict_depth(self, rgb: Tensor) -> Tensor:
+        """Return the depth `[B, 1, H, W]` of frames `[B, 3, H, W]` in [0, 1]; its unit is `depth_kind`."""
+        return self.decode(self.encode_frame(rgb), (rgb.shape[-2], rgb.shape[-1]))
+
+    def weights_sha256(self) -> str:
+        """Return a digest of all weights, independent of where and in which dtype they are stored in memory."""
+        return hash_tensors(self.state_dict().items())
+
+    def cache_key(self) -> dict[str, str | int | None]:
+        """Return what decides the labels that this teacher gives to a frame."""
+        return {
+            "model_id": self.model_id,
+            "weights_sha256": self.weights_sha256(),
+            "input_size": self.input_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "depth_kind": self.depth_kind.value,
+        }
+
+
+def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the sha256 of names, shapes and float32 values, in order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _check_is_depth_anything(name_or_path: str) -> None:
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_local and not Path(name_or_path).is_dir():
+        raise UserError(f"teacher folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
+    try:
+        with _quiet_hub():
+            config, _ = PretrainedConfig.get_config_dict(name_or_path)
+    except Exception as error:  # OSError of many kinds, HTTP errors, broken JSON
+        raise _loading_error(name_or_path, error) from error
+    if not config:
+        raise _loading_error(name_or_path, FileNotFoundError("no config.json"))
+    if config.get("model_type") != "depth_anything":
+        raise UserError(
+            f"'{name_or_path}' is a '{config.get('model_type')}' model, not Depth Anything; use a checkpoint such as"
+            " depth-anything/Depth-Anything-V2-Small-hf"
+        )
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Silence the hub client's line per retry: a failure becomes one clear line of ours."""
+    hub_logger = logging.getLogger("huggingface_hub")
+    level = hub_logger.level
+    hub_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub_logger.setLevel(level)
+
+
+def _loading_error(name_or_path: str, error: Exception) -> UserError:
+    if Path(name_or_path).is_dir():
+        return UserError(
+            f"cannot load a Depth Anything checkpoint from folder '{name_or_path}' ({_first_line(error)}); it must hold"
+            " config.json and model.safetensors as written by save_pretrained"
+        )
+    causes = " ".join(type(cause).__name__ + " " + str(cause) for cause in _cause_chain(error))
+    if any(word in causes for word in ("ConnectError", "ConnectionError", "couldn't connect", "OfflineMode", "Timeout")):
+        return UserError(
+            f"no network to download teacher '{name_or_path}' and it is not in the local cache; connect once, or set"
+            " teacher.name to a local folder (teacher=embedded needs no download)"
+        )
+    return UserError(
+        f"teacher '{name_or_path}' is neither a local folder nor a model id that the hub knows ({_first_line(error)});"
+        " check the spelling, e.g. depth-anything/Depth-Anything-V2-Small-hf"
+    )
+
+
+def _cause_chain(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,38 @@
+"""The DPT decoder: from multi-scale features to depth."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DepthAnythingForDepthEstimation
+
+
+class DPTHead(nn.Module):
+    """Fusion stage and depth head of a Depth Anything checkpoint (Ranftl et al., DPT, arXiv 2103.13413).
+
+    Takes the reassembled features s0..s3 (fine to coarse) and returns depth. The parts are transformers' own modules,
+    so that the output equals transformers' to the bit for the same features.
+    """
+
+    def __init__(self, convs: nn.ModuleList, fusion_stage: nn.Module, head: nn.Module, patch_scale: int) -> None:
+        super().__init__()
+        self.convs, self.fusion_stage, self.head = convs, fusion_stage, head
+        self.patch_scale = patch_scale  # index of the scale whose stride is the patch
+
+    @classmethod
+    def from_transformers(cls, model: DepthAnythingForDepthEstimation) -> DPTHead:
+        """Copy the decoder of `model`; its weights are not shared."""
+        parts = (model.neck.convs, model.neck.fusion_stage, model.head)
+        return cls(*copy.deepcopy(parts), patch_scale=list(model.config.reassemble_factors).index(1))
+
+    def forward(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Return depth `[B, 1, H, W]` at `image_size` = (H, W) from features `{name: [B, C_i, H_i, W_i]}`."""
+        maps = list(features.values())
+        rows, columns = maps[self.patch_scale].shape[-2:]
+        fused = self.fusion_stage([conv(x) for conv, x in zip(self.convs, maps, strict=True)])
+        depth = self.head(fused, rows, columns).unsqueeze(1)
+        if depth.shape[-2:] != tuple(image_size):
+            depth = F.interpolate(depth.float(), image_size, mode="bilinear", align_corners=True)
+        return depth

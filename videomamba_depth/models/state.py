@@ -1,0 +1,154 @@
+"""What a stream carries from frame to frame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.video_mamba.mixer import LayerState
+
+_FORMAT = "videomamba-depth state 1"
+
+
+@dataclass(frozen=True)
+class DepthState:
+    """The state of B streams after some frames. Immutable: every method returns a new one.
+
+    Attributes:
+        layers: per scale, per block `(conv_state, ssm_state)`; the leading axis is B·H_i·W_i.
+        frame_index: `[B]` int64, index of the next frame of each stream.
+        feature_sizes: (H_i, W_i) per scale, what ties a state to a resolution.
+        signature: text that names the temporal model's architecture, what ties a state to a model.
+    """
+
+    layers: dict[str, tuple[LayerState, ...]]
+    frame_index: Tensor
+    feature_sizes: dict[str, tuple[int, int]]
+    signature: str
+
+    @property
+    def batch_size(self) -> int:
+        """Number of streams B."""
+        return self.frame_index.shape[0]
+
+    def num_bytes(self) -> int:
+        """Return the memory that the tensors take."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> DepthState:
+        """Return a state with `function` applied to every layer tensor."""
+        layers = {
+            name: tuple((function(conv), function(ssm)) for conv, ssm in blocks)
+            for name, blocks in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
+    def detach(self) -> DepthState:
+        """Cut the gradient: what comes next does not reach back."""
+        return self.map(Tensor.detach)
+
+    def clone(self) -> DepthState:
+        """Copy every tensor."""
+        return replace(self.map(Tensor.clone), frame_index=self.frame_index.clone())
+
+    def to(self, device: torch.device | str) -> DepthState:
+        """Move to a device; dtypes stay."""
+        return replace(self.map(lambda t: t.to(device)), frame_index=self.frame_index.to(device))
+
+    def reset(self, streams: Tensor) -> DepthState:
+        """Start the streams where `streams [B]` bool is True afresh: an all-zero state at frame 0 is a fresh one."""
+        keep = ~streams.to(self.frame_index.device)
+
+        def zero(t: Tensor) -> Tensor:
+            per_stream = t.unflatten(0, (self.batch_size, -1))
+            mask = keep.view(-1, *[1] * (per_stream.ndim - 1))
+            return torch.where(mask, per_stream, torch.zeros_like(per_stream)).flatten(0, 1)
+
+        return replace(self.map(zero), frame_index=self.frame_index * keep)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors under flat names, as they are saved."""
+        named = {"frame_index": self.frame_index}
+        for name, blocks in self.layers.items():
+            for i, (conv, ssm) in enumerate(blocks):
+                named[f"{name}.{i}.conv"], named[f"{name}.{i}.ssm"] = conv, ssm
+        return named
+
+    def metadata(self) -> dict[str, str]:
+        """Return what else is saved, as text."""
+        return {"format": _FORMAT, "signature": self.signature, "feature_sizes": json.dumps(self.feature_sizes)}
+
+    @classmethod
+    def from_tensors(cls, named: dict[str, Tensor], metadata: dict[str, str]) -> DepthState:
+        """Undo `tensors` and `metadata`."""
+        sizes = {name: (int(h), int(w)) for name, (h, w) in json.loads(metadata["feature_sizes"]).items()}
+        layers: dict[str, tuple[LayerState, ...]] = {}
+        for name in sizes:
+            blocks = []
+            while f"{name}.{len(blocks)}.conv" in named:
+                key = f"{name}.{len(blocks)}"
+                blocks.append((named[f"{key}.conv"], named[f"{key}.ssm"]))
+            layers[name] = tuple(blocks)
+        return cls(layers, named["frame_index"], sizes, metadata["signature"])
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file."""
+        tensors = {name: t.detach().contiguous().cpu() for name, t in self.tensors().items()}
+        save_file(tensors, path, metadata=self.metadata())
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> DepthState:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no such file, or not a state.
+        """
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read the stream state '{path}': {error}") from error
+        if metadata.get("format") != _FORMAT:
+            raise UserError(f"'{path}' is not a stream state of this version ({_FORMAT}); save it again")
+        return cls.from_tensors(tensors, metadata)
+
+
+def check_state(state: DepthState, expected: DepthState) -> None:
+    """Refuse a state that does not fit, with a message that says whether batch, resolution, dtype or model is wrong.
+
+    Args:
+        expected: a fresh state of the right kind; its values do not matter (it may live on the meta device).
+
+    Raises:
+        ValueError: naming what differs and what to do.
+    """
+    if state.signature != expected.signature:
+        raise ValueError(
+            f"the state belongs to another model: it was made by [{state.signature}], this one is [{expected.signature}]"
+        )
+    if state.feature_sizes != expected.feature_sizes:
+        raise ValueError(
+            f"the state belongs to another resolution: its features are {state.feature_sizes}, the frame's are"
+            f" {expected.feature_sizes}; resize the frames, or start a new stream with init_states()"
+        )
+    if state.batch_size != expected.batch_size:
+        raise ValueError(
+            f"the state holds a batch of {state.batch_size} streams, the clip one of {expected.batch_size};"
+            " start a new stream with init_states()"
+        )
+    want = expected.tensors()
+    for name, tensor in state.tensors().items():
+        if tensor.shape != want[name].shape or tensor.dtype != want[name].dtype:
+            raise ValueError(
+                f"state tensor {name} must be {tuple(want[name].shape)} {want[name].dtype};"
+                f" got {tuple(tensor.shape)} {tensor.dtype}"
+            )

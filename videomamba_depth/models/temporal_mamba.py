@@ -1,0 +1,159 @@
+"""The temporal part: per scale, a spatial pre-mix and a stack of Mamba blocks over time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from videomamba_depth.video_mamba.block import InnovationBlock, MambaBlock, temporal_age
+from videomamba_depth.video_mamba.mixer import LayerState
+
+AGE_TIME_CONSTANTS = (1.0, 2.0, 4.0, 8.0)
+"""Time constants of the temporal position features, in frames."""
+
+
+@dataclass(frozen=True)
+class ScaleSpec:
+    """What the temporal stack of one scale is made of; `num_blocks=0` switches the scale off.
+
+    Attributes:
+        form: "innovation" (`x + W(h − x)`, ours) or "plain" (published residual Mamba with FFN).
+        state_dtype: precision in which the SSM state is kept between chunks. float16 halves the memory, but rounds at
+            every chunk border: outputs then differ between splits of a clip by about 2e-3.
+        ffn_ratio: hidden width of the FFN over the scale's channels; plain form only.
+        heads: groups of channels with their own step size; innovation form only.
+    """
+
+    num_blocks: int = 1
+    form: Literal["innovation", "plain"] = "innovation"
+    d_state: int = 4
+    d_conv: int = 4
+    expand: int = 1
+    heads: int = 4
+    ffn_ratio: float = 2.0
+    state_dtype: Literal["float32", "float16"] = "float32"
+    discretization: str = "zoh"
+    backend: str | None = None
+
+    def build_block(self, channels: int) -> MambaBlock | InnovationBlock:
+        """Return one block for tokens of that many channels."""
+        mixer: dict[str, Any] = {
+            name: getattr(self, name) for name in ("d_state", "d_conv", "expand", "discretization", "backend")
+        }
+        ages = len(AGE_TIME_CONSTANTS)
+        if self.form == "plain":
+            return MambaBlock(channels, ages, ffn_ratio=self.ffn_ratio, **mixer)
+        if self.form == "innovation":
+            return InnovationBlock(channels, ages, heads=self.heads, **mixer)
+        raise ValueError(f"form must be 'innovation' or 'plain'; got '{self.form}'")
+
+
+class SpatialPreMix(nn.Conv2d):
+    """Depthwise 3x3 convolution that starts as the identity: neighbours reach a token before time does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels)
+        nn.init.dirac_(self.weight, groups=channels)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+
+def temporal_tokenize(features: Tensor) -> Tensor:
+    """Turn `[B, N, C, H, W]` into one sequence per pixel, `[(B·H·W), N, C]`."""
+    return rearrange(features, "b n c h w -> (b h w) n c")
+
+
+def temporal_detokenize(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo `temporal_tokenize` for maps of `size` = (H, W)."""
+    height, width = size
+    return rearrange(tokens, "(b h w) n c -> b n c h w", h=height, w=width)
+
+
+class ScaleOutput(NamedTuple):
+    """What one scale returns for a chunk of N frames."""
+
+    features: Tensor  # [B, N, C, H, W]
+    state: tuple[LayerState, ...]
+    summaries: tuple[Tensor, ...]  # per block [B, N, d_state, H, W]: mean over channels of the SSM state
+
+
+class TemporalMambaScale(nn.Module):
+    """Pre-mix and n Mamba blocks for the features of one scale.
+
+    The blocks see the pre-mixed features; what they change is added to the features themselves. So a fresh scale is
+    the identity, and one in innovation form leaves the first frame of a stream untouched whatever it has learnt.
+    """
+
+    def __init__(self, channels: int, spec: ScaleSpec) -> None:
+        super().__init__()
+        self.pre_mix = SpatialPreMix(channels)
+        self.blocks = nn.ModuleList(spec.build_block(channels) for _ in range(spec.num_blocks))
+        self.state_dtype = getattr(torch, spec.state_dtype)
+
+    def init_state(
+        self, num_tokens: int, dtype: torch.dtype, device: torch.device | str
+    ) -> tuple[LayerState, ...]:
+        """Return the zero states of all blocks for `num_tokens` = B·H·W sequences."""
+        return tuple(self._store(block.init_state(num_tokens, dtype, device)) for block in self.blocks)
+
+    def forward(
+        self, features: Tensor, frame_index: Tensor, state: tuple[LayerState, ...] | None = None
+    ) -> ScaleOutput:
+        """Run a chunk.
+
+        Args:
+            features: `[B, N, C, H, W]`.
+            frame_index: `[B]` int64, index of the first of the N frames in its stream.
+            state: what the previous chunk returned; None starts fresh streams.
+        """
+        batch, num_frames, _, height, width = features.shape
+        mixed = self.pre_mix(features.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        tokens = start = temporal_tokenize(mixed)
+        age = temporal_age(frame_index, num_frames, AGE_TIME_CONSTANTS).to(tokens.dtype)
+        next_state, summaries = [], []
+        for i, block in enumerate(self.blocks):
+            tokens, layer_state, summary = block(tokens, age, None if state is None else self._fetch(state[i]))
+            next_state.append(self._store(layer_state))
+            summaries.append(temporal_detokenize(summary, (height, width)))
+        update = temporal_detokenize(tokens - start, (height, width))
+        return ScaleOutput(features + update, tuple(next_state), tuple(summaries))
+
+    def _store(self, state: LayerState) -> LayerState:
+        conv, ssm = state
+        return conv, ssm.to(self.state_dtype) if ssm.dtype == torch.float32 else ssm
+
+    def _fetch(self, state: LayerState) -> LayerState:
+        conv, ssm = state
+        return conv, ssm.float() if ssm.dtype == torch.float16 else ssm
+
+
+@dataclass(frozen=True)
+class TemporalSpec:
+    """The temporal stacks of all four scales, fine (s0) to coarse (s3).
+
+    The fine scales hold most tokens, so that their blocks decide memory and time.
+    """
+
+    s0: ScaleSpec = field(default_factory=lambda: ScaleSpec(num_blocks=1))
+    s1: ScaleSpec = field(default_factory=lambda: ScaleSpec(num_blocks=1))
+    s2: ScaleSpec = field(default_factory=lambda: ScaleSpec(num_blocks=2))
+    s3: ScaleSpec = field(default_factory=lambda: ScaleSpec(num_blocks=2))
+
+    def scales(self) -> dict[str, ScaleSpec]:
+        """Return the specs of the scales that are switched on, by name."""
+        specs = {"s0": self.s0, "s1": self.s1, "s2": self.s2, "s3": self.s3}
+        return {name: spec for name, spec in specs.items() if spec.num_blocks > 0}
+
+    def signature(self, channels: tuple[int, ...]) -> str:
+        """Return a text that is equal for models whose states are interchangeable in shape and meaning."""
+        relevant = ("num_blocks", "form", "d_state", "d_conv", "expand", "heads", "discretization")
+        parts = []
+        for name, spec in self.scales().items():
+            values = asdict(spec)
+            width = channels[int(name[1])]
+            parts.append(f"{name}:{width} " + " ".join(f"{key}={values[key]}" for key in relevant))
+        return "; ".join(parts)

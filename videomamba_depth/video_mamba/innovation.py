@@ -1,0 +1,138 @@
+"""A selective scan whose weights sum to one: a recurrent estimate of its own input, and the innovation on it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape
+from videomamba_depth.video_mamba.mixer import LayerState, MixerOutput, inverse_softplus
+
+_MAX_STEP_BILINEAR = 1.9
+"""Largest |Δ·A| for methods whose decay changes sign at 2; beyond, the weights of the mean would turn negative."""
+
+
+class InnovationMixer(nn.Module):
+    """Return `out_proj(h − x)`, h_t = Σ_k w_tk x_k / Σ_k w_tk, with selective weights w ≥ 0 (ours).
+
+    The weights are those of a selective scan: channels are grouped in heads; a head has its own step size Δ_t and N
+    decay rates A; B_t ≥ 0 says how much a frame counts, C_t ≥ 0 which of the rates are read. One extra channel per
+    head scans the constant 1 and so yields Σ_k w_tk. Three properties follow, for every discretization: h is a mean of
+    past and present (unit gain), h = x exactly on the first frame, and an all-zero state is a fresh stream.
+    The scan runs in float32 (float64 for float64 tokens): h − x is a small difference.
+
+    Args:
+        d_model: channels of a token.
+        d_state: decay rates per head (N).
+        d_conv: width of the causal convolution on the control channels, 2 to 4.
+        expand: copies of x, each with its own heads; the scan has `expand · d_model + heads` channels.
+        heads: groups of channels with their own Δ, per copy.
+        d_control: width of the path that computes Δ, B, C and the gate.
+        time_constants: fastest and slowest initial memory in frames; the rates are spread geometrically between them.
+        discretization: a name in `selective_scan.DISCRETIZATIONS`.
+        backend: scan backend; None chooses.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 4,
+        d_conv: int = 4,
+        expand: int = 1,
+        heads: int = 4,
+        d_control: int | None = None,
+        time_constants: tuple[float, float] = (1.5, 12.0),
+        discretization: str = "zoh",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if d_model % heads:
+            raise ValueError(f"d_model must be a multiple of heads; got {d_model} and {heads}")
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.num_heads = heads * expand
+        self.d_inner = expand * d_model + self.num_heads
+        self.d_control = d_control if d_control is not None else max(16, d_model // 2)
+        self.discretization, self.backend = discretization, backend
+        self.in_proj = nn.Linear(d_model, self.d_control)
+        self.conv1d = nn.Conv1d(self.d_control, self.d_control, d_conv, groups=self.d_control)
+        # rows: Δ per head, gate per head, B, C
+        self.x_proj = nn.Linear(self.d_control, 2 * self.num_heads + 2 * d_state)
+        rates = torch.logspace(-math.log10(time_constants[0]), -math.log10(time_constants[1]), d_state)
+        self.A_log = nn.Parameter(torch.log(rates).repeat(self.num_heads, 1))
+        self.out_proj = nn.Linear(expand * d_model, d_model, bias=False)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Start as a bank of plain smoothers: Δ = B = C = 1 and gate ½ for every input, then W = 0."""
+        one = inverse_softplus(torch.tensor(1.0)).item()
+        nn.init.normal_(self.x_proj.weight, std=0.02)
+        with torch.no_grad():
+            self.x_proj.bias.fill_(one)
+            self.x_proj.bias[self.num_heads : 2 * self.num_heads] = 0.0
+        nn.init.zeros_(self.out_proj.weight)
+
+    def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
+        """Return the zero state of `num_sequences` fresh sequences; the SSM state is float32 at least."""
+        conv = torch.zeros(num_sequences, self.d_control, self.d_conv, dtype=dtype, device=device)
+        shape = state_shape(num_sequences, self.d_inner, self.d_state, self.discretization)
+        return conv, torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
+
+    def forward(self, x: Tensor, control: Tensor, state: LayerState | None = None) -> MixerOutput:
+        """Mix a chunk.
+
+        Args:
+            x: tokens `[T, L, d_model]`, L ≥ 1.
+            control: `[T, L, d_control]`, what Δ, B, C and the gate are computed from.
+            state: what the previous chunk returned; None starts fresh sequences. Never written to.
+        """
+        conv_state, ssm_state = state if state is not None else (None, None)
+        control, conv_state = causal_conv1d(
+            control,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            initial_state=conv_state,
+            activation="silu",
+            backend=self.backend,
+        )
+        precise = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            controls = F.linear(
+                control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise)
+            )
+            estimate, ssm_state, summary = self._estimate(x.to(precise), controls, ssm_state)
+            gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()
+            innovation = estimate - x.to(precise).repeat(1, 1, self.expand)
+            innovation = innovation.unflatten(-1, (self.num_heads, -1)) * gate.unsqueeze(-1)
+        branch = self.out_proj(innovation.flatten(-2).to(x.dtype))
+        return MixerOutput(branch, (conv_state, ssm_state), summary)
+
+    def _estimate(
+        self, x: Tensor, controls: Tensor, ssm_state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `(h [T, L, expand·d_model], state, summary)`: the weighted mean of each head's channels."""
+        heads, n = self.num_heads, self.d_state
+        dt, _, B, C = controls.split([heads, heads, n, n], dim=-1)
+        rates = -torch.exp(self.A_log.to(x.dtype))  # [heads, N]
+        delta = F.softplus(dt)
+        if self.discretization in ("bilinear", "tustin"):
+            delta = torch.minimum(delta, _MAX_STEP_BILINEAR / rates.abs().amax(-1))
+        ones = x.new_ones(*x.shape[:2], heads)
+        # Channel order: the channels of head 0, of head 1, …, then one channel of ones per head.
+        per_head = self.expand * self.d_model // heads
+        y, ssm_state, summary = selective_scan_with_summary(
+            torch.cat([x.repeat(1, 1, self.expand), ones], dim=-1),
+            torch.cat([delta.repeat_interleave(per_head, -1), delta], dim=-1),
+            torch.cat([rates.repeat_interleave(per_head, 0), rates]),
+            F.softplus(B),
+            F.softplus(C),
+            delta_softplus=False,
+            initial_state=ssm_state,
+            discretization=self.discretization,
+            backend=self.backend,
+        )
+        weighted, total = y.split([self.expand * self.d_model, heads], dim=-1)
+        mean = weighted.unflatten(-1, (heads, per_head)) / total.unsqueeze(-1)
+        return mean.flatten(-2), ssm_state, summary
