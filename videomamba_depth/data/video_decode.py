@@ -1,0 +1,115 @@
+"""Thin layer over PyAV: open, decode past damage, convert to RGB. All PyAV reading goes through here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from videomamba_depth.data.video_info import Orientation, VideoReadError
+
+
+def is_url(path: str | Path) -> bool:
+    """Tell whether `path` is a network address that FFmpeg opens by itself."""
+    return "://" in str(path)
+
+
+@contextmanager
+def open_video(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+    """Open a file's best video stream; yields (container, stream) and closes both.
+
+    Args:
+        path: file or URL.
+        threads: decoder threads; 0 lets FFmpeg choose. Loader workers use 1.
+
+    Raises:
+        VideoReadError: missing, empty, not a video, or without a video stream.
+    """
+    if not is_url(path):
+        _check_file(Path(path).expanduser())
+        path = Path(path).expanduser()
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoReadError(
+            f"cannot open video {path}: {reason}; it is damaged, cut off or not a video: replace or remove it"
+        ) from error
+    with container:
+        stream = container.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            raise VideoReadError(f"cannot read video {path}: it has no video stream that can be decoded")
+        stream.codec_context.thread_count = threads
+        if threads != 1:
+            stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Decode from the current position to the end; packets that cannot be decoded are skipped, never raised.
+
+    A packet cut off by the end of the file is not shown to the decoder, so that no concealed frame comes out.
+    """
+    for packet in demux_packets(container, stream):
+        try:
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
+            continue
+    try:
+        yield from stream.decode(None)
+    except av.error.FFmpegError:
+        return
+
+
+def demux_packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the whole, undamaged packets of `stream`; ends quietly where the file cannot be read any further."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        # A packet without data is PyAV's flush mark; the caller flushes.
+        if packet.size and not packet.is_corrupt:
+            yield packet
+
+
+def to_rgb(frame: Any, orientation: Orientation, width: int, height: int) -> np.ndarray:
+    """Convert a decoded frame of any pixel format to uint8 RGB [height,width,3], as displayed.
+
+    Deeper samples are rounded to 8 bit, grey is repeated, alpha is dropped, the stream's own colour matrix and
+    range are used (BT.601 where it names none). A stream that changes size midway is scaled to its first size.
+    """
+    stored = (height, width) if orientation.transpose else (width, height)
+    if (frame.width, frame.height) != stored:
+        frame = frame.reformat(width=stored[0], height=stored[1], format="rgb24")
+    return orientation.apply(frame.to_ndarray(format="rgb24"))
+
+
+def frame_orientation(frame: Any) -> Orientation:
+    """Read the display matrix of a frame, rounded to right angles.
+
+    The matrix sends a stored (x, y) to the displayed (a·x + c·y, b·x + d·y).
+    """
+    for side_data in frame.side_data:
+        if side_data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(side_data), np.int32)[:5])
+            if abs(a) + abs(d) >= abs(b) + abs(c):
+                return Orientation(False, a < 0, d < 0)
+            return Orientation(True, c < 0, b < 0)
+    return Orientation()
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise VideoReadError(f"no such file: {path}")
+    if path.is_dir():
+        raise VideoReadError(f"{path} is a folder, not a video file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise VideoReadError(f"cannot read video {path}: it is empty (0 bytes); replace or remove it")

@@ -1,0 +1,84 @@
+"""What is known of a video before its pixels are read: size, exact timestamps, key frames, damage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from videomamba_depth.utils.errors import UserError
+
+
+class VideoReadError(UserError):
+    """A video or image that cannot be read; one line with the path, the reason and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Orientation:
+    """One of the eight right-angle display orientations: transpose first, then the flips.
+
+    Kept apart from `VideoInfo.rotation` because a display matrix may also mirror (front cameras).
+    """
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Turn a stored image [H,W,...] into the displayed one, [W,H,...] when transposed."""
+        if self.transpose:
+            image = image.swapaxes(0, 1)
+        if self.flip_x:
+            image = image[:, ::-1]
+        if self.flip_y:
+            image = image[::-1]
+        return np.ascontiguousarray(image)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoInfo:
+    """A probed video file or image sequence.
+
+    Attributes:
+        path: the file, folder or glob as given.
+        width, height: px, as displayed (after rotation).
+        num_frames: frames that can be decoded, exact.
+        fps: average frames per second, `(num_frames - 1) / duration`; the nominal rate for one frame.
+        time_base: seconds per unit of `pts`, exact.
+        pts: int64 [num_frames], strictly increasing presentation times in units of `time_base`.
+        rotation: degrees counter-clockwise that the stored frames are turned for display: 0, 90, 180 or 270.
+        orientation: the same with mirroring, as applied by the readers.
+        keyframes: int64, indices of frames at which decoding can start, ascending.
+        has_pts: whether the frames carry usable timestamps of their own. Without them (some AVI and raw
+            streams) `pts` counts frames at the nominal rate and seeking means decoding from the start.
+        damage: "" for an intact file, otherwise what is wrong; `num_frames` then counts the usable part.
+        image_paths: the files of an image sequence, in order; empty for a video file.
+    """
+
+    path: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    time_base: Fraction
+    pts: np.ndarray
+    rotation: int = 0
+    orientation: Orientation = field(default_factory=Orientation)
+    keyframes: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    has_pts: bool = True
+    damage: str = ""
+    image_paths: tuple[Path, ...] = ()
+
+    @property
+    def timestamps_s(self) -> np.ndarray:
+        """Presentation times in seconds, float64 [num_frames], on the file's own clock."""
+        return self.pts * self.time_base.numerator / self.time_base.denominator
+
+
+def average_fps(pts: np.ndarray, time_base: Fraction, nominal: float) -> float:
+    """Return frames per second over strictly increasing `pts` [F], or `nominal` for a single frame."""
+    if len(pts) < 2:
+        return nominal
+    return float((len(pts) - 1) / ((int(pts[-1]) - int(pts[0])) * time_base))

@@ -1,0 +1,369 @@
+"""Read videos frame by frame, exactly: files (PyAV), image folders, globs and single images.
+
+    probe_video   size, exact frame count and timestamps, without decoding more than one frame of a sound file
+    read_frames   any frames by index, by key-frame seek and decoding forward, verified by timestamp
+    iter_frames   every frame in order at constant memory
+
+Damage policy: what can be decoded is used. `VideoInfo.damage` says what is wrong, `num_frames` counts the usable
+frames, and their timestamps stay their own. A file with no usable frame raises `VideoReadError`.
+The write side is `video_writer`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videomamba_depth.data.image_sequence import is_image_sequence, probe_images, read_image, read_images
+from videomamba_depth.data.video_decode import (
+    decode_frames,
+    demux_packets,
+    frame_orientation,
+    is_url,
+    open_video,
+    to_rgb,
+)
+from videomamba_depth.data.video_info import Orientation, VideoInfo, VideoReadError, average_fps
+from videomamba_depth.data.video_writer import VideoWriter
+
+__all__ = [
+    "Frame",
+    "VideoInfo",
+    "VideoReadError",
+    "VideoWriter",
+    "count_frames",
+    "iter_frames",
+    "probe_video",
+    "read_frames",
+    "read_image",
+]
+
+log = logging.getLogger(__name__)
+
+# One packet is one displayed frame with its own timestamp in these; everything else is enumerated by decoding.
+_EXACT_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+_EXACT_CODECS = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1"}
+# No timestamps of their own: frames are counted at the nominal rate, in reading, probing and seeking alike.
+_COUNTED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "ivf"}
+# Key frames tried backwards from the wanted frame before decoding from the start of the file.
+_SEEK_ATTEMPTS = 3
+
+
+class Frame(NamedTuple):
+    """One decoded frame: its index, its exact time (`pts * time_base` seconds), and uint8 RGB [H,W,3]."""
+
+    index: int
+    pts: int
+    time_base: Fraction
+    rgb: np.ndarray
+
+    @property
+    def timestamp_s(self) -> float:
+        """Presentation time in seconds on the file's own clock."""
+        return self.pts * self.time_base.numerator / self.time_base.denominator
+
+
+def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
+    """Describe a video file, image folder, glob or image.
+
+    A sound mp4/mov/mkv/webm is demuxed (exact count and timestamps) and one frame is decoded (size, rotation);
+    damaged files and other formats are decoded once from end to end.
+
+    Args:
+        path: what to probe.
+        fps: rate given to image sequences, default 30; ignored for video files, which have timestamps.
+
+    Raises:
+        VideoReadError: nothing usable there; one line that says why.
+    """
+    if not is_url(path) and is_image_sequence(path):
+        return probe_images(path, fps)
+    with open_video(path) as (container, stream):
+        table = _packet_table(container, stream)
+    if table is None:
+        return _probe_by_decoding(path)
+    pts, keyframes = table
+    with open_video(path) as (container, stream):
+        first = next(decode_frames(container, stream), None)
+        if first is None or first.pts != pts[0]:
+            return _probe_by_decoding(path)
+        return _make_info(path, stream, first, pts, keyframes)
+
+
+def count_frames(path: str | Path) -> int | None:
+    """Return the number of frames that the container states, quickly, or None where it states none.
+
+    For scanning large folders: opens the file and reads no frame. Exact for sound mp4 and mov files; a cut-off
+    file may hold fewer than it states (`probe_video` knows).
+
+    Raises:
+        VideoReadError: not a readable video.
+    """
+    if is_image_sequence(path):
+        return len(probe_images(path).image_paths)
+    with open_video(path) as (_, stream):
+        return int(stream.frames) or None
+
+
+def read_frames(path: str | Path, indices: Sequence[int], *, info: VideoInfo | None = None) -> np.ndarray:
+    """Read frames by index, in any order, repeats allowed.
+
+    Seeks to the last key frame at or before each wanted frame, decodes forward, and takes a frame only when its
+    timestamp is the one that the probe found for that index; pictures that follow a key frame in the file but
+    precede it in time (open GOP) are never taken from after a seek.
+
+    Args:
+        path: file, folder, glob or image.
+        indices: K frame indices, each in [0, num_frames).
+        info: the result of `probe_video(path)` when at hand; saves probing again.
+
+    Returns:
+        uint8 RGB [K,H,W,3], as displayed (rotation applied).
+
+    Raises:
+        IndexError: an index outside the video.
+        VideoReadError: a frame cannot be decoded.
+    """
+    info = probe_video(path) if info is None else info
+    for index in indices:
+        if not 0 <= index < info.num_frames:
+            raise IndexError(f"frame index {index} is outside {path} with {info.num_frames} frames")
+    if info.image_paths:
+        return read_images(info, indices)
+    wanted = sorted(set(indices))
+    out = np.empty((len(indices), info.height, info.width, 3), np.uint8)
+    places: dict[int, list[int]] = {}
+    for k, index in enumerate(indices):
+        places.setdefault(index, []).append(k)
+    with open_video(path) as (container, stream):
+        for run in _runs(wanted, info):
+            targets = set(run)
+            for index, frame in _frames_from(container, stream, info, run[0]):
+                if index in targets:
+                    out[places[index]] = to_rgb(frame, info.orientation, info.width, info.height)
+                if index >= run[-1]:
+                    break
+            else:
+                raise _frame_error(info, run[-1])
+    return out
+
+
+def iter_frames(
+    path: str | Path,
+    *,
+    start: int = 0,
+    fps: float | None = None,
+    threads: int = 0,
+    info: VideoInfo | None = None,
+) -> Iterator[Frame]:
+    """Decode every frame in order at constant memory, from a file, URL, folder or glob.
+
+    Args:
+        path: what to read.
+        start: index of the first frame; a value above 0 seeks, and probes the file unless `info` is given.
+        fps: rate of an image sequence, default 30.
+        threads: decoder threads; 0 lets FFmpeg choose.
+        info: the result of `probe_video(path)` when at hand; indices are then those of the probe even behind damage.
+
+    Yields:
+        `Frame(index, pts, time_base, rgb)`; `pts` strictly increases. Frames of a damaged file that repeat or go
+        back in time are dropped, as the probe does not count them either.
+
+    Raises:
+        VideoReadError: nothing can be decoded.
+    """
+    if not is_url(path) and is_image_sequence(path):
+        info = probe_images(path, fps) if info is None else info
+        for index in range(start, info.num_frames):
+            yield Frame(index, int(info.pts[index]), info.time_base, read_images(info, [index])[0])
+        return
+    if start > 0 or info is not None:
+        info = probe_video(path) if info is None else info
+        with open_video(path, threads) as (container, stream):
+            for index, frame in _frames_from(container, stream, info, start):
+                rgb = to_rgb(frame, info.orientation, info.width, info.height)
+                yield Frame(index, int(info.pts[index]), info.time_base, rgb)
+        return
+    yield from _iter_from_start(path, threads)
+
+
+def _iter_from_start(path: str | Path, threads: int) -> Iterator[Frame]:
+    with open_video(path, threads) as (container, stream):
+        frames = decode_frames(container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise _nothing_decodable(path)
+        orientation, width, height = _geometry(first)
+        counting = first.pts is None or _is_counted(container)
+        time_base = 1 / _nominal_rate(stream) if counting else Fraction(stream.time_base)
+        index, last_pts = 0, None
+        for frame in itertools.chain([first], frames):
+            pts = index if counting else frame.pts
+            if pts is None or (last_pts is not None and pts <= last_pts):
+                continue
+            yield Frame(index, pts, time_base, to_rgb(frame, orientation, width, height))
+            index, last_pts = index + 1, pts
+
+
+def _packet_table(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (pts ascending, indices of key frames) from the packets alone, or None where they do not suffice."""
+    container_names = set(container.format.name.split(","))
+    if not (container_names & _EXACT_CONTAINERS and stream.codec_context.name in _EXACT_CODECS):
+        return None
+    pts, key_pts, seen = [], [], 0
+    for packet in demux_packets(container, stream):
+        seen += 1
+        if packet.pts is None:
+            return None
+        if packet.is_discard:  # hidden by an edit list
+            continue
+        pts.append(packet.pts)
+        if packet.is_keyframe:
+            key_pts.append(packet.pts)
+    table = np.unique(np.asarray(pts, np.int64))
+    if len(table) != len(pts) or not key_pts or seen < stream.frames:
+        return None
+    return table, np.searchsorted(table, np.sort(key_pts))
+
+
+def _probe_by_decoding(path: str | Path) -> VideoInfo:
+    """Enumerate the frames by decoding the whole file."""
+    with open_video(path) as (container, stream):
+        frames = decode_frames(container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise _nothing_decodable(path)
+        counting = first.pts is None or _is_counted(container)
+        pts: list[int] = []
+        key_indices = []
+        for frame in itertools.chain([first], frames):
+            frame_pts = len(pts) if counting else frame.pts
+            if frame_pts is None or (pts and frame_pts <= pts[-1]):
+                continue
+            if frame.key_frame and not counting:
+                key_indices.append(len(pts))
+            pts.append(frame_pts)
+        stated = int(stream.frames)
+        damage = f"only {len(pts)} of {stated} frames can be decoded" if len(pts) < stated else ""
+        if damage:
+            log.warning("%s is damaged or cut off: %s; these are used", path, damage)
+        keyframes = np.asarray(key_indices or [0], np.int64)
+        return _make_info(path, stream, first, np.asarray(pts, np.int64), keyframes, not counting, damage)
+
+
+def _make_info(
+    path: str | Path,
+    stream: Any,
+    first: Any,
+    pts: np.ndarray,
+    keyframes: np.ndarray,
+    has_pts: bool = True,
+    damage: str = "",
+) -> VideoInfo:
+    rate = _nominal_rate(stream)
+    time_base = Fraction(stream.time_base) if has_pts else 1 / rate
+    orientation, width, height = _geometry(first)
+    return VideoInfo(
+        path=str(path),
+        width=width,
+        height=height,
+        num_frames=len(pts),
+        fps=average_fps(pts, time_base, float(rate)),
+        time_base=time_base,
+        pts=pts,
+        rotation=int(first.rotation) % 360,
+        orientation=orientation,
+        keyframes=keyframes,
+        has_pts=has_pts,
+        damage=damage,
+    )
+
+
+def _is_counted(container: Any) -> bool:
+    return bool(set(container.format.name.split(",")) & _COUNTED_CONTAINERS)
+
+
+def _geometry(frame: Any) -> tuple[Orientation, int, int]:
+    orientation = frame_orientation(frame)
+    width, height = (frame.height, frame.width) if orientation.transpose else (frame.width, frame.height)
+    return orientation, width, height
+
+
+def _nominal_rate(stream: Any) -> Fraction:
+    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+    return Fraction(rate) if rate else Fraction(30)
+
+
+def _runs(wanted: list[int], info: VideoInfo) -> Iterator[list[int]]:
+    """Split ascending indices where seeking to a later key frame beats decoding on."""
+    run: list[int] = []
+    for index in wanted:
+        if run and info.has_pts and _keyframe_before(info, index) > run[-1]:
+            yield run
+            run = []
+        run.append(index)
+    if run:
+        yield run
+
+
+def _keyframe_before(info: VideoInfo, index: int) -> int:
+    place = int(np.searchsorted(info.keyframes, index, side="right")) - 1
+    return int(info.keyframes[place]) if place >= 0 else 0
+
+
+def _frames_from(container: Any, stream: Any, info: VideoInfo, start: int) -> Iterator[tuple[int, Any]]:
+    """Yield (index, frame) from exactly frame `start` onwards."""
+    if not info.has_pts:
+        yield from itertools.islice(enumerate(decode_frames(container, stream)), start, None)
+        return
+    frames = _seek(container, stream, info, start)
+    index = start
+    for frame in frames:
+        # Frames may be missing after damage: the timestamp, not the count, says which frame this is.
+        while index < info.num_frames and (frame.pts is None or info.pts[index] < frame.pts):
+            if frame.pts is None:
+                break
+            index += 1
+        if index >= info.num_frames:
+            return
+        if frame.pts == info.pts[index]:
+            yield index, frame
+            index += 1
+
+
+def _seek(container: Any, stream: Any, info: VideoInfo, start: int) -> Iterator[Any]:
+    """Return the decoded frames that begin with frame `start`, from the nearest key frame that delivers it."""
+    target = int(info.pts[start])
+    place = int(np.searchsorted(info.keyframes, start, side="right"))
+    candidates = [int(info.pts[k]) for k in info.keyframes[max(place - _SEEK_ATTEMPTS, 0) : place][::-1]]
+    for seek_pts in [*candidates, None]:
+        # Before the first frame, and before zero: some demuxers seek by decoding time, which is earlier.
+        begin = int(info.pts[0]) - int(10 / info.time_base) if seek_pts is None else seek_pts
+        container.seek(begin, stream=stream, backward=True)
+        frames = decode_frames(container, stream)
+        for frame in frames:
+            if frame.pts is None or frame.pts < target:
+                continue
+            if frame.pts == target and (seek_pts is None or frame.pts >= seek_pts):
+                return itertools.chain([frame], frames)
+            break
+    raise _frame_error(info, start)
+
+
+def _frame_error(info: VideoInfo, index: int) -> VideoReadError:
+    at_s = float(info.timestamps_s[index])
+    return VideoReadError(
+        f"cannot decode frame {index} (at {at_s:.3f} s) of {info.path}: the file is damaged there"
+    )
+
+
+def _nothing_decodable(path: str | Path) -> VideoReadError:
+    return VideoReadError(
+        f"cannot read video {path}: no frame can be decoded; it is damaged: replace or remove it"
+    )

@@ -1,0 +1,184 @@
+"""Write H.264 in MP4 with the timestamps of the input, frame by frame."""
+
+from __future__ import annotations
+
+import logging
+import os
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_BT709 = 1  # AVCOL_SPC_BT709, AVCOL_PRI_BT709 and AVCOL_TRC_BT709 share this value
+_LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
+_MIN_TIMESCALE = 10_000  # the MP4 muxer doubles smaller timescales up to at least this
+_MAX_TIMESCALE = 2**31 - 1
+
+
+class VideoWriter:
+    """H.264 (yuv420p, BT.709) MP4 writer for uint8 RGB frames with explicit timestamps; a context manager.
+
+    Frame count and timestamps of the file equal what was written: the track keeps the given `time_base` (times a
+    power of two), and a stream that starts late keeps its start. Odd sizes are padded to even by repeating the
+    last row or column, since 4:2:0 video has even sizes; nothing is cropped or scaled.
+
+    Args:
+        path: the file to write; parent folders are made, an existing file is replaced.
+        size: (width, height) px of the frames.
+        fps: frames per second; alone, frame i is at i / fps seconds. With `time_base` only a hint for the encoder.
+        time_base: seconds per unit of the `pts` given to `write`.
+        crf: x264 quality, 0 (lossless) to 51; 18 is visually lossless.
+        preset: x264 speed preset.
+        fragmented: write fragments of at most about a second, so that a killed process leaves a playable file.
+        atomic: write to a hidden file beside `path` and rename it on success, so that `path` is always whole;
+            after an exception nothing is left. Not together with `fragmented`.
+
+    Raises:
+        UserError: the folder cannot be written, or this build of PyAV has no H.264 encoder.
+        ValueError: contradictory arguments, a frame of another size, or a `pts` that does not increase.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        size: tuple[int, int],
+        fps: float | Fraction | None = None,
+        time_base: Fraction | None = None,
+        crf: int = 18,
+        preset: str = "veryfast",
+        fragmented: bool = False,
+        atomic: bool = False,
+    ) -> None:
+        if fps is None and time_base is None:
+            raise ValueError("VideoWriter needs fps or time_base; got neither")
+        if fragmented and atomic:
+            raise ValueError(
+                "fragmented and atomic exclude each other: a fragmented file is meant to be seen early"
+            )
+        rate = Fraction(fps).limit_denominator(1001) if fps is not None else Fraction(30)
+        self.path = Path(path).expanduser()
+        self.time_base = _exact_time_base(1 / rate if time_base is None else Fraction(time_base))
+        self.num_frames = 0
+        self._size = size
+        self._shift = 0
+        self._last_pts: int | None = None
+        self._target = (
+            self.path.with_name(f".{self.path.name}.{os.getpid()}.partial") if atomic else self.path
+        )
+        self._container: Any = self._open(fragmented)
+        self._stream = self._add_stream(rate, crf, preset)
+
+    def write(self, rgb: np.ndarray, pts: int | None = None) -> None:
+        """Append one frame.
+
+        Args:
+            rgb: uint8 [height,width,3].
+            pts: presentation time in units of `time_base`, larger than the last one; default the frame's number.
+                A stream that starts below zero is shifted to zero, with a warning, for MP4 cannot hold it.
+        """
+        width, height = self._size
+        if rgb.shape != (height, width, 3) or rgb.dtype != np.uint8:
+            raise ValueError(f"rgb must be uint8 {(height, width, 3)} as opened; got {rgb.dtype} {rgb.shape}")
+        pts = self.num_frames if pts is None else int(pts)
+        if self._last_pts is None and pts < 0:
+            self._shift = -pts
+            log.warning("%s: timestamps start at %s s; shifted to 0", self.path, float(pts * self.time_base))
+        if self._last_pts is not None and pts <= self._last_pts:
+            raise ValueError(f"pts must increase from frame to frame; got {pts} after {self._last_pts}")
+        self._last_pts = pts
+        padded = (
+            np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            if (height | width) % 2
+            else rgb
+        )
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
+        frame = frame.reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        frame.pts, frame.time_base = pts + self._shift, self.time_base
+        self._mux(self._stream.encode(frame))
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Flush the encoder and finish the file; safe to call twice."""
+        if self._container is None:
+            return
+        try:
+            self._mux(self._stream.encode(None))
+        finally:
+            container, self._container = self._container, None
+            container.close()
+        if self._target != self.path:
+            os.replace(self._target, self.path)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._target != self.path:
+            container, self._container = self._container, None
+            container.close()
+            self._target.unlink(missing_ok=True)
+            return
+        self.close()  # after an exception too: what was written stays playable
+
+    def _open(self, fragmented: bool) -> Any:
+        timescale = self.time_base.denominator
+        while timescale < _MIN_TIMESCALE:
+            timescale *= 2
+        # The movie's own clock is 1 ms by default, to which the start of a late stream would be rounded.
+        options = {"movie_timescale": str(timescale), "video_track_timescale": str(timescale)}
+        if fragmented:
+            # delay_moov and not empty_moov: the header then knows the first timestamp and the B-frame delay.
+            options |= {"movflags": "frag_keyframe+delay_moov+default_base_moof", "frag_duration": "1000000"}
+        else:
+            options |= {"movflags": "faststart"}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return av.open(str(self._target), "w", format="mp4", options=options)
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"cannot write video {self.path}: {error}") from error
+
+    def _add_stream(self, rate: Fraction, crf: int, preset: str) -> Any:
+        if "libx264" not in av.codecs_available:
+            raise UserError(
+                "this build of PyAV cannot encode H.264 (no libx264); install the wheel: pip install av"
+            )
+        # A key frame at least every second keeps seeking quick and fragments short.
+        options = {"crf": str(crf), "preset": preset, "g": str(max(1, round(rate)))}
+        stream = self._container.add_stream("libx264", rate=rate, options=options)
+        width, height = self._size
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        stream.time_base = self.time_base
+        context = stream.codec_context
+        context.time_base = self.time_base
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        return stream
+
+    def _mux(self, packets: Any) -> None:
+        try:
+            self._container.mux(packets)
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"cannot write video {self.path}: {error}") from error
+
+
+def _exact_time_base(time_base: Fraction) -> Fraction:
+    if time_base <= 0:
+        raise ValueError(f"time_base must be positive; got {time_base}")
+    if time_base.denominator > _MAX_TIMESCALE:
+        raise ValueError(
+            f"time_base {time_base} is finer than MP4 can hold (denominator at most {_MAX_TIMESCALE})"
+        )
+    return time_base
