@@ -28,7 +28,7 @@ def state_smoothness_sums(
     for index, summary in enumerate(summaries):
         if summary.ndim != 5 or summary.shape[:2] != static.shape[:2]:
             raise ValueError(
-                f"summaries[{index}] must have shape [B,N,K,h,w] with B, N = {list(static.shape[:2])} of static; "
+                f"summaries[{index}] must be [B,N,K,h,w] with static's B, N = {list(static.shape[:2])}; "
                 f"got {list(summary.shape)}"
             )
         cells = static_cells(static, summary.shape[-2], summary.shape[-1])[:, 1:].expand_as(summary[:, 1:])
