@@ -49,9 +49,7 @@ def list_images(path: str | Path) -> tuple[Path, ...]:
     else:
         raise VideoReadError(f"no such file or folder: {path}")
     if not found:
-        raise VideoReadError(
-            f"no images in {path}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
+        raise VideoReadError(f"no images in {path}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return tuple(sorted(found, key=lambda image: natural_key(image.name)))
 
 
@@ -70,9 +68,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except (OSError, cv2.error) as error:
         raise VideoReadError(f"cannot read image {path}: {error}") from error
     if image is None:
-        raise VideoReadError(
-            f"cannot read image {path}: it is empty, damaged or not an image; replace or remove it"
-        )
+        raise VideoReadError(f"cannot read image {path}: it is empty, damaged or not an image; replace or remove it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

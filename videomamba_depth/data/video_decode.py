@@ -68,7 +68,7 @@ def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def demux_packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the whole, undamaged packets of `stream`; ends quietly where the file cannot be read any further."""
+    """Yield the whole, undamaged packets of `stream`; ends quietly where the file cannot be read further."""
     packets = container.demux(stream)
     while True:
         try:
@@ -83,8 +83,9 @@ def demux_packets(container: Any, stream: Any) -> Iterator[Any]:
 def to_rgb(frame: Any, orientation: Orientation, width: int, height: int) -> np.ndarray:
     """Convert a decoded frame of any pixel format to uint8 RGB [height,width,3], as displayed.
 
-    Deeper samples are rounded to 8 bit, grey is repeated, alpha is dropped, the stream's own colour matrix and
-    range are used (BT.601 where it names none). A stream that changes size midway is scaled to its first size.
+    Deeper samples are rounded to 8 bit, grey is repeated, alpha is dropped, the stream's own colour matrix
+    and range are used (BT.601 where it names none). A stream that changes size midway is scaled to its first
+    size. Non-square pixels are left as stored.
     """
     stored = (height, width) if orientation.transpose else (width, height)
     if (frame.width, frame.height) != stored:

@@ -358,12 +358,8 @@ def _seek(container: Any, stream: Any, info: VideoInfo, start: int) -> Iterator[
 
 def _frame_error(info: VideoInfo, index: int) -> VideoReadError:
     at_s = float(info.timestamps_s[index])
-    return VideoReadError(
-        f"cannot decode frame {index} (at {at_s:.3f} s) of {info.path}: the file is damaged there"
-    )
+    return VideoReadError(f"cannot decode frame {index} (at {at_s:.3f} s) of {info.path}: the file is damaged there")
 
 
 def _nothing_decodable(path: str | Path) -> VideoReadError:
-    return VideoReadError(
-        f"cannot read video {path}: no frame can be decoded; it is damaged: replace or remove it"
-    )
+    return VideoReadError(f"cannot read video {path}: no frame can be decoded; it is damaged: replace or remove it")

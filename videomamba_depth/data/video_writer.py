@@ -61,9 +61,7 @@ class VideoWriter:
         if fps is None and time_base is None:
             raise ValueError("VideoWriter needs fps or time_base; got neither")
         if fragmented and atomic:
-            raise ValueError(
-                "fragmented and atomic exclude each other: a fragmented file is meant to be seen early"
-            )
+            raise ValueError("fragmented and atomic exclude each other: a fragmented file is meant to be seen early")
         rate = Fraction(fps).limit_denominator(1001) if fps is not None else Fraction(30)
         self.path = Path(path).expanduser()
         self.time_base = _exact_time_base(1 / rate if time_base is None else Fraction(time_base))
@@ -71,9 +69,7 @@ class VideoWriter:
         self._size = size
         self._shift = 0
         self._last_pts: int | None = None
-        self._target = (
-            self.path.with_name(f".{self.path.name}.{os.getpid()}.partial") if atomic else self.path
-        )
+        self._target = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial") if atomic else self.path
         self._container: Any = self._open(fragmented)
         self._stream = self._add_stream(rate, crf, preset)
 
@@ -95,15 +91,9 @@ class VideoWriter:
         if self._last_pts is not None and pts <= self._last_pts:
             raise ValueError(f"pts must increase from frame to frame; got {pts} after {self._last_pts}")
         self._last_pts = pts
-        padded = (
-            np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            if (height | width) % 2
-            else rgb
-        )
+        padded = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") if (height | width) % 2 else rgb
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
-        frame = frame.reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
+        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
         frame.pts, frame.time_base = pts + self._shift, self.time_base
         self._mux(self._stream.encode(frame))
         self.num_frames += 1
@@ -141,7 +131,11 @@ class VideoWriter:
         options = {"movie_timescale": str(timescale), "video_track_timescale": str(timescale)}
         if fragmented:
             # delay_moov and not empty_moov: the header then knows the first timestamp and the B-frame delay.
-            options |= {"movflags": "frag_keyframe+delay_moov+default_base_moof", "frag_duration": "1000000"}
+            options |= {
+                "movflags": "frag_keyframe+delay_moov+default_base_moof",
+                "frag_duration": "1000000",
+                "flush_packets": "1",
+            }
         else:
             options |= {"movflags": "faststart"}
         try:
@@ -152,9 +146,7 @@ class VideoWriter:
 
     def _add_stream(self, rate: Fraction, crf: int, preset: str) -> Any:
         if "libx264" not in av.codecs_available:
-            raise UserError(
-                "this build of PyAV cannot encode H.264 (no libx264); install the wheel: pip install av"
-            )
+            raise UserError("this build of PyAV cannot encode H.264 (no libx264); install the wheel: pip install av")
         # A key frame at least every second keeps seeking quick and fragments short.
         options = {"crf": str(crf), "preset": preset, "g": str(max(1, round(rate)))}
         stream = self._container.add_stream("libx264", rate=rate, options=options)
@@ -178,7 +170,5 @@ def _exact_time_base(time_base: Fraction) -> Fraction:
     if time_base <= 0:
         raise ValueError(f"time_base must be positive; got {time_base}")
     if time_base.denominator > _MAX_TIMESCALE:
-        raise ValueError(
-            f"time_base {time_base} is finer than MP4 can hold (denominator at most {_MAX_TIMESCALE})"
-        )
+        raise ValueError(f"time_base {time_base} is finer than MP4 can hold (denominator at most {_MAX_TIMESCALE})")
     return time_base
