@@ -14,7 +14,7 @@ _BITS = 8
 
 
 def numbered_frame(number: int, width: int = 64, height: int = 48, seed: int = 0) -> np.ndarray:
-    """uint8 RGB [height,width,3]: a moving colour ramp, with `number` (0..255) as black and white bars in the top third.
+    """uint8 RGB [height,width,3]: a moving colour ramp, with `number` (0..255) as bars in the top third.
 
     The bars survive compression; `frame_number` reads them back.
     """

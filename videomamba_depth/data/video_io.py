@@ -14,9 +14,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,8 @@ _COUNTED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu"
 _SEEK_ATTEMPTS = 3
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
     """One decoded frame: its index, its exact time (`pts * time_base` seconds), and uint8 RGB [H,W,3]."""
 
     index: int

@@ -37,7 +37,8 @@ class VideoWriter:
         time_base: seconds per unit of the `pts` given to `write`.
         crf: x264 quality, 0 (lossless) to 51; 18 is visually lossless.
         preset: x264 speed preset.
-        fragmented: write fragments of at most about a second, so that a killed process leaves a playable file.
+        fragmented: write fragments of about a second of video, so that a killed process leaves a playable file that
+            lacks the last one or two.
         atomic: write to a hidden file beside `path` and rename it on success, so that `path` is always whole;
             after an exception nothing is left. Not together with `fragmented`.
 
