@@ -23,6 +23,16 @@ class MixerOutput(NamedTuple):
     summary: Tensor  # [T, L, d_state] mean over channels of the SSM state after each token; differentiable
 
 
+class ScanBranch(NamedTuple):
+    """The weights of one direction: all that lies between the input projection and the output projection."""
+
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A_log: Tensor  # [d_inner, d_state]
+    D: Tensor  # [d_inner]
+
+
 class MambaMixer(nn.Module):
     """Selective state-space mixer with carried state (Gu & Dao, "Mamba", arXiv 2312.00752, section 3.4).
 
@@ -88,27 +98,36 @@ class MambaMixer(nn.Module):
         return MixerOutput(self.out_proj(y), next_state, summary)
 
     def scan_branch(
-        self, u: Tensor, z: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None
+        self,
+        u: Tensor,
+        z: Tensor,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+        branch: ScanBranch | None = None,
     ) -> tuple[Tensor, LayerState, Tensor]:
-        """Convolve, scan and gate `u, z [T, L, d_inner]` forward in time; returns `(y, state, summary)`."""
+        """Convolve, scan and gate `u, z [T, L, d_inner]` forward in time; returns `(y, state, summary)`.
+
+        `branch` holds the weights to do it with; None: the mixer's own.
+        """
+        w = branch or ScanBranch(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         u, conv_state = causal_conv1d(
             u,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
+            w.conv1d.weight.squeeze(1),
+            w.conv1d.bias,
             initial_state=conv_state,
             activation="silu",
             backend=self.backend,
         )
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = w.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state, summary = selective_scan_with_summary(
             u,
-            F.linear(dt, self.dt_proj.weight),  # the bias is added inside the scan, in float32
-            -torch.exp(self.A_log.float()) if self.A_log.dtype != torch.float64 else -torch.exp(self.A_log),
+            F.linear(dt, w.dt_proj.weight),  # the bias is added inside the scan, in float32
+            -torch.exp(w.A_log.float()) if w.A_log.dtype != torch.float64 else -torch.exp(w.A_log),
             B,
             C,
-            D=self.D,
+            D=w.D,
             z=z,
-            delta_bias=self.dt_proj.bias,
+            delta_bias=w.dt_proj.bias,
             delta_softplus=True,
             initial_state=ssm_state,
             discretization=self.discretization,
