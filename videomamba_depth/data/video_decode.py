@@ -39,7 +39,7 @@ def open_video(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         raise VideoReadError(
             f"cannot open video {path}: {reason}; it is damaged, cut off or not a video: replace or remove it"
         ) from error
-    with container:
+    with container, _reported(path):
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise VideoReadError(f"cannot read video {path}: it has no video stream that can be decoded")
@@ -105,6 +105,15 @@ def frame_orientation(frame: Any) -> Orientation:
                 return Orientation(False, a < 0, d < 0)
             return Orientation(True, c < 0, b < 0)
     return Orientation()
+
+
+@contextmanager
+def _reported(path: str | Path) -> Iterator[None]:
+    """Turn what FFmpeg raises inside into a `VideoReadError`."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise VideoReadError(f"cannot read video {path}: {error.strerror or error}; replace or remove it") from error
 
 
 def _check_file(path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -113,7 +113,13 @@ def count_frames(path: str | Path) -> int | None:
         return int(stream.frames) or None
 
 
-def read_frames(path: str | Path, indices: Sequence[int], *, info: VideoInfo | None = None) -> np.ndarray:
+def read_frames(
+    path: str | Path,
+    indices: Sequence[int],
+    *,
+    info: VideoInfo | None = None,
+    convert: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """Read frames by index, in any order, repeats allowed.
 
     Seeks to the last key frame at or before each wanted frame, decodes forward, and takes a frame only when its
@@ -124,9 +130,11 @@ def read_frames(path: str | Path, indices: Sequence[int], *, info: VideoInfo | N
         path: file, folder, glob or image.
         indices: K frame indices, each in [0, num_frames).
         info: the result of `probe_video(path)` when at hand; saves probing again.
+        convert: applied to each frame as it is decoded, to keep large frames from piling up; from uint8 [H,W,3] to
+            one shape for all frames.
 
     Returns:
-        uint8 RGB [K,H,W,3], as displayed (rotation applied).
+        uint8 RGB [K,H,W,3] as displayed (rotation applied), or what `convert` made of it.
 
     Raises:
         IndexError: an index outside the video.
@@ -136,24 +144,24 @@ def read_frames(path: str | Path, indices: Sequence[int], *, info: VideoInfo | N
     for index in indices:
         if not 0 <= index < info.num_frames:
             raise IndexError(f"frame index {index} is outside {path} with {info.num_frames} frames")
-    if info.image_paths:
-        return read_images(info, indices)
+    convert = convert or _unchanged
     wanted = sorted(set(indices))
-    out = np.empty((len(indices), info.height, info.width, 3), np.uint8)
-    places: dict[int, list[int]] = {}
-    for k, index in enumerate(indices):
-        places.setdefault(index, []).append(k)
+    frames: dict[int, np.ndarray] = {}
+    if info.image_paths:
+        frames = {index: convert(read_images(info, [index])[0]) for index in wanted}
+        return np.stack([frames[index] for index in indices])
     with open_video(path) as (container, stream):
         for run in _runs(wanted, info):
             targets = set(run)
             for index, frame in _frames_from(container, stream, info, run[0]):
                 if index in targets:
-                    out[places[index]] = to_rgb(frame, info.orientation, info.width, info.height)
+                    frames[index] = convert(to_rgb(frame, info.orientation, info.width, info.height))
                 if index >= run[-1]:
                     break
-            else:
-                raise _frame_error(info, run[-1])
-    return out
+    missing = [index for index in wanted if index not in frames]
+    if missing:
+        raise _frame_error(info, missing[0])
+    return np.stack([frames[index] for index in indices])
 
 
 def iter_frames(
@@ -361,6 +369,10 @@ def _seek(container: Any, stream: Any, info: VideoInfo, start: int) -> Iterator[
 def _frame_error(info: VideoInfo, index: int) -> VideoReadError:
     at_s = float(info.timestamps_s[index])
     return VideoReadError(f"cannot decode frame {index} (at {at_s:.3f} s) of {info.path}: the file is damaged there")
+
+
+def _unchanged(rgb: np.ndarray) -> np.ndarray:
+    return rgb
 
 
 def _nothing_decodable(path: str | Path) -> VideoReadError:

@@ -1,0 +1,136 @@
+"""Which items make up batch b on rank r, as a pure function of the seed, and the loader around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from videomamba_depth.data.clip import collate_clips
+
+# Keeps the draws about batches apart from those about items, which use (seed, index, attempt).
+_BATCH_STREAM = 0x5EED_BA7C
+
+
+class ClipBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Yield batches of keys (item index, clip frames) without end, or up to `num_batches`.
+
+    Batch b is a function of (seed, b) alone: to resume after b batches, build it with `start_batch=b`. All ranks agree
+    on the kind of batch b, and never draw the same item. The state to save is the number of batches consumed by
+    training, not by the loader, which prefetches.
+
+    Args:
+        batch_size: clips per batch and rank.
+        clip_frames: frames per clip; with several numbers, each batch draws one of them.
+        rank, world_size: this process among all.
+        seed: same on all ranks.
+        p_single_frame: probability that a batch is made of single images, which teach appearance without a sequence.
+        single_batch_size: images per single-image batch and rank; default `batch_size`.
+        start_batch: first batch.
+        num_batches: where to stop (exclusive, counted from 0, not from `start_batch`); None for never.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        clip_frames: int | Sequence[int],
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        p_single_frame: float = 0.0,
+        single_batch_size: int | None = None,
+        start_batch: int = 0,
+        num_batches: int | None = None,
+    ) -> None:
+        self.clip_frames = (clip_frames,) if isinstance(clip_frames, int) else tuple(clip_frames)
+        self.batch_size = batch_size
+        self.single_batch_size = batch_size if single_batch_size is None else single_batch_size
+        if min(self.batch_size, self.single_batch_size, *self.clip_frames) < 1:
+            raise ValueError(f"batch sizes and clip_frames must be at least 1; got {batch_size}, {self.clip_frames}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size); got rank {rank} of {world_size}")
+        if not 0 <= p_single_frame <= 1:
+            raise ValueError(f"p_single_frame must be in [0, 1]; got {p_single_frame}")
+        if seed < 0 or start_batch < 0:
+            raise ValueError(f"seed and start_batch must not be negative; got {seed} and {start_batch}")
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.p_single_frame = p_single_frame
+        self.start_batch, self.num_batches = start_batch, num_batches
+
+    def batch_frames(self, batch: int) -> int:
+        """Return the clip length of batch `batch`, the same on all ranks; 1 for a single-image batch."""
+        rng = np.random.default_rng((_BATCH_STREAM, self.seed, batch))
+        single, choice = rng.random(), int(rng.integers(len(self.clip_frames)))
+        return 1 if single < self.p_single_frame else self.clip_frames[choice]
+
+    def keys(self, batch: int) -> list[tuple[int, int]]:
+        """Return the keys of batch `batch` on this rank."""
+        frames = self.batch_frames(batch)
+        size = self.single_batch_size if frames == 1 else self.batch_size
+        slots = max(self.batch_size, self.single_batch_size)
+        first = (batch * self.world_size + self.rank) * slots
+        return [(first + slot, frames) for slot in range(size)]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batch = self.start_batch
+        while self.num_batches is None or batch < self.num_batches:
+            yield self.keys(batch)
+            batch += 1
+
+
+def build_loader(
+    dataset: Dataset[dict[str, Any]],
+    batch_sampler: ClipBatchSampler,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+    multiprocessing_context: str | None = None,
+    timeout_s: float = 0.0,
+) -> DataLoader[dict[str, Any]]:
+    """Wrap a clip dataset in a loader; batches come in the sampler's order and do not depend on `num_workers`.
+
+    Workers use one thread each, for PyTorch, OpenCV and FFmpeg alike, and share no open file.
+
+    Args:
+        dataset: a map from (index, clip_frames) to an item.
+        batch_sampler: which items, in which order.
+        num_workers: loader processes; 0 reads in this process.
+        pin_memory: page-locked batches, for quick copies to a GPU.
+        prefetch_factor: batches that each worker prepares ahead.
+        multiprocessing_context: "fork", "spawn" or "forkserver"; None for the platform's own.
+        timeout_s: seconds to wait for a batch before giving up; 0 for ever.
+    """
+    workers: dict[str, Any] = {}
+    if num_workers > 0:
+        workers = {
+            "prefetch_factor": prefetch_factor,
+            "persistent_workers": True,
+            "multiprocessing_context": multiprocessing_context,
+            "timeout": timeout_s,
+        }
+    worker_init: Callable[[int], None] = limit_threads
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        collate_fn=collate_clips,
+        pin_memory=pin_memory,
+        worker_init_fn=worker_init,
+        **workers,
+    )
+
+
+def limit_threads(worker: int = 0) -> None:
+    """Give this process one thread for PyTorch and none of OpenCV's, whose pool does not survive a fork."""
+    del worker
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

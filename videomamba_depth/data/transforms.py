@@ -1,0 +1,224 @@
+"""Clip transforms: one random draw for all frames and all maps of a clip; every map moves with its pixels.
+
+Resizing: RGB is resized with cubic interpolation, as Depth Anything's own preprocessing does, and with area averaging
+when it shrinks to less than half, where cubic would alias (which flickers in video). Teacher depth is bilinear; true
+inverse depth and flow take the nearest sample, since a mean across an edge is the depth of nothing; a pixel stays
+`valid` with its nearest sample and `static` only if everything under it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomamba_depth.data.perturbations import Perturbations
+
+_IMAGES = ("rgb", "rgb_clean")
+_SMOOTH = ("teacher_depth",)
+_NEAREST = ("inv_depth",)
+_FLOWS = ("flow_bwd", "flow_fwd")
+_NEAREST_MASKS = ("valid",)
+_STRICT_MASKS = ("static",)
+# Below this scale cubic interpolation skips source pixels.
+_AREA_BELOW = 0.5
+# A strict mask averages 0/1 in float32: everything under the pixel is set.
+_ALL = 0.999
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Ranges of a colour change that all frames of a clip share.
+
+    brightness, contrast, saturation: factors are drawn from [1 - x, 1 + x]; each in [0, 1].
+    hue: rotation of colours about the grey axis, drawn from ±x turns; in [0, 0.5].
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.03
+
+    def __post_init__(self) -> None:
+        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be in [0, {most}]; got {getattr(self, name)}")
+
+    def draw(self, rng: np.random.Generator, mean: float) -> np.ndarray:
+        """Draw a change as an affine map of RGB, float32 [3,4]; contrast pivots on `mean`."""
+        brightness, contrast, saturation = (1 + rng.uniform(-x, x) for x in self._factors())
+        angle = 2 * np.pi * rng.uniform(-self.hue, self.hue)
+        grey = np.full((3, 3), 1 / 3)
+        # Rodrigues' rotation about (1,1,1)/√3; its cross-product matrix has entries ±1/√3.
+        cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+        rotation = grey + np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * cross
+        colour = grey + saturation * (rotation - grey)
+        matrix = brightness * contrast * colour
+        offset = np.full((3, 1), brightness * (1 - contrast) * mean)
+        return np.concatenate([matrix, offset], axis=1).astype(np.float32)
+
+    def _factors(self) -> tuple[float, float, float]:
+        return self.brightness, self.contrast, self.saturation
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One draw of resize, crop and flip; sizes are (height, width) px."""
+
+    resized: tuple[int, int]
+    top: int
+    left: int
+    size: tuple[int, int]
+    flip: bool = False
+
+    def crop(self, maps: np.ndarray) -> np.ndarray:
+        """Cut the crop out of resized maps [N,H,W,...] and mirror it; flow components are not touched here."""
+        height, width = self.size
+        maps = maps[:, self.top : self.top + height, self.left : self.left + width]
+        return maps[:, :, ::-1] if self.flip else maps
+
+
+@dataclass(frozen=True)
+class ClipTransform:
+    """Resize, crop, flip and recolour a clip; the same draw for all frames and maps.
+
+    Args:
+        image_size: (height, width) px of the result; or the short side as one number, the aspect then being kept and
+            both sides rounded to `multiple`; or None to keep each video's size, rounded to `multiple`.
+        multiple: sides are multiples of this where `image_size` does not fix them; 14 is the encoder's patch.
+        zoom: range of a random enlargement before the crop; (1, 1) shows as much of the frame as fits.
+        random_crop: crop at a random place; otherwise at the centre.
+        flip_probability: probability of a horizontal flip.
+        colour: colour change shared by all frames, seen by teacher and student alike.
+        perturbations: per-frame defects of the student's input `rgb`; `rgb_clean` stays free of them.
+    """
+
+    image_size: tuple[int, int] | int | None = None
+    multiple: int = 14
+    zoom: tuple[float, float] = (1.0, 1.0)
+    random_crop: bool = True
+    flip_probability: float = 0.0
+    colour: ColourJitter | None = None
+    perturbations: Perturbations | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"zoom must be a range (low, high) with 1 ≤ low ≤ high; got {self.zoom}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability must be in [0, 1]; got {self.flip_probability}")
+
+    def __call__(
+        self, clip: Mapping[str, np.ndarray], rng: np.random.Generator, geometry: Geometry | None = None
+    ) -> dict[str, Tensor]:
+        """Transform a clip; a pure function of its arguments and the generator's state.
+
+        Args:
+            clip: "rgb" uint8 [N,H,W,3]; optional "rgb_clean" alike; optional maps, each at its own resolution but
+                covering the same view: "teacher_depth", "inv_depth" float32 [N,h,w]; "valid", "static" bool [N,h,w];
+                "flow_bwd", "flow_fwd" float32 [N,h,w,2] in px of their own grid.
+            rng: source of all randomness.
+            geometry: a draw made before, where frames were resized to `geometry.resized` as they were decoded.
+
+        Returns:
+            tensors: "rgb" (perturbed) and "rgb_clean" float32 [N,3,H,W] in [0,1]; depths float32 [N,1,H,W]; masks bool
+            [N,1,H,W]; flows float32 [N,2,H,W] in px of the result.
+
+        Raises:
+            ValueError: an unknown map.
+        """
+        if geometry is None:
+            geometry = self.draw_geometry(*clip["rgb"].shape[1:3], rng)
+        images = {name: transform_images(clip[name], geometry) for name in _IMAGES if name in clip}
+        if self.colour is not None:
+            change = self.colour.draw(rng, float(images["rgb"].mean()))
+            images = {name: _recolour(image, change) for name, image in images.items()}
+        clean = images.get("rgb_clean", images["rgb"])
+        perturbed = images["rgb"] if self.perturbations is None else self.perturbations(images["rgb"], rng)
+        out = {"rgb": _channels_first(perturbed), "rgb_clean": _channels_first(clean)}
+        for name, maps in clip.items():
+            if name not in _IMAGES:
+                out[name] = transform_map(name, maps, geometry)
+        return out
+
+    def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
+        """Draw resize, crop and flip for frames of the given size in px."""
+        if isinstance(self.image_size, tuple):
+            size = self.image_size
+        else:
+            size = fit_size(height, width, self.image_size, self.multiple)
+        zoom = float(np.exp(rng.uniform(*np.log(self.zoom))))
+        ratio = max(size[0] / height, size[1] / width) * zoom
+        resized = (max(size[0], round(height * ratio)), max(size[1], round(width * ratio)))
+        if self.random_crop:
+            top, left = int(rng.integers(resized[0] - size[0] + 1)), int(rng.integers(resized[1] - size[1] + 1))
+        else:
+            top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
+        return Geometry(resized, top, left, size, bool(rng.random() < self.flip_probability))
+
+
+def fit_size(height: int, width: int, short_side: int | None, multiple: int = 14) -> tuple[int, int]:
+    """Return (height, width) with the given short side and the aspect kept, both rounded to `multiple` (never to 0).
+
+    `short_side` None keeps the size apart from the rounding.
+    """
+    scale = 1.0 if short_side is None else short_side / min(height, width)
+    return _round_to(height * scale, multiple), _round_to(width * scale, multiple)
+
+
+def resize_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 RGB [N,H,W,3] to `size` (height, width): cubic, or area where it shrinks below half."""
+    return _resize(images, size, cv2.INTER_AREA if _shrinks(images, size) else cv2.INTER_CUBIC)
+
+
+def transform_images(images: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Resize, crop and flip uint8 RGB [N,H,W,3]; returns float32 [N,h,w,3] in [0,1]."""
+    return geometry.crop(resize_images(images, geometry.resized)).astype(np.float32) / np.float32(255)
+
+
+def transform_map(name: str, maps: np.ndarray, geometry: Geometry) -> Tensor:
+    """Resize, crop and flip one kind of map by its name; see `ClipTransform.__call__` for shapes."""
+    if name in _FLOWS:
+        scale = np.array([geometry.resized[1] / maps.shape[2], geometry.resized[0] / maps.shape[1]], np.float32)
+        flow = geometry.crop(_resize(maps, geometry.resized, cv2.INTER_NEAREST_EXACT)) * scale
+        return _channels_first(flow * np.array([-1, 1], np.float32) if geometry.flip else flow)
+    if name in _SMOOTH:
+        method = cv2.INTER_AREA if _shrinks(maps, geometry.resized) else cv2.INTER_LINEAR
+        resized = _resize(maps.astype(np.float32), geometry.resized, method)
+    elif name in _NEAREST:
+        resized = _resize(maps.astype(np.float32), geometry.resized, cv2.INTER_NEAREST_EXACT)
+    elif name in _NEAREST_MASKS:
+        resized = _resize(maps.astype(np.uint8), geometry.resized, cv2.INTER_NEAREST_EXACT) > 0
+    elif name in _STRICT_MASKS:
+        smaller = geometry.resized[0] < maps.shape[1] or geometry.resized[1] < maps.shape[2]
+        method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+        resized = _resize(maps.astype(np.float32), geometry.resized, method) > _ALL
+    else:
+        known = (*_IMAGES, *_SMOOTH, *_NEAREST, *_NEAREST_MASKS, *_STRICT_MASKS, *_FLOWS)
+        raise ValueError(f"clip holds the unknown map {name!r}; known are {', '.join(known)}")
+    return _channels_first(geometry.crop(resized)[..., None])
+
+
+def _round_to(length: float, multiple: int) -> int:
+    return max(1, round(length / multiple)) * multiple
+
+
+def _resize(maps: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
+    if maps.shape[1:3] == size:
+        return maps
+    return np.stack([cv2.resize(image, (size[1], size[0]), interpolation=method) for image in maps])
+
+
+def _shrinks(maps: np.ndarray, size: tuple[int, int]) -> bool:
+    return min(size[0] / maps.shape[1], size[1] / maps.shape[2]) < _AREA_BELOW
+
+
+def _recolour(images: np.ndarray, change: np.ndarray) -> np.ndarray:
+    return np.stack([np.clip(cv2.transform(np.ascontiguousarray(image), change), 0, 1) for image in images])
+
+
+def _channels_first(maps: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(maps, -1, 1)))
