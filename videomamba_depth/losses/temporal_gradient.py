@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .masked import LossSums, Penalty, check_clip, in_full_precision, keep, mean_of_sums, penalise, stack_sums
@@ -21,6 +22,7 @@ def temporal_gradient_sums(
     *,
     scale_shift: ScaleShift | None = None,
     max_target_change: float | None = None,
+    static: Tensor | None = None,
     penalty: Penalty = "l1",
     spread: Tensor | None = None,
 ) -> LossSums:
@@ -28,6 +30,8 @@ def temporal_gradient_sums(
     check_clip("prediction", prediction)
     check_clip("target", target, like=prediction)
     check_clip("valid", valid, like=prediction, mask=True)
+    if static is not None:
+        check_clip("static", static, like=prediction, mask=True)
     if not strides or any(stride < 1 for stride in strides):
         raise ValueError(f"strides must be one or more frame distances ≥ 1; got {list(strides)}")
     pair = (
@@ -43,6 +47,11 @@ def temporal_gradient_sums(
         change_p = p[:, stride:] - p[:, :num_pairs]
         change_y = y[:, stride:] - y[:, :num_pairs]
         both = valid[:, stride:] & valid[:, :num_pairs]
+        if static is not None:
+            # A pixel is static over k frames when it is at each of them: entries t−k+1 … t.
+            for offset in range(stride):
+                both = both & static[:, stride - offset : stride - offset + num_pairs]
+            change_y = torch.zeros_like(change_y)
         if max_target_change is not None:
             both = both & (change_y.abs() < max_target_change)
         numerators.append(keep(penalise(change_p - change_y, penalty), both).sum() / len(strides))
@@ -58,6 +67,7 @@ def temporal_gradient_loss(
     *,
     scale_shift: ScaleShift | None = None,
     max_target_change: float | None = None,
+    static: Tensor | None = None,
     penalty: Penalty = "l1",
     spread: Tensor | None = None,
 ) -> Tensor:
@@ -75,6 +85,9 @@ def temporal_gradient_loss(
             for all frames passed (a pair per frame would hide scale flicker). Gradients do not pass it.
         max_target_change: leave out pixels whose target changes by this much or more, in units of `spread`
             (0.05 in Video Depth Anything, where large changes are occlusions).
+        static: [B,N,1,H,W] bool, pixel neither moves nor changes with respect to the frame before; entry 0 is not
+            read. Where given, only pixels that are static over the whole stride count, and the target's change
+            there is taken as 0: a raw teacher can then be matched without its flicker.
         penalty: ρ, "l1" or "l2".
         spread: [B,1,1,1,1] unit of depth; default `target_spread` of what is passed.
 
@@ -92,6 +105,7 @@ def temporal_gradient_loss(
             strides,
             scale_shift=scale_shift,
             max_target_change=max_target_change,
+            static=static,
             penalty=penalty,
             spread=spread,
         )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
@@ -20,6 +21,9 @@ from videomamba_depth.utils.errors import UserError
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
+
+EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "embedded_teacher"
+"""The small teacher that is shipped with the package."""
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,9 +47,7 @@ class DepthAnythingEncoder(nn.Module):
         channels: channels of s0..s3.
     """
 
-    def __init__(
-        self, model: DepthAnythingForDepthEstimation, model_id: str, input_size: int | None = None
-    ) -> None:
+    def __init__(self, model: DepthAnythingForDepthEstimation, model_id: str, input_size: int | None = None) -> None:
         super().__init__()
         config = model.config
         self.model_id, self.input_size = model_id, input_size
@@ -67,15 +69,21 @@ class DepthAnythingEncoder(nn.Module):
     def from_pretrained(
         cls, name_or_path: str, dtype: torch.dtype = torch.float32, input_size: int | None = None
     ) -> DepthAnythingEncoder:
-        """Load a checkpoint of transformers by hub id or local folder (safetensors only).
+        """Load a checkpoint of transformers (safetensors only).
+
+        Args:
+            name_or_path: hub id, local folder, or "embedded" for the small teacher that is shipped.
+            dtype: of the weights: float32, bfloat16 or float16.
+            input_size: see the class.
 
         Raises:
             UserError: no such folder or id, no network, not a Depth Anything model, or broken weights.
         """
-        _check_is_depth_anything(name_or_path)
+        source = str(EMBEDDED_TEACHER) if name_or_path == "embedded" else name_or_path
+        _check_is_depth_anything(source)
         try:
             model, report = DepthAnythingForDepthEstimation.from_pretrained(
-                name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
             raise _loading_error(name_or_path, error) from error
@@ -85,10 +93,16 @@ class DepthAnythingEncoder(nn.Module):
                 f"the weights of '{name_or_path}' do not fit its config: {len(missing)} tensors missing or of another"
                 f" shape, first {missing[0]}; download the checkpoint again"
             )
-        model_id = str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
-        return cls(model, model_id, input_size)
+        return cls(model, name_or_path, input_size)
 
-    def train(self, mode: bool = True) -> DepthAnythingEncoder:  # noqa: ARG002
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a copy that `from_pretrained`, ours and transformers', can load."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.hf_config.save_pretrained(folder)
+        weights = {_hf_name(name): t.contiguous().cpu() for name, t in self.state_dict().items()}
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+    def train(self, mode: bool = True) -> DepthAnythingEncoder:
         """Stay in eval mode: the teacher is frozen."""
         return super().train(False)
 
@@ -153,6 +167,18 @@ class DepthAnythingEncoder(nn.Module):
         }
 
 
+def _hf_name(name: str) -> str:
+    """Return transformers' name of a tensor of `DepthAnythingEncoder`."""
+    for ours, theirs in (
+        ("head.head.", "head."),
+        ("head.", "neck."),
+        ("reassemble_stage.", "neck.reassemble_stage."),
+    ):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
 def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     """Return the sha256 of names, shapes and float32 values, in order of the names."""
     digest = hashlib.sha256()
@@ -199,7 +225,9 @@ def _loading_error(name_or_path: str, error: Exception) -> UserError:
             " config.json and model.safetensors as written by save_pretrained"
         )
     causes = " ".join(type(cause).__name__ + " " + str(cause) for cause in _cause_chain(error))
-    if any(word in causes for word in ("ConnectError", "ConnectionError", "couldn't connect", "OfflineMode", "Timeout")):
+    if any(
+        word in causes for word in ("ConnectError", "ConnectionError", "couldn't connect", "OfflineMode", "Timeout")
+    ):
         return UserError(
             f"no network to download teacher '{name_or_path}' and it is not in the local cache; connect once, or set"
             " teacher.name to a local folder (teacher=embedded needs no download)"

@@ -27,6 +27,10 @@ class DPTHead(nn.Module):
         parts = (model.neck.convs, model.neck.fusion_stage, model.head)
         return cls(*copy.deepcopy(parts), patch_scale=list(model.config.reassemble_factors).index(1))
 
+    def freeze_unused(self) -> None:
+        """Freeze what DPT's first fusion layer holds but never calls: DDP waits for a gradient of what can have one."""
+        self.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
+
     def forward(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
         """Return depth `[B, 1, H, W]` at `image_size` = (H, W) from features `{name: [B, C_i, H_i, W_i]}`."""
         maps = list(features.values())

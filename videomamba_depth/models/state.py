@@ -46,8 +46,7 @@ class DepthState:
     def map(self, function: Callable[[Tensor], Tensor]) -> DepthState:
         """Return a state with `function` applied to every layer tensor."""
         layers = {
-            name: tuple((function(conv), function(ssm)) for conv, ssm in blocks)
-            for name, blocks in self.layers.items()
+            name: tuple((function(conv), function(ssm)) for conv, ssm in blocks) for name, blocks in self.layers.items()
         }
         return replace(self, layers=layers)
 
@@ -84,7 +83,11 @@ class DepthState:
 
     def metadata(self) -> dict[str, str]:
         """Return what else is saved, as text."""
-        return {"format": _FORMAT, "signature": self.signature, "feature_sizes": json.dumps(self.feature_sizes)}
+        return {
+            "format": _FORMAT,
+            "signature": self.signature,
+            "feature_sizes": json.dumps(self.feature_sizes),
+        }
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor], metadata: dict[str, str]) -> DepthState:

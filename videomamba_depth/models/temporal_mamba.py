@@ -94,9 +94,7 @@ class TemporalMambaScale(nn.Module):
         self.blocks = nn.ModuleList(spec.build_block(channels) for _ in range(spec.num_blocks))
         self.state_dtype = getattr(torch, spec.state_dtype)
 
-    def init_state(
-        self, num_tokens: int, dtype: torch.dtype, device: torch.device | str
-    ) -> tuple[LayerState, ...]:
+    def init_state(self, num_tokens: int, dtype: torch.dtype, device: torch.device | str) -> tuple[LayerState, ...]:
         """Return the zero states of all blocks for `num_tokens` = B·H·W sequences."""
         return tuple(self._store(block.init_state(num_tokens, dtype, device)) for block in self.blocks)
 

@@ -48,12 +48,14 @@ class VideoMambaDepth(nn.Module):
         encoder: frozen; handed in, so that it can be shared with the teacher.
         head: the decoder to start from, usually `encoder.head`; copied.
         temporal: the temporal stacks.
+        train_head: whether the decoder learns too, or stays the teacher's.
     """
 
-    def __init__(self, encoder: nn.Module, head: DPTHead, temporal: TemporalSpec) -> None:
+    def __init__(self, encoder: nn.Module, head: DPTHead, temporal: TemporalSpec, train_head: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = copy.deepcopy(head).requires_grad_(True)
+        self.head = copy.deepcopy(head).requires_grad_(train_head)
+        self.head.freeze_unused()
         channels: tuple[int, ...] = encoder.channels
         self.signature = temporal.signature(channels)
         self.depth_kind: DepthKind = encoder.depth_kind
@@ -66,9 +68,7 @@ class VideoMambaDepth(nn.Module):
         """Where the model lives."""
         return next(self.head.parameters()).device
 
-    def init_states(
-        self, batch_size: int, image_size: tuple[int, int], dtype: torch.dtype | None = None
-    ) -> DepthState:
+    def init_states(self, batch_size: int, image_size: tuple[int, int], dtype: torch.dtype | None = None) -> DepthState:
         """Return the state of `batch_size` fresh streams of frames of `image_size` = (H, W).
 
         Args:
@@ -91,9 +91,7 @@ class VideoMambaDepth(nn.Module):
         features = self.encoder.encode_frame(clip.flatten(0, 1))
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
-    def refine(
-        self, features: ClipFeatures, states: DepthState | None, image_size: tuple[int, int]
-    ) -> RefineOutput:
+    def refine(self, features: ClipFeatures, states: DepthState | None, image_size: tuple[int, int]) -> RefineOutput:
         """Run the temporal stacks over the features of a chunk.
 
         Args:

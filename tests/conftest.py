@@ -1,0 +1,29 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # `import tiny`, `import media`
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny relative Depth Anything checkpoint on disk."""
+    from tiny import save_tiny_teacher
+
+    return save_tiny_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_teacher_folder: str):
+    """The same, loaded."""
+    from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+
+    return DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)

@@ -1,0 +1,211 @@
+"""Names, types and constraints of every key of the training and precompute configs; the YAML files hold the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from videomamba_depth.models.temporal_mamba import ScaleSpec
+
+# Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
+# choices are checked in __post_init__.
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got '{value}'")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen model that labels frames."""
+
+    name: str = MISSING
+    dtype: str = "float32"
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choice("teacher.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+
+
+@dataclass
+class ScaleConfig:
+    """The temporal stack of one scale, see `ScaleSpec`."""
+
+    num_blocks: int = MISSING
+    d_state: int = MISSING
+    d_conv: int = MISSING
+    expand: int = MISSING
+    heads: int = MISSING
+    ffn_ratio: float = MISSING
+    state_dtype: str = MISSING
+
+    def spec(self, form: str, discretization: str, backend: str | None) -> ScaleSpec:
+        """Return what the model is built from."""
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        return ScaleSpec(form=form, discretization=discretization, backend=backend, **values)  # type: ignore[arg-type]
+
+
+@dataclass
+class ModelConfig:
+    """The student."""
+
+    encoder: str | None = None
+    form: str = MISSING
+    discretization: str = MISSING
+    scan_backend: str | None = None
+    train_head: bool = MISSING
+    s0: ScaleConfig = field(default_factory=ScaleConfig)
+    s1: ScaleConfig = field(default_factory=ScaleConfig)
+    s2: ScaleConfig = field(default_factory=ScaleConfig)
+    s3: ScaleConfig = field(default_factory=ScaleConfig)
+
+    def __post_init__(self) -> None:
+        _check_choice("model.form", self.form, ("innovation", "plain"))
+
+
+@dataclass
+class PerturbConfig:
+    """Per-frame damage to the student's input; the teacher sees the clean frames."""
+
+    probability: float = MISSING
+    exposure: float = MISSING
+    noise: float = MISSING
+    jpeg: float = MISSING
+    blur: float = MISSING
+
+
+@dataclass
+class DataConfig:
+    """Where clips come from and how they are cut."""
+
+    kind: str = MISSING
+    root: str | None = None
+    clip_frames: int = MISSING
+    stride: int = MISSING
+    short_side: int = MISSING
+    crop: list[int] | None = None
+    batch_size: int = MISSING
+    p_single_frame: float = MISSING
+    flip: bool = MISSING
+    colour_jitter: float = MISSING
+    perturb: PerturbConfig = field(default_factory=PerturbConfig)
+    teacher_cache: str | None = None
+    num_workers: int = MISSING
+    world: str = "rooms"
+    motion: str = "moving"
+    num_worlds: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("data.kind", self.kind, ("synthetic", "video_folder"))
+        for name in ("clip_frames", "stride", "short_side", "batch_size"):
+            _check_positive(f"data.{name}", getattr(self, name))
+
+
+@dataclass
+class FlowConfig:
+    """Optical flow and what counts as static."""
+
+    name: str = MISSING
+    weights: str | None = None
+    max_motion_px: float = MISSING
+    max_rgb_change: float = MISSING
+
+    def __post_init__(self) -> None:
+        _check_choice("flow.name", self.name, ("dis", "raft_small", "raft_large"))
+
+
+@dataclass
+class LossConfig:
+    """Weights and forms of the loss terms; a weight of 0 leaves a term out."""
+
+    target: str = MISSING
+    ssi_weight: float = MISSING
+    ssi_alignment: str = MISSING
+    ssi_gradient_weight: float = MISSING
+    temporal_gradient_weight: float = MISSING
+    temporal_gradient_strides: list[int] = MISSING
+    state_smoothness_weight: float = MISSING
+
+    def __post_init__(self) -> None:
+        _check_choice("loss.target", self.target, ("raw", "stabilised"))
+        _check_choice("loss.ssi_alignment", self.ssi_alignment, ("frame", "clip", "none"))
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    beta1: float = MISSING
+    beta2: float = MISSING
+    warmup_steps: int = MISSING
+    final_lr_ratio: float = MISSING
+    grad_clip: float = MISSING
+    ema_decay: float = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """The loop."""
+
+    steps: int = MISSING
+    chunk_frames: int = MISSING
+    accumulate: int = MISSING
+    precision: str = MISSING
+    channels_last: bool = MISSING
+    compile: bool = MISSING
+    device: str = MISSING
+    threads: int | None = None
+    seed: int = MISSING
+    deterministic: bool = MISSING
+    checkpoint_every: int = MISSING
+    keep_checkpoints: int = MISSING
+    log_every: int = MISSING
+    picture_every: int = MISSING
+    logger: str = MISSING
+
+    def __post_init__(self) -> None:
+        _check_choice("trainer.precision", self.precision, ("float32", "bfloat16", "float16"))
+        _check_choice("trainer.logger", self.logger, ("tensorboard", "wandb", "none"))
+        for name in ("steps", "chunk_frames", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
+            _check_positive(f"trainer.{name}", getattr(self, name))
+
+
+@dataclass
+class TrainConfig:
+    """`configs/train.yaml`."""
+
+    name: str = MISSING
+    run_dir: str = MISSING
+    debug: str | None = None
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+
+
+@dataclass
+class PrecomputeConfig:
+    """`configs/precompute.yaml`."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    root: str = MISSING
+    cache: str = MISSING
+    short_side: int = MISSING
+    batch_frames: int = MISSING
+    store_flow: bool = MISSING
+    verify: bool = MISSING
+    device: str = MISSING
+    threads: int | None = None

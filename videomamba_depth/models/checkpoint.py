@@ -1,0 +1,142 @@
+"""Write a student to a folder and load it again, with everything that is needed to run it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from videomamba_depth import __version__
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.errors import UserError
+
+STUDENT_JSON = "student.json"
+STUDENT_WEIGHTS = "student.safetensors"
+_FORMAT = "videomamba-depth student 1"
+
+
+def save_student(
+    folder: Path,
+    weights: dict[str, Tensor],
+    temporal: TemporalSpec,
+    encoder: dict[str, Any],
+    input_size: int | None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write `student.safetensors` and `student.json` into an existing folder.
+
+    Args:
+        weights: `VideoMambaDepth.student_state_dict()`, or an average of several.
+        encoder: `describe_encoder(...)`: the frozen encoder is not in the weights.
+        input_size: short side in px that frames are resized to for inference; None keeps a frame's own.
+        extra: JSON values that travel along, e.g. the step.
+    """
+    save_file({name: t.detach().contiguous().cpu() for name, t in weights.items()}, folder / STUDENT_WEIGHTS)
+    description = {
+        "format": _FORMAT,
+        "version": __version__,
+        "temporal": asdict(temporal),
+        "encoder": encoder,
+        "input_size": input_size,
+        **(extra or {}),
+    }
+    (folder / STUDENT_JSON).write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+def describe_encoder(encoder: DepthAnythingEncoder, folder: str) -> dict[str, Any]:
+    """Return how to find the encoder again: its id, its digest, and where a copy lies relative to a checkpoint."""
+    return {**encoder.cache_key(), "folder": folder}
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's `student.json`.
+
+    Raises:
+        UserError: no such folder, or not a student.
+    """
+    path = Path(folder) / STUDENT_JSON
+    if not path.is_file():
+        raise UserError(
+            f"'{folder}' is not a student checkpoint (no {STUDENT_JSON}); give a folder such as runs/NAME/last"
+        )
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is damaged ({error}); use another checkpoint of the run") from error
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise UserError(f"'{path}' is not in this version's format ({_FORMAT})")
+    return description
+
+
+def load_student(folder: str | Path, input_size: int | None = None) -> VideoMambaDepth:
+    """Load a student in eval mode with float32 weights.
+
+    The encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
+
+    Args:
+        folder: what `save_student` wrote, e.g. `runs/NAME/last`.
+        input_size: short side in px; None takes the checkpoint's.
+
+    Raises:
+        UserError: missing or damaged files, or an encoder with other weights.
+    """
+    description = read_description(folder)
+    encoder = _load_encoder(Path(folder), description, input_size or description["input_size"])
+    temporal = TemporalSpec(**{name: ScaleSpec(**spec) for name, spec in description["temporal"].items()})
+    student = VideoMambaDepth(encoder, encoder.head, temporal)
+    load_student_weights(student, read_weights(Path(folder) / STUDENT_WEIGHTS), str(folder))
+    return student.eval()
+
+
+def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], source: str) -> None:
+    """Load weights strictly; every tensor that is missing, unknown or mis-shaped is named.
+
+    Raises:
+        UserError: the weights are not those of this model.
+    """
+    own = student.student_state_dict()
+    problems = [f"missing {name}" for name in own.keys() - weights.keys()]
+    problems += [f"unknown {name}" for name in weights.keys() - own.keys()]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(t.shape)}"
+        for name, t in own.items()
+        if name in weights and weights[name].shape != t.shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:4])
+        raise UserError(f"the weights in '{source}' are not this model's ({len(problems)} differ): {shown}")
+    student.load_state_dict(weights, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read '{path}' ({error}); use another checkpoint of the run") from error
+
+
+def _load_encoder(folder: Path, description: dict[str, Any], input_size: int | None) -> DepthAnythingEncoder:
+    about = description["encoder"]
+    copy = (folder.resolve() / about["folder"]).resolve()
+    encoder = DepthAnythingEncoder.from_pretrained(
+        str(copy) if copy.is_dir() else about["model_id"], input_size=input_size
+    )
+    encoder.model_id = about["model_id"]
+    if encoder.weights_sha256() != about["weights_sha256"]:
+        raise UserError(
+            f"the encoder '{about['model_id']}' has other weights than the one that '{folder}' was trained with;"
+            " restore that encoder or train again"
+        )
+    return encoder

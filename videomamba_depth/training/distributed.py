@@ -1,0 +1,62 @@
+"""The few things that a run under torchrun needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place in the run; a run without torchrun is rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True for the one process that writes files and logs."""
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum of `x` over all ranks, without gradient."""
+        if self.world_size > 1:
+            x = x.detach().clone()
+            distributed.all_reduce(x)
+        return x
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is True on any rank."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+
+def start_ranks(device_name: str) -> Ranks:
+    """Join the process group that torchrun announces in the environment, if any.
+
+    Args:
+        device_name: "auto" (CUDA where there is one), "cpu" or "cuda".
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    use_cuda = device_name == "cuda" or (device_name == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if world_size > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if use_cuda else "gloo")
+    return Ranks(rank, world_size, device)
+
+
+def stop_ranks() -> None:
+    """Leave the process group, if there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,115 @@
+"""From a batch of clips to everything that the chunks of those clips are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videomamba_depth.models.videomamba_depth import ClipFeatures
+from videomamba_depth.training.objective import ChunkTarget
+from videomamba_depth.utils.flow_utils import FlowEstimator, static_mask
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """A clip, encoded and labelled once, to be trained on chunk by chunk.
+
+    Attributes:
+        features: of the student's input.
+        target: of all frames.
+        rgb: `[B, N, 3, H, W]` in [0, 1], the student's input; for pictures.
+        video_ids: per sample; for messages.
+    """
+
+    features: ClipFeatures
+    target: ChunkTarget
+    rgb: Tensor
+    video_ids: tuple[str, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Length N of the clip."""
+        return self.rgb.shape[1]
+
+    def chunk(self, start: int, stop: int) -> tuple[ClipFeatures, ChunkTarget]:
+        """Return features and target of the frames [start, stop)."""
+        features = {name: x[:, start:stop] for name, x in self.features.items()}
+        return features, ChunkTarget(*(x[:, start:stop] for x in self.target))
+
+
+class Labeller:
+    """Encodes clips for the student and labels them by the teacher; both share one pass where they can.
+
+    They share it where the student's encoder is the teacher and the student's input is not perturbed.
+
+    Args:
+        encoder: of the student, frozen.
+        teacher: labels frames; may be `encoder` itself.
+        flow: for static masks; None where no loss needs them.
+        max_motion_px, max_rgb_change: see `static_mask`.
+        frames_per_pass: frames encoded at once.
+        autocast_dtype: None for none.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        teacher: nn.Module,
+        flow: FlowEstimator | None,
+        max_motion_px: float,
+        max_rgb_change: float,
+        frames_per_pass: int,
+        autocast_dtype: torch.dtype | None,
+    ) -> None:
+        self.encoder, self.teacher, self.flow = encoder, teacher, flow
+        self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
+        self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
+        """Label a collated batch, see `data.dataset_video`."""
+        rgb, clean = batch["rgb"].to(device, non_blocking=True), batch["rgb_clean"].to(device, non_blocking=True)
+        features = self._encode(self.encoder, rgb)
+        if "teacher_depth" in batch:
+            depth = batch["teacher_depth"].to(device)
+        elif self.teacher is self.encoder and torch.equal(rgb, clean):
+            depth = self._decode(features, clean)
+        else:
+            depth = self._decode(self._encode(self.teacher, clean), clean)
+        valid = torch.isfinite(depth)
+        static = batch["static"].to(device) if "static" in batch else self._static(clean)
+        video_ids = tuple(meta.video_id for meta in batch["meta"])
+        return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, video_ids)
+
+    def _encode(self, encoder: nn.Module, clip: Tensor) -> ClipFeatures:
+        passes = []
+        for part in clip.flatten(0, 1).split(self.frames_per_pass):
+            with self.autocast(clip.device):
+                passes.append(encoder.encode_frame(part))  # type: ignore[operator]
+        return {name: torch.cat([p[name] for p in passes]).unflatten(0, clip.shape[:2]) for name in passes[0]}
+
+    def _decode(self, features: ClipFeatures, clip: Tensor) -> Tensor:
+        flat = {name: x.flatten(0, 1).split(self.frames_per_pass) for name, x in features.items()}
+        size = (clip.shape[-2], clip.shape[-1])
+        depth = []
+        for i in range(len(next(iter(flat.values())))):
+            with self.autocast(clip.device):
+                depth.append(self.teacher.decode({name: x[i] for name, x in flat.items()}, size).float())  # type: ignore[operator]
+        return torch.cat(depth).unflatten(0, clip.shape[:2])
+
+    def _static(self, clip: Tensor) -> Tensor:
+        if self.flow is None or clip.shape[1] == 1:
+            batch, frames, _, height, width = clip.shape
+            return torch.zeros(batch, frames, 1, height, width, dtype=torch.bool, device=clip.device)
+        masks = [
+            static_mask(one, self.flow, max_motion_px=self.max_motion_px, max_rgb_change=self.max_rgb_change)
+            for one in clip
+        ]
+        return torch.stack(masks)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the precision that features and depth are computed in."""
+        return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)

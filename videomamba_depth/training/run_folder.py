@@ -1,0 +1,146 @@
+"""The folder of a run: what is in it, when it may be continued, and what is logged into it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from videomamba_depth.utils.checkpoint import list_steps, step_folder
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.logger import JsonLines
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = (
+    "run_dir",
+    "name",
+    "debug",
+    "data.num_workers",
+    "trainer.steps",
+    "trainer.threads",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.log_every",
+    "trainer.picture_every",
+    "trainer.logger",
+)
+"""Keys that may differ when a run is continued; any other would make the result depend on when it was stopped."""
+
+
+class RunFolder:
+    """`config.yaml`, `encoder/`, `checkpoints/step_*/`, `last`, `metrics.jsonl`, `pictures/`, `tensorboard/`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.encoder = self.path / "encoder"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.path / "last"
+        self.metrics = self.path / "metrics.jsonl"
+        self.pictures = self.path / "pictures"
+        self.tensorboard = self.path / "tensorboard"
+
+    def newest_checkpoint(self) -> Path | None:
+        """Return the checkpoint to resume from, if there is one."""
+        steps = list_steps(self.checkpoints)
+        return step_folder(self.checkpoints, steps[-1]) if steps else None
+
+    def check_config(self, config: dict[str, Any]) -> None:
+        """Refuse to continue a run that was started with other settings.
+
+        Raises:
+            UserError: naming the first key that differs and both values.
+        """
+        if self.newest_checkpoint() is None or not self.config.is_file():
+            return
+        before, now = _flatten(_read_yaml(self.config)), _flatten(config)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and key not in MAY_CHANGE:
+                raise UserError(
+                    f"run '{self.path}' was started with {key}={before.get(key)}, now it is {now.get(key)};"
+                    f" set it back to continue, or start another run with name=..."
+                )
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Save the resolved config, atomically."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.config.with_suffix(".partial")
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+        os.replace(temporary, self.config)
+
+    def remove_partial_encoder(self) -> None:
+        """Clear an encoder copy that a kill left without its weights."""
+        if self.encoder.is_dir() and not (self.encoder / "complete").is_file():
+            shutil.rmtree(self.encoder)
+
+
+class RunLog:
+    """Sends one record per log interval to `metrics.jsonl` and to TensorBoard or Weights & Biases.
+
+    Args:
+        start_step: records of this and later steps, left by a run that was killed, are dropped.
+        backend: "tensorboard", "wandb" or "none".
+    """
+
+    def __init__(self, run: RunFolder, start_step: int, backend: str, config: dict[str, Any]) -> None:
+        self._lines = JsonLines(run.metrics, keep_below_step=start_step)
+        self._board: Any = None
+        self._wandb: Any = None
+        if backend == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step)
+        elif backend == "wandb":
+            self._wandb = _start_wandb(run, config)
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Log one record; `step` is the number of the step, other keys are slash names."""
+        self._lines.write(record)
+        step = int(record["step"])
+        values = {key: value for key, value in record.items() if key != "step"}
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def picture(self, step: int, rgb: np.ndarray) -> None:
+        """Log a picture, uint8 `[H, W, 3]`."""
+        if self._board is not None:
+            self._board.add_image("pictures/student_teacher", rgb, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(run: RunFolder, config: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("trainer.logger=wandb needs the extra: pip install 'videomamba-depth[wandb]'") from error
+    return wandb.init(dir=str(run.path), name=run.path.name, id=run.path.name, resume="allow", config=config)
+
+
+def _read_yaml(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

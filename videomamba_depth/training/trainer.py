@@ -1,0 +1,350 @@
+"""The loop: chunked back-propagation through time with carried states."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from videomamba_depth.losses import mean_of_sums
+from videomamba_depth.models.checkpoint import STUDENT_WEIGHTS, load_student_weights, read_weights
+from videomamba_depth.models.state import DepthState
+from videomamba_depth.models.videomamba_depth import ClipFeatures, RefineOutput, VideoMambaDepth
+from videomamba_depth.training.distributed import Ranks
+from videomamba_depth.training.labels import LabelledClip, Labeller
+from videomamba_depth.training.objective import Objective
+from videomamba_depth.training.preview import preview_picture, write_picture
+from videomamba_depth.training.run_folder import RunFolder, RunLog
+from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
+from videomamba_depth.training.snapshot import Carry, Position, load_carry, load_shared, save_carry, save_shared
+from videomamba_depth.utils.checkpoint import point_last, prune_steps, staging_folder, step_folder, whole_folder
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Numbers of the loop; see `configs/trainer/default.yaml` and `configs/optim/adamw.yaml` for their meaning."""
+
+    steps: int
+    chunk_frames: int
+    accumulate: int
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup_steps: int
+    final_lr_ratio: float
+    grad_clip: float
+    ema_decay: float
+    autocast_dtype: torch.dtype | None
+    channels_last: bool
+    compile: bool
+    checkpoint_every: int
+    keep_checkpoints: int
+    log_every: int
+    picture_every: int
+
+
+class StudentForward(nn.Module):
+    """The trainable part of the student as one call, for DDP and torch.compile to wrap."""
+
+    def __init__(self, student: VideoMambaDepth) -> None:
+        super().__init__()
+        self.temporal, self.head = student.temporal, student.head
+        # Not registered as a submodule: the frozen encoder takes no part in gradient synchronisation.
+        self._student = (student,)
+
+    def forward(
+        self, features: ClipFeatures, states: DepthState | None, image_size: tuple[int, int]
+    ) -> tuple[Tensor, RefineOutput]:
+        """Return depth `[B, N, 1, H, W]` and what `VideoMambaDepth.refine` returns."""
+        refined = self._student[0].refine(features, states, image_size)
+        return self._student[0].decode(refined.features, image_size), refined
+
+
+class Trainer:
+    """Trains a student on labelled clips; `fit` runs to the last step, or until it is asked to stop.
+
+    A step is one optimizer step on `accumulate` chunks. States and the last frame of a chunk are carried, detached,
+    into the next chunk of the same clip. All that a run depends on is in its checkpoints: stopped and resumed, it
+    gives the same bits as if it had run through.
+
+    Args:
+        batches_from: returns the stream of collated batches from a given batch index on.
+        save_student: writes a checkpoint's `student.*` files; called as `(folder, weights, step)`.
+    """
+
+    def __init__(
+        self,
+        student: VideoMambaDepth,
+        labeller: Labeller,
+        batches_from: Callable[[int], Iterator[dict[str, Any]]],
+        objective: Objective,
+        settings: TrainerSettings,
+        ranks: Ranks,
+        run: RunFolder,
+        run_log: Callable[[int], RunLog],
+        save_student: Callable[[Path, dict[str, Tensor], int], None],
+    ) -> None:
+        self.student, self.labeller, self.objective = student, labeller, objective
+        self.settings, self.ranks, self.run = settings, ranks, run
+        self._batches_from, self._open_log, self._save_student = batches_from, run_log, save_student
+        if settings.channels_last:
+            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._trainable = {name: p for name, p in student.named_parameters() if p.requires_grad}
+        self._optimizer = self._build_optimizer()
+        self._scaler = torch.amp.GradScaler(
+            ranks.device.type, enabled=settings.autocast_dtype == torch.float16 and ranks.device.type == "cuda"
+        )
+        self._forward: nn.Module = StudentForward(student)
+        if settings.compile:
+            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
+        if ranks.world_size > 1:
+            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
+        self.step = 0
+        self._position, self._carry = Position(), Carry()
+        self._clip: LabelledClip | None = None
+        self._stop_signal: int | None = None
+        self._average = WeightAverage(student.student_state_dict(), settings.ema_decay)
+
+    def fit(self) -> bool:
+        """Train to `settings.steps`; return False if a signal ended the run before, after saving it.
+
+        Raises:
+            UserError: a loss or gradient is not finite; raised before the optimizer step.
+        """
+        self._resume()
+        if self.step >= self.settings.steps:
+            log.info("run '%s' is already at step %d of %d", self.run.path, self.step, self.settings.steps)
+            return True
+        batches = self._batches_from(self._position.batch)
+        run_log = self._open_log(self.step) if self.ranks.is_main else None
+        handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with (
+                logging_redirect_tqdm(),
+                tqdm(
+                    total=self.settings.steps,
+                    initial=self.step,
+                    unit="step",
+                    disable=None if self.ranks.is_main else True,
+                ) as bar,
+            ):
+                return self._loop(batches, run_log, bar)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if run_log is not None:
+                run_log.close()
+
+    def _loop(self, batches: Iterator[dict[str, Any]], run_log: RunLog | None, bar: tqdm) -> bool:
+        settings = self.settings
+        meter = _Meter(self.step)
+        while self.step < settings.steps:
+            record, frames = self._train_step(batches)
+            self.step += 1
+            bar.update()
+            meter.add(record, frames)
+            last = self.step == settings.steps
+            if run_log is not None and (last or self.step % settings.log_every == 0):
+                record = meter.flush(self.step)
+                run_log.write(record)
+                log.info(_format_line(record, settings.steps))
+            if run_log is not None and settings.picture_every and self.step % settings.picture_every == 0:
+                self._write_picture(run_log)
+            stop = self.ranks.any(self._stop_signal is not None)
+            if stop or last or self.step % settings.checkpoint_every == 0:
+                self._save()
+            if stop and not last:
+                log.warning("stopped at step %d; run the same command to continue", self.step)
+                return False
+        return True
+
+    def _train_step(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
+        """Do one optimizer step; return its record and how many frames it saw."""
+        settings = self.settings
+        lr = settings.lr * warmup_cosine(self.step, settings.steps, settings.warmup_steps, settings.final_lr_ratio)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        record: dict[str, float] = {}
+        frames = 0
+        for i in range(settings.accumulate):
+            synchronise = i == settings.accumulate - 1
+            terms, chunk_frames = self._train_chunk(batches, synchronise)
+            frames += chunk_frames
+            for name, value in terms.items():
+                record[f"loss/{name}"] = record.get(f"loss/{name}", 0.0) + value / settings.accumulate
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._trainable.values(), settings.grad_clip or float("inf"))
+        if not torch.isfinite(norm) and not self._scaler.is_enabled():
+            self._refuse("the gradient norm")
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._average.update(self.student.student_state_dict(), self.step)
+        return {**record, "optim/lr": lr, "optim/grad_norm": float(norm)}, frames
+
+    def _train_chunk(self, batches: Iterator[dict[str, Any]], synchronise: bool) -> tuple[dict[str, float], int]:
+        """Forward and backward on the next chunk; return the loss terms and the number of frames."""
+        clip = self._current_clip(batches)
+        start, stop = self._position.frame, min(self._position.frame + self.settings.chunk_frames, clip.num_frames)
+        features, target = clip.chunk(start, stop)
+        image_size = (clip.rgb.shape[-2], clip.rgb.shape[-1])
+        defer = not synchronise and isinstance(self._forward, DistributedDataParallel)
+        with self._forward.no_sync() if defer else nullcontext():  # type: ignore[operator]
+            with self.labeller.autocast(self.ranks.device):
+                depth, refined = self._forward(features, self._carry.states, image_size)
+            summaries = [summary for scale in refined.summaries.values() for summary in scale]
+            sums, tail = self.objective(depth, target, summaries, self._carry.tail)
+            # Every mean runs over the valid elements of all ranks; DDP divides gradients by their number.
+            losses = {
+                name: mean_of_sums(term.numerators, self.ranks.sum(term.counts)) * self.ranks.world_size
+                for name, term in sums.items()
+            }
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                names = [name for name, value in losses.items() if not torch.isfinite(value)]
+                self._refuse(f"loss {' and '.join(names)}")
+            self._scaler.scale(total / self.settings.accumulate).backward()
+        self._advance(clip, stop, refined.states, tail)
+        terms = {name: float(self.ranks.sum(value.detach())) / self.ranks.world_size for name, value in losses.items()}
+        frames = clip.rgb.shape[0] * (stop - start) * self.ranks.world_size
+        return {"total": sum(terms.values()), **terms}, frames
+
+    def _current_clip(self, batches: Iterator[dict[str, Any]]) -> LabelledClip:
+        if self._clip is None:
+            self._clip = self.labeller(next(batches), self.ranks.device)
+        return self._clip
+
+    def _advance(self, clip: LabelledClip, stop: int, states: DepthState, tail: Any) -> None:
+        if stop < clip.num_frames:
+            self._position = Position(self._position.batch, stop)
+            self._carry = Carry(states.detach(), tail)
+        else:
+            self._position, self._carry, self._clip = Position(self._position.batch + 1), Carry(), None
+
+    def _build_optimizer(self) -> torch.optim.AdamW:
+        """Biases, norms and the parameters of the recurrence do not decay."""
+        decay = [p for name, p in self._trainable.items() if p.ndim > 1 and not name.endswith("A_log")]
+        rest = [p for name, p in self._trainable.items() if p.ndim <= 1 or name.endswith("A_log")]
+        groups = [{"params": decay, "weight_decay": self.settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.settings.lr, betas=self.settings.betas)
+
+    def _refuse(self, what: str) -> None:
+        videos = ", ".join(self._clip.video_ids) if self._clip is not None else "?"
+        raise UserError(
+            f"{what} is not finite at step {self.step + 1}, batch {self._position.batch}, frame {self._position.frame}"
+            f" (videos: {videos}); nothing was updated. Lower optim.lr, or use trainer.precision=float32;"
+            " the last checkpoint is intact"
+        )
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stop_signal is not None:
+            raise KeyboardInterrupt
+        log.warning("signal %s: saving after this step; press again to quit without", signal.Signals(number).name)
+        self._stop_signal = number
+
+    def _write_picture(self, run_log: RunLog) -> None:
+        """Show the student on the first frames of the current or next clip, from a fresh state."""
+        if self._clip is None:
+            return
+        features, target = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))
+        size = (self._clip.rgb.shape[-2], self._clip.rgb.shape[-1])
+        one = {name: x[:1] for name, x in features.items()}
+        with torch.no_grad(), self.labeller.autocast(self.ranks.device):
+            depth = self.student.decode(self.student.refine(one, None, size).features, size)
+        last = target.depth.shape[1] - 1
+        picture = preview_picture(self._clip.rgb[0, last], target.depth[0, last], depth[0, last])
+        write_picture(self.run.pictures / f"step_{self.step:08d}.png", picture)
+        run_log.picture(self.step, picture)
+
+    def _save(self) -> None:
+        final = step_folder(self.run.checkpoints, self.step)
+        if self.ranks.is_main:
+            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+            with whole_folder(final) as staging:
+                self._save_student(staging, self._average.average, self.step)
+                save_shared(staging, self.step, self._position, self._shared_tensors(), self._scaler.state_dict())
+                self.ranks.barrier()  # the folder is there: every rank writes its part
+                save_carry(staging, self.ranks.rank, self._carry)
+                self.ranks.barrier()
+            point_last(self.run.last, final)
+            prune_steps(self.run.checkpoints, self.settings.keep_checkpoints)
+        else:
+            self.ranks.barrier()
+            save_carry(staging_folder(final), self.ranks.rank, self._carry)
+            self.ranks.barrier()
+        self.ranks.barrier()
+
+    def _shared_tensors(self) -> dict[str, Tensor]:
+        tensors = {f"weight.{name}": t for name, t in self.student.student_state_dict().items()}
+        for i, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        return tensors
+
+    def _resume(self) -> None:
+        folder = self.run.newest_checkpoint()
+        if folder is None:
+            return
+        self.step, self._position, tensors, scaler = load_shared(folder)
+        weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+        load_student_weights(self.student, weights, str(folder))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, key = name.split(".")
+                state.setdefault(int(i), {})[key] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        self._scaler.load_state_dict(scaler)
+        average = read_weights(folder / STUDENT_WEIGHTS)
+        self._average.average = {name: t.to(self.ranks.device) for name, t in average.items()}
+        self._carry = load_carry(folder, self.ranks.rank, self.ranks.device)
+        log.info("continuing '%s' from step %d", self.run.path, self.step)
+
+
+class _Meter:
+    """Averages the records of the steps between two log lines, and their pace."""
+
+    def __init__(self, step: int) -> None:
+        self._started = time.perf_counter()
+        self._sums: dict[str, list[float]] = {}
+        self._frames = 0
+        self._step = step
+
+    def add(self, record: dict[str, float], frames: int) -> None:
+        for key, value in record.items():
+            self._sums.setdefault(key, []).append(value)
+        self._frames += frames
+
+    def flush(self, step: int) -> dict[str, float]:
+        elapsed = time.perf_counter() - self._started
+        record: dict[str, float] = {"step": step}
+        record |= {key: sum(values) / len(values) for key, values in self._sums.items()}
+        record["time/ms_per_step"] = 1000 * elapsed / max(1, step - self._step)
+        record["time/frames_per_s"] = self._frames / elapsed
+        self.__init__(step)  # type: ignore[misc]
+        return record
+
+
+def _format_line(record: dict[str, float], steps: int) -> str:
+    losses = "  ".join(f"{k.removeprefix('loss/')} {v:8.5f}" for k, v in record.items() if k.startswith("loss/"))
+    pace = record["time/ms_per_step"]
+    eta_s = int(pace * (steps - record["step"]) / 1000)
+    return (
+        f"step {int(record['step']):6d}/{steps}  {losses}  lr {record['optim/lr']:.2e}"
+        f"  grad {record['optim/grad_norm']:8.4f}  {pace:6.0f} ms/step  {record['time/frames_per_s']:6.1f} frames/s"
+        f"  ETA {eta_s // 3600}:{eta_s // 60 % 60:02d}:{eta_s % 60:02d}"
+    )
