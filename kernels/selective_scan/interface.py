@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selective_scan import reference
+from selective_scan import mamba_ssm_backend, operators, reference
+from selective_scan.backends import resolve_backend
 from selective_scan.checks import check_conv, check_scan
 from selective_scan.state import state_dtype
 
@@ -60,10 +61,23 @@ def selective_scan(
 
     Source: Gu & Dao, "Mamba", algorithm 2; carried states, layouts and the table of discretizations are ours.
     """
-    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, discretization, trapezoid_lambda)
-    return reference.selective_scan_ref(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization, trapezoid_lambda
+    y, final_state, _ = _scan(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        delta_softplus,
+        initial_state,
+        discretization,
+        backend,
+        trapezoid_lambda,
+        with_summary=False,
     )
+    return y, final_state
 
 
 def selective_scan_with_summary(
@@ -87,10 +101,59 @@ def selective_scan_with_summary(
     The summary is in the state's dtype and differentiable; a loss on it shapes the state without ever holding
     [T, L, D, N]. Source: ours.
     """
-    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, discretization, trapezoid_lambda)
-    return reference.selective_scan_with_summary_ref(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization, trapezoid_lambda
+    return _scan(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        delta_softplus,
+        initial_state,
+        discretization,
+        backend,
+        trapezoid_lambda,
+        with_summary=True,
     )
+
+
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    discretization: str,
+    backend: str | None,
+    trapezoid_lambda: Tensor | None,
+    *,
+    with_summary: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check, choose a backend and run it; the summary is empty unless asked for."""
+    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, discretization, trapezoid_lambda)
+    chosen = resolve_backend(backend, u.device.type, discretization, u.dtype == torch.float64)
+    if chosen == "reference":
+        return reference.selective_scan_with_summary_ref(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization, trapezoid_lambda
+        )
+    if chosen == "mamba_ssm":
+        if with_summary:
+            raise ValueError("backend 'mamba_ssm' gives no summary; use backend='triton'")
+        y, final_state = mamba_ssm_backend.selective_scan(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization
+        )
+        return y, final_state, final_state.new_empty(0)
+    run = operators.operator(chosen, "scan")
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, trapezoid_lambda)
+    y, final_state, summary = run(*tensors, delta_softplus, discretization, with_summary)
+    return y, final_state, summary
 
 
 def selective_scan_step(
@@ -125,16 +188,19 @@ def selective_scan_step(
 
     Source: ours; `selective_state_update` of mamba-ssm is the model.
     """
+    args = (u.unsqueeze(1), delta.unsqueeze(1), A, B.unsqueeze(1), C.unsqueeze(1), D)
+    gate = None if z is None else z.unsqueeze(1)
     if inplace:
+        check_scan(*args, gate, delta_bias, state, discretization, trapezoid_lambda)
         _check_inplace("state", state, u, (state, u, delta, A, B, C))
+        chosen = resolve_backend(backend, u.device.type, discretization, u.dtype == torch.float64)
+        if chosen in operators.DEVICES:
+            run = operators.operator(chosen, "scan_step_")
+            options = (delta_softplus, discretization)
+            return run(*args, gate, delta_bias, state, trapezoid_lambda, *options).squeeze(1), state
     y, next_state = selective_scan(
-        u.unsqueeze(1),
-        delta.unsqueeze(1),
-        A,
-        B.unsqueeze(1),
-        C.unsqueeze(1),
-        D,
-        None if z is None else z.unsqueeze(1),
+        *args,
+        gate,
         delta_bias,
         delta_softplus,
         state,
@@ -173,7 +239,13 @@ def causal_conv1d(
     Source: Gu & Dao, "Mamba", section 3.4; K columns of state, not K − 1, as mamba-ssm's `step` publishes it.
     """
     check_conv(x, weight, bias, initial_state, activation)
-    return reference.causal_conv1d_ref(x, weight, bias, initial_state, activation)
+    chosen = resolve_backend(backend, x.device.type, "conv", x.dtype == torch.float64)
+    if chosen == "reference":
+        return reference.causal_conv1d_ref(x, weight, bias, initial_state, activation)
+    if chosen == "mamba_ssm":
+        return mamba_ssm_backend.causal_conv1d(x, weight, bias, initial_state, activation)
+    y, final_state = operators.operator(chosen, "conv")(x, weight, bias, initial_state, activation == "silu")
+    return y, final_state
 
 
 def causal_conv1d_step(
@@ -192,7 +264,12 @@ def causal_conv1d_step(
     recorded).
     """
     if inplace:
+        check_conv(x.unsqueeze(1), weight, bias, state, activation)
         _check_inplace("state", state, x, (state, x, weight))
+        chosen = resolve_backend(backend, x.device.type, "conv", x.dtype == torch.float64)
+        if chosen in operators.DEVICES:
+            run = operators.operator(chosen, "conv_step_")
+            return run(x.unsqueeze(1), weight, bias, state, activation == "silu").squeeze(1), state
     y, next_state = causal_conv1d(x.unsqueeze(1), weight, bias, state, activation, backend)
     return y.squeeze(1), state.copy_(next_state) if inplace else next_state
 
@@ -201,8 +278,8 @@ def _check_inplace(name: str, state: Tensor, x: Tensor, tensors: tuple[Tensor, .
     """Refuse an in-place update that autograd would have to see, or that would have to change the state's
     dtype."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        raise RuntimeError(
-            f"{name} cannot be updated in place while gradients are recorded; pass inplace=False"
-        )
+        raise RuntimeError(f"{name} cannot be updated in place while gradients are recorded; pass inplace=False")
     if state.dtype != state_dtype(x.dtype):
         raise TypeError(f"{name} must be {state_dtype(x.dtype)} to be updated in place; got {state.dtype}")
+    if not state.is_contiguous():
+        raise ValueError(f"{name} must be contiguous to be updated in place; got strides {state.stride()}")

@@ -1,0 +1,197 @@
+// Vectors of one cache line, in the compiler's own vector extension: the same source gives AVX-512, AVX2 or NEON code.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef SCALAR_IS_DOUBLE
+typedef double S;
+#else
+typedef float S;                                    // scalar of all arithmetic and of the state
+#endif
+constexpr int W = 64 / sizeof(S);                   // lanes
+typedef S V __attribute__((vector_size(64)));       // W lanes
+typedef S VU __attribute__((vector_size(64), aligned(sizeof(S)), may_alias));  // the same, at any address
+#define INLINE inline __attribute__((always_inline))
+
+INLINE V broadcast(S x) { return V{} + x; }
+INLINE V load(const S* p) { return *reinterpret_cast<const VU*>(p); }
+INLINE void store(S* p, V x) { *reinterpret_cast<VU*>(p) = x; }
+INLINE V load_lanes(const S* p, int lanes) {  // lanes beyond `lanes` are 0
+  V x = {};
+  std::memcpy(&x, p, lanes * sizeof(S));
+  return x;
+}
+INLINE V vmax(V a, V b) { return a < b ? b : a; }  // NaN in a is kept
+INLINE V vmin(V a, V b) { return b < a ? b : a; }
+INLINE V vabs(V a) { return a < S(0) ? -a : a; }
+INLINE S sum_lanes(V x) {
+  S partial[W];
+  store(partial, x);
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) partial[i] += partial[i + half];
+  return partial[0];
+}
+
+constexpr S kLog2e = S(1.44269504088896340736);
+
+inline V by_lane(double (*function)(double), V x) {
+  for (int i = 0; i < W; ++i) x[i] = S(function(x[i]));
+  return x;
+}
+
+// 2^x. float: x = k + f, |f| <= 1/2, and 2^f = 1 + f q(f) with q of degree 4 fitted to a relative error of 1.1e-7; the
+// constant term is exactly 1, so that decays near 1 carry no bias. Clamped to normal numbers.
+INLINE V vexp2(V x) {
+  if constexpr (sizeof(S) == 8) {
+    return by_lane([](double t) { return __builtin_exp2(t); }, x);
+  } else {
+    typedef int32_t VI __attribute__((vector_size(64)));
+    x = vmin(vmax(x, broadcast(-126)), broadcast(127));
+    const V shifted = x + S(12582912);  // 1.5 * 2^23: rounds to an integer, left in the low bits
+    const V f = x - (shifted - S(12582912));
+    V p = broadcast(S(0.0013264727));
+    p = p * f + S(0.0096715130);
+    p = p * f + S(0.0555073358);
+    p = p * f + S(0.2402224243);
+    p = p * f + S(0.6931470037);
+    p = p * f + S(1);
+    return (V)((VI)p + ((VI)shifted << 23));
+  }
+}
+INLINE V vexp(V x) {
+  if constexpr (sizeof(S) == 8) return by_lane([](double t) { return __builtin_exp(t); }, x);
+  return vexp2(x * kLog2e);
+}
+
+// log(1 + x) for x in [0, 1]: 2 artanh(s), s = x / (2 + x) <= 1/3; the series to s^15 leaves 2e-9.
+INLINE V vlog1p(V x) {
+  if constexpr (sizeof(S) == 8) return by_lane([](double t) { return __builtin_log1p(t); }, x);
+  const V s = x / (x + S(2)), q = s * s;
+  V p = broadcast(S(1.0 / 15));
+  for (int k = 13; k >= 1; k -= 2) p = p * q + S(1.0 / k);
+  return S(2) * s * p;
+}
+
+INLINE V sigmoid(V x) { return S(1) / (S(1) + vexp(-x)); }
+INLINE V softplus(V x) { return vmax(x, V{}) + vlog1p(vexp(-vabs(x))); }
+
+// ---- elements in memory: scalars of arithmetic or bfloat16 -------------------------------------------------------
+enum Dtype : int32_t { kScalar = 0, kBfloat16 = 1 };
+
+INLINE S from_bfloat16(uint16_t x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return S(y);
+}
+INLINE uint16_t to_bfloat16(S x) {  // to nearest even
+  const float y = float(x);
+  uint32_t bits;
+  std::memcpy(&bits, &y, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE V load_as(const void* base, int64_t offset, int lanes, int32_t dtype) {
+  if (dtype == kScalar) {
+    const S* p = static_cast<const S*>(base) + offset;
+    return lanes == W ? load(p) : load_lanes(p, lanes);
+  }
+  const uint16_t* p = static_cast<const uint16_t*>(base) + offset;
+  S x[W] = {};
+  if (lanes == W)
+    for (int i = 0; i < W; ++i) x[i] = from_bfloat16(p[i]);
+  else
+    for (int i = 0; i < lanes; ++i) x[i] = from_bfloat16(p[i]);
+  return load(x);
+}
+INLINE void store_as(void* base, int64_t offset, int lanes, int32_t dtype, V x) {
+  if (dtype == kScalar) {
+    S* p = static_cast<S*>(base) + offset;
+    if (lanes == W) store(p, x);
+    else std::memcpy(p, &x, lanes * sizeof(S));
+    return;
+  }
+  uint16_t* p = static_cast<uint16_t*>(base) + offset;
+  S y[W];
+  store(y, x);
+  if (lanes == W)
+    for (int i = 0; i < W; ++i) p[i] = to_bfloat16(y[i]);
+  else
+    for (int i = 0; i < lanes; ++i) p[i] = to_bfloat16(y[i]);
+}
+
+// ---- [rows, columns] in memory <-> one vector per column, lane = row ------------------------------------------------
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (decltype(a < b)){__VA_ARGS__})
+#endif
+
+// In place. A stage interleaves rows i and i + 8; four of them rotate the 8 index bits (row, column) by half a turn.
+INLINE void transpose(V (&x)[W]) {
+#ifndef SCALAR_IS_DOUBLE
+    for (int stage = 0; stage < 4; ++stage) {
+      V y[W];
+      for (int i = 0; i < 8; ++i) {
+        y[2 * i] = SHUFFLE(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        y[2 * i + 1] = SHUFFLE(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      }
+      for (int i = 0; i < W; ++i) x[i] = y[i];
+    }
+#else
+    V y[W] = {};
+    for (int i = 0; i < W; ++i)
+      for (int j = 0; j < W; ++j) y[j][i] = x[i][j];
+    for (int i = 0; i < W; ++i) x[i] = y[i];
+#endif
+}
+
+inline void load_columns(const S* p, int64_t row_stride, int rows, int columns, V* out) {
+  for (int c0 = 0; c0 < columns; c0 += W) {
+    const int width = columns - c0 < W ? columns - c0 : W;
+    V x[W] = {};
+    if (rows == W && width == W)
+      for (int i = 0; i < W; ++i) x[i] = load(p + c0 + i * row_stride);
+    else if (rows == W && width == W / 2)
+      for (int i = 0; i < W; ++i) std::memcpy(&x[i], p + c0 + i * row_stride, sizeof(V) / 2);
+    else
+      for (int i = 0; i < rows; ++i) std::memcpy(&x[i], p + c0 + i * row_stride, width * sizeof(S));
+    transpose(x);
+    for (int j = 0; j < width; ++j) out[c0 + j] = x[j];
+  }
+}
+
+// `stream` writes around the cache: for outputs larger than it, in rows of whole cache lines.
+INLINE void store_line(S* p, V x, bool stream) {
+#if defined(__clang__)
+  if (stream) return __builtin_nontemporal_store(x, reinterpret_cast<V*>(p));
+#elif defined(__AVX512F__) && !defined(SCALAR_IS_DOUBLE)
+  if (stream) return __builtin_ia32_movntps512(reinterpret_cast<float*>(p), x);
+#endif
+  store(p, x);
+}
+inline void store_columns(S* p, int64_t row_stride, int rows, int columns, const V* in, bool stream) {
+  for (int c0 = 0; c0 < columns; c0 += W) {
+    const int width = columns - c0 < W ? columns - c0 : W;
+    V x[W] = {};
+    for (int j = 0; j < width; ++j) x[j] = in[c0 + j];
+    transpose(x);
+    if (rows == W && width == W)
+      for (int i = 0; i < W; ++i) store_line(p + c0 + i * row_stride, x[i], stream);
+    else if (rows == W && width == W / 2)
+      for (int i = 0; i < W; ++i) std::memcpy(p + c0 + i * row_stride, &x[i], sizeof(V) / 2);
+    else
+      for (int i = 0; i < rows; ++i) std::memcpy(p + c0 + i * row_stride, &x[i], width * sizeof(S));
+  }
+}
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+inline void fence() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+inline void prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+}

@@ -1,0 +1,148 @@
+"""PyTorch operators over the compiled backends: one set per backend, all with the same schemas.
+
+selective_scan::<backend>_scan, _scan_backward, _scan_step_, _conv, _conv_backward, _conv_step_. Each has a fake kernel
+(shapes and dtypes alone), the forward ones have autograd, and the steps update their state in place. Only inputs and
+the initial state are saved for the backward; everything else is computed again there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selective_scan.state import state_dtype, state_shape
+
+NAMESPACE = "selective_scan"
+DEVICES = {"cpp": "cpu", "triton": "cuda"}
+
+_SCAN_TENSORS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? initial_state, Tensor? trapezoid_lambda"
+)
+_SCAN_OPTIONS = "bool delta_softplus, str discretization"
+_CONV_TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state"
+_SCAN_ARGUMENTS, _CONV_ARGUMENTS = 12, 5  # tensors and options
+_STATE = 8  # index of initial_state among the scan's arguments
+
+
+def _schemas() -> dict[str, str]:
+    scan, conv = f"{_SCAN_TENSORS}, {_SCAN_OPTIONS}", f"{_CONV_TENSORS}, bool silu"
+    ten, four = ", ".join(["Tensor"] * 10), ", ".join(["Tensor"] * 4)
+    scan_step = scan.replace("Tensor? initial_state", "Tensor(a!) initial_state")
+    conv_step = conv.replace("Tensor? initial_state", "Tensor(a!) initial_state")
+    return {
+        "scan": f"({scan}, bool with_summary) -> (Tensor, Tensor, Tensor)",
+        "scan_backward": f"({scan}, Tensor grad_y, Tensor? grad_state, Tensor? grad_summary) -> ({ten})",
+        "scan_step_": f"({scan_step}) -> Tensor",
+        "conv": f"({conv}) -> (Tensor, Tensor)",
+        "conv_backward": f"({conv}, Tensor grad_y, Tensor? grad_state) -> ({four})",
+        "conv_step_": f"({conv_step}) -> Tensor",
+    }
+
+
+def register(backend: str) -> None:
+    """Define and implement the operators of one backend; its module is imported when one of them first runs."""
+
+    def module() -> ModuleType:
+        return importlib.import_module(f"selective_scan.{backend}_backend")
+
+    implementations: dict[str, Callable[..., Any]] = {
+        "scan": lambda *a: module().scan_forward(*a[:-1], with_summary=a[-1]),
+        "scan_backward": lambda *a: tuple(module().scan_backward(a[:_SCAN_ARGUMENTS], *a[_SCAN_ARGUMENTS:])),
+        "scan_step_": lambda *a: module().scan_forward(*a, state=a[_STATE])[0],
+        "conv": lambda *a: module().conv_forward(*a),
+        "conv_backward": lambda *a: tuple(module().conv_backward(a[:_CONV_ARGUMENTS], *a[_CONV_ARGUMENTS:])),
+        "conv_step_": lambda *a: module().conv_forward(*a, state=a[3])[0],
+    }
+    fakes: dict[str, Callable[..., Any]] = {
+        "scan": _fake_scan,
+        "scan_backward": lambda *a: tuple(_fake_gradient(x, a[0]) for x in a[:10]),
+        "scan_step_": lambda u, *_: torch.empty_like(u, memory_format=torch.contiguous_format),
+        "conv": _fake_conv,
+        "conv_backward": lambda *a: tuple(_fake_gradient(x, a[0]) for x in a[:4]),
+        "conv_step_": lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+    }
+    for name, schema in _schemas().items():
+        qualified = f"{NAMESPACE}::{backend}_{name}"
+        torch.library.define(qualified, schema)
+        torch.library.impl(qualified, DEVICES[backend], implementations[name])
+        torch.library.register_fake(qualified, fakes[name])
+    for name, setup, backward in (
+        ("scan", _save_scan, _scan_backward),
+        ("conv", _save_conv, _conv_backward),
+    ):
+        operator = getattr(getattr(torch.ops, NAMESPACE), f"{backend}_{name}_backward")
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{backend}_{name}",
+            lambda ctx, *grads, _run=backward, _operator=operator: _run(_operator, ctx, *grads),
+            setup_context=setup,
+        )
+
+
+def operator(backend: str, name: str) -> Any:
+    """Return a registered operator, for example operator("cpp", "scan")."""
+    return getattr(getattr(torch.ops, NAMESPACE), f"{backend}_{name}")
+
+
+def _fake_scan(*a: Any) -> tuple[Tensor, Tensor, Tensor]:
+    u, A, discretization, with_summary = a[0], a[2], a[11], a[12]
+    (batch, length, channels), states, dtype = u.shape, A.shape[1], state_dtype(u.dtype)
+    return (
+        u.new_empty(u.shape),
+        u.new_empty(state_shape(batch, channels, states, discretization), dtype=dtype),
+        u.new_empty((batch, length, states) if with_summary else (0,), dtype=dtype),
+    )
+
+
+def _fake_conv(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, _, channels = x.shape
+    return x.new_empty(x.shape), x.new_empty((batch, channels, weight.shape[1]), dtype=state_dtype(x.dtype))
+
+
+def _fake_gradient(x: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if x is None else x.new_empty(x.shape)
+
+
+def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:10])
+    ctx.options = inputs[10:12]
+
+
+def _scan_backward(run: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    grad_y, grad_state, grad_summary = grads
+    if grad_summary is not None and grad_summary.numel() == 0:  # the summary was not asked for
+        grad_summary = None
+    if grad_y is None:
+        grad_y = torch.zeros_like(tensors[0])
+    gradients = run(*tensors, *ctx.options, grad_y, grad_state, grad_summary)
+    return *_needed(ctx, tensors, gradients), None, None, None
+
+
+def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4])
+    ctx.silu = inputs[4]
+
+
+def _conv_backward(run: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    grad_y, grad_state = grads
+    if grad_y is None:
+        grad_y = torch.zeros_like(tensors[0])
+    return *_needed(ctx, tensors, run(*tensors, ctx.silu, grad_y, grad_state)), None
+
+
+def _needed(ctx: Any, tensors: tuple[Any, ...], gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
+    pairs = zip(tensors, gradients, ctx.needs_input_grad, strict=False)
+    return [g if x is not None and needed else None for x, g, needed in pairs]
+
+
+for _backend in DEVICES:
+    register(_backend)
