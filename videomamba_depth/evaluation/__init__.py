@@ -1,0 +1,25 @@
+"""Judge depth over time: clips in, tables out. See docs/evaluation.md."""
+
+from .baselines import default_baselines
+from .clips import EvaluationClip, clip_from_synthetic
+from .protocol import evaluate_video, evaluate_videos, run_palindrome, settle_after_cut
+from .report import to_jsonable, to_markdown, write_json, write_markdown
+from .rgbd import load_rgbd
+from .summary import mean_rows, verdict
+
+__all__ = [
+    "EvaluationClip",
+    "clip_from_synthetic",
+    "default_baselines",
+    "evaluate_video",
+    "evaluate_videos",
+    "load_rgbd",
+    "mean_rows",
+    "run_palindrome",
+    "settle_after_cut",
+    "to_jsonable",
+    "to_markdown",
+    "verdict",
+    "write_json",
+    "write_markdown",
+]

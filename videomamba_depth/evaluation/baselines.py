@@ -1,0 +1,76 @@
+"""Simple causal filters over the teacher's depth: the bar that a student has to clear.
+
+Every filter maps [F,H,W] to [F,H,W], and frame t of its output depends on frames 0 … t alone. `alpha` is the
+weight
+of the newest frame: alpha = 0.1 is what is often called "EMA 0.9". They run on the teacher's own output
+(inverse depth or metres) and are not told about cuts, just like a student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from videomamba_depth.utils.metrics import align_scale_shift
+from videomamba_depth.utils.motion import ClipMotion, warp_frame
+
+Baseline = Callable[[np.ndarray, ClipMotion], np.ndarray]
+
+
+def exponential_average(depth: np.ndarray, alpha: float) -> np.ndarray:
+    """Return y_t = alpha · x_t + (1 − alpha) · y_{t−1}, y_0 = x_0."""
+    _check_alpha(alpha)
+    smooth = np.array(depth, copy=True)
+    for t in range(1, len(depth)):
+        smooth[t] = alpha * depth[t] + (1.0 - alpha) * smooth[t - 1]
+    return smooth
+
+
+def causal_affine(depth: np.ndarray, leak: float = 0.95) -> np.ndarray:
+    """Align every frame to the aligned frame before it: y_t = s_t · x_t + b_t, all pixels, least squares
+    (ours).
+
+    `leak` < 1 pulls (s, b) back to (1, 0) by that factor every frame, so that the output cannot wander off.
+    Removes what flickers globally, blurs nothing.
+    """
+    aligned = np.array(depth, copy=True)
+    everywhere = np.ones(depth.shape[1:], dtype=bool)
+    for t in range(1, len(depth)):
+        scale, shift = align_scale_shift(depth[t], aligned[t - 1], everywhere)
+        aligned[t] = (1.0 + leak * (scale - 1.0)) * depth[t] + leak * shift
+    return aligned
+
+
+def flow_warped_average(depth: np.ndarray, motion: ClipMotion, alpha: float) -> np.ndarray:
+    """Return y_t = alpha · x_t + (1 − alpha) · warp(y_{t−1}) where the flow to t−1 can be trusted, x_t
+    elsewhere.
+    """
+    _check_alpha(alpha)
+    smooth = np.array(depth, copy=True)
+    for t in range(1, len(depth)):
+        warped = warp_frame(smooth[t - 1], motion.flow_bwd[t])
+        smooth[t] = np.where(motion.trusted_bwd[t], alpha * depth[t] + (1.0 - alpha) * warped, depth[t])
+    return smooth
+
+
+def constant(depth: np.ndarray) -> np.ndarray:
+    """Return the median of frame 0 everywhere: what wins stability and loses everything else."""
+    return np.full_like(depth, np.median(depth[0]))
+
+
+def default_baselines() -> dict[str, Baseline]:
+    """Return the rows that stand beside every student."""
+    return {
+        "ema_0.5": lambda depth, motion: exponential_average(depth, 0.5),
+        "ema_0.1": lambda depth, motion: exponential_average(depth, 0.1),
+        "affine_ema_0.5": lambda depth, motion: exponential_average(causal_affine(depth), 0.5),
+        "warped_ema_0.5": lambda depth, motion: flow_warped_average(depth, motion, 0.5),
+        "warped_ema_0.25": lambda depth, motion: flow_warped_average(depth, motion, 0.25),
+        "constant": lambda depth, motion: constant(depth),
+    }
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0.0 < alpha <= 1.0:
+        raise ValueError(f"alpha must be in (0, 1], the weight of the newest frame; got {alpha}")

@@ -1,0 +1,67 @@
+"""What is evaluated: a clip, with as much ground truth as there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from videomamba_depth.utils.motion import ClipMotion
+
+
+@dataclass(frozen=True)
+class EvaluationClip:
+    """One clip and what is known of it. Everything but name and frames is optional.
+
+    name: identifies the clip in reports.
+    frames: F × uint8 [H,W,3] RGB; an array, a sequence or an iterator (read once, in order).
+    fps: frames per second, for the report alone.
+    frame_ids: which frames of the source these are; default 0 … F−1.
+    gt_depth_m: [F,h,w] float, z in metres; anything not positive is invalid. Its size is the size of
+    evaluation.
+    valid: [F,h,w] bool, where gt_depth_m holds.
+    max_depth_m: ground truth beyond it does not count (10 indoors, 70 Sintel, 80 KITTI).
+    motion: exact flow and visibility at h×w, instead of estimated ones.
+    intrinsics: [3,3] px at h×w. camera_to_world: [F,4,4], m.
+    """
+
+    name: str
+    frames: Iterable[np.ndarray]
+    fps: float = 30.0
+    frame_ids: tuple[int | str, ...] | None = None
+    gt_depth_m: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    max_depth_m: float = 10.0
+    motion: ClipMotion | None = None
+    intrinsics: np.ndarray | None = None
+    camera_to_world: np.ndarray | None = None
+
+
+def clip_from_synthetic(name: str, video: Any, max_depth_m: float = 80.0) -> EvaluationClip:
+    """Build a clip with complete ground truth from a rendered video.
+
+    video: has rgb uint8 [N,H,W,3], depth_m [N,H,W], flow_fwd and flow_bwd [N,H,W,2] px, visible_fwd and
+    visible_bwd [N,H,W] bool, intrinsics [3,3], camera_to_world [N,4,4] and timestamps_s [N].
+    """
+    times = np.asarray(video.timestamps_s, dtype=np.float64)
+    return EvaluationClip(
+        name=name,
+        frames=video.rgb,
+        fps=float((len(times) - 1) / (times[-1] - times[0])) if len(times) > 1 else 30.0,
+        gt_depth_m=video.depth_m,
+        max_depth_m=max_depth_m,
+        motion=ClipMotion(
+            flow_bwd=_channels_first(video.flow_bwd),
+            flow_fwd=_channels_first(video.flow_fwd),
+            trusted_bwd=np.asarray(video.visible_bwd, dtype=bool),
+            trusted_fwd=np.asarray(video.visible_fwd, dtype=bool),
+        ),
+        intrinsics=np.asarray(video.intrinsics, dtype=np.float64),
+        camera_to_world=np.asarray(video.camera_to_world, dtype=np.float64),
+    )
+
+
+def _channels_first(flow: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(np.asarray(flow, dtype=np.float32), -1, 1))

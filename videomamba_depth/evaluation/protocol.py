@@ -1,0 +1,321 @@
+"""Run teacher, baselines and student over clips and judge them all the same way.
+
+Memory: about 40 bytes per pixel and frame at the evaluation size (both flows 16, masks 2, colour 3, teacher,
+student and the row under work 4 each, temporaries), so 300 frames of 384×216 px take about 1 GB. Baseline
+rows are made one at a time. Clips are evaluated one after another; an iterator of frames is read once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.flow_utils import FlowEstimator
+from videomamba_depth.utils.metrics import (
+    Score,
+    frames_to_settle,
+    palindrome_drift,
+    palindrome_indices,
+)
+from videomamba_depth.utils.motion import ClipMotion, estimate_motion
+
+from .baselines import Baseline, default_baselines
+from .clips import EvaluationClip
+from .rows import Scene, row_flags, row_metrics
+from .summary import mean_rows, verdict, versions
+
+logger = logging.getLogger(__name__)
+
+Stream = Callable[[Tensor], Tensor]
+"""Maps the next frame, float32 [1,3,H,W] RGB in [0,1], to its depth [1,1,h,w]; may remember what came
+before.
+"""
+
+Progress = Callable[[str, int], None]
+"""Called with what was done ("frame", "flow", "row") and for which frame or row."""
+
+
+@torch.no_grad()
+def evaluate_video(
+    clip: EvaluationClip,
+    rows: Mapping[str, Stream | np.ndarray | Tensor],
+    *,
+    depth_kind: DepthKind,
+    flow: FlowEstimator | None = None,
+    baselines: Mapping[str, Baseline] | None = None,
+    max_side: int = 384,
+    max_frames: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judge one clip.
+
+    Args:
+        clip: frames and what is known of them.
+        rows: name → a stream, called once per frame in order, or finished depth [F,1,H,W] or [F,H,W]. Must
+            hold "teacher", the framewise reference of guards and baselines.
+        depth_kind: what all rows are. flow: needed unless `clip.motion` is given.
+        baselines: name → filter over the teacher's depth; default `default_baselines()`, {} for none.
+        max_side: longer side of evaluation in px when there is no ground truth; with one, its size is used.
+        max_frames: stop after so many frames. progress: see `Progress`.
+
+    Returns:
+        {"name", "num_frames", "frame_ids", "size" [H,W], "fps", "coverage", "cuts", "alignment",
+        "ground_truth", "exact_motion", "rows": {row: {metric: Score}}, "flags": {row: [str]}}.
+
+    Raises UserError when the clip has fewer than two frames or its parts do not fit together.
+    """
+    if "teacher" not in rows:
+        raise ValueError(f"rows must hold 'teacher', the reference; got {sorted(rows)}")
+    rgb, depths = _run_streams(clip, rows, max_side, max_frames, progress)
+    scene = _build_scene(clip, rgb, depth_kind, flow, progress)
+    filters = default_baselines() if baselines is None else baselines
+    teacher = depths["teacher"]
+    scores: dict[str, dict[str, Score]] = {}
+    flags: dict[str, list[str]] = {}
+    others = [name for name in depths if name != "teacher"]
+    for name in ["teacher", *filters, *others]:
+        depth = depths[name] if name in depths else filters[name](teacher, scene.motion)
+        scores[name], flags[name] = row_metrics(depth, teacher, scene), row_flags(depth)
+        if progress is not None:
+            progress("row", len(scores))
+    frame_ids = list(clip.frame_ids or range(len(rgb)))[: len(rgb)]
+    return {
+        "name": clip.name,
+        "num_frames": len(rgb),
+        "frame_ids": frame_ids,
+        "size": list(rgb.shape[1:3]),
+        "fps": clip.fps,
+        "coverage": scene.motion.coverage,
+        "cuts": list(scene.motion.cuts),
+        "alignment": _alignment(scene),
+        "ground_truth": scene.gt_depth_m is not None,
+        "exact_motion": scene.exact_motion,
+        "rows": scores,
+        "flags": flags,
+    }
+
+
+def evaluate_videos(
+    clips: Iterable[EvaluationClip],
+    teacher: Stream,
+    student_factory: Callable[[], Stream] | None,
+    *,
+    depth_kind: DepthKind,
+    flow: FlowEstimator | None = None,
+    baselines: Mapping[str, Baseline] | None = None,
+    max_side: int = 384,
+    max_frames: int | None = None,
+    palindrome: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judge teacher, baselines and student on clips, and average.
+
+    Args:
+        clips: see `EvaluationClip`. teacher: framewise depth of one frame.
+        student_factory: returns a fresh stream; called once per clip (twice with `palindrome`). None: no
+            student.
+        palindrome: also run the student over each clip forward and back ("palindrome_drift").
+        metadata: checkpoint path and hash, seed, command, …; copied into the result.
+        depth_kind, flow, baselines, max_side, max_frames, progress: see `evaluate_video`.
+
+    Returns:
+        {"clips": [per clip, see `evaluate_video`], "mean": {row: {metric: {"value", "std_error",
+        "num_clips"}}}, "verdict": see `verdict`, "protocol": {...}, "versions": {...}, "metadata": {...}}.
+    """
+    results = []
+    for clip in clips:
+        rows: dict[str, Stream] = {"teacher": teacher}
+        if student_factory is not None:
+            rows["student"] = student_factory()
+        if palindrome:
+            clip = _with_kept_frames(clip, max_frames)
+        result = evaluate_video(
+            clip,
+            rows,
+            depth_kind=depth_kind,
+            flow=flow,
+            baselines=baselines,
+            max_side=max_side,
+            max_frames=max_frames,
+            progress=progress,
+        )
+        if palindrome and student_factory is not None:
+            drift = run_palindrome(student_factory(), list(clip.frames), tuple(result["size"]))
+            result["rows"]["student"]["palindrome_drift"] = drift
+        logger.info("evaluated %s: %d frames", clip.name, result["num_frames"])
+        results.append(result)
+    if not results:
+        raise UserError("there is nothing to evaluate: no clip was given")
+    mean = mean_rows(results)
+    return {
+        "clips": results,
+        "mean": mean,
+        "verdict": verdict(mean),
+        "protocol": {
+            "depth_kind": depth_kind.value,
+            "flow": "none" if flow is None else type(flow).__name__,
+            "max_side": max_side,
+            "max_frames": max_frames,
+            "averaging": "pixels of a frame, then frames, then clips",
+        },
+        "versions": versions(),
+        "metadata": dict(metadata or {}),
+    }
+
+
+@torch.no_grad()
+def run_palindrome(stream: Stream, frames: Sequence[np.ndarray], size: tuple[int, int]) -> Score:
+    """Run a fresh stream over the frames forward and back; return `palindrome_drift` at size (H, W) px."""
+    depths = [_resize_depth(stream(_to_tensor(frames[i])), size) for i in palindrome_indices(len(frames))]
+    return palindrome_drift(np.stack(depths))
+
+
+@torch.no_grad()
+def settle_after_cut(
+    factory: Callable[[], Stream],
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    tolerance: float = 0.02,
+) -> Score:
+    """Return for how many frames of `after` a stream that saw `before` differs from a fresh one
+    (`frames_to_settle`).
+
+    factory: returns a fresh stream. before, after: uint8 [H,W,3] frames of two shots, of one size.
+    """
+    carried, fresh = factory(), factory()
+    for frame in before:
+        carried(_to_tensor(frame))
+    pairs = [(carried(_to_tensor(f)), fresh(_to_tensor(f))) for f in after]
+    outputs = [np.stack([pair[i].float().cpu().numpy()[0, 0] for pair in pairs]) for i in (0, 1)]
+    return frames_to_settle(outputs[0], outputs[1], tolerance)
+
+
+def _run_streams(
+    clip: EvaluationClip,
+    rows: Mapping[str, Stream | np.ndarray | Tensor],
+    max_side: int,
+    max_frames: int | None,
+    progress: Progress | None,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Read the clip once, feed every stream, and bring frames and depth to the evaluation size."""
+    rgb: list[np.ndarray] = []
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in rows}
+    size: tuple[int, int] | None = None
+    for index, frame in enumerate(clip.frames):
+        if max_frames is not None and index >= max_frames:
+            logger.info("%s: stopped after max_frames=%d frames", clip.name, max_frames)
+            break
+        size = size or _evaluation_size(clip, frame.shape[:2], max_side)
+        rgb.append(_resize_rgb(frame, size))
+        tensor = _to_tensor(frame)
+        for name, row in rows.items():
+            depth = row(tensor) if callable(row) else _given_frame(name, row, index)
+            outputs[name].append(_resize_depth(depth, size))
+        if progress is not None:
+            progress("frame", index)
+    if len(rgb) < 2:
+        raise UserError(f"clip {clip.name!r} has {len(rgb)} frames; stability needs at least 2: give a longer one")
+    return np.stack(rgb), {name: np.stack(frames) for name, frames in outputs.items()}
+
+
+def _given_frame(name: str, row: Any, index: int) -> Tensor:
+    if index >= len(row):
+        raise ValueError(f"row {name!r} has {len(row)} frames, fewer than the clip")
+    frame = torch.as_tensor(row[index])
+    return frame.reshape(1, 1, *frame.shape[-2:])
+
+
+def _evaluation_size(clip: EvaluationClip, frame_size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    for known in (clip.gt_depth_m, None if clip.motion is None else clip.motion.trusted_bwd):
+        if known is not None:
+            return int(known.shape[-2]), int(known.shape[-1])
+    shrink = min(1.0, max_side / max(frame_size))
+    return max(16, round(frame_size[0] * shrink)), max(16, round(frame_size[1] * shrink))
+
+
+def _build_scene(
+    clip: EvaluationClip,
+    rgb: np.ndarray,
+    depth_kind: DepthKind,
+    flow: FlowEstimator | None,
+    progress: Progress | None,
+) -> Scene:
+    num_frames = len(rgb)
+    for name in ("gt_depth_m", "valid", "camera_to_world"):
+        value = getattr(clip, name)
+        if value is not None and len(value) < num_frames:
+            raise UserError(f"clip {clip.name!r}: {name} has {len(value)} frames for {num_frames} images")
+    motion = clip.motion
+    if motion is not None:
+        if motion.trusted_bwd.shape[1:] != rgb.shape[1:3] or motion.num_frames < num_frames:
+            raise UserError(f"clip {clip.name!r}: motion and ground truth differ in size or number of frames")
+        motion = _first_frames(motion, num_frames)
+    elif flow is not None:
+        motion = estimate_motion(rgb, flow, progress=None if progress is None else lambda: progress("flow", 0))
+    else:
+        raise ValueError("flow must be an estimator when the clip brings no motion of its own; got None")
+    return Scene(
+        rgb=rgb,
+        motion=motion,
+        depth_kind=depth_kind,
+        gt_depth_m=None if clip.gt_depth_m is None else np.asarray(clip.gt_depth_m[:num_frames]),
+        valid=None if clip.valid is None else np.asarray(clip.valid[:num_frames]),
+        max_depth_m=clip.max_depth_m,
+        intrinsics=clip.intrinsics,
+        camera_to_world=None if clip.camera_to_world is None else np.asarray(clip.camera_to_world[:num_frames]),
+        exact_motion=clip.motion is not None,
+    )
+
+
+def _first_frames(motion: ClipMotion, num_frames: int) -> ClipMotion:
+    """Keep the first frames of a given motion; the last of them has no next."""
+    forward = motion.trusted_fwd[:num_frames].copy()
+    forward[-1] = False
+    cuts = tuple(t for t in motion.cuts if t < num_frames)
+    return ClipMotion(
+        motion.flow_bwd[:num_frames], motion.flow_fwd[:num_frames], motion.trusted_bwd[:num_frames], forward, cuts
+    )
+
+
+def _with_kept_frames(clip: EvaluationClip, max_frames: int | None) -> EvaluationClip:
+    from dataclasses import replace
+    from itertools import islice
+
+    return replace(clip, frames=list(islice(clip.frames, max_frames)))
+
+
+def _alignment(scene: Scene) -> str:
+    if scene.depth_kind == DepthKind.METRIC:
+        return "none (metric depth)"
+    return "one affine per clip to " + ("ground truth" if scene.gt_depth_m is not None else "the teacher")
+
+
+def _to_tensor(frame: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255.0
+
+
+def _resize_rgb(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if frame.shape[:2] == size:
+        return np.asarray(frame)
+    return cv2.resize(np.asarray(frame), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+
+
+def _resize_depth(depth: Tensor, size: tuple[int, int]) -> np.ndarray:
+    if depth.ndim != 4 or depth.shape[:2] != (1, 1):
+        raise ValueError(f"a stream must return depth [1,1,H,W]; got {list(depth.shape)}")
+    values = depth.detach().float().cpu()
+    if tuple(values.shape[-2:]) != size:
+        smaller = math.prod(size) < math.prod(values.shape[-2:])
+        values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=smaller)
+    return values[0, 0].numpy()

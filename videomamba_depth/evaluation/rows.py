@@ -1,0 +1,181 @@
+"""The metrics of one row: one depth video judged against ground truth, flow and the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.metrics import (
+    MIN_DISPARITY,
+    ClipMotion,
+    Score,
+    abs_rel,
+    accuracy,
+    align_scale_shift,
+    aligned_disparity,
+    alignment_per_frame,
+    boundary_f1,
+    edge_ratio,
+    flicker2,
+    is_flat,
+    lag_frames,
+    optical_flow_warping,
+    positive_log,
+    relative_temporal_consistency,
+    scale_jitter_and_drift,
+    static_variation,
+    tae,
+    tae_z,
+    temporal_gradient_error,
+    valid_ground_truth,
+)
+
+FAST_PERCENTILE = 90.0
+FAST_MIN_PX = 1.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all rows of a clip are judged against; sizes and units as in `EvaluationClip`, at the evaluation
+    size.
+    """
+
+    rgb: np.ndarray
+    motion: ClipMotion
+    depth_kind: DepthKind
+    gt_depth_m: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    max_depth_m: float = 10.0
+    intrinsics: np.ndarray | None = None
+    camera_to_world: np.ndarray | None = None
+    exact_motion: bool = False
+
+
+def row_metrics(depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> dict[str, Score]:
+    """Return every metric that the scene allows, for one row.
+
+    Args:
+        depth: [F,H,W] the row, of `scene.depth_kind`. teacher: [F,H,W] the framewise teacher, the reference
+            of guards.
+
+    Ratios and errors are plain numbers (not ×100), except `tae` and `tae_z`, which are ×100 as published.
+    """
+    if not np.isfinite(depth).all():
+        reason = f"{int((~np.isfinite(depth)).any(axis=(1, 2)).sum())} frames are not finite"
+        return {"finite": Score(0.0, 1.0, reason)}
+    disparity = common_disparity(depth, teacher, scene)
+    reference = common_disparity(teacher, teacher, scene)
+    scores = {} if scene.gt_depth_m is None else _ground_truth_scores(depth, disparity, scene)
+    scores |= _agreement(disparity, reference)
+    scores |= _stability(disparity, scene)
+    scores |= scale_jitter_and_drift(to_disparity(depth, scene.depth_kind), to_disparity(teacher, scene.depth_kind))
+    scores["edge_ratio"] = edge_ratio(disparity, reference)
+    scores["boundary_f1"] = boundary_f1(disparity, reference)
+    scores["lag"] = lag_frames(disparity, reference)
+    return scores
+
+
+def row_flags(depth: np.ndarray) -> list[str]:
+    """Return warnings that must stand beside a row's numbers."""
+    flags = [] if np.isfinite(depth).all() else ["not finite"]
+    return flags if flags or not is_flat(depth) else ["flat"]
+
+
+def to_disparity(depth: np.ndarray, depth_kind: DepthKind) -> np.ndarray:
+    """Return inverse depth: as it is when it already is one, 1/depth (1/m) for metric depth."""
+    if depth_kind == DepthKind.RELATIVE:
+        return depth
+    return (1.0 / np.maximum(depth, MIN_DISPARITY)).astype(np.float32)
+
+
+def common_disparity(depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> np.ndarray:
+    """Return a row's disparity in the clip's common units: ONE affine per clip, so that flicker and drift
+    stay.
+
+    Inverse depth is fitted to the ground truth (1/m) where there is one, else to the teacher's clip; metric
+    depth is only inverted.
+    """
+    if scene.depth_kind == DepthKind.METRIC:
+        return to_disparity(depth, scene.depth_kind)
+    if scene.gt_depth_m is not None:
+        valid = valid_ground_truth(scene.gt_depth_m, scene.valid, scene.max_depth_m)
+        scale, shift = alignment_per_frame(depth, scene.gt_depth_m, valid)[0]
+        if np.isfinite(scale):
+            return aligned_disparity(depth, scale, shift).astype(np.float32)
+    scale, shift = align_scale_shift(depth, teacher, np.ones(depth.shape, dtype=bool))
+    return (scale * depth + shift).astype(np.float32)
+
+
+def _ground_truth_scores(depth: np.ndarray, disparity: np.ndarray, scene: Scene) -> dict[str, Score]:
+    gt = scene.gt_depth_m
+    assert gt is not None
+    valid = valid_ground_truth(gt, scene.valid, scene.max_depth_m)
+    share = float(valid.mean())
+    why = "" if valid.any() else "no valid ground truth"
+    report = accuracy(depth, gt, scene.valid, depth_kind=scene.depth_kind, max_depth_m=scene.max_depth_m)
+    scores = {
+        f"{metric}/{alignment}": Score(value, share, why)
+        for alignment, metrics in report.items()
+        for metric, value in metrics.items()
+    }
+    if "video" in report:
+        drift = report["video"]["abs_rel"] - report["per_frame"]["abs_rel"]
+        scores["abs_rel/video_minus_per_frame"] = Score(drift, share, why)
+    depth_m = np.clip(1.0 / np.maximum(disparity, 1.0 / scene.max_depth_m), 1e-3, scene.max_depth_m)
+    fast = valid & _fast_pixels(scene.motion)
+    none_fast = "" if fast.any() else "no pixel moves fast"
+    scores["abs_rel/fast_pixels"] = Score(abs_rel(depth_m, gt, fast), float(fast.mean()), none_fast)
+    with np.errstate(divide="ignore"):
+        gt_disparity = np.where(valid, 1.0 / np.maximum(gt, 1e-3), 0.0)
+    motion = scene.motion
+    scores["tge"] = temporal_gradient_error(disparity, gt_disparity, motion.flow_fwd, motion.trusted_fwd, valid)
+    if scene.intrinsics is not None and scene.camera_to_world is not None:
+        cameras = (scene.intrinsics, scene.camera_to_world)
+        scores["tae"] = Score(tae(depth_m, *cameras), 1.0, "" if len(gt) > 1 else "a single frame")
+        scores["tae_z"] = tae_z(depth_m, *cameras, valid, gt_depth_m=np.where(valid, gt, 0.0))
+    return scores
+
+
+def _fast_pixels(motion: ClipMotion) -> np.ndarray:
+    """Return [F,H,W] bool: the fastest tenth of the clip's pixels, at least 1 px per frame; where lag
+    shows.
+    """
+    speed = np.sqrt(np.square(motion.flow_bwd).sum(axis=1))
+    return speed > max(float(np.percentile(speed[1:], FAST_PERCENTILE)) if len(speed) > 1 else 0.0, FAST_MIN_PX)
+
+
+def _agreement(disparity: np.ndarray, reference: np.ndarray) -> dict[str, Score]:
+    """Return mean |row − teacher| over the teacher's spread, after one affine per clip and after one per
+    frame.
+    """
+    spread = float(np.mean(np.abs(reference - np.median(reference)), dtype=np.float64))
+    if spread == 0.0:
+        reason = "the teacher is flat"
+        return {name: Score(float("nan"), 0.0, reason) for name in ("teacher_diff/clip", "teacher_diff/per_frame")}
+    everywhere = np.ones(disparity.shape[1:], dtype=bool)
+    per_frame = []
+    for ours, theirs in zip(disparity, reference, strict=True):
+        scale, shift = align_scale_shift(ours, theirs, everywhere)
+        per_frame.append(float(np.mean(np.abs(scale * ours + shift - theirs))))
+    per_clip = [float(np.mean(np.abs(a - b))) for a, b in zip(disparity, reference, strict=True)]
+    return {
+        "teacher_diff/clip": Score(float(np.mean(per_clip)) / spread),
+        "teacher_diff/per_frame": Score(float(np.mean(per_frame)) / spread),
+    }
+
+
+def _stability(disparity: np.ndarray, scene: Scene) -> dict[str, Score]:
+    x, defined = positive_log(disparity)
+    motion = scene.motion
+    scores = {
+        "opw": optical_flow_warping(disparity, motion, scene.rgb),
+        "opw/per_frame": optical_flow_warping(disparity, motion, scene.rgb, per="frame"),
+        "flk2": flicker2(x, motion, defined),
+    }
+    for threshold, score in relative_temporal_consistency(x, motion, defined).items():
+        scores[f"rtc_{threshold}"] = score
+    for name, score in static_variation(x, motion, defined).items():
+        scores[f"static_std/{name}"] = score
+    return scores
