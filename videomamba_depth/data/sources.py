@@ -22,6 +22,8 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
     | {".ogv", ".gif"}
 )
+# Depth images lie beside the colour images that they belong to; they are ground truth, not a video.
+_NO_VIDEO_IN = frozenset({"depth"})
 _NAMED_AT_MOST = 10
 _HASH_BLOCK = 1 << 20
 _SCAN_THREADS = 8
@@ -39,8 +41,8 @@ class VideoSource:
 def find_sources(root: str | Path) -> list[VideoSource]:
     """List the videos under `root`, recursively, in natural order of their ids.
 
-    A video is a file with a video's suffix, or a folder that directly holds images; hidden names are ignored and
-    links to folders are followed once. `root` may also be one video file.
+    A video is a file with a video's suffix, or a folder that directly holds images and is not called "depth"; hidden
+    names are ignored and links to folders are followed once. `root` may also be one video file.
 
     Raises:
         UserError: `root` is missing, or holds no video.
@@ -61,8 +63,9 @@ def find_sources(root: str | Path) -> list[VideoSource]:
         here = Path(folder)
         videos = [n for n in names if Path(n).suffix.lower() in VIDEO_SUFFIXES and not n.startswith(".")]
         found += [VideoSource((here / name).relative_to(root).as_posix(), str(here / name)) for name in videos]
-        if any(is_image(name) for name in names):
-            found.append(VideoSource(here.relative_to(root).as_posix(), str(here)))
+        if here.name not in _NO_VIDEO_IN and any(is_image(name) for name in names):
+            video_id = root.name if here == root else here.relative_to(root).as_posix()
+            found.append(VideoSource(video_id, str(here)))
     if not found:
         raise UserError(
             f"no videos or image folders in {root}; expected files such as .mp4, .mov, .mkv, or folders of images"

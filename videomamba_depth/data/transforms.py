@@ -131,7 +131,8 @@ class ClipTransform:
             ValueError: an unknown map.
         """
         if geometry is None:
-            geometry = self.draw_geometry(*clip["rgb"].shape[1:3], rng)
+            height, width = clip["rgb"].shape[1:3]
+            geometry = self.draw_geometry(height, width, rng)
         images = {name: transform_images(clip[name], geometry) for name in _IMAGES if name in clip}
         if self.colour is not None:
             change = self.colour.draw(rng, float(images["rgb"].mean()))
@@ -174,6 +175,11 @@ def resize_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _resize(images, size, cv2.INTER_AREA if _shrinks(images, size) else cv2.INTER_CUBIC)
 
 
+def resize_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a teacher's depth, float32 [N,H,W], to `size` (height, width): bilinear, or area below half."""
+    return _resize(depth, size, cv2.INTER_AREA if _shrinks(depth, size) else cv2.INTER_LINEAR)
+
+
 def transform_images(images: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Resize, crop and flip uint8 RGB [N,H,W,3]; returns float32 [N,h,w,3] in [0,1]."""
     return geometry.crop(resize_images(images, geometry.resized)).astype(np.float32) / np.float32(255)
@@ -186,8 +192,7 @@ def transform_map(name: str, maps: np.ndarray, geometry: Geometry) -> Tensor:
         flow = geometry.crop(_resize(maps, geometry.resized, cv2.INTER_NEAREST_EXACT)) * scale
         return _channels_first(flow * np.array([-1, 1], np.float32) if geometry.flip else flow)
     if name in _SMOOTH:
-        method = cv2.INTER_AREA if _shrinks(maps, geometry.resized) else cv2.INTER_LINEAR
-        resized = _resize(maps.astype(np.float32), geometry.resized, method)
+        resized = resize_depth(maps.astype(np.float32), geometry.resized)
     elif name in _NEAREST:
         resized = _resize(maps.astype(np.float32), geometry.resized, cv2.INTER_NEAREST_EXACT)
     elif name in _NEAREST_MASKS:

@@ -1,0 +1,183 @@
+"""Clips from a folder of videos."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from videomamba_depth.data.clip import ClipMeta, SharedFlags
+from videomamba_depth.data.sources import VideoSource, find_sources, scan_sources, summarise, unique_ids
+from videomamba_depth.data.teacher_cache import TeacherCacheReader
+from videomamba_depth.data.transforms import ClipTransform, resize_images
+from videomamba_depth.data.video_io import VideoInfo, VideoReadError, probe_video, read_frames, read_image
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Draws of another video when one turns out broken, before giving up.
+MAX_ATTEMPTS = 100
+_CACHED_INFOS = 4096
+
+
+class VideoClipDataset(Dataset[dict[str, Any]]):
+    """An endless row of random clips from video files and image folders.
+
+    Item i is a pure function of (seed, i) and the files: `default_rng((seed, i, attempt))` draws the video (each is as
+    likely as any other), the stride, the start and the transform, with attempt 0 unless a file turns out broken. So
+    there is no state to save: a run resumes by asking for the next index.
+
+    Args:
+        sources: the data root, a folder searched recursively; or a list of sources.
+        clip_frames: frames per clip N where the key does not say otherwise.
+        stride: distance between the clip's frames in frames of the video; with several, each clip draws one that fits.
+        seed: not negative.
+        transform: resize, crop, colour and perturbations; default: the video's own size, rounded to the patch.
+        teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored and stride is 1.
+        stills: folder or sources for single-image items (N = 1) instead of `sources`, such as photographs.
+        progress: show a bar while scanning many files.
+
+    Broken and too short videos are skipped, counted (`skipped`) and named once in a warning. One that only turns out
+    broken when it is read is replaced by another draw, and named once among all workers.
+
+    Raises:
+        UserError: nothing there, or nothing of it usable.
+    """
+
+    def __init__(
+        self,
+        sources: str | Path | Sequence[VideoSource],
+        *,
+        clip_frames: int = 8,
+        stride: int | Sequence[int] = 1,
+        seed: int = 0,
+        transform: ClipTransform | None = None,
+        teacher_cache: TeacherCacheReader | None = None,
+        stills: str | Path | Sequence[VideoSource] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.strides = (stride,) if isinstance(stride, int) else tuple(stride)
+        if clip_frames < 1 or min(self.strides) < 1 or seed < 0:
+            raise ValueError(
+                f"clip_frames and stride must be at least 1 and seed not negative; got {clip_frames}, {stride}, {seed}"
+            )
+        self.clip_frames, self.seed = clip_frames, seed
+        self.transform = ClipTransform() if transform is None else transform
+        self.teacher_cache = teacher_cache
+        self.skipped: dict[str, str] = {}
+        self._videos = self._usable(sources, clip_frames, progress)
+        self._stills = None if stills is None else self._usable(stills, 1, progress)
+        self._named = SharedFlags(len(self._videos) + len(self._stills or ()))
+        self._infos: dict[str, VideoInfo] = {}
+
+    @property
+    def sources(self) -> list[VideoSource]:
+        """The videos that clips are drawn from."""
+        return list(self._videos)
+
+    @property
+    def num_broken_while_reading(self) -> int:
+        """How many videos turned out broken after the scan, in all workers together."""
+        return self._named.count()
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Return item `key`: an index ≥ 0, or (index, clip_frames).
+
+        Returns:
+            "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; where cached "teacher_depth" float32 [N,1,H,W], "flow_bwd"
+            float32 [N,2,H,W] px and "static" bool [N,1,H,W], which are 0 and False at t = 0; "meta" `ClipMeta`.
+
+        Raises:
+            UserError: a hundred draws in a row hit broken videos.
+        """
+        index, frames = (key, self.clip_frames) if isinstance(key, int) else key
+        if index < 0:
+            raise IndexError(f"item index must not be negative; got {index}")
+        use_stills = self._stills is not None and frames == 1
+        pool = self._stills if use_stills and self._stills is not None else self._videos
+        for attempt in range(MAX_ATTEMPTS):
+            rng = np.random.default_rng((self.seed, index, attempt))
+            place = int(rng.integers(len(pool)))
+            try:
+                return self._read(pool[place], frames, rng, use_cache=not use_stills)
+            except (VideoReadError, OSError) as error:
+                if self._named.first(place + (len(self._videos) if use_stills else 0)):
+                    log.warning("%s cannot be used here, drawing another video: %s", pool[place].video_id, error)
+        raise UserError(f"{MAX_ATTEMPTS} draws in a row hit unreadable videos; check the data folder and its disk")
+
+    def _read(self, source: VideoSource, frames: int, rng: np.random.Generator, use_cache: bool) -> dict[str, Any]:
+        """Draw and read one clip; the order of the draws is part of the data set's definition."""
+        info = self._info(source)
+        fitting = [stride for stride in self.strides if (frames - 1) * stride < info.num_frames]
+        if not fitting:
+            raise VideoReadError(_too_short(info.num_frames, frames, min(self.strides)))
+        stride = fitting[int(rng.integers(len(fitting)))]
+        start = int(rng.integers(info.num_frames - (frames - 1) * stride))
+        indices = range(start, start + (frames - 1) * stride + 1, stride)
+        clip: dict[str, np.ndarray] = {}
+        geometry = None
+        if frames == 1 and info.image_paths:
+            clip["rgb"] = read_image(info.image_paths[start])[None]  # stills of one folder may differ in size
+        else:
+            geometry = self.transform.draw_geometry(info.height, info.width, rng)
+            resize = functools.partial(_resize_one, size=geometry.resized)
+            clip["rgb"] = read_frames(source.path, indices, info=info, convert=resize)
+        if use_cache and self.teacher_cache is not None:
+            clip |= self._cached_maps(self.teacher_cache, source, indices)
+        item: dict[str, Any] = dict(self.transform(clip, rng, geometry))
+        times = tuple(float(time) for time in info.timestamps_s[list(indices)])
+        item["meta"] = ClipMeta(source.video_id, tuple(indices), times)
+        return item
+
+    def _cached_maps(self, cache: TeacherCacheReader, source: VideoSource, indices: range) -> dict[str, np.ndarray]:
+        maps = cache.lookup_maps(source.video_id, indices, source.path) or {}
+        if indices.step > 1:
+            maps = {name: values for name, values in maps.items() if name == "teacher_depth"}
+        for name in maps.keys() & {"flow_bwd", "static"}:
+            maps[name][0] = 0  # there is no frame before the clip's first
+        return maps
+
+    def _info(self, source: VideoSource) -> VideoInfo:
+        if source.path not in self._infos:
+            if len(self._infos) >= _CACHED_INFOS:
+                self._infos.clear()
+            self._infos[source.path] = probe_video(source.path)
+        return self._infos[source.path]
+
+    def _usable(
+        self, sources: str | Path | Sequence[VideoSource], clip_frames: int, progress: bool
+    ) -> list[VideoSource]:
+        found = find_sources(sources) if isinstance(sources, str | Path) else unique_ids(sources)
+        scanned, skipped = scan_sources(found, progress)
+        usable = []
+        needed = (clip_frames - 1) * min(self.strides) + 1
+        for source, num_frames in scanned:
+            if num_frames is not None and num_frames < needed:
+                skipped[source.video_id] = _too_short(num_frames, clip_frames, min(self.strides))
+            else:
+                usable.append(source)
+        where = sources if isinstance(sources, str | Path) else "the list of videos"
+        if not usable:
+            raise UserError(
+                f"none of the {len(found)} videos in {where} can be used: {summarise(skipped) or 'none given'}"
+            )
+        if skipped:
+            log.warning("%d of %d videos in %s are skipped: %s", len(skipped), len(found), where, summarise(skipped))
+        self.skipped |= skipped
+        return usable
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_infos": {}}
+
+
+def _resize_one(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return resize_images(rgb[None], size)[0]
+
+
+def _too_short(num_frames: int, clip_frames: int, stride: int) -> str:
+    return f"{num_frames} frames are too few for clips of {clip_frames} at stride {stride}"

@@ -1,0 +1,446 @@
+"""The teacher's labels on disk: Zarr v3, one group per video, chunked by frames, compressed. Format and rules: ours.
+
+    <cache root>/<name>-<digest of the video id>/
+        depth        float16 [F,h,w]    the teacher's depth / chunk_scale, in the unit of `depth_kind`
+        flow_bwd     float16 [F,2,h,w]  optional; frame t → t-1, px of the stored grid (x right, y down), 0 at t = 0
+        static       bool    [F,h,w]    optional; static and visible with respect to the frame before; False at t = 0
+        timestamps_s float64 [F]
+        chunk_scale  float32 [chunks]   0 until the chunk is whole on disk, then the factor of its depth
+        attributes   format_version, teacher (the key), source (file, hash, frames), storage (sizes)
+
+Float16 keeps 11 bits, a relative error of at most 2^-11 = 0.05 %. Each chunk is divided by a power of two that brings
+its largest magnitude into (512, 1024]: nothing overflows, and the error stays relative down to 1e-7 of the maximum,
+whatever the unit. Values that are not finite are refused.
+
+A chunk counts once `chunk_scale` says so, which is written last; Zarr replaces each file atomically. So a process may
+be killed at any moment: running it again finishes the chunks that are missing and changes none of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from videomamba_depth.data.clip import SharedFlags
+from videomamba_depth.data.sources import VideoSource, hash_source, source_stamp
+from videomamba_depth.data.video_info import VideoInfo, VideoReadError
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_COMPRESSION = ZstdCodec(level=3, checksum=True)
+_SCALED_MAX = 1024.0
+_OPEN_VIDEOS = 256
+
+
+class LabelError(ValueError):
+    """A teacher's answer that cannot be stored."""
+
+
+@dataclass(frozen=True)
+class TeacherKey:
+    """What decides a teacher's labels. Two keys fit when all fields but `model_id` are equal.
+
+    model_id: hub id or folder, for people; the same weights under another name are the same teacher.
+    weights_sha256: digest of the weights.
+    input_size: short side in px to which the teacher resizes a frame; None for the nearest multiple of its patch.
+    dtype: of the computation, such as "float32".
+    depth_kind: value of `DepthKind`.
+    resize: how the teacher resizes.
+    """
+
+    model_id: str
+    weights_sha256: str
+    input_size: int | None
+    dtype: str
+    depth_kind: str
+    resize: str = "cubic, aspect kept, multiple of the patch"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TeacherKey:
+        """Build a key from a dict such as `DepthAnythingEncoder.cache_key()` returns; unknown names are refused."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"teacher key has unknown fields {sorted(unknown)}")
+        return cls(**values)
+
+    def difference(self, other: TeacherKey) -> str:
+        """Name the first field in which `other` (the cache's key) does not fit, with both values; "" if it fits."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name != "model_id" and mine != theirs:
+                named = f" (model {other.model_id}, wanted {self.model_id})" if field.name == "weights_sha256" else ""
+                return f"{field.name} is {_short(theirs)}, wanted {_short(mine)}{named}"
+        return ""
+
+
+@dataclass(frozen=True)
+class StorageLayout:
+    """How a video is stored: (height, width) px, frames per chunk, and which optional arrays there are."""
+
+    height: int
+    width: int
+    chunk_frames: int = 16
+    has_flow: bool = False
+    has_static: bool = False
+
+
+class TeacherCacheWriter:
+    """Write or continue one video's group. One writer per video at a time.
+
+    Args:
+        cache_root: folder or URL of the cache.
+        source: the video.
+        info: its probe.
+        key: the teacher's.
+        layout: how to store it.
+
+    Raises:
+        UserError: the group exists and was made with another teacher, source or layout; the line names the field.
+    """
+
+    def __init__(
+        self, cache_root: str | Path, source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout
+    ) -> None:
+        self.layout, self.num_frames = layout, info.num_frames
+        self.num_chunks = -(-info.num_frames // layout.chunk_frames)
+        self._group = self._open_group(str(cache_root), source, info, key)
+        self._create_arrays(info)
+        self._scales: np.ndarray = self._group["chunk_scale"][:]
+
+    def missing_chunks(self) -> list[int]:
+        """Return the chunks still to be written, ascending."""
+        return [int(chunk) for chunk in np.flatnonzero(self._scales == 0)]
+
+    def chunk_range(self, chunk: int) -> tuple[int, int]:
+        """Return the frames [start, stop) of a chunk."""
+        start = chunk * self.layout.chunk_frames
+        return start, min(start + self.layout.chunk_frames, self.num_frames)
+
+    def write_chunk(
+        self,
+        chunk: int,
+        depth: np.ndarray,
+        flow_bwd: np.ndarray | None = None,
+        static: np.ndarray | None = None,
+    ) -> None:
+        """Store a whole chunk and mark it complete, in this order.
+
+        Args:
+            chunk: number of the chunk.
+            depth: float32 [K,h,w] with K the chunk's frames.
+            flow_bwd: float32 [K,2,h,w], exactly when the layout has flow.
+            static: bool [K,h,w], exactly when the layout has it.
+
+        Raises:
+            ValueError: a wrong shape or a missing map.
+            LabelError: values that are not finite.
+            UserError: the disk is full or cannot be written.
+        """
+        start, stop = self.chunk_range(chunk)
+        shape = (stop - start, self.layout.height, self.layout.width)
+        maps = {"depth": depth, "flow_bwd": flow_bwd, "static": static}
+        expected = {"depth": shape, "flow_bwd": (shape[0], 2, *shape[1:]), "static": shape}
+        for name in self._array_names():
+            got = None if maps[name] is None else maps[name].shape  # type: ignore[union-attr]
+            if got != expected[name]:
+                raise ValueError(f"{name} of chunk {chunk} must have shape {expected[name]}; got {got}")
+        if not np.isfinite(depth).all():
+            raise LabelError(f"the teacher's depth of frames {start} to {stop - 1} is not finite")
+        scale = chunk_scale(depth)
+        try:
+            self._store(chunk, depth / scale, flow_bwd, static, scale)
+        except OSError as error:
+            raise UserError(f"cannot write the teacher cache: {error}; free some space and run again") from error
+
+    def _store(
+        self, chunk: int, depth: np.ndarray, flow_bwd: np.ndarray | None, static: np.ndarray | None, scale: float
+    ) -> None:
+        start, stop = self.chunk_range(chunk)
+        self._group["depth"][start:stop] = depth.astype(np.float16)
+        if flow_bwd is not None and self.layout.has_flow:
+            self._group["flow_bwd"][start:stop] = np.clip(flow_bwd, -6e4, 6e4).astype(np.float16)
+        if static is not None and self.layout.has_static:
+            self._group["static"][start:stop] = static
+        self._group["chunk_scale"][chunk] = scale
+        self._scales[chunk] = scale
+
+    def _open_group(self, root: str, source: VideoSource, info: VideoInfo, key: TeacherKey) -> Any:
+        name = group_name(source.video_id)
+        store = _join(root, name)
+        try:
+            group = zarr.open_group(store, mode="r+", zarr_format=3)
+        except (FileNotFoundError, KeyError):
+            attributes = _attributes(source, info, key, self.layout)
+            try:
+                group = zarr.create_group(store, zarr_format=3, attributes=attributes)
+            except OSError as error:
+                raise UserError(f"cannot write the teacher cache {root}: {error}") from error
+        if "://" not in root:
+            for left_over in Path(root, name).rglob("*.partial"):  # of a write that was killed
+                left_over.unlink(missing_ok=True)
+        stored = dict(group.attrs)
+        problem = group_difference(stored, key) or _content_difference(stored, source, info, self.layout)
+        if problem:
+            raise UserError(
+                f"teacher cache {root} does not fit {source.video_id}: {problem}; "
+                "use another cache folder, or delete this one to make it anew"
+            )
+        return group
+
+    def _array_names(self) -> list[str]:
+        optional = [("flow_bwd", self.layout.has_flow), ("static", self.layout.has_static)]
+        return ["depth", *(name for name, present in optional if present)]
+
+    def _create_arrays(self, info: VideoInfo) -> None:
+        """Create what a killed run has not created yet; `chunk_scale` last, since it makes the rest count."""
+        frames, layout = self.num_frames, self.layout
+        shapes = {"depth": (), "flow_bwd": (2,), "static": ()}
+        for name in self._array_names():
+            if name not in self._group:
+                self._group.create_array(
+                    name,
+                    shape=(frames, *shapes[name], layout.height, layout.width),
+                    chunks=(layout.chunk_frames, *shapes[name], layout.height, layout.width),
+                    dtype="bool" if name == "static" else "float16",
+                    compressors=_COMPRESSION,
+                    fill_value=False if name == "static" else 0.0,
+                )
+        if "timestamps_s" not in self._group or "chunk_scale" not in self._group:
+            times = self._group.require_array("timestamps_s", shape=(frames,), chunks=(frames,), dtype="float64")
+            times[:] = info.timestamps_s
+            chunks = self.num_chunks
+            self._group.require_array("chunk_scale", shape=(chunks,), chunks=(chunks,), dtype="float32")
+
+
+class _Misfit(Exception):
+    """Why a cache has no answer; `kind` is one of `TeacherCacheReader._KINDS`."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class TeacherCacheReader:
+    """Look labels up by video and frame; safe to hand to loader workers, which each open their own handles.
+
+    Where the cache does not fit, the answer is None and the reason is logged once per kind of reason, so that training
+    goes on with the live teacher.
+
+    Args:
+        cache_root: folder or URL of the cache.
+        key: of the teacher whose labels are wanted.
+    """
+
+    _KINDS = ("no cache", "no entry", "other teacher", "other source", "not finished", "unreadable")
+
+    def __init__(self, cache_root: str | Path, key: TeacherKey) -> None:
+        self.cache_root, self.key = str(cache_root), key
+        self._said = SharedFlags(len(self._KINDS))
+        self._open: dict[str, Any] = {}
+        self._owner = os.getpid()
+
+    def lookup(self, video_id: str, frame_indices: Sequence[int], path: str | None = None) -> np.ndarray | None:
+        """Return the teacher's depth, float32 [N,1,h,w], or None where the cache does not fit; see `lookup_maps`."""
+        maps = self.lookup_maps(video_id, frame_indices, path)
+        return None if maps is None else maps["teacher_depth"][:, None]
+
+    def lookup_maps(
+        self, video_id: str, frame_indices: Sequence[int], path: str | None = None
+    ) -> dict[str, np.ndarray] | None:
+        """Return all stored maps of some frames of a video.
+
+        Args:
+            video_id: the id under which it was cached.
+            frame_indices: N frames.
+            path: the video itself; when given, it must have the content that was cached. Size and time of change are
+                compared first, the hash only when they differ.
+
+        Returns:
+            "teacher_depth" float32 [N,h,w]; "flow_bwd" float32 [N,h,w,2] and "static" bool [N,h,w] where stored. Both
+            refer to the frame before in the video, whatever `frame_indices` says. None where the cache does not fit.
+        """
+        try:
+            arrays = self._arrays(video_id, path)
+            return self._read(arrays, video_id, np.asarray(frame_indices, np.int64))
+        except _Misfit as misfit:
+            self._say(misfit)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            self._say(_Misfit("unreadable", f"{video_id} cannot be read ({' '.join(str(error).split())})"))
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_owner": -1}
+
+    def _arrays(self, video_id: str, path: str | None) -> dict[str, Any]:
+        if self._owner != os.getpid():  # handles do not cross a fork
+            self._open, self._owner = {}, os.getpid()
+        if video_id not in self._open:
+            if len(self._open) >= _OPEN_VIDEOS:
+                self._open.clear()
+            try:
+                self._open[video_id] = self._open_video(video_id, path)
+            except _Misfit as misfit:  # remembered: finding out may have meant hashing the file
+                self._open[video_id] = misfit
+        arrays = self._open[video_id]
+        if isinstance(arrays, _Misfit):
+            raise arrays
+        return arrays
+
+    def _open_video(self, video_id: str, path: str | None) -> dict[str, Any]:
+        if "://" not in self.cache_root and not Path(self.cache_root).expanduser().is_dir():
+            raise _Misfit("no cache", f"there is no folder {self.cache_root}")
+        try:
+            group = zarr.open_group(_join(self.cache_root, group_name(video_id)), mode="r", zarr_format=3)
+        except (FileNotFoundError, KeyError):
+            raise _Misfit("no entry", f"{video_id} is not in it")
+        attributes = dict(group.attrs)
+        problem = group_difference(attributes, self.key)
+        if problem:
+            raise _Misfit("other teacher", problem)
+        if path is not None and not source_unchanged(attributes, path):
+            raise _Misfit("other source", f"{video_id} has changed since it was cached")
+        if "chunk_scale" not in group:
+            raise _Misfit("not finished", f"{video_id} is not finished")
+        arrays = {name: group[name] for name in ("depth", "flow_bwd", "static") if name in group}
+        return {**arrays, "scales": group["chunk_scale"][:], "chunk_frames": group["depth"].chunks[0]}
+
+    def _read(self, arrays: dict[str, Any], video_id: str, indices: np.ndarray) -> dict[str, np.ndarray]:
+        if indices.min() < 0 or indices.max() >= arrays["depth"].shape[0]:
+            raise _Misfit("other source", f"{video_id} has frames that were not cached")
+        scales = arrays["scales"][indices // arrays["chunk_frames"]]
+        if (scales == 0).any():
+            raise _Misfit("not finished", f"{video_id} is not finished")
+        low, high = int(indices.min()), int(indices.max()) + 1
+
+        def rows(name: str) -> np.ndarray:
+            return arrays[name][low:high][indices - low]
+
+        maps = {"teacher_depth": rows("depth").astype(np.float32) * scales[:, None, None]}
+        if not np.isfinite(maps["teacher_depth"]).all():
+            raise _Misfit("unreadable", f"{video_id} holds values that are not finite")
+        if "flow_bwd" in arrays:
+            maps["flow_bwd"] = np.moveaxis(rows("flow_bwd").astype(np.float32), 1, -1)
+        if "static" in arrays:
+            maps["static"] = rows("static")
+        return maps
+
+    def _say(self, misfit: _Misfit) -> None:
+        if self._said.first(self._KINDS.index(misfit.kind)):
+            log.warning(
+                "teacher cache %s does not fit (%s): the live teacher labels instead; further cases are not named",
+                self.cache_root,
+                misfit,
+            )
+
+
+def open_groups(cache_root: str | Path) -> dict[str, Any]:
+    """Open all groups of a local cache for reading: {folder name: group}; a folder without readable metadata is None.
+
+    Raises:
+        UserError: no such folder, or nothing in it.
+    """
+    root = Path(cache_root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"no teacher cache at {root}; make one with scripts/precompute_teacher_depth.py")
+    groups: dict[str, Any] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        try:
+            groups[folder.name] = zarr.open_group(str(folder), mode="r", zarr_format=3)
+        except (OSError, KeyError, ValueError):
+            groups[folder.name] = None
+    if not groups:
+        raise UserError(f"the teacher cache {root} is empty; fill it with scripts/precompute_teacher_depth.py")
+    return groups
+
+
+def chunk_scale(depth: np.ndarray) -> float:
+    """Return the power of two by which `depth` is divided, so that its largest magnitude lies in (512, 1024]."""
+    largest = float(np.abs(depth).max(initial=0.0))
+    if largest == 0:
+        return 1.0
+    # Kept within float32, in which the scale is stored.
+    return float(2.0 ** np.clip(np.ceil(np.log2(largest / _SCALED_MAX)), -120, 120))
+
+
+def group_name(video_id: str) -> str:
+    """Return a video's folder name: readable, safe on every file system, and unique through a digest."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "_", video_id).strip("._")[-60:] or "video"
+    return f"{slug}-{hashlib.sha256(video_id.encode()).hexdigest()[:10]}"
+
+
+def source_unchanged(attributes: Mapping[str, Any], path: str | Path) -> bool:
+    """Tell whether the video at `path` has the content that a group was made from."""
+    source = attributes["source"]
+    try:
+        if source_stamp(path) == (source["size_bytes"], source["mtime_ns"]):
+            return True
+        return source_stamp(path)[0] == source["size_bytes"] and hash_source(path) == source["sha256"]
+    except (OSError, VideoReadError):
+        return False
+
+
+def _attributes(source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout) -> dict[str, Any]:
+    size_bytes, mtime_ns = source_stamp(source.path)
+    return {
+        "format_version": FORMAT_VERSION,
+        "teacher": asdict(key),
+        "source": {
+            "video_id": source.video_id,
+            "name": Path(source.path).name,
+            "sha256": hash_source(source.path),
+            "size_bytes": size_bytes,
+            "mtime_ns": mtime_ns,
+            "num_frames": info.num_frames,
+            "width": info.width,
+            "height": info.height,
+        },
+        "storage": asdict(layout),
+    }
+
+
+def group_difference(attributes: Mapping[str, Any], key: TeacherKey) -> str:
+    """Name what keeps a group from being of this format and teacher; "" if it fits."""
+    version = attributes.get("format_version")
+    if version != FORMAT_VERSION:
+        return f"format_version is {version}, wanted {FORMAT_VERSION}"
+    try:
+        return key.difference(TeacherKey.from_dict(attributes["teacher"]))
+    except (KeyError, TypeError, ValueError) as error:
+        return f"its teacher key cannot be read ({error})"
+
+
+def _content_difference(
+    attributes: Mapping[str, Any], source: VideoSource, info: VideoInfo, layout: StorageLayout
+) -> str:
+    """Name the first field in which a group's source or layout differs; "" if they fit."""
+    for name, value in asdict(layout).items():
+        stored = attributes["storage"].get(name)
+        if stored != value:
+            return f"storage.{name} is {stored}, wanted {value}"
+    if not source_unchanged(attributes, source.path):
+        return "source.sha256 differs, the video has changed since it was cached"
+    stored = attributes["source"]["num_frames"]
+    if stored != info.num_frames:
+        return f"source.num_frames is {stored}, wanted {info.num_frames}"
+    return ""
+
+
+def _join(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root).expanduser() / name)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 50 else f"{text[:12]}…"
