@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from videomamba_depth.data.cache_format import TeacherKey, group_difference, group_name, open_groups
 from videomamba_depth.data.sources import VideoSource, hash_source
-from videomamba_depth.data.teacher_cache import TeacherKey, group_difference, group_name, open_groups
 from videomamba_depth.data.video_info import VideoReadError
 
 

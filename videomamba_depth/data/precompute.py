@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from videomamba_depth.data.cache_format import LabelError, StorageLayout, TeacherKey
 from videomamba_depth.data.sources import VideoSource, scan_sources, unique_ids
-from videomamba_depth.data.teacher_cache import LabelError, StorageLayout, TeacherCacheWriter, TeacherKey
+from videomamba_depth.data.teacher_cache import TeacherCacheWriter
 from videomamba_depth.data.transforms import fit_size, resize_depth, resize_images
 from videomamba_depth.data.video_io import Frame, VideoInfo, VideoReadError, iter_frames, probe_video
 from videomamba_depth.utils.flow_utils import FlowEstimator, static_mask
@@ -155,7 +156,7 @@ class _Labeller:
         return resize_depth(depth[:, 0].float().cpu().numpy(), self.size)
 
     def _motion(self, small: np.ndarray, at_start: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a chunk's flow to the frame before [K,2,h,w] and static mask [K,h,w]; `small` begins one frame before."""
+        """Return a chunk's flow to the frame before [K,2,h,w] and static [K,h,w]; `small` begins one frame earlier."""
         assert self.flow is not None
         clip = _to_tensor(small)
         with torch.inference_mode():
@@ -188,8 +189,9 @@ def _label_video(labeller: _Labeller, bar: tqdm) -> int:
     writer = labeller.writer
     waiting = sum(stop - start for start, stop in map(writer.chunk_range, labeller.missing))
     found = labeller.info.num_frames - waiting
-    bar.n, bar.initial = bar.n + found, bar.initial + found  # not work of this run: keeps the time left honest
-    bar.refresh()
+    if not bar.disable:
+        bar.n, bar.initial = bar.n + found, bar.initial + found  # not work of this run: keeps the time left honest
+        bar.refresh()
     for chunk in labeller.missing:
         bar.update(labeller.label(chunk))
     return waiting
