@@ -1,0 +1,153 @@
+"""The residual layer that all backbones stack: add, norm, mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from videomamba_depth.video_mamba.bidirectional import BidirectionalMixer
+from videomamba_depth.video_mamba.mixer import LayerState, MambaMixer
+
+
+class LayerOutput(NamedTuple):
+    """What a layer hands to the next: `residual + branch` is the token stream after it."""
+
+    branch: Tensor  # [B, L, C] output of the mixer, not yet added
+    residual: Tensor  # [B, L, C] the stream that entered the norm
+    state: LayerState | None  # None for a bidirectional layer
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x²) + eps) · weight`, computed in float32 at least (Zhang & Sennrich, arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; the result has the dtype of the weight."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return (x * self.weight).to(self.weight.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in float32 at least; the result has the dtype of the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
+        return y.to(self.weight.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, zero a sample's branch with probability `rate` (Huang, arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop path rate must be in [0, 1); got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop whole samples of `x [B, ...]` and scale the others by 1 / (1 − rate); identity in eval mode."""
+        if self.rate == 0 or not self.training:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1 - self.rate)
+
+
+class BackboneLayer(nn.Module):
+    """Pre-norm layer: `residual += x; x = mixer(norm(residual))`; the sum is left to the next layer, as published.
+
+    Args:
+        mixer: a `MambaMixer` (causal, carries a state) or a `BidirectionalMixer`.
+        norm: norm over channels.
+        drop_path: rate of stochastic depth on the branch that comes in.
+        residual_in_fp32: keep the residual in float32 at least.
+    """
+
+    def __init__(self, mixer: MambaMixer, norm: nn.Module, drop_path: float, residual_in_fp32: bool) -> None:
+        super().__init__()
+        self.mixer, self.norm = mixer, norm
+        self.drop_path = DropPath(drop_path)
+        self.residual_in_fp32 = residual_in_fp32
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        state: LayerState | None = None,
+        use_checkpoint: bool = False,
+    ) -> LayerOutput:
+        """Run one layer.
+
+        Args:
+            x: `[B, L, C]` branch of the layer before, or the tokens.
+            residual: `[B, L, C]` stream of the layer before; None in the first layer.
+            state: of the causal mixer; None starts fresh sequences. Never written to.
+            use_checkpoint: recompute the mixer in the backward pass instead of storing it.
+        """
+        residual = self.add(x, residual)
+        normed = self.norm(residual)
+        if isinstance(self.mixer, BidirectionalMixer):
+            mix = self.mixer.mix
+            return LayerOutput(_recompute(mix, normed) if use_checkpoint else mix(normed), residual, None)
+        out = _recompute(self.mixer, normed, state) if use_checkpoint else self.mixer(normed, state)
+        return LayerOutput(out.y, residual, out.state)
+
+    def add(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Return the stream that enters the norm."""
+        return add_residual(x if residual is None else self.drop_path(x), residual, self.residual_in_fp32)
+
+
+def _recompute(function: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(function, *args, use_reentrant=False)
+
+
+def add_residual(x: Tensor, residual: Tensor | None, in_fp32: bool) -> Tensor:
+    """Return `residual + x`, in float32 at least when asked for."""
+    if in_fp32:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if residual is None else residual + x
+
+
+def make_norm(dim: int, eps: float, rms: bool) -> nn.Module:
+    """Return the norm that a config names."""
+    return RMSNorm(dim, eps) if rms else LayerNorm(dim, eps)
+
+
+def drop_path_rates(rate: float, num_layers: int) -> list[float]:
+    """Return the rates per layer: they rise linearly, and a rate acts on the branch of the layer before (published)."""
+    ramp = torch.linspace(0, rate, num_layers, device="cpu").tolist()
+    return [0.0, *ramp][:num_layers]
+
+
+@torch.no_grad()
+def init_backbone_(model: nn.Module, layers: Iterable[Any]) -> None:
+    """Initialise as published: truncated normal (0.02) projections and tables, output projections by 1/√layers.
+
+    The step-size projections keep Mamba's own initialisation, which the official backbones overwrite.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "dt_proj" not in name:
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    layers = list(layers)
+    for layer in layers:
+        weight = layer.mixer.out_proj.weight
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        weight.div_(math.sqrt(len(layers)))
+    for name in ("cls_token", "pos_embed"):
+        table = getattr(model, name, None)
+        if table is not None:
+            nn.init.trunc_normal_(table, std=0.02)

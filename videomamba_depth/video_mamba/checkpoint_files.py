@@ -1,0 +1,106 @@
+"""Reading files of weights without running any code in them, and saying all that is wrong with one at once."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from videomamba_depth.utils.errors import UserError
+
+WRAPPERS = ("model", "module", "state_dict")
+"""Keys under which training scripts of the field put the state dict."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A file of weights that cannot be used, in one message with every problem."""
+
+
+class WeightFile(NamedTuple):
+    """What a file holds."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]  # of safetensors files; empty for others
+
+
+def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
+    """Read a .safetensors file, or a PyTorch file with `weights_only=True`.
+
+    Args:
+        unwrap: accept a state dict under one of `WRAPPERS`, and strip the "module." of distributed training; False:
+            only a plain state dict is accepted.
+
+    Raises:
+        CheckpointError: no such file, not a file of weights, or (unwrap=False) a wrapped one.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .safetensors, .pt or .pth file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read as weights alone ({_first_line(error)}); files that hold other objects could run"
+            " code and are refused: save the state dict by itself"
+        ) from error
+    return WeightFile(_state_dict(content, path, unwrap), {})
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str, hint: str = "") -> None:
+    """Copy tensors into a model; every name and shape must fit.
+
+    Raises:
+        CheckpointError: lists every missing, unexpected and mis-shaped tensor; the model is unchanged then.
+    """
+    wanted = model.state_dict()
+    problems = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in tensors]
+    problems += [f"unexpected: {name} {tuple(tensors[name].shape)}" for name in tensors if name not in wanted]
+    problems += [
+        f"mis-shaped: {name} is {tuple(tensors[name].shape)}, the model has {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise CheckpointError(f"{source} does not fit the model ({len(problems)} problems):{listed}{hint}")
+    model.load_state_dict(dict(tensors), strict=True)
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return WeightFile({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is no safetensors file ({_first_line(error)}); download it again") from error
+
+
+def _state_dict(content: Any, path: Path, unwrap: bool) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict of tensors")
+    content = dict(content)
+    wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    if wrapper is not None:
+        if not unwrap:
+            raise CheckpointError(
+                f"'{path}' wraps its weights in ['{wrapper}'], and a plain state_dict checkpoint is wanted; save"
+                f" checkpoint['{wrapper}'] by itself"
+            )
+        content = content[wrapper]
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"'{path}' is no plain state_dict checkpoint: {', '.join(others[:5])} are no tensors")
+    tensors = {str(name): tensor for name, tensor in content.items()}
+    if unwrap and tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,99 @@
+"""From pixels to patch tokens, with the checks of what comes in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from videomamba_depth.video_mamba.positions import Grid
+
+ClipSize = tuple[int, int, int]
+"""(rows in time, rows, columns) of tokens."""
+
+
+class PatchEmbed(nn.Module):
+    """Cut frames into patches (tubelets, for clips) and project each to a token.
+
+    Args:
+        img_size: (H, W) in px, or one number, that the position table is made for; other sizes may be fed.
+        patch_size: (height, width) of a patch in px, or one number.
+        channels: colour channels.
+        embed_dim: channels of a token.
+        tubelet_size: frames per token, for clips; None embeds images with a 2-D kernel.
+        stride: px between patches, images only; None: the patch size.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        channels: int,
+        embed_dim: int,
+        tubelet_size: int | None = None,
+        stride: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = _pair(img_size), _pair(patch_size)
+        self.stride = self.patch_size if stride is None else (stride, stride)
+        self.channels = channels
+        self.grid_size = self.grid(*self.img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.is_video = tubelet_size is not None
+        self.tubelet_size = tubelet_size if tubelet_size is not None else 1
+        self.proj: nn.Conv2d | nn.Conv3d
+        if self.is_video:
+            kernel, step = (self.tubelet_size, *self.patch_size), (self.tubelet_size, *self.stride)
+            self.proj = nn.Conv3d(channels, embed_dim, kernel_size=kernel, stride=step)
+        else:
+            self.proj = nn.Conv2d(channels, embed_dim, kernel_size=self.patch_size, stride=self.stride)
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Return the grid of patches of a frame; px that fill no whole patch are left out.
+
+        Raises:
+            ValueError: the frame is smaller than one patch.
+        """
+        (p, q), (s, t) = self.patch_size, self.stride
+        if height < p or width < q:
+            raise ValueError(
+                f"frame of {height}x{width} px is smaller than one patch of {p}x{q} px; feed larger frames"
+            )
+        return (height - p) // s + 1, (width - q) // t + 1
+
+    def token_shape(self, x: Tensor) -> ClipSize:
+        """Check `x [B, C, T, H, W]` (images: `[B, C, H, W]`) and return the shape of its tokens.
+
+        Raises:
+            ValueError, TypeError: the input breaks the contract.
+        """
+        wanted = "[B, C, T, H, W]" if self.is_video else "[B, C, H, W]"
+        if x.ndim != (5 if self.is_video else 4):
+            raise ValueError(f"x must have shape {wanted}; got {tuple(x.shape)}")
+        if x.shape[1] != self.channels:
+            raise ValueError(f"x must have shape {wanted} with C = {self.channels}; got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point (normalised pixels); got {x.dtype}; use x.float()")
+        num_frames = x.shape[2] if self.is_video else 1
+        if num_frames == 0:
+            raise ValueError("x must hold at least one frame; got T = 0")
+        if num_frames % self.tubelet_size:
+            raise ValueError(
+                f"frame count {num_frames} must be divisible by tubelet size {self.tubelet_size}; drop or repeat frames"
+            )
+        return (num_frames // self.tubelet_size, *self.grid(x.shape[-2], x.shape[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens `[B, t, h·w, C]`, row-major, of pixels in the shape that `token_shape` accepts."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.proj.weight.dtype)
+        tokens = self.proj(x)
+        if not self.is_video:
+            tokens = tokens.unsqueeze(2)
+        return tokens.flatten(3).permute(0, 2, 3, 1)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return int(height), int(width)

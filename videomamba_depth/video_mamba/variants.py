@@ -1,0 +1,50 @@
+"""The published sizes, and presets for streaming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from videomamba_depth.video_mamba.pretrain import PretrainVideoMamba
+
+
+class Variant(NamedTuple):
+    """Size of a backbone."""
+
+    depth: int
+    embed_dim: int
+
+
+VARIANTS = {"t": Variant(24, 192), "s": Variant(24, 384), "m": Variant(32, 576), "b": Variant(24, 768)}
+"""The published sizes; `VideoMamba(**VARIANTS["s"]._asdict())` builds one."""
+
+
+@dataclass(frozen=True)
+class StreamPreset:
+    """How to run a stream.
+
+    Attributes:
+        variant: a name in `VARIANTS`.
+        chunk_frames: frames per call.
+        what_for: what it gains and costs; docs/video_mamba.md has the measurements.
+    """
+
+    variant: str
+    chunk_frames: int
+    what_for: str
+
+    def build(self, **options: Any) -> PretrainVideoMamba:
+        """Return the streaming backbone; options are those of `PretrainVideoMamba`.
+
+        By default it pools with "avg", which every chunk can, and runs for ever (temporal_policy "clamp").
+        """
+        defaults: dict[str, Any] = {"pool_type": "avg", "temporal_policy": "clamp"}
+        return PretrainVideoMamba(**VARIANTS[self.variant]._asdict(), **{**defaults, **options})
+
+
+PRESETS = {
+    "throughput": StreamPreset("t", 16, "most frames per second; a result every 16 frames"),
+    "balanced": StreamPreset("t", 4, "nearly as many frames per second; a result every 4 frames"),
+    "low_latency": StreamPreset("t", 1, "a result after every frame; each call pays its overhead for one frame"),
+}
+"""By name; state and results do not depend on the choice, only speed and delay do."""
