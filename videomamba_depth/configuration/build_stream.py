@@ -1,0 +1,92 @@
+"""From the values of `configs/stream.yaml` to a streaming job."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videomamba_depth.configuration.stream_schema import StreamConfig
+from videomamba_depth.streaming.colour import Colouriser, ColourRange
+from videomamba_depth.streaming.job import StreamJob, summary
+from videomamba_depth.streaming.outputs import OutputPaths
+from videomamba_depth.streaming.pipeline import Sink
+from videomamba_depth.streaming.raw_sinks import NpzSink, Png16Sink
+from videomamba_depth.streaming.resets import ResetPolicy
+from videomamba_depth.streaming.sources import FrameSource, open_source
+from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.streaming.video_sink import FrameLog, VideoSink
+
+log = logging.getLogger(__name__)
+
+_STOPPED_STATUS = 130  # what shells report for a process that Ctrl-C ended
+
+
+def stream_main(config: StreamConfig) -> None:
+    """Stream what `config` says, report the timings and name the outputs; exit status 130 when stopped by a signal.
+
+    Raises:
+        UserError: anything that a person can mend.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    paths = OutputPaths(Path(config.output).expanduser(), "")
+    source = open_source(config.input, config.fps, config.max_frames)
+    paths = OutputPaths(paths.folder, source.name)
+    stream = build_stream(config)
+    paths.prepare(config.overwrite)
+    sinks = build_sinks(config, paths, stream, source)
+    job = StreamJob(source, stream, sinks, about_path=paths.about, about=_about(config, source), overlap=config.overlap)
+    report = job.run()
+    log.info(summary(report))
+    log.info("wrote %s", ", ".join(str(path) for path in (paths.video, paths.depth, paths.about) if path.exists()))
+    if report.stopped:
+        sys.exit(_STOPPED_STATUS)
+
+
+def build_stream(config: StreamConfig) -> DepthStream:
+    """Return the stream that `config` describes."""
+    resets = ResetPolicy(cuts=config.reset_at_cuts, max_gap_s=config.max_gap_s)
+    return DepthStream(
+        config.checkpoint,
+        device=config.device,
+        dtype=config.dtype,
+        input_size=config.input_size,
+        resolution=config.resolution,
+        resets=resets,
+    )
+
+
+def build_sinks(config: StreamConfig, paths: OutputPaths, stream: DepthStream, source: FrameSource) -> list[Sink]:
+    """Return the sinks that `config` asks for."""
+    kind = stream.depth_kind
+    sinks: list[Sink] = [FrameLog(paths.frames)]
+    if config.video != "none":
+        low, high = config.colour_percentiles
+        fixed = None if config.colour_range is None else (config.colour_range[0], config.colour_range[1])
+        colour_range = ColourRange((low, high), config.colour_time_constant_s, fixed)
+        colouriser = Colouriser(config.colour_map)
+        side_by_side = config.video == "side_by_side"
+        sinks.append(VideoSink(paths.video, kind, colour_range, colouriser, source.fps, side_by_side))
+    if config.raw == "npz":
+        sinks.append(NpzSink(paths.depth, kind, config.raw_dtype, config.shard_frames))
+    elif config.raw == "png16":
+        sinks.append(Png16Sink(paths.depth, kind, stream.max_depth_m))
+    return sinks
+
+
+def _about(config: StreamConfig, source: FrameSource) -> dict[str, Any]:
+    """Return what the record of a job says besides its results."""
+    colours = "near is bright: relative depth as it is, metric depth by its inverse (1/m)"
+    return {
+        "checkpoint": config.checkpoint,
+        "input": config.input,
+        "source_frames": source.num_frames,
+        "time_base": str(source.time_base),
+        "colours": colours,
+        "config": asdict(config),
+    }

@@ -1,0 +1,69 @@
+"""Names, types and constraints of every key of `configs/stream.yaml`; the YAML file holds the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+_CHOICES = {
+    "video": ("side_by_side", "depth", "none"),
+    "raw": ("none", "npz", "png16"),
+    "raw_dtype": ("float16", "float32"),
+    "resolution": ("source", "model"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "colour_map": ("inferno", "magma", "turbo", "viridis", "grey"),
+}
+_POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s")
+
+
+@dataclass
+class StreamConfig:
+    """`configs/stream.yaml`."""
+
+    checkpoint: str = MISSING
+    input: str = MISSING
+    output: str = MISSING
+    video: str = MISSING
+    raw: str = MISSING
+    raw_dtype: str = MISSING
+    shard_frames: int = MISSING
+    resolution: str = MISSING
+    colour_map: str = MISSING
+    colour_percentiles: list[float] = MISSING
+    colour_time_constant_s: float = MISSING
+    colour_range: list[float] | None = None
+    reset_at_cuts: bool = MISSING
+    max_gap_s: float | None = None
+    device: str = MISSING
+    dtype: str = MISSING
+    input_size: int | None = None
+    threads: int | None = None
+    overlap: bool = MISSING
+    fps: float | None = None
+    max_frames: int | None = None
+    overwrite: bool = MISSING
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got '{getattr(self, name)}'")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive; got {value}")
+        low, high = _pair("colour_percentiles", self.colour_percentiles)
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"colour_percentiles must ascend within [0, 100]; got {self.colour_percentiles}")
+        if self.colour_range is not None:
+            low, high = _pair("colour_range", self.colour_range)
+            if low >= high:
+                raise ValueError(f"colour_range must ascend; got {self.colour_range}")
+        if self.colour_time_constant_s < 0:
+            raise ValueError(f"colour_time_constant_s must not be negative; got {self.colour_time_constant_s}")
+
+
+def _pair(name: str, values: list[float]) -> tuple[float, float]:
+    if len(values) != 2:
+        raise ValueError(f"{name} must hold two numbers, low and high; got {values}")
+    return values[0], values[1]

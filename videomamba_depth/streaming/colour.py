@@ -1,0 +1,101 @@
+"""Depth as colours whose meaning does not flicker."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from videomamba_depth.utils.depth_kind import DepthKind
+
+COLOUR_MAPS = {
+    "inferno": cv2.COLORMAP_INFERNO,
+    "magma": cv2.COLORMAP_MAGMA,
+    "turbo": cv2.COLORMAP_TURBO,
+    "viridis": cv2.COLORMAP_VIRIDIS,
+    "grey": None,
+}
+"""Names of the colour maps; near is bright (turbo: red) in all of them."""
+
+_MAX_SAMPLES = 40_000  # pixels that percentiles are taken over; more changes them by less than a colour step
+_MIN_DEPTH_M = 1e-3
+
+
+def nearness(depth: np.ndarray, kind: DepthKind) -> np.ndarray:
+    """Return what is coloured, float32 `[h, w]`, larger is nearer: relative depth itself, 1/m of metric depth.
+
+    Pixels that are not finite become 0, as far away.
+    """
+    if kind is DepthKind.METRIC:
+        depth = 1.0 / np.maximum(depth, _MIN_DEPTH_M)
+    if not np.isfinite(depth).all():
+        depth = np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
+    return depth.astype(np.float32, copy=False)
+
+
+class ColourRange:
+    """The range of nearness that is spread over the colour map: running percentiles, smoothed over time.
+
+    Per frame, the percentiles of that frame move an exponential average whose weight is that of a plain mean at first
+    and `1 − exp(−Δt/τ)` later. A single frame never sets the range, except the first of a shot.
+
+    Args:
+        percentiles: lower and upper, in [0, 100].
+        time_constant_s: τ; 0 follows every frame (flickers).
+        fixed: (low, high) to use always; for pictures that are to be compared with each other.
+    """
+
+    def __init__(
+        self,
+        percentiles: tuple[float, float] = (2.0, 98.0),
+        time_constant_s: float = 2.0,
+        fixed: tuple[float, float] | None = None,
+    ) -> None:
+        if not 0 <= percentiles[0] < percentiles[1] <= 100:
+            raise ValueError(f"percentiles must ascend within [0, 100]; got {percentiles}")
+        if fixed is not None and fixed[0] >= fixed[1]:
+            raise ValueError(f"a fixed colour range must ascend; got {fixed}")
+        self.percentiles, self.time_constant_s, self.fixed = percentiles, time_constant_s, fixed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget: the next frame sets the range, as after a scene cut."""
+        self._bounds: np.ndarray | None = None
+        self._num_frames = 0
+        self._last_s = 0.0
+
+    def update(self, near: np.ndarray, timestamp_s: float) -> tuple[float, float]:
+        """Take in a frame's nearness `[h, w]`, shown at `timestamp_s`, and return (low, high) to colour it with."""
+        if self.fixed is not None:
+            return self.fixed
+        stride = max(1, math.isqrt(near.size // _MAX_SAMPLES))
+        bounds = np.percentile(near[::stride, ::stride], self.percentiles)
+        if self._bounds is None:
+            self._bounds = bounds
+        else:
+            elapsed_s = max(0.0, timestamp_s - self._last_s)
+            decay = math.exp(-elapsed_s / self.time_constant_s) if self.time_constant_s > 0 else 0.0
+            self._bounds += max(1 - decay, 1 / (self._num_frames + 1)) * (bounds - self._bounds)
+        self._num_frames += 1
+        self._last_s = timestamp_s
+        return float(self._bounds[0]), float(self._bounds[1])
+
+
+class Colouriser:
+    """Turn nearness into uint8 RGB `[h, w, 3]` with a named colour map."""
+
+    def __init__(self, colour_map: str = "inferno") -> None:
+        if colour_map not in COLOUR_MAPS:
+            raise ValueError(f"colour map must be one of {', '.join(COLOUR_MAPS)}; got '{colour_map}'")
+        ramp = np.arange(256, dtype=np.uint8)[:, None]
+        code = COLOUR_MAPS[colour_map]
+        table = np.repeat(ramp, 3, 1)[:, None] if code is None else cv2.applyColorMap(ramp, code)[..., ::-1]
+        self._table = np.ascontiguousarray(table)  # [256, 1, 3] RGB
+
+    def __call__(self, near: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+        """Colour nearness `[h, w]`; values outside `bounds` take the colours at the ends."""
+        low, high = bounds
+        span = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-12)
+        level = (near - low) * np.float32(255 / span)
+        return cv2.applyColorMap(np.clip(level, 0, 255).astype(np.uint8), self._table)

@@ -1,0 +1,34 @@
+"""What travels through a stream: a decoded frame goes in (`data.video_io.Frame`), a frame with depth comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DepthFrame:
+    """One frame with its depth.
+
+    Attributes:
+        index: number of the frame in its source.
+        pts: presentation time in units of `time_base`, as in the source.
+        time_base: seconds per unit of `pts`.
+        rgb: uint8 `[H, W, 3]`, as decoded.
+        depth: float32 `[h, w]`; the source's resolution or the model's, see `DepthStream`.
+        reset: why the model started afresh at this frame: "" (it did not), "start", "cut" or "gap".
+    """
+
+    index: int
+    pts: int
+    time_base: Fraction
+    rgb: np.ndarray
+    depth: np.ndarray
+    reset: str = ""
+
+    @property
+    def timestamp_s(self) -> float:
+        """Presentation time in seconds on the source's own clock."""
+        return self.pts * self.time_base.numerator / self.time_base.denominator

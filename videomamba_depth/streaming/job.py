@@ -1,0 +1,137 @@
+"""One streaming job: a source through a stream into sinks, with progress, a record of it, and clean stops."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from videomamba_depth import __version__
+from videomamba_depth.data.video_io import Frame
+from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.streaming.outputs import write_json
+from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeline
+from videomamba_depth.streaming.sources import FrameSource
+from videomamba_depth.streaming.stream import DepthStream
+
+log = logging.getLogger(__name__)
+
+
+class StreamJob:
+    """Run a source through a stream into sinks.
+
+    Args:
+        about_path: JSON record of the job, written at its start and at its end; None: none.
+        about: what the caller wants in it.
+        overlap: decode, infer and write at the same time.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        stream: DepthStream,
+        sinks: Sequence[Sink],
+        *,
+        about_path: Path | None = None,
+        about: dict[str, Any] | None = None,
+        overlap: bool = True,
+    ) -> None:
+        self._source, self._stream, self._sinks, self._overlap = source, stream, sinks, overlap
+        self._about_path = about_path
+        self._record: dict[str, Any] = {
+            "status": "running",
+            "depth_kind": stream.depth_kind.value,
+            **(about or {}),
+            "versions": {
+                "videomamba_depth": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+    def run(self) -> PipelineReport:
+        """Stream until the source ends, Ctrl-C or SIGTERM; the outputs are finished in every case.
+
+        Raises:
+            UserError: the source is damaged or an output cannot be written; what could be done before is done.
+        """
+        stop = threading.Event()
+        self._write_record()
+        progress = tqdm(total=self._source.num_frames, unit="frame", mininterval=0.5, desc=self._source.name)
+        try:
+            with stop_on_signals(stop), progress:
+                report = run_pipeline(
+                    self._source,
+                    self._infer,
+                    self._sinks,
+                    stop=stop,
+                    on_frame=lambda _: progress.update() and None,
+                    overlap=self._overlap,
+                )
+        except BaseException as error:
+            self._record["status"] = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
+            self._write_record()
+            raise
+        self._record["status"] = "stopped" if report.stopped else "complete"
+        self._record |= {"num_frames": report.num_frames, "ms_per_frame": _timings(report)}
+        self._write_record()
+        return report
+
+    def _infer(self, frame: Frame) -> DepthFrame:
+        depth = self._stream.step(frame.rgb, frame.timestamp_s)
+        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, self._stream.reset_reasons[0])
+
+    def _write_record(self) -> None:
+        if self._about_path is not None:
+            write_json(self._about_path, self._record)
+
+
+def summary(report: PipelineReport) -> str:
+    """Return the timings in one line."""
+    timing = _timings(report)
+    p50, p95, p99 = timing["infer_p50_p95_p99"]
+    return (
+        f"{report.num_frames} frames in {report.wall_s:.1f} s ({report.num_frames / max(report.wall_s, 1e-9):.1f}"
+        f" frames/s); ms per frame: {timing['wall']} wall = decode {timing['decode']} | infer {timing['infer']}"
+        f" (p50 {p50}, p95 {p95}, p99 {p99}) | write {timing['write']}, side by side"
+    )
+
+
+def _timings(report: PipelineReport) -> dict[str, Any]:
+    return {
+        "wall": round(1000 * report.wall_s / max(1, report.num_frames), 1),
+        "decode": round(report.decode.mean_ms, 1),
+        "infer": round(report.infer.mean_ms, 1),
+        "infer_p50_p95_p99": [round(v, 1) for v in report.infer.percentiles_ms()],
+        "write": round(report.write.mean_ms, 1),
+    }
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Set `stop` on the first Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once. Main thread only; else nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        log.info("%s: finishing the files (Ctrl-C again interrupts at once)", signal.Signals(number).name)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

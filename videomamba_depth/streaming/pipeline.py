@@ -1,0 +1,222 @@
+"""Decode, infer and write at the same time, with bounded queues between them."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from videomamba_depth.data.video_io import Frame
+from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.streaming.timing import StageTimes
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1  # how often a blocked stage looks whether it should stop
+_READER_PATIENCE_S = 2.0  # how long to wait at the end for a reader that blocks in a device or network call
+
+T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Where frames with depth go."""
+
+    def write(self, frame: DepthFrame) -> None:
+        """Take one frame."""
+
+    def close(self) -> None:
+        """Finish the files; called once, whatever happened before."""
+
+
+@dataclass
+class PipelineReport:
+    """What happened: busy time by stage, and the wall time of all."""
+
+    decode: StageTimes = field(default_factory=StageTimes)
+    infer: StageTimes = field(default_factory=StageTimes)
+    write: StageTimes = field(default_factory=StageTimes)
+    wall_s: float = 0.0
+    num_frames: int = 0
+    stopped: bool = False
+
+
+class Lane(Generic[T]):
+    """A bounded queue between two threads that either side can close.
+
+    After `finish` the items that are in it still come out; after `abandon` nothing goes in or out.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._items: queue.Queue[T] = queue.Queue(size)
+        self._finished, self._abandoned = threading.Event(), threading.Event()
+        self.error: BaseException | None = None
+
+    def put(self, item: T) -> bool:
+        """Wait for room; False when the other side has gone."""
+        while not self._abandoned.is_set():
+            try:
+                self._items.put(item, timeout=_POLL_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def get(self, stop: Callable[[], bool] = lambda: False) -> T | None:
+        """Wait for an item; None when no more will come or `stop()` says so."""
+        while not (self._abandoned.is_set() or stop()):
+            # Looked at before the queue: what was put before the end is not missed.
+            finished = self._finished.is_set()
+            try:
+                return self._items.get(timeout=0 if finished else _POLL_S) if not finished else self._items.get_nowait()
+            except queue.Empty:
+                if finished:
+                    return None
+        return None
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Say that no more will be put, and why if by an error."""
+        self.error = error
+        self._finished.set()
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Say that nothing will be taken out any more."""
+        self.error = self.error or error
+        self._abandoned.set()
+
+
+def run_pipeline(
+    source: Iterable[Frame],
+    infer: Callable[[Frame], DepthFrame],
+    sinks: Sequence[Sink],
+    *,
+    stop: threading.Event | None = None,
+    on_frame: Callable[[DepthFrame], None] | None = None,
+    queue_frames: int = 4,
+    overlap: bool = True,
+) -> PipelineReport:
+    """Stream every frame of `source` through `infer` into all `sinks`, then close the sinks.
+
+    The source is read in one thread and the sinks are written in another; `infer` and `on_frame` run in the caller's.
+    At most `queue_frames` wait before and behind `infer`. An error of any stage ends the others after what they have
+    in hand, closes the sinks and is then raised; what was inferred before it is written, if the sinks can.
+
+    Args:
+        stop: set from outside (a signal handler) to end after the frame in hand; not an error.
+        on_frame: called for every frame that has been inferred, e.g. to show progress.
+        overlap: False runs the three stages one after the other in the caller's thread, for measurements.
+    """
+    stop = stop or threading.Event()
+    report = PipelineReport()
+    start = time.perf_counter()
+    run = _run_overlapped if overlap else _run_serially
+    error: BaseException | None = None
+    try:
+        run(source, infer, sinks, stop, on_frame or (lambda _: None), queue_frames, report)
+    except BaseException as caught:
+        error = caught
+    error = _close_all(sinks, error)
+    report.wall_s, report.stopped = time.perf_counter() - start, stop.is_set()
+    if error is not None:
+        raise error
+    return report
+
+
+def _run_serially(
+    source: Iterable[Frame],
+    infer: Callable[[Frame], DepthFrame],
+    sinks: Sequence[Sink],
+    stop: threading.Event,
+    on_frame: Callable[[DepthFrame], None],
+    queue_frames: int,
+    report: PipelineReport,
+) -> None:
+    frames = iter(source)
+    while not stop.is_set():
+        with report.decode.measure():
+            frame = next(frames, None)
+        if frame is None:
+            return
+        with report.infer.measure():
+            result = infer(frame)
+        with report.write.measure():
+            for sink in sinks:
+                sink.write(result)
+        report.num_frames += 1
+        on_frame(result)
+
+
+def _run_overlapped(
+    source: Iterable[Frame],
+    infer: Callable[[Frame], DepthFrame],
+    sinks: Sequence[Sink],
+    stop: threading.Event,
+    on_frame: Callable[[DepthFrame], None],
+    queue_frames: int,
+    report: PipelineReport,
+) -> None:
+    decoded: Lane[Frame] = Lane(queue_frames)
+    inferred: Lane[DepthFrame] = Lane(queue_frames)
+    reader = threading.Thread(target=_read, args=(source, decoded, report.decode), daemon=True, name="reader")
+    writer = threading.Thread(target=_write, args=(inferred, sinks, report), name="writer")
+    reader.start()
+    writer.start()
+    try:
+        while (frame := decoded.get(stop.is_set)) is not None:
+            with report.infer.measure():
+                result = infer(frame)
+            if not inferred.put(result):
+                break
+            on_frame(result)
+    finally:
+        decoded.abandon()
+        inferred.finish()
+        writer.join()
+        reader.join(_READER_PATIENCE_S)
+    for lane in (inferred, decoded):
+        if lane.error is not None:
+            raise lane.error
+
+
+def _read(source: Iterable[Frame], lane: Lane[Frame], times: StageTimes) -> None:
+    try:
+        frames = iter(source)
+        with closing(frames) if isinstance(frames, Generator) else nullcontext():
+            while True:
+                start = time.perf_counter()
+                frame = next(frames, None)
+                if frame is None:
+                    break
+                times.add(time.perf_counter() - start)
+                if not lane.put(frame):
+                    break
+        lane.finish()
+    except BaseException as error:
+        lane.finish(error)
+
+
+def _write(lane: Lane[DepthFrame], sinks: Sequence[Sink], report: PipelineReport) -> None:
+    try:
+        while (frame := lane.get()) is not None:
+            with report.write.measure():
+                for sink in sinks:
+                    sink.write(frame)
+            report.num_frames += 1
+    except BaseException as error:
+        lane.abandon(error)
+
+
+def _close_all(sinks: Sequence[Sink], error: BaseException | None) -> BaseException | None:
+    """Close every sink, even if one fails; return the first error of all."""
+    for sink in sinks:
+        try:
+            sink.close()
+        except Exception as closing_error:
+            if error is not None:
+                log.warning("closing an output failed too: %s", closing_error)
+            error = error or closing_error
+    return error

@@ -1,0 +1,117 @@
+"""When a stream starts afresh by itself: scene cuts and gaps in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_LUMA = (0.299, 0.587, 0.114)  # Rec. 601
+_BINS = 64
+_LUMA_SIDE = 64  # px; the histogram is taken over a frame averaged down to about this size
+
+
+class ResetPolicy:
+    """Find scene cuts and gaps, per stream of a batch.
+
+    A cut is a frame whose luma histogram *and* whose frozen features differ from those of the frame before. Flashes and
+    exposure steps change the first alone, fast motion the second. The features' change is measured against the recent
+    changes of the same stream too, so that the threshold holds for any encoder. Slow fades are not found.
+
+    Args:
+        cuts: look for scene cuts.
+        histogram_change: smallest change of the luma histogram, half its L1 distance in [0, 1].
+        feature_change: smallest change of the features, 1 − cosine of mean-free pooled features in [0, 2].
+        feature_ratio: smallest change of the features over their recent mean change.
+        max_gap_s: a frame that comes later than this after the one before, or before it, starts afresh (dropped
+            frames, pauses, seeking); None: never.
+    """
+
+    def __init__(
+        self,
+        cuts: bool = True,
+        histogram_change: float = 0.25,
+        feature_change: float = 0.15,
+        feature_ratio: float = 4.0,
+        max_gap_s: float | None = None,
+    ) -> None:
+        self.cuts, self.max_gap_s = cuts, max_gap_s
+        self.histogram_change, self.feature_change = histogram_change, feature_change
+        self.feature_ratio = feature_ratio
+        self._kept: dict[str, Tensor] = {}
+
+    def update(self, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None) -> list[str]:
+        """Take in the next frames and return per stream "" or why it should start afresh: "cut" or "gap".
+
+        Args:
+            rgb: `[B, 3, H, W]` in [0, 1].
+            features: `[B, C, h, w]`, coarse features of the frozen encoder.
+            timestamps_s: of each frame; None: gaps are not looked for.
+        """
+        reasons = self._find_gaps(timestamps_s, len(rgb))
+        if not self.cuts:
+            return reasons
+        histogram, descriptor = luma_histogram(rgb), pooled_descriptor(features)
+        if "histogram" not in self._kept:
+            self._kept |= {"histogram": histogram, "descriptor": descriptor}
+            self._kept |= {"mean_change": histogram.new_zeros(len(rgb)), "seen": histogram.new_zeros(len(rgb))}
+        kept = self._kept
+        moved = 0.5 * (histogram - kept["histogram"]).abs().sum(-1)
+        changed = 1 - F.cosine_similarity(descriptor, kept["descriptor"], dim=-1)
+        usual = self.feature_ratio * kept["mean_change"]
+        is_cut = (moved > self.histogram_change) & (changed > self.feature_change) & (changed > usual)
+        is_cut &= kept["seen"] > 0
+        # A plain mean over the first frames of a shot, then one with a memory of 16 frames.
+        weight = torch.where((kept["seen"] > 0) & ~is_cut, 1 / kept["seen"].clamp(1, 16), 0.0)
+        kept["mean_change"] = kept["mean_change"] + weight * (changed - kept["mean_change"])
+        kept["seen"] = torch.where(is_cut, 1.0, kept["seen"] + 1)
+        kept["histogram"], kept["descriptor"] = histogram, descriptor
+        return [why or ("cut" if cut else "") for why, cut in zip(reasons, is_cut.tolist(), strict=True)]
+
+    def forget(self, streams: Tensor) -> None:
+        """Forget the past of the streams of `streams [B]` bool."""
+        for name in ("mean_change", "seen"):
+            if name in self._kept:
+                self._kept[name] = self._kept[name].masked_fill(streams.to(self._kept[name].device), 0.0)
+        if "timestamps_s" in self._kept:
+            self._kept["timestamps_s"] = self._kept["timestamps_s"].masked_fill(streams.cpu(), float("nan"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is kept from frame to frame."""
+        return dict(self._kept)
+
+    def load_tensors(self, kept: dict[str, Tensor]) -> None:
+        """Undo `tensors`."""
+        self._kept = {name: t.cpu() if name == "timestamps_s" else t for name, t in kept.items()}
+
+    def _find_gaps(self, timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
+        if timestamps_s is None or self.max_gap_s is None:
+            return [""] * batch
+        now = torch.tensor(timestamps_s, dtype=torch.float64)
+        before = self._kept.get("timestamps_s", torch.full_like(now, float("nan")))
+        self._kept["timestamps_s"] = now
+        elapsed = now - before  # NaN compares False: a stream without a past has no gap
+        return ["gap" if gap else "" for gap in ((elapsed > self.max_gap_s) | (elapsed < 0)).tolist()]
+
+
+def luma_histogram(rgb: Tensor) -> Tensor:
+    """Return the normalised histogram of luma `[B, 64]` of frames `[B, 3, H, W]` in [0, 1]."""
+    step = max(1, min(rgb.shape[-2:]) // _LUMA_SIDE)
+    small = F.avg_pool2d(rgb.float(), step)
+    luma = (small * small.new_tensor(_LUMA)[:, None, None]).sum(1).flatten(1)
+    level = luma.clamp(0, 1) * (_BINS - 1)
+    # Each pixel is shared between its two nearest bins: a slight change of exposure moves the histogram slightly.
+    low = level.floor()
+    high_share = level - low
+    histogram = luma.new_zeros(len(rgb), _BINS)
+    histogram.scatter_add_(1, low.long(), 1 - high_share)
+    histogram.scatter_add_(1, (low.long() + 1).clamp(max=_BINS - 1), high_share)
+    return histogram / luma.shape[1]
+
+
+def pooled_descriptor(features: Tensor) -> Tensor:
+    """Return features `[B, C, h, w]` averaged over 2x2 quarters, mean-free, `[B, 4·C]` float32."""
+    pooled = F.adaptive_avg_pool2d(features.float(), 2).flatten(1)
+    return pooled - pooled.mean(1, keepdim=True)

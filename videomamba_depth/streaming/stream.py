@@ -1,0 +1,231 @@
+"""Streaming depth from Python: frames in, depth out, state inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
+from videomamba_depth.models.state import DepthState, check_state
+from videomamba_depth.streaming.precision import DTYPES, autocast, place, resolve_device
+from videomamba_depth.streaming.predictor import Predictor, load_predictor
+from videomamba_depth.streaming.resets import ResetPolicy
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+_FORMAT = "videomamba-depth stream 1"
+
+
+class DepthStream:
+    """Depth of one or several videos, frame by frame, with constant memory.
+
+        stream = DepthStream("runs/x/last")
+        for depth in stream(frames):        # frames: uint8 RGB [H, W, 3]
+            ...                             # depth: float32 [H, W], unit as stream.depth_kind says
+
+    Everything that is carried lies in this object, not in the model: streams may share a model.
+
+    Args:
+        checkpoint: a student's folder, "teacher:NAME_OR_PATH", or a model that is loaded already (it is moved, frozen
+            and, below float32, its encoder's and decoder's weights are converted in place).
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        dtype: "float32", or "bfloat16" / "float16" under autocast.
+        input_size: short side in px that frames are resized to; None: the checkpoint's.
+        batch_size: number of videos B that are streamed side by side; their frames must have one size.
+        resolution: "source" returns depth at the size of the frames, "model" at the size that the model works in.
+        resets: when a stream starts afresh by itself; None: never.
+
+    Raises:
+        UserError: a checkpoint or device that is not there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | Predictor,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        input_size: int | None = None,
+        batch_size: int = 1,
+        resolution: str = "source",
+        resets: ResetPolicy | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got '{dtype}'")
+        if resolution not in ("source", "model"):
+            raise ValueError(f"resolution must be 'source' or 'model'; got '{resolution}'")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        self.device, self.dtype = resolve_device(device), DTYPES[dtype]
+        self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
+        self.model: Predictor
+        if isinstance(checkpoint, str | Path):
+            self.model = load_predictor(checkpoint, input_size)
+        else:
+            self.model = checkpoint
+        place(self.model, self.device, self.dtype)
+        self.reset_reasons: tuple[str, ...] = ("",) * batch_size
+        self._states: DepthState | None = None
+        self._image_size: tuple[int, int] | None = None
+        self._digest: str | None = None
+
+    @property
+    def depth_kind(self) -> DepthKind:
+        """What the depth means."""
+        return self.model.depth_kind
+
+    @property
+    def max_depth_m(self) -> float | None:
+        """Upper bound of metric checkpoints in metres; None for relative ones."""
+        return cast(DepthAnythingEncoder, self.model.encoder).max_depth_m
+
+    @property
+    def states(self) -> DepthState | None:
+        """What is carried to the next frame; None before the first one."""
+        return self._states
+
+    def model_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px that the model works in for frames of that size."""
+        encoder = cast(DepthAnythingEncoder, self.model.encoder)
+        return encoder.input_resolution(height, width)
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the depth of each frame, see `step`."""
+        for frame in frames:
+            yield self.step(frame)
+
+    def step(self, frame: np.ndarray, timestamp_s: float | None = None) -> np.ndarray:
+        """Return the depth of the next frame.
+
+        Args:
+            frame: uint8 RGB `[H, W, 3]`, or `[B, H, W, 3]` for `batch_size` B.
+            timestamp_s: when it is shown, for policies that watch the time.
+
+        Returns:
+            float32 `[h, w]`, or `[B, h, w]`.
+
+        Raises:
+            ValueError: another shape, dtype or size than the stream's.
+        """
+        shape = (3,) if frame.ndim == 3 and self.batch_size == 1 else (self.batch_size, 3)
+        if frame.dtype != np.uint8 or (*frame.shape[:-3], frame.shape[-1]) != shape:
+            expected = "[H, W, 3]" if self.batch_size == 1 else f"[{self.batch_size}, H, W, 3]"
+            raise ValueError(f"frame must be uint8 {expected}; got {frame.dtype} {list(frame.shape)}")
+        pixels = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
+        rgb = pixels.reshape(self.batch_size, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
+        depth = self.step_tensor(rgb, None if timestamp_s is None else [timestamp_s] * self.batch_size)
+        return depth[:, 0].reshape(*frame.shape[:-3], *depth.shape[-2:]).cpu().numpy()
+
+    @torch.inference_mode()
+    def step_tensor(self, rgb: Tensor, timestamps_s: Sequence[float] | None = None) -> Tensor:
+        """Return depth `[B, 1, h, w]` float32 of the next frames `[B, 3, H, W]` in [0, 1] on the stream's device."""
+        if rgb.ndim != 4 or rgb.shape[:2] != (self.batch_size, 3):
+            raise ValueError(f"rgb must have shape [{self.batch_size}, 3, H, W]; got {list(rgb.shape)}")
+        image_size = (rgb.shape[-2], rgb.shape[-1])
+        if self._image_size not in (None, image_size):
+            raise ValueError(
+                f"the stream has frames of {self._image_size} (H, W); got {image_size}: open another stream"
+            )
+        with autocast(self.device, self.dtype):
+            features = self.model.encode(rgb.unsqueeze(1))
+            states = self._start(image_size) if self._states is None else self._states
+            states = self._apply_resets(states, rgb, features["s3"], timestamps_s)
+            refined = self.model.refine(features, states, image_size)
+            out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
+            depth = self.model.decode(refined.features, out_size)
+        self._states, self._image_size = refined.states, image_size
+        return depth.squeeze(1).float()
+
+    def reset(self, streams: Sequence[bool] | None = None) -> None:
+        """Start afresh: all streams, or those of the batch that are True. The size of the frames stays."""
+        chosen = torch.tensor([True] * self.batch_size if streams is None else list(streams), device=self.device)
+        if chosen.shape != (self.batch_size,):
+            raise ValueError(f"streams must hold {self.batch_size} booleans; got {chosen.numel()}")
+        if streams is None:
+            self._states = self._image_size = None
+        elif self._states is not None:
+            self._states = self._states.reset(chosen)
+        if self.resets is not None:
+            self.resets.forget(chosen)
+
+    def save(self, path: str | Path) -> None:
+        """Write what is carried to a safetensors file: `load` then continues to the bit as if never stopped.
+
+        Raises:
+            ValueError: before the first frame there is nothing to save.
+        """
+        if self._states is None or self._image_size is None:
+            raise ValueError("nothing to save: the stream has not seen a frame")
+        tensors = {f"state.{name}": t for name, t in self._states.tensors().items()}
+        if self.resets is not None:
+            tensors |= {f"resets.{name}": t for name, t in self.resets.tensors().items()}
+        about = {
+            "format": _FORMAT,
+            "image_size": json.dumps(self._image_size),
+            "dtype": str(self.dtype),
+            "weights": self._weights_digest(),
+            "state": json.dumps(self._states.metadata()),
+        }
+        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path, metadata=about)
+
+    def load(self, path: str | Path) -> None:
+        """Continue a stream that `save` wrote, under the same checkpoint, dtype and batch size.
+
+        Raises:
+            UserError: no such file, not a stream, or one of another model, dtype or batch.
+        """
+        about, tensors = _read(path, self.device)
+        for name, own in (("dtype", str(self.dtype)), ("weights", self._weights_digest())):
+            if about[name] != own:
+                raise UserError(f"stream '{path}' was saved with other {name} ({about[name]}; here {own})")
+        state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
+        states = DepthState.from_tensors(state, json.loads(about["state"]))
+        height, width = json.loads(about["image_size"])
+        try:
+            check_state(states, self._start((height, width)))
+        except ValueError as error:
+            raise UserError(f"stream '{path}' does not fit: {error}") from error
+        self._states, self._image_size = states, (height, width)
+        if self.resets is not None:
+            kept = {n.removeprefix("resets."): t for n, t in tensors.items() if n.startswith("resets.")}
+            self.resets.load_tensors(kept)
+
+    def _start(self, image_size: tuple[int, int]) -> DepthState:
+        return self.model.init_states(self.batch_size, image_size, self.dtype)
+
+    def _apply_resets(
+        self, states: DepthState, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None
+    ) -> DepthState:
+        reasons = ["" if int(t) else "start" for t in states.frame_index]
+        if self.resets is not None:
+            found = self.resets.update(rgb, features.squeeze(1), timestamps_s)
+            reasons = [start or why for start, why in zip(reasons, found, strict=True)]
+        self.reset_reasons = tuple(reasons)
+        afresh = [why not in ("", "start") for why in reasons]
+        return states.reset(torch.tensor(afresh)) if any(afresh) else states
+
+    def _weights_digest(self) -> str:
+        """Return a digest of the weights as they are used; takes seconds for large models, once."""
+        if self._digest is None:
+            self._digest = hash_tensors(self.model.state_dict().items())
+        return self._digest
+
+
+def _read(path: str | Path, device: torch.device) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the stream '{path}': {error}") from error
+    if about.get("format") != _FORMAT:
+        raise UserError(f"'{path}' is not a stream of this version ({_FORMAT}); save it again")
+    return about, tensors
