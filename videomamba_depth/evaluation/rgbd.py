@@ -124,10 +124,8 @@ def _list(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _read_depth(path: Path) -> np.ndarray:
-    if path.suffix == ".npy":
-        values = np.load(path, allow_pickle=False)
-    else:
-        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    is_array = path.suffix == ".npy"
+    values = np.load(path, allow_pickle=False) if is_array else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if values is None or values.ndim != 2:
         raise UserError(f"cannot read depth map {path}: it is damaged or not a single-channel image")
     return values.astype(np.float32)

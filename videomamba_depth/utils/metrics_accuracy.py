@@ -44,8 +44,9 @@ def align_scale_shift(prediction: Any, target: Any, valid: Any) -> tuple[float, 
         centred = p[v].astype(np.float64) - p_mean
         variance += float(centred @ centred)
         covariance += float(centred @ (y[v].astype(np.float64) - y_mean))
-    # Below the rounding of float64 sums there is nothing to fit.
-    scale = covariance / variance if variance > 1e-24 * count * (1.0 + p_mean**2) else 0.0 * variance
+    # Below the rounding of float64 sums there is nothing to fit; a NaN falls through and stays NaN.
+    flat = variance <= 1e-24 * count * (1.0 + p_mean**2)
+    scale = 0.0 if flat else covariance / variance
     return scale, y_mean - scale * p_mean
 
 

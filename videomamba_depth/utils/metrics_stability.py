@@ -62,10 +62,9 @@ def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str 
         if not motion.usable(t):
             coverage.append(0.0)
             continue
-        pair = [(d[i].astype(np.float64) - m) / u for i in (t - 1, t) for m, u in [normalise or _affine_unit(d[i])]]
-        colours = [np.asarray(rgb[i], dtype=np.float64).transpose(2, 0, 1) / 255.0 for i in (t - 1, t)]
-        flow = motion.flow_bwd[t].astype(np.float64)
-        warped = warp_frame(np.concatenate([pair[0][None], colours[0]]), flow)
+        pair = [(d[i].astype(np.float32) - m) / u for i in (t - 1, t) for m, u in [normalise or _affine_unit(d[i])]]
+        colours = [np.asarray(rgb[i], dtype=np.float32).transpose(2, 0, 1) / 255.0 for i in (t - 1, t)]
+        warped = warp_frame(np.concatenate([pair[0][None], colours[0]]), motion.flow_bwd[t])
         weight = np.exp(-50.0 * np.square(colours[1] - warped[1:]).sum(axis=0))
         mask = motion.trusted_bwd[t]
         values.append(float((weight * np.abs(pair[1] - warped[0]))[mask].sum() / weight[mask].sum()))
@@ -111,8 +110,8 @@ def flicker2(x: Any, motion: ClipMotion, defined: Any = None) -> Score:
     for t, warped, mask in warped_pairs(frames, motion, mask_all):
         if previous is not None and previous[0] == t - 1:
             # Step t−1 → t−2 was stored on the pixels of t−1; one more warp brings it onto those of t.
-            change_before = np.stack([previous[1], (~previous[2]).astype(np.float64)])
-            earlier, untrusted = warp_frame(change_before, motion.flow_bwd[t].astype(np.float64))
+            change_before = np.stack([previous[1], ~previous[2]]).astype(np.float32)
+            earlier, untrusted = warp_frame(change_before, motion.flow_bwd[t])
             seen = mask & (untrusted < 1e-3)
             coverage.append(float(seen.mean()))
             if coverage[-1] >= MIN_COVERAGE:

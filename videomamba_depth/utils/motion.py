@@ -122,15 +122,15 @@ def warp_frame(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
 def warped_pairs(
     x: np.ndarray, motion: ClipMotion, defined: np.ndarray, min_coverage: float = MIN_COVERAGE
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (t, w(x_{t−1}) [H,W] float64, mask [H,W]) for every usable pair of x [F,H,W].
+    """Yield (t, w(x_{t−1}) [H,W] float32, mask [H,W]) for every usable pair of x [F,H,W].
 
     The mask holds where the flow is trusted and `defined` is True at either end.
     """
     for t in range(1, motion.num_frames):
         if not motion.usable(t, min_coverage):
             continue
-        both = np.stack([x[t - 1].astype(np.float64), (~defined[t - 1]).astype(np.float64)])
-        warped, undefined_before = warp_frame(both, motion.flow_bwd[t].astype(np.float64))
+        both = np.stack([x[t - 1], ~defined[t - 1]]).astype(np.float32)
+        warped, undefined_before = warp_frame(both, motion.flow_bwd[t])
         yield t, warped, motion.trusted_bwd[t] & (defined[t] | (undefined_before < 0.5))
 
 

@@ -1,0 +1,223 @@
+"""The whole evaluation on small clips: rows, baselines, means, verdict and reports."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_room import Room, render_room
+from torch import Tensor
+
+from videomamba_depth.evaluation import (
+    EvaluationClip,
+    evaluate_video,
+    evaluate_videos,
+    settle_after_cut,
+    to_markdown,
+    write_json,
+    write_markdown,
+)
+from videomamba_depth.evaluation.baselines import causal_affine, default_baselines, flow_warped_average
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.flow_utils import DISFlow
+from videomamba_depth.utils.metrics import ClipMotion
+
+NUM_FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def room() -> Room:
+    return render_room(NUM_FRAMES, 48, 64, speed_m=0.03)
+
+
+def clip_of(room: Room, **changes: Any) -> EvaluationClip:
+    values = {
+        "name": "room",
+        "frames": room.rgb,
+        "gt_depth_m": room.depth_m,
+        "motion": room.motion,
+        "intrinsics": room.intrinsics,
+        "camera_to_world": room.camera_to_world,
+    }
+    return EvaluationClip(**{**values, **changes})
+
+
+def brightness(frame: Tensor) -> Tensor:
+    """Stand in for a framewise teacher: [1,3,H,W] → [1,1,H,W]."""
+    return 1.0 + frame.mean(dim=1, keepdim=True)
+
+
+def averaging_stream(alpha: float = 0.5) -> Callable[[Tensor], Tensor]:
+    state: list[Tensor] = []
+
+    def step(frame: Tensor) -> Tensor:
+        depth = brightness(frame)
+        state[:] = [alpha * depth + (1 - alpha) * state[0] if state else depth]
+        return state[0]
+
+    return step
+
+
+def flickering(room: Room, amount: float = 0.03) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(size=(NUM_FRAMES, 1, 1))
+    return (1.0 / room.depth_m * (1 + amount * noise)).astype(np.float32)
+
+
+def test_a_truthful_student_is_better_and_an_average_is_not(room: Room) -> None:
+    rows = {"teacher": flickering(room), "student": 1.0 / room.depth_m}
+    result = evaluate_video(clip_of(room), rows, depth_kind=DepthKind.RELATIVE)
+    assert list(result["rows"]) == ["teacher", *default_baselines(), "student"]
+    from videomamba_depth.evaluation import mean_rows, verdict
+
+    assert verdict(mean_rows([result]))["better"]
+    copied = {**rows, "student": flickering(room)}
+    again = verdict(mean_rows([evaluate_video(clip_of(room), copied, depth_kind=DepthKind.RELATIVE)]))
+    assert not again["beats_teacher"]
+    assert not again["better"]
+    assert again["accuracy_kept"]
+    assert result["flags"]["constant"] == ["flat"]
+    assert result["alignment"] == "one affine per clip to ground truth"
+
+
+def test_streams_equal_finished_rows_and_are_fed_in_order(room: Room) -> None:
+    finished = torch.stack([brightness(torch.from_numpy(f).permute(2, 0, 1)[None] / 255.0)[0] for f in room.rgb])
+    from_arrays = evaluate_video(clip_of(room), {"teacher": finished}, depth_kind=DepthKind.RELATIVE, baselines={})
+    from_streams = evaluate_video(
+        clip_of(room, frames=iter(room.rgb)), {"teacher": brightness}, depth_kind=DepthKind.RELATIVE, baselines={}
+    )
+    for metric, score in from_arrays["rows"]["teacher"].items():
+        assert from_streams["rows"]["teacher"][metric].value == pytest.approx(score.value, nan_ok=True), metric
+
+
+def test_videos_without_ground_truth(room: Room, tmp_path: Path) -> None:
+    clips = [
+        EvaluationClip("first", np.repeat(np.repeat(room.rgb, 2, 1), 2, 2), fps=10.0),
+        EvaluationClip("second", iter(room.rgb[:8]), frame_ids=tuple(range(100, 108))),
+    ]
+    result = evaluate_videos(
+        clips,
+        brightness,
+        averaging_stream,
+        depth_kind=DepthKind.RELATIVE,
+        flow=DISFlow("fast"),
+        max_side=64,
+        max_frames=10,
+        palindrome=True,
+        metadata={"checkpoint": "runs/x/last", "checkpoint_sha256": "abc"},
+    )
+    assert [clip["num_frames"] for clip in result["clips"]] == [10, 8]
+    assert result["clips"][0]["size"] == [48, 64]
+    assert result["clips"][1]["frame_ids"] == list(range(100, 108))
+    student, ema = result["mean"]["student"], result["mean"]["ema_0.5"]
+    for metric in ("opw", "flk2", "edge_ratio", "teacher_diff/clip"):
+        # Resizing does not commute with nothing else here: the student is the baseline, computed by
+        # streaming.
+        assert student[metric]["value"] == pytest.approx(ema[metric]["value"], rel=1e-3), metric
+        assert student[metric]["num_clips"] == 2
+    assert student["palindrome_drift"]["value"] > 0.01
+    assert result["mean"]["teacher"]["teacher_diff/clip"]["value"] == 0.0
+    assert not result["verdict"]["better"]
+    stored = json.loads(write_json(result, tmp_path / "out" / "evaluation.json").read_text())
+    assert stored["metadata"]["checkpoint_sha256"] == "abc"
+    assert stored["mean"]["constant"]["flk2"]["value"] is None
+    assert stored["clips"][0]["rows"]["constant"]["flk2"]["reason"] == "the prediction is flat"
+    assert stored["versions"]["torch"] == torch.__version__.split("+")[0] or stored["versions"]["torch"]
+    text = write_markdown(result, tmp_path / "out" / "evaluation.md").read_text()
+    assert "| constant (flat) |" in text
+    assert "not better" in text
+    assert "## second" in text
+    assert "AbsRel" not in text  # no ground truth, no such column
+    assert list((tmp_path / "out").glob("*.partial")) == []
+
+
+def test_markdown_shows_guards_beside_stability(room: Room) -> None:
+    result = evaluate_videos([clip_of(room)], brightness, averaging_stream, depth_kind=DepthKind.RELATIVE, baselines={})
+    head = next(line for line in to_markdown(result).splitlines() if line.startswith("| row |"))
+    for column in ("AbsRel video", "TGE", "Flk2", "edges", "lag"):
+        assert column in head
+
+
+def test_metric_depth_is_judged_in_metres(room: Room) -> None:
+    rows = {"teacher": room.depth_m * 1.1}
+    result = evaluate_video(clip_of(room), rows, depth_kind=DepthKind.METRIC, baselines={})
+    scores = result["rows"]["teacher"]
+    assert scores["abs_rel/metric"].value == pytest.approx(0.1, abs=1e-3)
+    assert "abs_rel/video" not in scores
+    assert scores["tae_z"].value < 2.0
+    assert result["alignment"] == "none (metric depth)"
+
+
+def test_a_row_that_is_not_finite_scores_nothing(room: Room) -> None:
+    broken = flickering(room)
+    broken[3, 5, 5] = np.nan
+    rows = {"teacher": flickering(room), "student": broken}
+    result = evaluate_video(clip_of(room), rows, depth_kind=DepthKind.RELATIVE, baselines={})
+    assert result["flags"]["student"] == ["not finite"]
+    assert "tge" not in result["rows"]["student"]
+    assert "1 frames are not finite" in result["rows"]["student"]["finite"].reason
+
+
+def test_settle_after_cut_of_an_average(room: Room) -> None:
+    dark = [np.zeros_like(frame) for frame in room.rgb[:5]]
+    slow = settle_after_cut(lambda: averaging_stream(0.3), dark, list(room.rgb))
+    fast = settle_after_cut(lambda: averaging_stream(0.9), dark, list(room.rgb))
+    assert 1 <= fast.value < slow.value or (fast.value >= 1 and math.isnan(slow.value))
+    assert settle_after_cut(lambda: brightness, dark, list(room.rgb)).value == 0.0
+
+
+def test_wrong_clips_are_refused(room: Room) -> None:
+    with pytest.raises(ValueError, match="rows must hold 'teacher'"):
+        evaluate_video(clip_of(room), {"student": brightness}, depth_kind=DepthKind.RELATIVE)
+    with pytest.raises(UserError, match="has 1 frames"):
+        evaluate_video(clip_of(room, frames=room.rgb[:1]), {"teacher": brightness}, depth_kind=DepthKind.RELATIVE)
+    with pytest.raises(UserError, match="gt_depth_m has 3 frames for 12 images"):
+        evaluate_video(
+            clip_of(room, gt_depth_m=room.depth_m[:3]), {"teacher": brightness}, depth_kind=DepthKind.RELATIVE
+        )
+    with pytest.raises(UserError, match="no clip was given"):
+        evaluate_videos([], brightness, None, depth_kind=DepthKind.RELATIVE)
+
+
+@pytest.mark.parametrize("name", sorted(default_baselines()))
+def test_baselines_are_causal_and_leave_their_input_alone(name: str, room: Room) -> None:
+    depth = flickering(room)
+    original = depth.copy()
+    baseline = default_baselines()[name]
+    out = baseline(depth, room.motion)
+    changed = depth.copy()
+    changed[7:] += 1.0
+    assert np.array_equal(baseline(changed, room.motion)[:7], out[:7])
+    assert np.array_equal(depth, original)
+    assert out.shape == depth.shape
+    assert np.allclose(out[0], depth[0]) or name == "constant"
+
+
+def test_causal_affine_removes_global_flicker_alone() -> None:
+    base = np.random.default_rng(0).uniform(1, 2, (10, 10))
+    factors = np.array([1.0, 1.1, 0.9, 1.05])
+    flicker = base[None] * factors[:, None, None]
+    np.testing.assert_allclose(causal_affine(flicker, leak=1.0), np.repeat(base[None], 4, 0), rtol=1e-9)
+    # With a leak a part of the flicker stays, on purpose.
+    assert 0 < np.abs(causal_affine(flicker, leak=0.9)[1] - base).max() < 0.1 * 0.11 * 2
+
+
+def test_warped_average_follows_motion_and_restarts_where_it_cannot() -> None:
+    ramp = np.arange(8.0)[None].repeat(4, 0)
+    depth = np.stack([ramp, ramp - 1.0]).astype(np.float32)  # content moves 1 px right
+    flow = np.zeros((2, 2, 4, 8), np.float32)
+    flow[1, 0] = -1.0
+    trusted = np.zeros((2, 4, 8), bool)
+    trusted[1, :, 1:] = True
+    motion = ClipMotion(flow, -flow, trusted, trusted[::-1].copy())
+    out = flow_warped_average(depth, motion, 0.5)
+    np.testing.assert_allclose(out[1], depth[1], atol=1e-5)
+    static = flow_warped_average(depth, ClipMotion(0 * flow, 0 * flow, trusted, trusted[::-1].copy()), 0.5)
+    np.testing.assert_allclose(static[1, :, 1:], depth[1, :, 1:] + 0.5, atol=1e-5)
+    np.testing.assert_allclose(static[1, :, 0], depth[1, :, 0], atol=1e-5)
