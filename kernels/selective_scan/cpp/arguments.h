@@ -41,7 +41,8 @@ struct ConvGradients {
 
 INLINE const S* at(const S* p, int64_t offset) { return p ? p + offset : nullptr; }
 INLINE V load_or(const S* p, int64_t offset, int lanes, S otherwise) {
-  return p ? load_lanes(p + offset, lanes) : broadcast(otherwise);
+  if (!p) return broadcast(otherwise);
+  return lanes == W ? load(p + offset) : load_lanes(p + offset, lanes);
 }
 INLINE int64_t row(const Rows& x, int64_t t, int64_t l) { return t * x.batch_stride + l * x.time_stride; }
 INLINE void prefetch_row(const Rows& x, int64_t offset) {

@@ -2,7 +2,7 @@
 // state, run all steps with the state in registers, transpose back.
 #pragma once
 
-#include "scan_common.h"
+#include "scan_step.h"
 
 // Advance `kCount` states of one block through a segment and add C h to y.
 template <class M, int kCount, bool kSummary>
@@ -99,7 +99,7 @@ void forward_sequences(const ScanArguments& a, const PreparedA& A, int64_t first
         }
         if constexpr (M::kTwoTaps) s.u[0] = previous_u(a, layout, t, begin, d, lanes);
         read_block(a, t, d, lanes, t + 1 < last, s);
-        std::memset(y.data(), 0, s.steps * sizeof(V));
+        for (int64_t l = 0; l < s.steps; ++l) y[l] = V{};
         advance_block<M, kSummary>(s, &A.plain[block * N], &A.log2e[block * N], load_or(a.lambda, d, lanes, S(0.5)), N,
                                    h_block, y.data(), summary.data());
         write_block(a, t, d, lanes, s, y.data());
@@ -120,6 +120,10 @@ void forward_sequences(const ScanArguments& a, const PreparedA& A, int64_t first
 
 template <class M>
 void scan_forward(const ScanArguments& a) {
+#ifdef HAVE_FLAT_STEP
+  if constexpr (!M::kTwoTaps)
+    if (flat_step_fits<M>(a)) return scan_flat_step<M>(a);
+#endif
   const PreparedA A(a);
   parallel(a.batch, a.threads, [&](int64_t first, int64_t last) {
     if (a.summary)
