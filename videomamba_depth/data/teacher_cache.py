@@ -48,7 +48,8 @@ class TeacherCacheWriter:
         layout: how to store it.
 
     Raises:
-        UserError: the group exists and was made with another teacher, source or layout; the line names the field.
+        UserError: the group exists and was made with another teacher, source or layout (the line names the field), or
+            it cannot be read or written.
     """
 
     def __init__(
@@ -56,8 +57,12 @@ class TeacherCacheWriter:
     ) -> None:
         self.layout, self.num_frames = layout, info.num_frames
         self.num_chunks = -(-info.num_frames // layout.chunk_frames)
-        self._group = self._open_group(str(cache_root), source, info, key)
-        self._create_arrays(info)
+        try:
+            self._group = self._open_group(str(cache_root), source, info, key)
+            self._create_arrays(info)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot write {source.video_id} to the teacher cache {cache_root}: {reason}") from error
         self._scales: np.ndarray = self._group["chunk_scale"][:]
 
     def missing_chunks(self) -> list[int]:
@@ -124,10 +129,7 @@ class TeacherCacheWriter:
             group = zarr.open_group(store, mode="r+", zarr_format=3)
         except (FileNotFoundError, KeyError):
             attributes = group_attributes(source, info, key, self.layout)
-            try:
-                group = zarr.create_group(store, zarr_format=3, attributes=attributes)
-            except OSError as error:
-                raise UserError(f"cannot write the teacher cache {root}: {error}") from error
+            group = zarr.create_group(store, zarr_format=3, attributes=attributes)
         if "://" not in root:
             for left_over in Path(root, name).rglob("*.partial"):  # of a write that was killed
                 left_over.unlink(missing_ok=True)

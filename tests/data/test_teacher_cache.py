@@ -1,0 +1,368 @@
+"""The cache gives back what the teacher said, never what another one said, and survives a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from media import flat_depth, write_empty, write_images, write_video
+from torch import Tensor
+
+from videomamba_depth.data.cache_format import chunk_scale, group_name
+from videomamba_depth.data.cache_verify import verify_cache
+from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.precompute import precompute_videos
+from videomamba_depth.data.sources import VideoSource, find_sources, hash_source
+from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
+from videomamba_depth.data.transforms import ClipTransform
+from videomamba_depth.data.video_io import read_frames
+from videomamba_depth.utils.errors import UserError
+
+KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
+
+
+def shifted_flow(source: Tensor, target: Tensor) -> Tensor:
+    """A stand-in flow that tells frames apart: u is the mean of the source, v that of the target."""
+    means = torch.stack([source.mean((1, 2, 3)), target.mean((1, 2, 3))], 1)
+    return means[:, :, None, None].expand(-1, -1, *source.shape[-2:]).contiguous()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[VideoSource]:
+    root = tmp_path_factory.mktemp("videos")
+    write_video(root / "a.mp4", 21)
+    write_video(root / "b.mp4", 10, width=50, height=70, seed=1)
+    write_images(root / "c", 5)
+    return find_sources(root)
+
+
+def run(videos: list[VideoSource], cache: Path, **kwargs: Any) -> Any:
+    return precompute_videos(
+        videos, flat_depth, KEY, cache, **{"chunk_frames": 8, "batch_frames": 3, "progress": False, **kwargs}
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(videos: list[VideoSource], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished cache with flow and static masks; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    run(videos, folder, flow=shifted_flow)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def expected_depth(source: VideoSource, indices: list[int]) -> np.ndarray:
+    rgb = torch.from_numpy(read_frames(source.path, indices)).permute(0, 3, 1, 2).float() / 255
+    return flat_depth(rgb).numpy()
+
+
+def test_labels_come_back_for_any_frames(videos: list[VideoSource], cache: Path) -> None:
+    reader = TeacherCacheReader(cache, KEY)
+    for source, indices in zip(videos, ([0, 9, 20, 3], [7, 8, 9], [4]), strict=True):
+        depth = reader.lookup(source.video_id, indices, source.path)
+        assert depth is not None
+        assert depth.dtype == np.float32
+        np.testing.assert_allclose(depth, expected_depth(source, indices), rtol=2**-11)
+
+
+def test_flow_refers_to_the_frame_before_across_chunks(videos: list[VideoSource], cache: Path) -> None:
+    maps = TeacherCacheReader(cache, KEY).lookup_maps("a.mp4", range(21))
+    assert maps is not None
+    means = read_frames(videos[0].path, range(21)).astype(np.float32).mean((1, 2, 3)) / 255
+    flow = maps["flow_bwd"][:, 0, 0]
+    assert (flow[0] == 0).all()
+    np.testing.assert_allclose(flow[1:, 0], means[1:], atol=2e-3)
+    np.testing.assert_allclose(flow[1:, 1], means[:-1], atol=2e-3)
+    assert maps["static"].dtype == bool
+    assert not maps["static"][0].any()
+
+
+def test_stored_size_is_reduced_and_never_enlarged(videos: list[VideoSource], tmp_path: Path) -> None:
+    run(videos[:2], tmp_path, storage_short_side=24)
+    reader = TeacherCacheReader(tmp_path, KEY)
+    assert reader.lookup("a.mp4", [0]).shape == (1, 1, 24, 32)  # type: ignore[union-attr]
+    assert reader.lookup("b.mp4", [0]).shape == (1, 1, 34, 24)  # type: ignore[union-attr]
+    run(videos[:1], tmp_path / "large", storage_short_side=999)
+    large = TeacherCacheReader(tmp_path / "large", KEY).lookup("a.mp4", [0])
+    assert large is not None
+    assert large.shape == (1, 1, 48, 64)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1.0, 7e4, 1e30])
+def test_any_unit_keeps_eleven_bits(videos: list[VideoSource], tmp_path: Path, factor: float) -> None:
+    precompute_videos(videos[:1], lambda rgb: flat_depth(rgb) * factor, KEY, tmp_path, progress=False)
+    depth = TeacherCacheReader(tmp_path, KEY).lookup("a.mp4", [5])
+    assert depth is not None
+    np.testing.assert_allclose(depth / factor, expected_depth(videos[0], [5]), rtol=2**-11)
+
+
+def test_chunk_scale_is_a_power_of_two_that_fits_float16() -> None:
+    for largest in (1e-20, 3.0, 1024.0, 1025.0, 6e8):
+        scale = chunk_scale(np.array([largest, 0.0]))
+        assert 512 < largest / scale <= 1024
+        assert np.log2(scale) == int(np.log2(scale))
+    assert chunk_scale(np.zeros(3)) == 1.0
+
+
+def test_all_zero_labels_are_stored_and_verified(videos: list[VideoSource], tmp_path: Path) -> None:
+    precompute_videos(videos[:1], lambda rgb: torch.zeros_like(rgb[:, :1]), KEY, tmp_path, progress=False)
+    depth = TeacherCacheReader(tmp_path, KEY).lookup("a.mp4", [5])
+    assert depth is not None
+    assert (depth == 0).all()
+    assert verify_cache(tmp_path, key=KEY, progress=False).ok
+
+
+def test_finished_work_is_not_done_again(videos: list[VideoSource], cache: Path) -> None:
+    def never(rgb: Tensor) -> Tensor:
+        raise AssertionError("the teacher was asked again")
+
+    before = tree(cache)
+    summary = precompute_videos(videos, never, KEY, cache, chunk_frames=8, flow=shifted_flow, progress=False)
+    assert (summary.finished, summary.already_finished, summary.frames) == (0, 3, 0)
+    assert tree(cache) == before
+
+
+def test_ranks_share_the_work_without_overlap(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
+    parts = [run(videos, tmp_path, rank=rank, world_size=2, flow=shifted_flow) for rank in range(2)]
+    assert [part.finished for part in parts] == [2, 1]
+    assert tree(tmp_path) == tree(cache)
+
+
+def test_broken_video_is_named_and_the_others_go_on(videos: list[VideoSource], tmp_path: Path, caplog: Any) -> None:
+    broken = VideoSource("broken.mp4", str(write_empty(tmp_path / "broken.mp4")))
+    summary = run([broken, *videos[:1]], tmp_path / "cache")
+    assert list(summary.failed) == ["broken.mp4"]
+    assert summary.finished == 1
+    assert "broken.mp4" in caplog.text
+
+
+def test_labels_that_are_not_finite_are_refused(videos: list[VideoSource], tmp_path: Path) -> None:
+    def broken(rgb: Tensor) -> Tensor:
+        return flat_depth(rgb) / (0 if rgb.shape[-1] == 50 else 1)  # b.mp4 only
+
+    summary = precompute_videos(videos, broken, KEY, tmp_path, progress=False)
+    assert list(summary.failed) == ["b.mp4"]
+    assert "not finite" in summary.failed["b.mp4"]
+    assert TeacherCacheReader(tmp_path, KEY).lookup("b.mp4", [0]) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("weights_sha256", "b" * 64), ("input_size", 98), ("dtype", "bfloat16"), ("depth_kind", "metric_depth_m")],
+)
+def test_cache_of_another_teacher_is_refused_and_named(
+    videos: list[VideoSource], cache: Path, caplog: Any, field: str, value: Any
+) -> None:
+    other = replace(KEY, **{field: value})
+    before = tree(cache)
+    with pytest.raises(UserError, match=field) as caught:
+        precompute_videos(videos, flat_depth, other, cache, chunk_frames=8, flow=shifted_flow, progress=False)
+    assert "\n" not in str(caught.value)
+    assert tree(cache) == before
+    reader = TeacherCacheReader(cache, other)
+    assert reader.lookup("a.mp4", [0]) is None
+    assert reader.lookup("b.mp4", [0]) is None
+    assert sum(field in record.getMessage() for record in caplog.records) == 1  # said once
+    problems = verify_cache(cache, key=other, progress=False).problems
+    assert len(problems) == 3
+    assert all(field in problem for problem in problems)
+
+
+def test_the_same_weights_under_another_name_fit(cache: Path) -> None:
+    assert TeacherCacheReader(cache, replace(KEY, model_id="/local/copy")).lookup("a.mp4", [0]) is not None
+
+
+@pytest.mark.parametrize("change", [{"chunk_frames": 4}, {"storage_short_side": 20}, {"flow": None}])
+def test_another_layout_is_refused(videos: list[VideoSource], cache: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"storage\."):
+        run(videos, cache, **{"flow": shifted_flow, **change})
+
+
+def test_changed_video_is_noticed(tmp_path: Path, caplog: Any) -> None:
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "a.mp4", 6)
+    (source,) = find_sources(tmp_path / "v")
+    run([source], tmp_path / "c")
+    os.utime(source.path, ns=(1, 1))  # another time, same content
+    assert TeacherCacheReader(tmp_path / "c", KEY).lookup("a.mp4", [0], source.path) is not None
+    write_video(Path(source.path), 6, seed=3)
+    assert TeacherCacheReader(tmp_path / "c", KEY).lookup("a.mp4", [0], source.path) is None
+    assert "has changed" in caplog.text
+    with pytest.raises(UserError, match="has changed"):
+        run([source], tmp_path / "c")
+    report = verify_cache(tmp_path / "c", key=KEY, sources=[source], progress=False)
+    assert "source.sha256" in report.problems[0]
+
+
+def test_folder_hash_sees_names_and_contents(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "f", 3)
+    first = hash_source(folder)
+    assert first == hash_source(write_images(tmp_path / "g", 3))
+    (folder / "img2.png").rename(folder / "img3.png")
+    assert hash_source(folder) != first
+
+
+def test_verify_reads_every_chunk(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
+    report = verify_cache(cache, key=KEY, sources=videos, progress=False)
+    assert report.ok
+    assert (report.videos, report.frames, report.unfinished) == (3, 36, [])
+    folder = tmp_path / "damaged"
+    shutil.copytree(cache, folder)
+    a, b, c = (folder / group_name(name) for name in ("a.mp4", "b.mp4", "c"))
+    chunk = a / "depth" / "c" / "1" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 255
+    chunk.write_bytes(data)
+    (b / "depth" / "c" / "0" / "0" / "0").unlink()
+    (c / "zarr.json").write_text("{}")
+    problems = verify_cache(folder, key=KEY, progress=False).problems
+    assert len(problems) == 3
+    assert "chunk 1 of depth" in problems[0]
+    assert "chunk 0 of depth is missing" in problems[1]
+    assert c.name in problems[2]
+    with pytest.raises(UserError, match="no teacher cache"):
+        verify_cache(tmp_path / "nowhere", progress=False)
+
+
+def test_misfit_falls_back_and_says_so_once(videos: list[VideoSource], tmp_path: Path, caplog: Any) -> None:
+    reader = TeacherCacheReader(tmp_path / "nowhere", KEY)
+    assert all(reader.lookup("a.mp4", [i]) is None for i in range(3))
+    assert len(caplog.records) == 1
+    assert "live teacher" in caplog.text
+    run(videos[:1], tmp_path / "c")
+    reader = TeacherCacheReader(tmp_path / "c", KEY)
+    assert reader.lookup("b.mp4", [0]) is None
+    assert reader.lookup("a.mp4", [21]) is None
+    assert reader.lookup("a.mp4", [20]) is not None
+
+
+def test_data_set_adds_cached_labels_in_the_clip_s_geometry(
+    videos: list[VideoSource], cache: Path, caplog: Any
+) -> None:
+    transform = ClipTransform((28, 42), zoom=(1, 1.4), flip_probability=0.5)
+    reader = TeacherCacheReader(cache, KEY)
+    dataset = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=reader, progress=False)
+    for index in range(6):
+        item = dataset[index]
+        # The stand-in teacher is pointwise and linear, so it commutes with bilinear resizing up to cubic overshoot.
+        error = (item["teacher_depth"] - flat_depth(item["rgb_clean"])).abs()
+        assert error.mean() < 0.25
+        assert item["flow_bwd"].shape == (3, 2, 28, 42)
+        assert (item["flow_bwd"][0] == 0).all()
+        assert not item["static"][0].any()
+    strided = VideoClipDataset(
+        videos, clip_frames=3, stride=2, transform=transform, teacher_cache=reader, progress=False
+    )
+    assert {"teacher_depth"} == strided[0].keys() & {"teacher_depth", "flow_bwd", "static"}
+    other = TeacherCacheReader(cache, replace(KEY, input_size=98))
+    fallback = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=other, progress=False)
+    assert all("teacher_depth" not in fallback[index] for index in range(3))
+    assert len([r for r in caplog.records if "live teacher" in r.getMessage()]) == 1
+
+
+def in_process(work: Callable[[], Any]) -> Any:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def crash_at_commit(number: int, videos: list[VideoSource], cache: Path) -> int:
+    """Precompute in a process that dies, without any clean-up, as its `number`-th file is about to be put in place."""
+    real, calls = pathlib.Path.replace, [0]
+
+    def work() -> None:
+        def counting(self: Path, target: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == number:
+                os._exit(9)
+            return real(self, target)
+
+        pathlib.Path.replace = counting  # type: ignore[method-assign]
+        run(videos, cache, flow=shifted_flow)
+
+    process = in_process(work)
+    process.join(60)
+    return int(process.exitcode)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (5, 8), (11, 1), (14, 17)])
+def test_death_at_any_commit_is_made_good(
+    videos: list[VideoSource], cache: Path, tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    for number in numbers:
+        assert crash_at_commit(number, videos, tmp_path) == 9
+    report = verify_cache(tmp_path, key=KEY, progress=False) if any(tmp_path.iterdir()) else None
+    assert report is None or report.videos < 3
+    run(videos, tmp_path, flow=shifted_flow)
+    assert tree(tmp_path) == tree(cache)
+
+
+def kill_at_random(kills: int, videos: list[VideoSource], cache: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def slow_depth(rgb: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return flat_depth(rgb)
+
+    def work() -> None:
+        precompute_videos(
+            videos, slow_depth, KEY, cache, chunk_frames=8, batch_frames=3, flow=shifted_flow, progress=False
+        )
+
+    for _ in range(kills):
+        process = in_process(work)
+        time.sleep(rng.uniform(0.05, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(60)
+
+
+def test_kill_and_run_again_equals_no_kill(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
+    kill_at_random(2, videos, tmp_path / "c", seed=0)
+    run(videos, tmp_path / "c", flow=shifted_flow)
+    assert tree(tmp_path / "c") == tree(cache)
+
+
+@pytest.mark.slow
+def test_ten_kills_equal_no_kill(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    for number in range(3):
+        write_video(tmp_path / "v" / f"{number}.mp4", 120, seed=number)
+    videos = find_sources(tmp_path / "v")
+    kill_at_random(10, videos, tmp_path / "c", seed=1)
+    run(videos, tmp_path / "c", flow=shifted_flow)
+    run(videos, tmp_path / "whole", flow=shifted_flow)
+    assert tree(tmp_path / "c") == tree(tmp_path / "whole")
+
+
+def test_unreadable_metadata_is_one_clear_line(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(cache, folder)
+    path = folder / group_name("a.mp4") / "zarr.json"
+    metadata = json.loads(path.read_text())
+    metadata["attributes"]["format_version"] = 99
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match="format_version is 99"):
+        run(videos, folder, flow=shifted_flow)
+    assert TeacherCacheReader(folder, KEY).lookup("a.mp4", [0]) is None
+    for text in ("{}", ""):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"a\.mp4"):
+            run(videos, folder, flow=shifted_flow)
+        assert TeacherCacheReader(folder, KEY).lookup("a.mp4", [0]) is None
+    with pytest.raises(UserError, match="cannot write"):
+        run(videos, path)
