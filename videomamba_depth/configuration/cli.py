@@ -87,10 +87,7 @@ def _to_object(config: Any) -> Any:
 def _one_line(error: Exception) -> str:
     """Keep what a person needs of a Hydra or OmegaConf message: what is wrong, the full key, the remedy."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    details = dict(line.split(":", 1) for line in lines if line.startswith(("full_key:", "reference_type")))
-    key = details.get("full_key", "").strip()
-    message = lines[0]
-    cause = next((line for line in lines[1:] if line.startswith("Key '")), "")
-    hint = "; --cfg job prints all keys and values"
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    message = lines[0].replace("Could not override", "there is no key").rstrip(".")
     named = f" (key: {key})" if key and key not in message else ""
-    return f"config: {message}{' ' + cause if cause else ''}{named}{hint}"
+    return f"config: {message}{named}; '--cfg job' prints all keys and values"

@@ -9,16 +9,16 @@ from omegaconf import MISSING
 from videomamba_depth.models.temporal_mamba import ScaleSpec
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
-# choices are checked in __post_init__.
+# choices are checked in __post_init__, which also sees the placeholder of a value that is not there yet.
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if value != MISSING and value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got '{value}'")
 
 
 def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
+    if value != MISSING and value <= 0:
         raise ValueError(f"{name} must be positive; got {value}")
 
 
@@ -185,7 +185,6 @@ class TrainConfig:
 
     name: str = MISSING
     run_dir: str = MISSING
-    debug: str | None = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -72,8 +72,8 @@ class VideoMambaDepth(nn.Module):
         """Return the state of `batch_size` fresh streams of frames of `image_size` = (H, W).
 
         Args:
-            dtype: of the convolution states, the dtype that the temporal layers compute in (bfloat16 under bfloat16
-                autocast); None: the dtype of the weights. SSM states are float32 at least, unless a scale stores less.
+            dtype: of the features; states are float64 for float64 and float32 for all others, whatever precision the
+                layers compute in, unless a scale stores less. None: the dtype of the weights.
         """
         dtype = dtype if dtype is not None else next(self.head.parameters()).dtype
         sizes = self._sizes(image_size)
@@ -102,7 +102,7 @@ class VideoMambaDepth(nn.Module):
         """
         first = next(iter(features.values()))
         batch, num_frames = first.shape[:2]
-        dtype = _compute_dtype(first)
+        dtype = first.dtype
         if states is None:
             states = self.init_states(batch, image_size, dtype)
         else:
@@ -156,10 +156,3 @@ class VideoMambaDepth(nn.Module):
             for name, scale in self.temporal.items()
         }
         return DepthState(layers, torch.zeros(batch, dtype=torch.int64), sizes, self.signature)
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that linear layers compute in for input x: autocast's where it is on."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (
     "run_dir",
     "name",
-    "debug",
     "data.num_workers",
     "trainer.steps",
     "trainer.threads",
@@ -85,12 +84,12 @@ class RunLog:
     """Sends one record per log interval to `metrics.jsonl` and to TensorBoard or Weights & Biases.
 
     Args:
-        start_step: records of this and later steps, left by a run that was killed, are dropped.
+        start_step: step resumed from; records of later ones, left by a run that was killed, are dropped.
         backend: "tensorboard", "wandb" or "none".
     """
 
     def __init__(self, run: RunFolder, start_step: int, backend: str, config: dict[str, Any]) -> None:
-        self._lines = JsonLines(run.metrics, keep_below_step=start_step)
+        self._lines = JsonLines(run.metrics, keep_up_to_step=start_step)
         self._board: Any = None
         self._wandb: Any = None
         if backend == "tensorboard":

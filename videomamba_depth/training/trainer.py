@@ -117,6 +117,7 @@ class Trainer:
         self.step = 0
         self._position, self._carry = Position(), Carry()
         self._clip: LabelledClip | None = None
+        self._clip_batch = -1  # which batch _clip is
         self._stop_signal: int | None = None
         self._average = WeightAverage(student.student_state_dict(), settings.ema_decay)
 
@@ -225,8 +226,8 @@ class Trainer:
         return {"total": sum(terms.values()), **terms}, frames
 
     def _current_clip(self, batches: Iterator[dict[str, Any]]) -> LabelledClip:
-        if self._clip is None:
-            self._clip = self.labeller(next(batches), self.ranks.device)
+        if self._clip is None or self._clip_batch != self._position.batch:
+            self._clip, self._clip_batch = self.labeller(next(batches), self.ranks.device), self._position.batch
         return self._clip
 
     def _advance(self, clip: LabelledClip, stop: int, states: DepthState, tail: Any) -> None:
@@ -234,7 +235,7 @@ class Trainer:
             self._position = Position(self._position.batch, stop)
             self._carry = Carry(states.detach(), tail)
         else:
-            self._position, self._carry, self._clip = Position(self._position.batch + 1), Carry(), None
+            self._position, self._carry = Position(self._position.batch + 1), Carry()
 
     def _build_optimizer(self) -> torch.optim.AdamW:
         """Biases, norms and the parameters of the recurrence do not decay."""
@@ -258,7 +259,7 @@ class Trainer:
         self._stop_signal = number
 
     def _write_picture(self, run_log: RunLog) -> None:
-        """Show the student on the first frames of the current or next clip, from a fresh state."""
+        """Show the student on the first frames of the clip seen last, from a fresh state."""
         if self._clip is None:
             return
         features, target = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import transformers.utils.logging
+
 
 def configure_logging(level: int = logging.INFO) -> None:
     """Send one line per record to stderr; ranks other than 0 of a distributed run report warnings only."""
@@ -21,6 +23,7 @@ def configure_logging(level: int = logging.INFO) -> None:
     root.setLevel(level if rank == 0 else logging.WARNING)
     for noisy in ("httpx", "httpcore", "urllib3", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
@@ -29,14 +32,17 @@ class JsonLines:
 
     Args:
         path: created if missing.
-        keep: called with every whole line that is already there; lines for which it is False, and a torn last line,
-            are dropped. What a resumed run will write again is dropped this way.
+        keep_up_to_step: of the records already there, those of later steps are dropped, because the resumed run will
+            write them again; and so is a last line that a kill tore. None keeps all whole lines.
     """
 
-    def __init__(self, path: Path, keep_below_step: int | None = None) -> None:
+    def __init__(self, path: Path, keep_up_to_step: int | None = None) -> None:
         self.path = path
         if path.exists():
-            _rewrite(path, [r for r in read_json_lines(path) if keep_below_step is None or r["step"] < keep_below_step])
+            _rewrite(
+                path,
+                [r for r in read_json_lines(path) if keep_up_to_step is None or r["step"] <= keep_up_to_step],
+            )
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:

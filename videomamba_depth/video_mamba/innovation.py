@@ -22,7 +22,8 @@ class InnovationMixer(nn.Module):
     decay rates A; B_t ≥ 0 says how much a frame counts, C_t ≥ 0 which of the rates are read. One extra channel per
     head scans the constant 1 and so yields Σ_k w_tk. Three properties follow, for every discretization: h is a mean of
     past and present (unit gain), h = x exactly on the first frame, and an all-zero state is a fresh stream.
-    The scan runs in float32 (float64 for float64 tokens): h − x is a small difference.
+    The scan runs in float32 (float64 for float64 tokens): h − x is a small difference. The summary is divided by
+    the weights' sum too, so that it has no ramp at the start of a stream.
 
     Args:
         d_model: channels of a token.
@@ -53,7 +54,6 @@ class InnovationMixer(nn.Module):
             raise ValueError(f"d_model must be a multiple of heads; got {d_model} and {heads}")
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.num_heads = heads * expand
-        self.d_inner = expand * d_model + self.num_heads
         self.d_control = d_control if d_control is not None else max(16, d_model // 2)
         self.discretization, self.backend = discretization, backend
         self.in_proj = nn.Linear(d_model, self.d_control)
@@ -75,10 +75,12 @@ class InnovationMixer(nn.Module):
         nn.init.zeros_(self.out_proj.weight)
 
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
-        """Return the zero state of `num_sequences` fresh sequences; the SSM state is float32 at least."""
+        """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
+        dtype = torch.promote_types(dtype, torch.float32)
         conv = torch.zeros(num_sequences, self.d_control, self.d_conv, dtype=dtype, device=device)
-        shape = state_shape(num_sequences, self.d_inner, self.d_state, self.discretization)
-        return conv, torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
+        rows = self._state_rows(self.expand * self.d_model) + self._state_rows(self.num_heads)
+        columns = state_shape(1, 1, self.d_state, self.discretization)[2]
+        return conv, torch.zeros(num_sequences, rows, columns, dtype=dtype, device=device)
 
     def forward(self, x: Tensor, control: Tensor, state: LayerState | None = None) -> MixerOutput:
         """Mix a chunk.
@@ -99,9 +101,7 @@ class InnovationMixer(nn.Module):
         )
         precise = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            controls = F.linear(
-                control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise)
-            )
+            controls = F.linear(control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise))
             estimate, ssm_state, summary = self._estimate(x.to(precise), controls, ssm_state)
             gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()
             innovation = estimate - x.to(precise).repeat(1, 1, self.expand)
@@ -109,30 +109,48 @@ class InnovationMixer(nn.Module):
         branch = self.out_proj(innovation.flatten(-2).to(x.dtype))
         return MixerOutput(branch, (conv_state, ssm_state), summary)
 
-    def _estimate(
-        self, x: Tensor, controls: Tensor, ssm_state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _estimate(self, x: Tensor, controls: Tensor, ssm_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return `(h [T, L, expand·d_model], state, summary)`: the weighted mean of each head's channels."""
         heads, n = self.num_heads, self.d_state
         dt, _, B, C = controls.split([heads, heads, n, n], dim=-1)
+        B, C = F.softplus(B), F.softplus(C)
         rates = -torch.exp(self.A_log.to(x.dtype))  # [heads, N]
         delta = F.softplus(dt)
         if self.discretization in ("bilinear", "tustin"):
             delta = torch.minimum(delta, _MAX_STEP_BILINEAR / rates.abs().amax(-1))
-        ones = x.new_ones(*x.shape[:2], heads)
-        # Channel order: the channels of head 0, of head 1, …, then one channel of ones per head.
         per_head = self.expand * self.d_model // heads
-        y, ssm_state, summary = selective_scan_with_summary(
-            torch.cat([x.repeat(1, 1, self.expand), ones], dim=-1),
-            torch.cat([delta.repeat_interleave(per_head, -1), delta], dim=-1),
-            torch.cat([rates.repeat_interleave(per_head, 0), rates]),
-            F.softplus(B),
-            F.softplus(C),
-            delta_softplus=False,
-            initial_state=ssm_state,
-            discretization=self.discretization,
-            backend=self.backend,
+        values_state, mass_state = self._split_state(ssm_state)
+
+        def scan(u: Tensor, delta: Tensor, rates: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return selective_scan_with_summary(
+                u,
+                delta,
+                rates,
+                B,
+                C,
+                delta_softplus=False,
+                initial_state=state,
+                discretization=self.discretization,
+                backend=self.backend,
+            )
+
+        weighted, values_state, values_summary = scan(
+            x.repeat(1, 1, self.expand),
+            delta.repeat_interleave(per_head, -1),
+            rates.repeat_interleave(per_head, 0),
+            values_state,
         )
-        weighted, total = y.split([self.expand * self.d_model, heads], dim=-1)
-        mean = weighted.unflatten(-1, (heads, per_head)) / total.unsqueeze(-1)
-        return mean.flatten(-2), ssm_state, summary
+        mass, mass_state, mass_summary = scan(x.new_ones(*x.shape[:2], heads), delta, rates, mass_state)
+        mean = weighted.unflatten(-1, (heads, per_head)) / mass.unsqueeze(-1)
+        state = torch.cat([values_state, mass_state], dim=1)
+        return mean.flatten(-2), state, values_summary / mass_summary
+
+    def _split_state(self, ssm_state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Cut the carried state into the scan's over the values and the scan's over the constant 1."""
+        if ssm_state is None:
+            return None, None
+        rows = self._state_rows(self.expand * self.d_model)
+        return ssm_state[:, :rows], ssm_state[:, rows:]
+
+    def _state_rows(self, channels: int) -> int:
+        return state_shape(1, channels, self.d_state, self.discretization)[1]

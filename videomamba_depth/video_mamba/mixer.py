@@ -79,11 +79,11 @@ class MambaMixer(nn.Module):
         init_dt_proj_(self.dt_proj, dt_min, dt_max)
 
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
-        """Return the zero state of `num_sequences` fresh sequences; the SSM state is float32 at least."""
+        """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
+        dtype = torch.promote_types(dtype, torch.float32)
         conv = torch.zeros(num_sequences, self.d_inner, self.d_conv, dtype=dtype, device=device)
         shape = state_shape(num_sequences, self.d_inner, self.d_state, self.discretization)
-        ssm_dtype = torch.promote_types(dtype, torch.float32)
-        return conv, torch.zeros(shape, dtype=ssm_dtype, device=device)
+        return conv, torch.zeros(shape, dtype=dtype, device=device)
 
     def forward(self, x: Tensor, state: LayerState | None = None) -> MixerOutput:
         """Mix a chunk.

@@ -1,0 +1,81 @@
+"""Label a folder of videos once: `python scripts/precompute_teacher_depth.py root=... cache=...`.
+
+Run it again to continue; run it under torchrun to share the videos among processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import torch
+from torch import Tensor
+
+from videomamba_depth.configuration.build import build_flow_estimator, build_teacher
+from videomamba_depth.configuration.cli import hydra_entry
+from videomamba_depth.configuration.schema import PrecomputeConfig
+from videomamba_depth.data.cache_verify import verify_cache
+from videomamba_depth.data.precompute import precompute_videos
+from videomamba_depth.data.sources import VideoSource, find_sources
+from videomamba_depth.data.teacher_cache import TeacherKey
+from videomamba_depth.training.distributed import start_ranks, stop_ranks
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def main(config: PrecomputeConfig) -> None:
+    """Fill, or verify, the cache that `config` describes."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    videos = find_sources(config.root)
+    ranks = start_ranks(config.device)
+    try:
+        teacher = build_teacher(config.teacher, ranks.device, config.short_side)
+        key = TeacherKey.from_dict(teacher.cache_key())
+        if config.verify:
+            verify(config, key, videos)
+            return
+
+        def predict_depth(rgb: Tensor) -> Tensor:
+            return teacher.predict_depth(rgb.to(ranks.device)).float()
+
+        summary = precompute_videos(
+            videos,
+            predict_depth,
+            key,
+            config.cache,
+            batch_frames=config.batch_frames,
+            storage_short_side=config.short_side,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            flow=build_flow_estimator(config.flow, ranks.device) if config.store_flow else None,
+            progress=ranks.is_main,
+        )
+    finally:
+        stop_ranks()
+    log.info(
+        "%d videos labelled, %d were already, %d frames, %d failed",
+        summary.finished, summary.already_finished, summary.frames, len(summary.failed),
+    )  # fmt: skip
+    if summary.failed:
+        sys.exit(1)
+
+
+def verify(config: PrecomputeConfig, key: TeacherKey, videos: list[VideoSource]) -> None:
+    """Read every chunk again and name what does not fit."""
+    report = verify_cache(config.cache, key=key, sources=videos)
+    for problem in report.problems:
+        log.error("%s", problem)
+    for video_id in report.unfinished:
+        log.warning("%s: unfinished", video_id)
+    log.info("%d videos and %d frames are whole", report.videos, report.frames)
+    if not report.ok or report.unfinished:
+        raise UserError(
+            f"the cache '{config.cache}' has {len(report.problems)} faults and {len(report.unfinished)} unfinished"
+            " videos, see above; run again without verify=true to finish it, delete the faulty groups to make them anew"
+        )
+
+
+if __name__ == "__main__":
+    hydra_entry("precompute", PrecomputeConfig, main)

@@ -1,0 +1,47 @@
+"""Train a streaming student: `python train.py [group=choice] [key=value]`; the README lists examples."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import asdict
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from videomamba_depth.configuration.build import build_trainer
+from videomamba_depth.configuration.cli import hydra_entry
+from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.training.distributed import start_ranks, stop_ranks
+from videomamba_depth.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+STOPPED_BY_SIGNAL = 130
+
+
+def main(config: TrainConfig) -> None:
+    """Train, or continue, the run that `config` describes."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        config.run_dir = HydraConfig.get().runtime.output_dir
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    torch.use_deterministic_algorithms(config.trainer.deterministic, warn_only=True)
+    ranks = start_ranks(config.trainer.device)
+    run, resolved = RunFolder(config.run_dir), asdict(config)
+    try:
+        run.check_config(resolved)
+        ranks.barrier()
+        if ranks.is_main:
+            run.write_config(resolved)
+        finished = build_trainer(config, ranks, run, resolved).fit()
+    finally:
+        stop_ranks()
+    if not finished:
+        sys.exit(STOPPED_BY_SIGNAL)
+    log.info("student: %s", run.last)
+
+
+if __name__ == "__main__":
+    hydra_entry("train", TrainConfig, main)

@@ -1,0 +1,222 @@
+"""Build the parts of a run from the values of its config. Nothing below this package knows of configs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from videomamba_depth.configuration.schema import (
+    DataConfig,
+    FlowConfig,
+    LossConfig,
+    ModelConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
+from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.perturbations import Perturbations
+from videomamba_depth.data.sampling import ClipBatchSampler, build_loader
+from videomamba_depth.data.synthetic import WorldConfig
+from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
+from videomamba_depth.data.transforms import ClipTransform, ColourJitter
+from videomamba_depth.models.checkpoint import describe_encoder, save_student
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.temporal_mamba import TemporalSpec
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.training.distributed import Ranks
+from videomamba_depth.training.labels import Labeller
+from videomamba_depth.training.objective import Objective
+from videomamba_depth.training.run_folder import RunFolder, RunLog
+from videomamba_depth.training.trainer import Trainer, TrainerSettings
+from videomamba_depth.utils.flow_utils import FlowEstimator, build_flow
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_teacher(config: TeacherConfig, device: torch.device, input_size: int | None = None) -> DepthAnythingEncoder:
+    """Load the frozen teacher."""
+    teacher = DepthAnythingEncoder.from_pretrained(config.name, DTYPES[config.dtype], input_size)
+    return teacher.to(device)
+
+
+def build_temporal(config: ModelConfig) -> TemporalSpec:
+    """Return the temporal stacks' specification."""
+    scales = (config.s0, config.s1, config.s2, config.s3)
+    return TemporalSpec(*(s.spec(config.form, config.discretization, config.scan_backend) for s in scales))
+
+
+def build_flow_estimator(config: FlowConfig, device: torch.device) -> FlowEstimator:
+    """Return the optical flow estimator."""
+    return build_flow(config.name, config.weights, device=str(device))
+
+
+def build_objective(config: LossConfig) -> Objective:
+    """Return the training objective."""
+    return Objective(
+        ssi_weight=config.ssi_weight,
+        ssi_alignment=config.ssi_alignment,  # type: ignore[arg-type]
+        ssi_gradient_weight=config.ssi_gradient_weight,
+        temporal_gradient_weight=config.temporal_gradient_weight,
+        temporal_gradient_strides=tuple(config.temporal_gradient_strides),
+        temporal_gradient_static_only=config.target == "raw",
+        state_smoothness_weight=config.state_smoothness_weight,
+    )
+
+
+def build_transform(config: DataConfig) -> ClipTransform:
+    """Return the clip transform."""
+    p, share = config.perturb, config.perturb.probability
+    jitter = config.colour_jitter
+    return ClipTransform(
+        image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
+        random_crop=True,
+        flip_probability=0.5 if config.flip else 0.0,
+        colour=ColourJitter(jitter, jitter, jitter, 0.15 * jitter) if jitter > 0 else None,
+        perturbations=Perturbations(
+            exposure=p.exposure,
+            exposure_probability=share,
+            gamma_probability=0.0,
+            noise=p.noise,
+            noise_probability=share,
+            jpeg_quality=int(p.jpeg) or None,
+            jpeg_probability=share,
+            blur=p.blur,
+            blur_probability=share,
+        )
+        if share > 0
+        else None,
+    )
+
+
+def build_dataset(config: DataConfig, seed: int, teacher: DepthAnythingEncoder) -> Dataset[dict[str, Any]]:
+    """Return the clips to train on."""
+    transform = build_transform(config)
+    if config.kind == "synthetic":
+        height, width = config.crop or (config.short_side, config.short_side * 5 // 4)
+        world = WorldConfig(height=height, width=width, family=config.world, camera_motion=config.motion)  # type: ignore[arg-type]
+        return SyntheticClipDataset(world, clip_frames=config.clip_frames, seed=seed, transform=transform)
+    cache = None
+    if config.teacher_cache:
+        key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
+        cache = TeacherCacheReader(config.teacher_cache, key)
+    return VideoClipDataset(
+        config.root or "",
+        clip_frames=config.clip_frames,
+        stride=config.stride,
+        seed=seed,
+        transform=transform,
+        teacher_cache=cache,
+    )
+
+
+def build_batches(
+    dataset: Dataset[dict[str, Any]], config: DataConfig, seed: int, ranks: Ranks
+) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """Return a function from a batch index to the stream of batches from there on."""
+
+    def batches_from(start: int) -> Iterator[dict[str, Any]]:
+        sampler = ClipBatchSampler(
+            config.batch_size,
+            clip_frames=config.clip_frames,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=seed,
+            p_single_frame=config.p_single_frame,
+            start_batch=start,
+        )
+        pin = ranks.device.type == "cuda"
+        return iter(build_loader(dataset, sampler, num_workers=config.num_workers, pin_memory=pin))
+
+    return batches_from
+
+
+def trainer_settings(config: TrainConfig) -> TrainerSettings:
+    """Return the numbers of the loop."""
+    optim, trainer = config.optim, config.trainer
+    return TrainerSettings(
+        steps=trainer.steps,
+        chunk_frames=trainer.chunk_frames,
+        accumulate=trainer.accumulate,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        betas=(optim.beta1, optim.beta2),
+        warmup_steps=optim.warmup_steps,
+        final_lr_ratio=optim.final_lr_ratio,
+        grad_clip=optim.grad_clip,
+        ema_decay=optim.ema_decay,
+        autocast_dtype=None if trainer.precision == "float32" else DTYPES[trainer.precision],
+        channels_last=trainer.channels_last,
+        compile=trainer.compile,
+        checkpoint_every=trainer.checkpoint_every,
+        keep_checkpoints=trainer.keep_checkpoints,
+        log_every=trainer.log_every,
+        picture_every=trainer.picture_every,
+    )
+
+
+def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: dict[str, Any]) -> Trainer:
+    """Build everything that a training run is made of.
+
+    Args:
+        resolved: the whole config as plain values, for the logs and checkpoints.
+    """
+    torch.manual_seed(config.trainer.seed)  # one seed for the weights: all ranks start equal
+    teacher = build_teacher(config.teacher, ranks.device)
+    encoder = teacher
+    if config.model.encoder is not None and config.model.encoder != config.teacher.name:
+        encoder = build_teacher(TeacherConfig(name=config.model.encoder), ranks.device)
+    temporal = build_temporal(config.model)
+    student = VideoMambaDepth(encoder, encoder.head, temporal, config.model.train_head).to(ranks.device).train()
+    needs_static = config.loss.temporal_gradient_weight > 0 or config.loss.state_smoothness_weight > 0
+    settings = trainer_settings(config)
+    labeller = Labeller(
+        encoder,
+        teacher,
+        build_flow_estimator(config.flow, ranks.device) if needs_static else None,
+        config.flow.max_motion_px,
+        config.flow.max_rgb_change,
+        frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
+        autocast_dtype=settings.autocast_dtype,
+    )
+    dataset = build_dataset(config.data, config.trainer.seed, teacher)
+    if ranks.is_main:
+        save_encoder(run, encoder)
+    return Trainer(
+        student,
+        labeller,
+        build_batches(dataset, config.data, config.trainer.seed, ranks),
+        build_objective(config.loss),
+        settings,
+        ranks,
+        run,
+        run_log=partial(RunLog, run, backend=config.trainer.logger, config=resolved),
+        save_student=student_writer(temporal, describe_encoder(encoder, "../../encoder"), config, resolved),
+    )
+
+
+def save_encoder(run: RunFolder, encoder: DepthAnythingEncoder) -> None:
+    """Put a copy of the frozen encoder beside the checkpoints, once, so that they can be run anywhere."""
+    run.remove_partial_encoder()
+    if not run.encoder.is_dir():
+        encoder.save_pretrained(run.encoder)
+        (run.encoder / "complete").touch()
+
+
+def student_writer(
+    temporal: TemporalSpec, encoder: dict[str, Any], config: TrainConfig, resolved: dict[str, Any]
+) -> Callable[[Path, dict[str, Tensor], int], None]:
+    """Return the function that writes `student.*` and the resolved config into a checkpoint."""
+
+    def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
+        save_student(folder, weights, temporal, encoder, config.data.short_side, {"step": step})
+        (folder / "config.json").write_text(json.dumps(resolved, indent=1), encoding="utf-8")
+
+    return write
