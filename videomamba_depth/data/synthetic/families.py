@@ -3,13 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from videomamba_depth.data.synthetic.config import SceneFamily
 from videomamba_depth.data.synthetic.furniture import Maker, Stand, furniture, street_object
 from videomamba_depth.data.synthetic.geometry import BOX
 from videomamba_depth.data.synthetic.scene import CameraPath, Light, Scene, Solid
-from videomamba_depth.data.synthetic.textures import Array, TextureAtlas, facade, paint, random_texture
+from videomamba_depth.data.synthetic.textures import TextureAtlas, facade, paint, random_texture
 
+Vector = NDArray[np.float64]
 _CLEARANCE_M = 0.35  # between the camera's range and any solid
 
 
@@ -20,13 +22,13 @@ def build_scene(seed: int, family: SceneFamily) -> Scene:
     return _room(rng) if family == "rooms" else _courtyard(rng)
 
 
-def _camera(rng: np.random.Generator, position: Array, yaw: float, travel: tuple[float, float, float]) -> CameraPath:
+def _camera(rng: np.random.Generator, position: Vector, yaw: float, travel: Vector) -> CameraPath:
     heading = (yaw, rng.normal(-0.12, 0.13), rng.normal(0, 0.03))
     turn = (rng.uniform(0.1, 0.45), rng.uniform(0.03, 0.15), rng.uniform(0, 0.05))
     return CameraPath(
-        position=tuple(float(p) for p in position),  # type: ignore[arg-type]
+        position=_triple(position),
         heading=heading,
-        travel=travel,
+        travel=_triple(travel),
         turn=turn,
         rates=tuple(rng.uniform(0.6, 1.8, 6)),
         phases=tuple(rng.uniform(0, 2 * np.pi, 6)),
@@ -43,32 +45,30 @@ def _room(rng: np.random.Generator) -> Scene:
     xz = np.clip(-(ahead * size * rng.uniform(0.2, 0.5))[[0, 2]] + rng.normal(0, 0.4, 2), -margin, margin)
     eye = min(rng.uniform(0.7, 2.1), size[1] - 0.5)
     position = np.array([xz[0], -eye, xz[1]])
-    travel = tuple(rng.uniform([0.1, 0.02, 0.1], [0.6, 0.15, 0.6]))
-    camera = _camera(rng, position, yaw, travel)  # type: ignore[arg-type]
+    camera = _camera(rng, position, yaw, rng.uniform([0.1, 0.02, 0.1], [0.6, 0.15, 0.6]))
 
     textures = [random_texture(rng, contrast) for contrast in (1.0, 0.4, 0.5, 0.5, 0.5)]
     textures += [random_texture(rng) for _ in range(9)]
-    textures.append(np.ones((128, 128, 3), np.float32))  # a lamp
     one_wall = rng.random() < 0.6
     walls = (2, 2, 2, 2) if one_wall else (2, 3, 4, 2)
     shell = Solid(
-        BOX, (0, -size[1] / 2, 0), tuple(size / 2), (walls[0], walls[1], 1, 0, walls[2], walls[3]),
+        BOX, (0, -size[1] / 2, 0), _triple(size / 2), (walls[0], walls[1], 1, 0, walls[2], walls[3]),
         rng.uniform(0.7, 2.5),
     )  # fmt: skip
 
     stands = _place(rng, camera, size / 2, int(rng.integers(4, 13)), furniture, 9.0)
     solids = [shell, *_furnish(rng, stands, range(5, 14), size[1]), *_wall_pieces(rng, size, range(5, 14))]
     lamp = np.array([*(rng.uniform(-0.35, 0.35, 2) * size[[0, 2]]), -size[1] * rng.uniform(0.8, 0.96)])[[0, 2, 1]]
-    light = Light(lamp.astype(np.float32), rng.uniform(0.5, 1.3), rng.uniform(2, 6), rng.uniform(0.25, 0.7), rng.random() < 0.8)
-    emissive = np.zeros(len(textures), bool)
-    emissive[-1] = True
-    return Scene(tuple(solids), TextureAtlas.build(textures), emissive, light, camera)
+    light = Light(
+        lamp.astype(np.float32), rng.uniform(0.5, 1.3), rng.uniform(2, 6), rng.uniform(0.25, 0.7), rng.random() < 0.8
+    )
+    return Scene(tuple(solids), TextureAtlas.build(textures), np.zeros(len(textures), bool), light, camera)
 
 
 def _courtyard(rng: np.random.Generator) -> Scene:
     yaw = rng.uniform(-np.pi, np.pi)
     position = np.array([0, -rng.uniform(1.2, 2.4), 0])
-    camera = _camera(rng, position, yaw, tuple(rng.uniform([0.2, 0.03, 0.2], [1.2, 0.2, 1.2])))  # type: ignore[arg-type]
+    camera = _camera(rng, position, yaw, rng.uniform([0.2, 0.03, 0.2], [1.2, 0.2, 1.2]))
     textures = [random_texture(rng, 0.7)]
     textures += [paint(rng, facade(rng)) for _ in range(3)]
     textures += [random_texture(rng) for _ in range(8)]
@@ -85,7 +85,16 @@ def _courtyard(rng: np.random.Generator) -> Scene:
         half = rng.uniform([2.5, 1.4, 1.0], [6, 4.5, 3.0])
         reach = distance + half[2]
         centre = (float(reach * np.sin(angle)), -float(half[1]), float(reach * np.cos(angle)))
-        solids.append(Solid(BOX, centre, tuple(half), (int(rng.integers(1, 4)),), rng.uniform(3, 6), yaw=angle + rng.normal(0, 0.2)))
+        solids.append(
+            Solid(
+                BOX,
+                centre,
+                _triple(half),
+                (int(rng.integers(1, 4)),),
+                rng.uniform(3, 6),
+                yaw=angle + rng.normal(0, 0.2),
+            )
+        )
     stands = _place(rng, camera, np.array([20.0, 10.0, 20.0]), int(rng.integers(4, 12)), street_object, 13.0)
     solids += _furnish(rng, stands, range(4, 12), 10.0)
     sun_angle, height = rng.uniform(-np.pi, np.pi), rng.uniform(0.5, 1.3)
@@ -97,7 +106,7 @@ def _courtyard(rng: np.random.Generator) -> Scene:
 
 
 def _place(
-    rng: np.random.Generator, camera: CameraPath, half: Array, count: int, make: Maker, far: float
+    rng: np.random.Generator, camera: CameraPath, half: Vector, count: int, make: Maker, far: float
 ) -> list[Stand]:
     """Put things on the floor in front of the camera without touching each other, the walls or the camera's range."""
     placed: list[Stand] = []
@@ -125,7 +134,7 @@ def _furnish(rng: np.random.Generator, stands: list[Stand], textures: range, cei
     return solids
 
 
-def _wall_pieces(rng: np.random.Generator, size: Array, textures: range) -> list[Solid]:
+def _wall_pieces(rng: np.random.Generator, size: Vector, textures: range) -> list[Solid]:
     """Hang pictures and doors on the walls, thin boxes that stand out by a few centimetres."""
     pieces = []
     for _ in range(rng.integers(0, 6)):
@@ -138,5 +147,10 @@ def _wall_pieces(rng: np.random.Generator, size: Array, textures: range) -> list
         centre[2 - axis] = rng.uniform(-0.4, 0.4) * size[2 - axis]
         centre[1] = -1.0 if door else -min(1.6, size[1] - 0.8)
         tile = 2 * max(half)
-        pieces.append(Solid(BOX, tuple(centre), tuple(half), (int(rng.choice(textures)),), tile))
+        pieces.append(Solid(BOX, _triple(centre), _triple(half), (int(rng.choice(textures)),), tile))
     return pieces
+
+
+def _triple(vector: Vector) -> tuple[float, float, float]:
+    x, y, z = vector
+    return float(x), float(y), float(z)

@@ -71,7 +71,8 @@ def _slabs(origin: Array, direction: Array, axes: tuple[int, ...]) -> tuple[Arra
         near, far = np.minimum(first, second), np.maximum(first, second)
         enter = near if enter is None else np.maximum(enter, near)
         leave = far if leave is None else np.minimum(leave, far)
-    assert enter is not None and leave is not None
+    assert enter is not None
+    assert leave is not None
     return enter, leave
 
 

@@ -61,8 +61,8 @@ def render(
     colour = None
     if rgb:
         colour, key = _shade(scene, solids, view, rays, depth, solid)
-        if antialias:
-            edges = np.flatnonzero(_edges(key.reshape(height, width)).ravel())
+        edges = np.flatnonzero(_edges(key.reshape(height, width)).ravel())
+        if antialias and edges.size:
             samples = (_SUBSAMPLES[:, :, None] + np.stack([x[edges], y[edges]])).transpose(1, 0, 2).reshape(2, -1)
             rays = view.world_rays(*samples)
             fine_depth, fine_solid = cast_rays(solids, view.origin, rays)

@@ -43,15 +43,15 @@ def _noise(rng: np.random.Generator, rough: bool | None = None) -> Array:
 
 
 def _grid() -> tuple[Array, Array]:
-    line = (np.arange(TILE_PX, dtype=np.float32) + 0.5) / TILE_PX
+    line = ((np.arange(TILE_PX) + 0.5) / TILE_PX).astype(np.float32)  # exact: multiples of 1/256
     y, x = np.meshgrid(line, line, indexing="ij")
     return x, y
 
 
 def _stripes(rng: np.random.Generator) -> Array:
     x, y = _grid()
-    kx, ky = rng.integers(0, 13), rng.integers(0, 4)
-    wave = np.sin(2 * np.pi * (max(kx, 1) * x + ky * y)) * rng.choice([1.5, 20.0])
+    kx, ky = max(int(rng.integers(0, 13)), 1), int(rng.integers(0, 4))
+    wave = np.sin(2 * np.pi * (kx * x + ky * y)) * rng.choice([1.5, 20.0])
     return np.clip(0.5 + 0.5 * wave, 0, 1)
 
 
