@@ -125,6 +125,7 @@ def build_loader(
         collate_fn=collate_clips,
         pin_memory=pin_memory,
         worker_init_fn=worker_init,
+        generator=torch.Generator(),  # of its own: starting a loader must not move the run's random state
         **workers,
     )
 
