@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ from torch import Tensor
 
 from videomamba_depth.evaluation import (
     EvaluationClip,
+    clip_from_synthetic,
     evaluate_video,
     evaluate_videos,
+    mean_rows,
     settle_after_cut,
+    shrink_clip,
     to_markdown,
+    verdict,
     write_json,
     write_markdown,
 )
@@ -74,8 +79,6 @@ def test_a_truthful_student_is_better_and_an_average_is_not(room: Room) -> None:
     rows = {"teacher": flickering(room), "student": 1.0 / room.depth_m}
     result = evaluate_video(clip_of(room), rows, depth_kind=DepthKind.RELATIVE)
     assert list(result["rows"]) == ["teacher", *default_baselines(), "student"]
-    from videomamba_depth.evaluation import mean_rows, verdict
-
     assert verdict(mean_rows([result]))["better"]
     copied = {**rows, "student": flickering(room)}
     again = verdict(mean_rows([evaluate_video(clip_of(room), copied, depth_kind=DepthKind.RELATIVE)]))
@@ -221,3 +224,38 @@ def test_warped_average_follows_motion_and_restarts_where_it_cannot() -> None:
     static = flow_warped_average(depth, ClipMotion(0 * flow, 0 * flow, trusted, trusted[::-1].copy()), 0.5)
     np.testing.assert_allclose(static[1, :, 1:], depth[1, :, 1:] + 0.5, atol=1e-5)
     np.testing.assert_allclose(static[1, :, 0], depth[1, :, 0], atol=1e-5)
+
+
+def test_shrunk_ground_truth_keeps_its_geometry() -> None:
+    large = render_room(4, 96, 128, speed_m=0.03)
+    clip = shrink_clip(clip_of(large), 64)
+    assert clip.gt_depth_m.shape == (4, 48, 64)
+    small = render_room(4, 48, 64, speed_m=0.03)
+    # The same camera at half the size: intrinsics to rounding, flow to a nearest sample.
+    np.testing.assert_allclose(clip.intrinsics, small.intrinsics, atol=1e-9)
+    assert np.median(np.abs(clip.motion.flow_bwd[1:] - small.motion.flow_bwd[1:])) < 0.01
+    assert shrink_clip(clip, 64) is clip
+    rows = {"teacher": 1.0 / large.depth_m}
+    result = evaluate_video(clip_of(large), rows, depth_kind=DepthKind.RELATIVE, baselines={}, max_gt_side=64)
+    assert result["size"] == [48, 64]
+    # Half a pixel between a mean of four and a nearest sample: measured 0.013.
+    assert result["rows"]["teacher"]["abs_rel/video"].value < 0.02
+
+
+def test_clip_from_a_rendered_video(room: Room) -> None:
+    video = SimpleNamespace(
+        rgb=room.rgb,
+        depth_m=room.depth_m,
+        flow_fwd=np.moveaxis(room.motion.flow_fwd, 1, -1),
+        flow_bwd=np.moveaxis(room.motion.flow_bwd, 1, -1),
+        visible_fwd=room.motion.trusted_fwd,
+        visible_bwd=room.motion.trusted_bwd,
+        intrinsics=room.intrinsics,
+        camera_to_world=room.camera_to_world,
+        timestamps_s=np.arange(NUM_FRAMES) / 25.0,
+    )
+    clip = clip_from_synthetic("rendered", video)
+    assert clip.fps == pytest.approx(25.0)
+    np.testing.assert_array_equal(clip.motion.flow_bwd, room.motion.flow_bwd)
+    result = evaluate_video(clip, {"teacher": 1.0 / room.depth_m}, depth_kind=DepthKind.RELATIVE, baselines={})
+    assert result["rows"]["teacher"]["tge"].value < 1e-5

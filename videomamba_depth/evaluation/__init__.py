@@ -1,7 +1,7 @@
 """Judge depth over time: clips in, tables out. See docs/evaluation.md."""
 
 from .baselines import default_baselines
-from .clips import EvaluationClip, clip_from_synthetic
+from .clips import EvaluationClip, clip_from_synthetic, shrink_clip
 from .protocol import evaluate_video, evaluate_videos, run_palindrome, settle_after_cut
 from .report import to_jsonable, to_markdown, write_json, write_markdown
 from .rgbd import load_rgbd
@@ -17,6 +17,7 @@ __all__ = [
     "mean_rows",
     "run_palindrome",
     "settle_after_cut",
+    "shrink_clip",
     "to_jsonable",
     "to_markdown",
     "verdict",

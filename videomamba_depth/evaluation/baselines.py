@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from videomamba_depth.utils.metrics import align_scale_shift
 from videomamba_depth.utils.motion import ClipMotion, warp_frame
 
 Baseline = Callable[[np.ndarray, ClipMotion], np.ndarray]
@@ -28,17 +27,21 @@ def exponential_average(depth: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def causal_affine(depth: np.ndarray, leak: float = 0.95) -> np.ndarray:
-    """Align every frame to the aligned frame before it: y_t = s_t · x_t + b_t, all pixels, least squares
+    """Give every frame the mean and spread of the aligned frame before it: y_t = s_t · x_t + b_t, all pixels
     (ours).
 
-    `leak` < 1 pulls (s, b) back to (1, 0) by that factor every frame, so that the output cannot wander off.
-    Removes what flickers globally, blurs nothing.
+    s_t = std(y_{t−1}) / std(x_t), not least squares: that would shrink the scale a little with every frame,
+    since whatever moves lowers the correlation. `leak` < 1 pulls (s, b) back to (1, 0) by that factor every
+    frame, so that the output follows true changes. Removes what flickers globally, blurs nothing. A flat
+    frame is left as it is.
     """
     aligned = np.array(depth, copy=True)
-    everywhere = np.ones(depth.shape[1:], dtype=bool)
     for t in range(1, len(depth)):
-        scale, shift = align_scale_shift(depth[t], aligned[t - 1], everywhere)
-        aligned[t] = (1.0 + leak * (scale - 1.0)) * depth[t] + leak * shift
+        spread = float(depth[t].std(dtype=np.float64))
+        if spread > 0.0:
+            scale = float(aligned[t - 1].std(dtype=np.float64)) / spread
+            shift = float(aligned[t - 1].mean(dtype=np.float64)) - scale * float(depth[t].mean(dtype=np.float64))
+            aligned[t] = (1.0 + leak * (scale - 1.0)) * depth[t] + leak * shift
     return aligned
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,57 @@ def clip_from_synthetic(name: str, video: Any, max_depth_m: float = 80.0) -> Eva
         intrinsics=np.asarray(video.intrinsics, dtype=np.float64),
         camera_to_world=np.asarray(video.camera_to_world, dtype=np.float64),
     )
+
+
+def shrink_clip(clip: EvaluationClip, max_side: int) -> EvaluationClip:
+    """Return the clip with ground truth, motion and intrinsics brought to a longer side of at most `max_side`
+    px.
+
+    Nearest sampling at pixel centres, so that no depth is invented at edges. Frames are left alone: a model
+    sees them in full, and its depth is resized to the evaluation size. A clip that is small enough is
+    returned as it is.
+    """
+    known = clip.gt_depth_m
+    if known is None and clip.motion is not None:
+        known = clip.motion.trusted_bwd
+    if known is None or max(known.shape[-2:]) <= max_side:
+        return clip
+    height, width = known.shape[-2:]
+    ratio = max_side / max(height, width)
+    size = (max(round(height * ratio), 1), max(round(width * ratio), 1))
+    rows = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(int)
+    columns = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(int)
+    scale = np.array([size[1] / width, size[0] / height])
+
+    def pick(values: np.ndarray) -> np.ndarray:
+        return values[..., rows[:, None], columns[None]]
+
+    motion = None
+    if clip.motion is not None:
+        unit = scale.astype(np.float32)[:, None, None]
+        motion = ClipMotion(
+            pick(clip.motion.flow_bwd) * unit,
+            pick(clip.motion.flow_fwd) * unit,
+            pick(clip.motion.trusted_bwd),
+            pick(clip.motion.trusted_fwd),
+            clip.motion.cuts,
+        )
+    return replace(
+        clip,
+        gt_depth_m=None if clip.gt_depth_m is None else pick(clip.gt_depth_m),
+        valid=None if clip.valid is None else pick(clip.valid),
+        motion=motion,
+        intrinsics=None if clip.intrinsics is None else _scale_intrinsics(clip.intrinsics, scale),
+    )
+
+
+def _scale_intrinsics(intrinsics: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Scale [3,3] intrinsics by (x, y); the corner of pixel 0, at −0.5, stays where it is."""
+    scaled = np.array(intrinsics, dtype=np.float64)
+    for axis in (0, 1):
+        scaled[axis, axis] *= scale[axis]
+        scaled[axis, 2] = (scaled[axis, 2] + 0.5) * scale[axis] - 0.5
+    return scaled
 
 
 def _channels_first(flow: np.ndarray) -> np.ndarray:

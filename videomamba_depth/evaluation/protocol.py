@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -30,7 +32,7 @@ from videomamba_depth.utils.metrics import (
 from videomamba_depth.utils.motion import ClipMotion, estimate_motion
 
 from .baselines import Baseline, default_baselines
-from .clips import EvaluationClip
+from .clips import EvaluationClip, shrink_clip
 from .rows import Scene, row_flags, row_metrics
 from .summary import mean_rows, verdict, versions
 
@@ -54,6 +56,7 @@ def evaluate_video(
     flow: FlowEstimator | None = None,
     baselines: Mapping[str, Baseline] | None = None,
     max_side: int = 384,
+    max_gt_side: int | None = None,
     max_frames: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -66,6 +69,8 @@ def evaluate_video(
         depth_kind: what all rows are. flow: needed unless `clip.motion` is given.
         baselines: name → filter over the teacher's depth; default `default_baselines()`, {} for none.
         max_side: longer side of evaluation in px when there is no ground truth; with one, its size is used.
+        max_gt_side: bring larger ground truth to this longer side first (`shrink_clip`); published numbers
+            use None.
         max_frames: stop after so many frames. progress: see `Progress`.
 
     Returns:
@@ -76,6 +81,8 @@ def evaluate_video(
     """
     if "teacher" not in rows:
         raise ValueError(f"rows must hold 'teacher', the reference; got {sorted(rows)}")
+    if max_gt_side is not None:
+        clip = shrink_clip(clip, max_gt_side)
     rgb, depths = _run_streams(clip, rows, max_side, max_frames, progress)
     scene = _build_scene(clip, rgb, depth_kind, flow, progress)
     filters = default_baselines() if baselines is None else baselines
@@ -114,6 +121,7 @@ def evaluate_videos(
     flow: FlowEstimator | None = None,
     baselines: Mapping[str, Baseline] | None = None,
     max_side: int = 384,
+    max_gt_side: int | None = None,
     max_frames: int | None = None,
     palindrome: bool = False,
     metadata: Mapping[str, Any] | None = None,
@@ -127,7 +135,7 @@ def evaluate_videos(
             student.
         palindrome: also run the student over each clip forward and back ("palindrome_drift").
         metadata: checkpoint path and hash, seed, command, …; copied into the result.
-        depth_kind, flow, baselines, max_side, max_frames, progress: see `evaluate_video`.
+        depth_kind, flow, baselines, max_side, max_gt_side, max_frames, progress: see `evaluate_video`.
 
     Returns:
         {"clips": [per clip, see `evaluate_video`], "mean": {row: {metric: {"value", "std_error",
@@ -147,6 +155,7 @@ def evaluate_videos(
             flow=flow,
             baselines=baselines,
             max_side=max_side,
+            max_gt_side=max_gt_side,
             max_frames=max_frames,
             progress=progress,
         )
@@ -166,6 +175,7 @@ def evaluate_videos(
             "depth_kind": depth_kind.value,
             "flow": "none" if flow is None else type(flow).__name__,
             "max_side": max_side,
+            "max_gt_side": max_gt_side,
             "max_frames": max_frames,
             "averaging": "pixels of a frame, then frames, then clips",
         },
@@ -289,9 +299,6 @@ def _first_frames(motion: ClipMotion, num_frames: int) -> ClipMotion:
 
 
 def _with_kept_frames(clip: EvaluationClip, max_frames: int | None) -> EvaluationClip:
-    from dataclasses import replace
-    from itertools import islice
-
     return replace(clip, frames=list(islice(clip.frames, max_frames)))
 
 
