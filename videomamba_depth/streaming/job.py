@@ -22,8 +22,11 @@ from videomamba_depth.streaming.outputs import write_json
 from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeline
 from videomamba_depth.streaming.sources import FrameSource
 from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.streaming.timing import resident_mb
 
 log = logging.getLogger(__name__)
+
+_WARM_FRAMES = 300  # resident memory is recorded behind this frame and at the end: between them it must not grow
 
 
 class StreamJob:
@@ -74,7 +77,7 @@ class StreamJob:
                     self._infer,
                     self._sinks,
                     stop=stop,
-                    on_frame=lambda _: progress.update() and None,
+                    on_frame=lambda _: self._count(progress),
                     overlap=self._overlap,
                 )
         except BaseException as error:
@@ -83,8 +86,14 @@ class StreamJob:
             raise
         self._record["status"] = "stopped" if report.stopped else "complete"
         self._record |= {"num_frames": report.num_frames, "ms_per_frame": _timings(report)}
+        self._record["resident_mb"] = {**self._record.get("resident_mb", {}), "end": round(resident_mb(), 1)}
         self._write_record()
         return report
+
+    def _count(self, progress: Any) -> None:
+        progress.update()
+        if progress.n == _WARM_FRAMES:
+            self._record["resident_mb"] = {f"frame_{_WARM_FRAMES}": round(resident_mb(), 1)}
 
     def _infer(self, frame: Frame) -> DepthFrame:
         depth = self._stream.step(frame.rgb, frame.timestamp_s)

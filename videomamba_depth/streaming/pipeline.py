@@ -80,7 +80,7 @@ class Lane(Generic[T]):
 
     def finish(self, error: BaseException | None = None) -> None:
         """Say that no more will be put, and why if by an error."""
-        self.error = error
+        self.error = self.error or error
         self._finished.set()
 
     def abandon(self, error: BaseException | None = None) -> None:

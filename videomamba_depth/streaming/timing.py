@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -44,3 +47,13 @@ class StageTimes:
         if not self._recent_s:
             return (0.0,) * len(levels)
         return tuple(float(v) for v in 1000 * np.percentile(np.fromiter(self._recent_s, float), levels))
+
+
+def resident_mb() -> float:
+    """Return the memory that this process holds in RAM, in MB (10^6 bytes); its peak where only that is known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return pages * resource.getpagesize() / 1e6

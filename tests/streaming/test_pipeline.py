@@ -1,0 +1,137 @@
+"""Every frame passes in order; errors of any stage end all of them; queues are bounded; sinks are always closed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from videomamba_depth.data.video_io import Frame
+from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.streaming.pipeline import run_pipeline
+
+_PICTURE = np.zeros((2, 2, 3), np.uint8)
+
+
+class Source:
+    """Frames 0, 1, …; counts how many were taken and fails before `fails_at`."""
+
+    def __init__(self, num_frames: int, fails_at: int | None = None) -> None:
+        self.num_frames, self.fails_at, self.taken = num_frames, fails_at, 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(self.num_frames):
+            if index == self.fails_at:
+                raise OSError("source")
+            self.taken += 1
+            yield Frame(index, index, Fraction(1, 10), _PICTURE)
+
+
+class ListSink:
+    """Keeps indices; fails at `fails_at`."""
+
+    def __init__(self, fails_at: int | None = None, gate: threading.Event | None = None) -> None:
+        self.fails_at, self.gate, self.num_closed = fails_at, gate, 0
+        self.seen: list[int] = []
+
+    def write(self, frame: DepthFrame) -> None:
+        if self.gate is not None:
+            self.gate.wait(10)
+        if frame.index == self.fails_at:
+            raise OSError("sink")
+        self.seen.append(frame.index)
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+def infer(frame: Frame) -> DepthFrame:
+    return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, np.zeros((2, 2), np.float32))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_all_frames_in_order(overlap: bool) -> None:
+    sinks = [ListSink(), ListSink()]
+    report = run_pipeline(Source(50), infer, sinks, overlap=overlap)
+    assert sinks[0].seen == sinks[1].seen == list(range(50))
+    assert (report.num_frames, report.stopped) == (50, False)
+    assert report.decode.count == report.infer.count == report.write.count == 50 or not overlap
+    assert [s.num_closed for s in sinks] == [1, 1]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_failing_source_ends_after_its_frames(overlap: bool) -> None:
+    sink = ListSink()
+    with pytest.raises(OSError, match="source"):
+        run_pipeline(Source(50, fails_at=7), infer, [sink], overlap=overlap)
+    assert sink.seen == list(range(7))
+    assert sink.num_closed == 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_failing_model_ends_after_its_frames(overlap: bool) -> None:
+    def failing(frame: Frame) -> DepthFrame:
+        if frame.index == 5:
+            raise RuntimeError("model")
+        return infer(frame)
+
+    sink = ListSink()
+    with pytest.raises(RuntimeError, match="model"):
+        run_pipeline(Source(50), failing, [sink], overlap=overlap)
+    assert sink.seen == list(range(5))
+    assert sink.num_closed == 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_failing_sink_ends_and_the_others_are_closed(overlap: bool) -> None:
+    source, sinks = Source(1000), [ListSink(), ListSink(fails_at=3)]
+    with pytest.raises(OSError, match="sink"):
+        run_pipeline(source, infer, sinks, overlap=overlap)
+    assert sinks[0].seen == [0, 1, 2, 3]
+    assert [s.num_closed for s in sinks] == [1, 1]
+    assert source.taken < 30
+
+
+def test_a_failing_close_is_raised_and_closes_the_others() -> None:
+    class FailingClose(ListSink):
+        def close(self) -> None:
+            raise OSError("close")
+
+    sink = ListSink()
+    with pytest.raises(OSError, match="close"):
+        run_pipeline(Source(3), infer, [FailingClose(), sink])
+    assert sink.num_closed == 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_stop_finishes_what_is_in_hand(overlap: bool) -> None:
+    stop, sink = threading.Event(), ListSink()
+
+    def stop_at_four(frame: DepthFrame) -> None:
+        if frame.index == 4:
+            stop.set()
+
+    report = run_pipeline(Source(10**9), infer, [sink], stop=stop, on_frame=stop_at_four, overlap=overlap)
+    assert sink.seen == [0, 1, 2, 3, 4]
+    assert report.stopped
+    assert sink.num_closed == 1
+
+
+def test_a_slow_sink_holds_the_source_back() -> None:
+    gate, source, taken = threading.Event(), Source(100), []
+
+    def watch(frame: Frame) -> DepthFrame:
+        if frame.index == 3:
+            threading.Event().wait(0.3)  # time enough for an unbounded reader to run through
+            taken.append(source.taken)
+            gate.set()
+        return infer(frame)
+
+    sink = ListSink(gate=gate)
+    run_pipeline(source, watch, [sink], queue_frames=2)
+    assert sink.seen == list(range(100))
+    # 0 in the sink, 1 and 2 queued behind the model, 3 in it, 4 and 5 queued before it, 6 in the reader's hand
+    assert taken == [7]
