@@ -50,6 +50,7 @@ FILES: dict[str, dict[str, Any]] = {
     "no_timestamps.avi": {"options": {"g": "8", "bf": "2"}},
     "raw.h264": {"options": {"g": "8"}},
     "mpeg2.mpg": {"codec": "mpeg2video", "fps": 25, "options": {"bf": "2", "g": "8"}},
+    "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "keyint=12"}},
     "vp8.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "12"}},
 }
 
@@ -57,11 +58,15 @@ FILES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
-    return {name: write_video(folder / name, 30, **how) for name, how in FILES.items()}
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
+    usable = {name: how for name, how in FILES.items() if how.get("codec", "libx264") in av.codecs_available}
+    return {name: write_video(folder / name, 30, **how) for name, how in usable.items()}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_frame_is_found_by_index_after_a_seek(files: dict[str, Path], name: str) -> None:
+    if name not in files:
+        pytest.skip(f"this build of PyAV cannot encode {FILES[name]['codec']}")
     info = probe_video(files[name])
     frames = list(iter_frames(files[name], threads=1))
     assert [frame_number(frame.rgb) for frame in frames] == list(range(30))
@@ -259,16 +264,18 @@ def test_writer_refuses_wrong_frames_and_times(tmp_path: Path) -> None:
         VideoWriter(tmp_path / "w.mp4" / "below_a_file.mp4", size=(64, 48), fps=10)
 
 
+def write_and_fail(path: Path, atomic: bool) -> None:
+    with VideoWriter(path, size=(64, 48), fps=10, atomic=atomic) as writer:
+        for number in range(5):
+            writer.write(numbered_frame(number))
+        raise RuntimeError("stop")
+
+
 def test_exception_keeps_what_was_written_or_leaves_nothing(tmp_path: Path) -> None:
     for atomic, left in ((False, ["w.mp4"]), (True, [])):
         folder = tmp_path / str(atomic)
-        with (
-            pytest.raises(RuntimeError, match="stop"),
-            VideoWriter(folder / "w.mp4", size=(64, 48), fps=10, atomic=atomic) as writer,
-        ):
-            for number in range(5):
-                writer.write(numbered_frame(number))
-            raise RuntimeError("stop")
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail(folder / "w.mp4", atomic)
         assert [p.name for p in folder.iterdir()] == left
     assert probe_video(tmp_path / "False" / "w.mp4").num_frames == 5
 

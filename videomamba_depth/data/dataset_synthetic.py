@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -12,6 +12,18 @@ from torch.utils.data import Dataset
 from videomamba_depth.data.clip import ClipMeta
 from videomamba_depth.data.synthetic import SyntheticVideo, WorldConfig, render_video
 from videomamba_depth.data.transforms import ClipTransform
+
+
+# Keeps the draws about kept worlds apart from those about items.
+_WORLD_STREAM = 0x5EED_0123
+
+
+class _Rendered(NamedTuple):
+    """A rendered video: its name, its maps [F,H,W,...] and the times of its frames."""
+
+    name: str
+    maps: dict[str, np.ndarray]
+    times_s: tuple[float, ...]
 
 
 class SyntheticClipDataset(Dataset[dict[str, Any]]):
@@ -25,6 +37,9 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         max_motion_px: a visible pixel is static if it moved less than this since the frame before, px of the render.
         clean_teacher_input: give the teacher ("rgb_clean") the render without the camera's defects; otherwise it sees
             what the student sees before `transform.perturbations`, as with real video.
+        ground_truth: add the exact maps to every item; False gives what a folder of videos would give.
+        num_worlds: draw from this many videos of `2 · clip_frames` frames each, rendered when first needed and kept in
+            memory, instead of rendering a new one for every item.
     """
 
     def __init__(
@@ -36,6 +51,8 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         transform: ClipTransform | None = None,
         max_motion_px: float = 0.5,
         clean_teacher_input: bool = False,
+        ground_truth: bool = True,
+        num_worlds: int | None = None,
     ) -> None:
         self.worlds = (worlds,) if isinstance(worlds, WorldConfig) else tuple(worlds)
         if not self.worlds:
@@ -45,37 +62,63 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         self.clip_frames, self.seed = clip_frames, seed
         self.transform = ClipTransform() if transform is None else transform
         self.max_motion_px = max_motion_px
-        self.clean_teacher_input = clean_teacher_input
+        self.clean_teacher_input, self.ground_truth = clean_teacher_input, ground_truth
+        if num_worlds is not None and num_worlds < 1:
+            raise ValueError(f"num_worlds must be at least 1 or None; got {num_worlds}")
+        self.num_worlds = num_worlds
+        self._kept: dict[int, _Rendered] = {}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Return item `key`: an index ≥ 0, or (index, clip_frames).
 
         Returns:
-            "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; "inv_depth" float32 [N,1,H,W] in 1/m; "valid", "static" bool
-            [N,1,H,W]; "flow_bwd" float32 [N,2,H,W] px; "meta" `ClipMeta`. At t = 0 flow is 0 and static False.
+            "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; "meta" `ClipMeta`. With `ground_truth` also "inv_depth" float32
+            [N,1,H,W] in 1/m; "valid", "static" bool [N,1,H,W]; "flow_bwd" float32 [N,2,H,W] px; at t = 0 flow is 0 and
+            static False.
         """
         index, frames = (key, self.clip_frames) if isinstance(key, int) else key
         if index < 0:
             raise IndexError(f"item index must not be negative; got {index}")
         rng = np.random.default_rng((self.seed, index))
+        if self.num_worlds is None:
+            rendered, start = self._render(rng, frames), 0
+        else:
+            rendered = self._keep(int(rng.integers(self.num_worlds)))
+            start = int(rng.integers(max(1, len(rendered.times_s) - frames + 1)))
+        maps = {name: values[start : start + frames] for name, values in rendered.maps.items()}
+        item: dict[str, Any] = dict(self.transform(maps, rng))
+        item["meta"] = ClipMeta(
+            rendered.name, tuple(range(start, start + frames)), rendered.times_s[start : start + frames]
+        )
+        return item
+
+    def _keep(self, world: int) -> _Rendered:
+        """Return video `world` of `num_worlds`, the same for every item and worker."""
+        if world not in self._kept:
+            rng = np.random.default_rng((_WORLD_STREAM, self.seed, world))
+            self._kept[world] = self._render(rng, 2 * self.clip_frames)
+        return self._kept[world]
+
+    def _render(self, rng: np.random.Generator, frames: int) -> _Rendered:
         world = replace(self.worlds[int(rng.integers(len(self.worlds)))], num_frames=frames)
         world_seed = int(rng.integers(2**31))
         video = render_video(world_seed, world)
-        item: dict[str, Any] = dict(self.transform(self._maps(video), rng))
         name = f"synthetic/{world.family}/{world.camera_motion}/{world_seed}"
-        times = tuple(float(time) for time in video.timestamps_s)
-        item["meta"] = ClipMeta(name, tuple(range(frames)), times)
-        return item
+        return _Rendered(name, self._maps(video), tuple(float(time) for time in video.timestamps_s))
 
     def _maps(self, video: SyntheticVideo) -> dict[str, np.ndarray]:
+        images = {"rgb": video.rgb}
+        if self.clean_teacher_input:
+            images["rgb_clean"] = video.clean_rgb
+        if not self.ground_truth:
+            return images
         depth_m = video.depth_m
         valid = np.isfinite(depth_m) & (depth_m > 0)
         moved_px = np.linalg.norm(video.flow_bwd, axis=-1)
-        maps = {
-            "rgb": video.rgb,
+        return {
+            **images,
             "inv_depth": np.where(valid, 1 / np.where(valid, depth_m, 1), 0).astype(np.float32),
             "valid": valid,
             "static": video.visible_bwd & (moved_px < self.max_motion_px),
             "flow_bwd": video.flow_bwd,
         }
-        return {**maps, "rgb_clean": video.clean_rgb} if self.clean_teacher_input else maps

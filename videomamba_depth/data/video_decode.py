@@ -12,6 +12,9 @@ import numpy as np
 
 from videomamba_depth.data.video_info import Orientation, VideoReadError
 
+# Decoders that honour a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
+_SKIP_ON_REQUEST = {"h264", "hevc", "mpeg4", "mpeg2video"}
+
 
 def is_url(path: str | Path) -> bool:
     """Tell whether `path` is a network address that FFmpeg opens by itself."""
@@ -49,12 +52,17 @@ def open_video(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
+def decode_frames(container: Any, stream: Any, skip_before: int | None = None) -> Iterator[Any]:
     """Decode from the current position to the end; packets that cannot be decoded are skipped, never raised.
 
     A packet cut off by the end of the file is not shown to the decoder, so that no concealed frame comes out.
+    Frames earlier than `skip_before` (a pts) that no other frame refers to are not decoded: after a seek nobody looks
+    at them, and the frames from `skip_before` on are the same bit for bit.
     """
     for packet in demux_packets(container, stream):
+        if skip_before is not None and stream.codec_context.name in _SKIP_ON_REQUEST:
+            early = packet.pts is not None and packet.pts < skip_before
+            stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
         try:
             yield from packet.decode()
         except av.error.EOFError:

@@ -356,7 +356,7 @@ def _seek(container: Any, stream: Any, info: VideoInfo, start: int) -> Iterator[
         # Before the first frame, and before zero: some demuxers seek by decoding time, which is earlier.
         begin = int(info.pts[0]) - int(10 / info.time_base) if seek_pts is None else seek_pts
         container.seek(begin, stream=stream, backward=True)
-        frames = decode_frames(container, stream)
+        frames = decode_frames(container, stream, skip_before=target)
         for frame in frames:
             if frame.pts is None or frame.pts < target:
                 continue
