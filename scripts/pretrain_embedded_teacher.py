@@ -3,7 +3,6 @@
 
     python scripts/pretrain_embedded_teacher.py                                       # render, train, evaluate, save
     python scripts/pretrain_embedded_teacher.py --evaluate-only videomamba_depth/assets/embedded_teacher
-    python scripts/pretrain_embedded_teacher.py --render-clip videomamba_depth/assets/clip.mp4
 
 Stills and checkpoints live in --work-dir; run again after an interruption, the job continues where it was.
 """
@@ -15,7 +14,7 @@ import math
 import os
 import platform
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -23,11 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import unfold
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-from videomamba_depth.data.synthetic import WorldConfig, degrade, iter_video, render_still
-from videomamba_depth.data.video_writer import VideoWriter
-from videomamba_depth.losses.midas_se import scale_shift_invariant_loss
+from videomamba_depth.data.synthetic import WorldConfig, iter_video
+from videomamba_depth.data.synthetic.stills import FIRST_SEED, STILL_SIZE, Stills, render_stills
+from videomamba_depth.losses.midas_se import scale_shift_invariant_loss, target_spread
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
@@ -36,83 +36,16 @@ from videomamba_depth.utils.metrics_accuracy import accuracy
 
 log = logging.getLogger("pretrain_embedded_teacher")
 
-STILL_SIZE = (144, 192)  # height, width in px
-TRAINING_SEEDS = 10_000_000  # still i shows scene TRAINING_SEEDS + i; tests and experiments use seeds below
-HELD_OUT_SEEDS = 5_000_000
+HELD_OUT_SEEDS = 5_000_000  # of the evaluation; training scenes begin at FIRST_SEED, far above
 NATIVE_SIZE = 126  # short side in px, the middle of the training resolutions
 # Height, width of the batches in px, drawn anew for each step: small ones first, since they cost less, then all.
-EARLY_RESOLUTIONS = ((84, 112), (98, 98), (98, 126), (112, 112), (112, 140))
-LATE_RESOLUTIONS = ((98, 126), (112, 112), (112, 140), (126, 126), (126, 154), (140, 140))
+EARLY_RESOLUTIONS = ((70, 98), (84, 84), (84, 84), (84, 112))
+LATE_RESOLUTIONS = ((84, 112), (98, 126), (112, 112), (112, 140), (126, 126), (126, 154))
 DECAY_SHARE = 0.35  # of the steps, the last ones, in which the learning rate falls and LATE_RESOLUTIONS are drawn
 MAX_DEPTH_M = {"rooms": 20.0, "courtyard": 30.0}  # beyond it lies nothing in a room and the sky in the courtyard
 TARGET_MEAN = 3.0  # of the prediction over a frame; the head's last bias starts there, or its ReLU dies
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batch = tuple[Tensor, Tensor]
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-class Stills:
-    """Stills in files that are mapped into memory: rgb uint8 [n,h,w,3], inverse depth float16 [n,h,w] in 1/m."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.rgb = _memory_map(folder / "rgb.npy", (count, *STILL_SIZE, 3), np.uint8)
-        self.inv_depth = _memory_map(folder / "inv_depth.npy", (count, *STILL_SIZE), np.float16)
-        self.done = _memory_map(folder / "done.npy", (count,), np.uint8)
-
-
-def _memory_map(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    if path.exists():
-        array = np.lib.format.open_memmap(path, "r+")
-        if array.shape != shape:
-            raise UserError(
-                f"{path} has shape {array.shape}, expected {shape}; delete its folder or give another --work-dir"
-            )
-        return array
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
-
-
-def render_training_still(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Render scene TRAINING_SEEDS + index with random camera defects; return rgb and depth in metres."""
-    seed = TRAINING_SEEDS + index
-    rng = np.random.default_rng([seed, 7])
-    config = WorldConfig(
-        height=STILL_SIZE[0],
-        width=STILL_SIZE[1],
-        noise=float(rng.uniform(0, 0.03)),
-        exposure_flicker=0.15,
-        jpeg_quality=None if rng.random() < 0.3 else int(rng.integers(50, 96)),
-    )
-    rgb, depth_m = render_still(seed, config)
-    return degrade(rgb, np.zeros((*STILL_SIZE, 2), np.float32), seed, 0, config), depth_m
-
-
-def _render_block(folder: Path, count: int, indices: list[int]) -> int:
-    cv2.setNumThreads(1)
-    stills = Stills(folder, count)
-    for index in indices:
-        rgb, depth_m = render_training_still(index)
-        stills.rgb[index], stills.inv_depth[index] = rgb, 1 / depth_m
-        stills.done[index] = 1
-    return len(indices)
-
-
-def render_stills(folder: Path, count: int, workers: int) -> Stills:
-    """Render the stills that are missing, in several processes."""
-    stills = Stills(folder, count)
-    missing = np.flatnonzero(stills.done == 0).tolist()
-    blocks = [missing[i : i + 128] for i in range(0, len(missing), 128)]
-    started, rendered = time.monotonic(), 0
-    with ProcessPoolExecutor(workers) as pool:
-        for size in pool.map(_render_block, [folder] * len(blocks), [count] * len(blocks), blocks):
-            rendered += size
-            rate = rendered / (time.monotonic() - started)
-            log.info(
-                "stills %6d/%d  %5.1f/s  ETA %4.0f s", rendered, len(missing), rate, (len(missing) - rendered) / rate
-            )
-    return stills
 
 
 def draw_batch(stills: Stills, step: int, args: argparse.Namespace) -> Batch:
@@ -145,19 +78,16 @@ def augment(
     target = cv2.resize(inv_depth[window].astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.5:
         image, target = image[:, ::-1], target[:, ::-1]
-    if rng.random() < 0.3:
-        image = image[..., rng.permutation(3)]
     if rng.random() < 0.1:
+        image = image[..., rng.permutation(3)]
+    if rng.random() < 0.05:
         image = np.repeat(image.mean(-1, keepdims=True), 3, -1)
-    image = image ** np.float32(np.exp(rng.normal(0, 0.25))) * (1 + rng.normal(0, 0.08, 3).astype(np.float32))
-    image = (image - 0.5) * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(0.5 + rng.normal(0, 0.06))
-    if rng.random() < 0.2:
+    image = image ** np.float32(np.exp(rng.normal(0, 0.15))) * (1 + rng.normal(0, 0.05, 3).astype(np.float32))
+    image = (image - 0.5) * np.float32(np.exp(rng.normal(0, 0.1))) + np.float32(0.5 + rng.normal(0, 0.03))
+    if rng.random() < 0.1:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.2))
-    image = image + rng.uniform(0, 0.03) * rng.standard_normal(image.shape, np.float32)
+    image = image + rng.uniform(0, 0.015) * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(target)
-
-
-# --- model and loss --------------------------------------------------------------------------------------------------
 
 
 def build_model() -> DepthAnythingForDepthEstimation:
@@ -188,27 +118,53 @@ def build_model() -> DepthAnythingForDepthEstimation:
     return model
 
 
+@torch.no_grad()
+def initialise_tokens(model: DepthAnythingForDepthEstimation, stills: Stills, args: argparse.Namespace) -> None:
+    """Start the patch embedding as a whitening of real patches and the position embedding as sines of the position.
+
+    From the usual random start a vision transformer spends its first thousand steps on finding these.
+    """
+    size, width = model.config.patch_size, model.config.backbone_config.hidden_size
+    batches = [normalised(draw_batch(stills, step, args)[0]) for step in range(60)]
+    patches = torch.cat([unfold(batch, size, stride=size).transpose(1, 2).flatten(0, 1) for batch in batches]).double()
+    patches = patches - patches.mean(0)
+    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+    variances, directions = variances[-width:], directions[:, -width:]
+    filters = directions / (variances + 1e-3 * variances.max()).sqrt()
+    model.backbone.embeddings.patch_embeddings.projection.weight.copy_(filters.T.reshape(width, 3, size, size))
+
+    side = NATIVE_SIZE // size
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    rates = 1.2 * 50.0 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.cat([axis.flatten()[:, None] * rates for axis in (x, y)], 1)
+    model.backbone.embeddings.position_embeddings[0, 1:] = 0.5 * torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def normalised(rgb: Tensor) -> Tensor:
+    """Return RGB [b,3,h,w] in [0,1] in units of ImageNet's mean and std."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (rgb - mean) / std
+
+
 def predict(model: torch.nn.Module, rgb: Tensor) -> Tensor:
     """Return inverse depth [b,1,h,w] of rgb [b,3,h,w] in [0,1]."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = ((rgb - mean) / std).contiguous(memory_format=torch.channels_last)
+    pixels = normalised(rgb).contiguous(memory_format=torch.channels_last)
     return model(pixel_values=pixels).predicted_depth[:, None]
 
 
 def teacher_loss(prediction: Tensor, inv_depth: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scale-and-shift-invariant term and a relative term, both scalars.
 
-    The second, mean |p − y| / (y + 0.1·ȳ) with y scaled to the mean TARGET_MEAN per frame, pins the scale that the
-    first leaves free, and weighs far surfaces as AbsRel does. Source: ours.
+    Residuals of the first are in units of the target's spread, but no less than a fifth of its mean: a picture of one
+    flat wall must not outweigh a batch. The second, mean |p − y| / (y + 0.1·ȳ) with y scaled to the mean TARGET_MEAN
+    per frame, pins the scale that the first leaves free, and weighs far surfaces as AbsRel does. Source: ours.
     """
     y = inv_depth * (TARGET_MEAN / inv_depth.mean((1, 2, 3), keepdim=True))
     valid = torch.ones_like(y, dtype=torch.bool)[:, None]
-    invariant = scale_shift_invariant_loss(prediction[:, None], y[:, None], valid)
+    spread = target_spread(y[:, None], valid).clamp(min=0.2 * TARGET_MEAN)
+    invariant = scale_shift_invariant_loss(prediction[:, None], y[:, None], valid, gradient_weight=0.2, spread=spread)
     relative = ((prediction - y).abs() / (y + 0.1 * TARGET_MEAN)).mean()
     return invariant, relative
-
-
-# --- training --------------------------------------------------------------------------------------------------------
 
 
 def decay_start(args: argparse.Namespace) -> int:
@@ -231,13 +187,15 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 def train(stills: Stills, args: argparse.Namespace) -> tuple[DepthAnythingForDepthEstimation, float]:
     """Train, from the last checkpoint if there is one; return the averaged (EMA) model and the seconds it took."""
     torch.manual_seed(args.seed)
-    model = build_model().to(memory_format=torch.channels_last).train()
+    model = build_model()
+    initialise_tokens(model, stills, args)
+    model = model.to(memory_format=torch.channels_last).train()
     average = build_model().requires_grad_(False)
     average.load_state_dict(model.state_dict())
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
     checkpoint, start, spent_s = args.work_dir / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -255,14 +213,13 @@ def train(stills: Stills, args: argparse.Namespace) -> tuple[DepthAnythingForDep
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, args)
             invariant, relative = teacher_loss(predict(model, rgb), inv_depth)
-            (invariant + 0.5 * relative).backward()
+            (invariant + relative).backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
             optimizer.step()
             optimizer.zero_grad()
             decay = min(args.ema, (1 + step) / (10 + step))
             with torch.no_grad():
-                for a, p in zip(average.parameters(), model.parameters(), strict=True):
-                    a.lerp_(p, 1 - decay)
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
             sums += torch.stack([invariant.detach(), relative.detach(), norm])
             if (step + 1) % args.log_every == 0:
                 seconds = (time.monotonic() - since) / args.log_every
@@ -282,9 +239,6 @@ def train(stills: Stills, args: argparse.Namespace) -> tuple[DepthAnythingForDep
                 log.info("held out: %s", json.dumps(evaluate(args.work_dir / "latest", 32)))
                 since = time.monotonic()
     return average, spent_s + time.monotonic() - started
-
-
-# --- results ---------------------------------------------------------------------------------------------------------
 
 
 def evaluate(folder: Path, count: int) -> dict[str, dict[str, float]]:
@@ -355,7 +309,7 @@ def write_model_card(
         native_size=NATIVE_SIZE,
         still_size=f"{STILL_SIZE[0]}×{STILL_SIZE[1]}",
         held_out_seed=HELD_OUT_SEEDS,
-        training_seed=TRAINING_SEEDS,
+        training_seed=FIRST_SEED,
         hardware=f"{_processor()}, {args.threads} thread(s), float32",
         **{
             name: getattr(args, name)
@@ -363,15 +317,6 @@ def write_model_card(
         },
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def render_clip(path: Path, seed: int) -> None:
-    """Render the demo clip: 96 frames of 192×256 px at 24 frames/s, H.264, camera and objects moving."""
-    config = WorldConfig(height=192, width=256, num_frames=96, noise=0.006, jpeg_quality=None)
-    with VideoWriter(path, size=(config.width, config.height), fps=config.fps, crf=20, preset="slow") as writer:
-        for frame in iter_video(seed, config):
-            writer.write(frame.rgb)
-    log.info("wrote %s, %.0f kB", path, path.stat().st_size / 1e3)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -382,8 +327,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-stills", type=int, default=8_000, help="training scenes, one still of each")
     parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--warmup", type=int, default=300, help="steps of linear warm-up")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=150, help="steps of linear warm-up")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights, which are kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the training")
@@ -393,8 +338,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evaluate-every", type=int, default=500, help="0 for only at the end")
     parser.add_argument("--evaluation-frames", type=int, default=200, help="held-out scenes per family")
     parser.add_argument("--evaluate-only", type=Path, metavar="FOLDER", help="print the scores of a teacher and stop")
-    parser.add_argument("--render-clip", type=Path, metavar="PATH", help="write the demo clip and stop")
-    parser.add_argument("--clip-seed", type=int, default=11)
     return parser.parse_args(argv)
 
 
@@ -403,9 +346,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     configure_logging()
     torch.set_num_threads(args.threads)
-    if args.render_clip is not None:
-        render_clip(args.render_clip, args.clip_seed)
-        return
     if args.evaluate_only is not None:
         print(json.dumps(evaluate(args.evaluate_only, args.evaluation_frames), indent=2))
         return

@@ -53,9 +53,6 @@ def depth_at(solids: Solids, view: View, x: float, y: float) -> tuple[float, int
     return float(t[0]), int(index[0])
 
 
-# --- geometry against formulas by hand -------------------------------------------------------------------------------
-
-
 def test_planes_have_the_depth_that_perspective_gives_them() -> None:
     view = camera_at(2.0)
     # The wall is at z = 10; the floor 2 m below the camera appears y px under the principal point at depth 2·f/y.
@@ -93,9 +90,6 @@ def test_rotations_turn_where_their_names_say() -> None:
     assert (rotation_y(0.1) @ forward)[0] > 0, "yaw turns right"
     assert (rotation_x(0.1) @ forward)[1] < 0, "pitch looks up"
     assert (rotation_z(0.1) @ right)[1] > 0, "roll turns clockwise"
-
-
-# --- videos ----------------------------------------------------------------------------------------------------------
 
 
 def test_shapes_and_types_are_those_of_the_contract(videos: list[SyntheticVideo]) -> None:
@@ -241,9 +235,6 @@ def test_fast_is_the_same_world_at_three_times_the_speed() -> None:
     assert FAST_TIME_SCALE == 3
     np.testing.assert_allclose(fast.camera_to_world[1], slow.camera_to_world[3], atol=1e-12)
     np.testing.assert_allclose(fast.depth_m[1], slow.depth_m[3], rtol=1e-4)
-
-
-# --- camera defects --------------------------------------------------------------------------------------------------
 
 
 def test_defects_change_rgb_alone_and_within_bounds(videos: list[SyntheticVideo]) -> None:
