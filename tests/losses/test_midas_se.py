@@ -49,9 +49,7 @@ def test_alignment_equals_lstsq_under_a_mask() -> None:
     scale, shift = solve_scale_shift(prediction, target, valid, per="clip")
     p, y = prediction[valid], target[valid]
     expected = torch.linalg.lstsq(torch.stack([p, torch.ones_like(p)], 1), y[:, None]).solution[:, 0]
-    torch.testing.assert_close(
-        torch.cat([scale.flatten(), shift.flatten()]), expected, rtol=1e-10, atol=1e-10
-    )
+    torch.testing.assert_close(torch.cat([scale.flatten(), shift.flatten()]), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_alignment_keeps_its_digits_far_from_zero() -> None:
@@ -65,24 +63,39 @@ def test_hand_computed_value() -> None:
     target = torch.tensor([0.0, 0.0, 4.0, 4.0]).view(1, 1, 1, 1, 4)
     prediction = torch.tensor([1.0, 0.0, 4.0, 6.0]).view(1, 1, 1, 1, 4)
     assert target_spread(target, full(target)).item() == 2.0
-    arguments = {"scale_shift": identity(target), "gradient_scales": 1}
+    arguments = {"scale_shift": identity(target), "gradient_scales": 1, "penalty": "l1"}
     # R = .5, 0, 0, 1: data term 1.5/4; |∂x R| = .5 + 0 + 1 over three pairs, half of them counted: 1.5/1.5 =
     # 1.
     data = scale_shift_invariant_loss(prediction, target, full(target), gradient_weight=0.0, **arguments)
     both = scale_shift_invariant_loss(prediction, target, full(target), gradient_weight=0.5, **arguments)
     squared = scale_shift_invariant_loss(
-        prediction, target, full(target), gradient_weight=0.0, penalty="l2", **arguments
+        prediction, target, full(target), gradient_weight=0.0, **{**arguments, "penalty": "l2"}
     )
     assert data.item() == pytest.approx(0.375)
     assert both.item() == pytest.approx(0.375 + 0.5)
     assert squared.item() == pytest.approx(1.25 / 4)
+    # Two pixels are off, each by δ/2 = 0.0005 less under the rounded-off penalty.
+    huber = scale_shift_invariant_loss(
+        prediction, target, full(target), gradient_weight=0.0, **{**arguments, "penalty": "huber"}
+    )
+    assert huber.item() == pytest.approx(0.375 - 2 * 0.0005 / 4)
+
+
+def test_rounding_does_not_pull_a_student_that_equals_its_teacher() -> None:
+    target = random_clip(1, 2, 1, 16, 16)
+    pulls = {}
+    for penalty in ("huber", "l1"):
+        prediction = (target * (1 + 2e-7)).requires_grad_()
+        scale_shift_invariant_loss(prediction, target, full(target), penalty=penalty).backward()
+        pulls[penalty] = prediction.grad.abs().sum().item()
+    assert pulls["huber"] < 0.01 * pulls["l1"]
 
 
 def test_trimming_divides_by_what_it_kept() -> None:
     target = torch.tensor([0.0, 0.0, 4.0, 4.0]).view(1, 1, 1, 1, 4)
     prediction = target + torch.tensor([2.0, 2.0, 2.0, 200.0]).view(1, 1, 1, 1, 4)
     loss = scale_shift_invariant_loss(
-        prediction, target, full(target), scale_shift=identity(target), gradient_weight=0.0, trim=0.25
+        prediction, target, full(target), scale_shift=identity(target), gradient_weight=0.0, trim=0.25, penalty="l1"
     )
     assert loss.item() == pytest.approx(1.0)  # 3 · 1 / 3; dividing by 4 would give 0.75
 
@@ -123,9 +136,7 @@ def test_masked_pixels_do_not_matter(poison: float) -> None:
     expected = scale_shift_invariant_loss(expected_input, target, valid, trim=0.2)
     expected.backward()
     prediction = torch.where(valid, clean, torch.tensor(poison)).requires_grad_()
-    loss = scale_shift_invariant_loss(
-        prediction, torch.where(valid, target, torch.tensor(poison)), valid, trim=0.2
-    )
+    loss = scale_shift_invariant_loss(prediction, torch.where(valid, target, torch.tensor(poison)), valid, trim=0.2)
     loss.backward()
     assert loss.item() == expected.item()
     assert torch.equal(prediction.grad, expected_input.grad)

@@ -93,7 +93,7 @@ def scale_shift_invariant_sums(
     gradient_scales: int = 4,
     gradient_weight: float = 0.5,
     trim: float = 0.0,
-    penalty: Penalty = "l1",
+    penalty: Penalty = "huber",
     spread: Tensor | None = None,
 ) -> LossSums:
     """Return the sums of `scale_shift_invariant_loss`: the data term, then one gradient term per scale
@@ -107,8 +107,11 @@ def scale_shift_invariant_sums(
     numerators = [keep(penalise(residual, penalty), kept).sum()]
     counts = [kept.sum().to(residual.dtype)]
     if gradient_weight > 0:
+        # Squared differences of the residual would spare the many small ones: this term is robust in any
+        # case.
+        edge_penalty: Penalty = "l1" if penalty == "l1" else "huber"
         for scale in range(gradient_scales):
-            numerator, count = _spatial_gradient_sums(residual, valid, stride=2**scale)
+            numerator, count = _spatial_gradient_sums(residual, valid, 2**scale, edge_penalty)
             numerators.append(gradient_weight * numerator)
             counts.append(count)
     return stack_sums(numerators, counts)
@@ -124,10 +127,10 @@ def scale_shift_invariant_loss(
     gradient_scales: int = 4,
     gradient_weight: float = 0.5,
     trim: float = 0.0,
-    penalty: Penalty = "l1",
+    penalty: Penalty = "huber",
     spread: Tensor | None = None,
 ) -> Tensor:
-    """Compare depth up to scale and shift: mean ρ(R) + w · Σ_k mean(|∂x R_k| + |∂y R_k|), R = (s·p + t −
+    """Compare depth up to scale and shift: mean ρ(R) + w · Σ_k mean(ρ(∂x R_k) + ρ(∂y R_k)), R = (s·p + t −
     y)/spread.
 
     Args:
@@ -140,7 +143,7 @@ def scale_shift_invariant_loss(
         gradient_scales: K, number of dyadic scales of the gradient term (every 2^k-th pixel).
         gradient_weight: w ≥ 0; 0 leaves the gradient term out.
         trim: share in [0,1) of each frame's largest valid residuals that the data term leaves out.
-        penalty: ρ, "l1" (MiDaS's choice with trimming) or "l2".
+        penalty: ρ, "huber" (|r| but smooth below 0.001), "l1" (MiDaS's choice with trimming) or "l2".
         spread: [B,1,1,1,1] unit of the residual; default `target_spread` of what is passed.
 
     Returns:
@@ -177,9 +180,7 @@ def aligned_residual(
     """Return (s·prediction + t − target)/spread on valid pixels and 0 elsewhere, [B,N,1,H,W]; only
     prediction learns.
     """
-    scale, shift = (
-        scale_shift if scale_shift is not None else solve_scale_shift(prediction, target, valid, per)
-    )
+    scale, shift = scale_shift if scale_shift is not None else solve_scale_shift(prediction, target, valid, per)
     unit = spread if spread is not None else target_spread(target, valid)
     # Masked before the arithmetic: a NaN that enters a product comes back through the product's gradient.
     p, y = keep(prediction, valid), keep(target, valid).detach()
@@ -211,13 +212,13 @@ def _without_largest(residual: Tensor, valid: Tensor, trim: float) -> Tensor:
     return valid & (magnitude <= limit).view_as(valid)
 
 
-def _spatial_gradient_sums(residual: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def _spatial_gradient_sums(residual: Tensor, valid: Tensor, stride: int, penalty: Penalty) -> tuple[Tensor, Tensor]:
     """Sum |∂x R| + |∂y R| over neighbours that are both valid, on every `stride`-th pixel.
 
     The count is half the number of pairs, about the number of pixels, as in MiDaS equation 11.
     """
     r, v = residual[..., ::stride, ::stride], valid[..., ::stride, ::stride]
     pairs_x, pairs_y = v[..., :, 1:] & v[..., :, :-1], v[..., 1:, :] & v[..., :-1, :]
-    total = keep((r[..., :, 1:] - r[..., :, :-1]).abs(), pairs_x).sum()
-    total = total + keep((r[..., 1:, :] - r[..., :-1, :]).abs(), pairs_y).sum()
+    total = keep(penalise(r[..., :, 1:] - r[..., :, :-1], penalty), pairs_x).sum()
+    total = total + keep(penalise(r[..., 1:, :] - r[..., :-1, :], penalty), pairs_y).sum()
     return total, 0.5 * (pairs_x.sum() + pairs_y.sum()).to(residual.dtype)

@@ -17,9 +17,7 @@ MEAN_SQUARE_SHARE = 1e-3
 
 
 @in_full_precision
-def state_smoothness_sums(
-    summaries: Sequence[Tensor], static: Tensor, *, penalty: Penalty = "l2"
-) -> LossSums:
+def state_smoothness_sums(summaries: Sequence[Tensor], static: Tensor, *, penalty: Penalty = "l2") -> LossSums:
     """Return the sums of `state_smoothness_loss`, one term per scale ([len(summaries)])."""
     check_clip("static", static, mask=True)
     if not summaries:
@@ -47,7 +45,7 @@ def state_smoothness_loss(summaries: Sequence[Tensor], static: Tensor, *, penalt
         static: [B,N,1,H,W] bool, pixel neither moves nor changes nor was hidden with respect to the frame
             before; frame 0 of what is passed has no frame before and is not read. A cell is static when all
             its pixels are.
-        penalty: ρ, "l2" or "l1".
+        penalty: ρ, "l2", "l1" or "huber".
 
     Returns:
         Scalar, no unit; 0 with gradient 0 for one frame or where nothing is static.

@@ -23,7 +23,7 @@ def temporal_gradient_sums(
     scale_shift: ScaleShift | None = None,
     max_target_change: float | None = None,
     static: Tensor | None = None,
-    penalty: Penalty = "l1",
+    penalty: Penalty = "huber",
     spread: Tensor | None = None,
 ) -> LossSums:
     """Return the sums of `temporal_gradient_loss`, one term per stride ([len(strides)])."""
@@ -34,9 +34,7 @@ def temporal_gradient_sums(
         check_clip("static", static, like=prediction, mask=True)
     if not strides or any(stride < 1 for stride in strides):
         raise ValueError(f"strides must be one or more frame distances ≥ 1; got {list(strides)}")
-    pair = (
-        scale_shift if scale_shift is not None else solve_scale_shift(prediction, target, valid, per="clip")
-    )
+    pair = scale_shift if scale_shift is not None else solve_scale_shift(prediction, target, valid, per="clip")
     unit = (spread if spread is not None else target_spread(target, valid)).detach()
     p = (pair[0].detach() * keep(prediction, valid) + pair[1].detach()) / unit
     y = keep(target, valid).detach() / unit
@@ -68,7 +66,7 @@ def temporal_gradient_loss(
     scale_shift: ScaleShift | None = None,
     max_target_change: float | None = None,
     static: Tensor | None = None,
-    penalty: Penalty = "l1",
+    penalty: Penalty = "huber",
     spread: Tensor | None = None,
 ) -> Tensor:
     """Return the mean over strides k of mean ρ((p_{t+k} − p_t) − (y_{t+k} − y_t)) over pixels valid at both
@@ -85,10 +83,11 @@ def temporal_gradient_loss(
             for all frames passed (a pair per frame would hide scale flicker). Gradients do not pass it.
         max_target_change: leave out pixels whose target changes by this much or more, in units of `spread`
             (0.05 in Video Depth Anything, where large changes are occlusions).
-        static: [B,N,1,H,W] bool, pixel neither moves nor changes with respect to the frame before; entry 0 is not
-            read. Where given, only pixels that are static over the whole stride count, and the target's change
+        static: [B,N,1,H,W] bool, pixel neither moves nor changes with respect to the frame before; entry 0 is
+            not read. Where given, only pixels that are static over the whole stride count, and the target's
+            change
             there is taken as 0: a raw teacher can then be matched without its flicker.
-        penalty: ρ, "l1" or "l2".
+        penalty: ρ, "huber" (|r| but smooth below 0.001), "l1" or "l2".
         spread: [B,1,1,1,1] unit of depth; default `target_spread` of what is passed.
 
     Returns:
