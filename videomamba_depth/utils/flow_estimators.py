@@ -122,13 +122,9 @@ def build_flow(name: str, weights_path: str | Path | None = None, device: str = 
 
 def _check_pair(source: Tensor, target: Tensor, min_size: int) -> None:
     if source.ndim != 4 or source.shape[1] != 3 or source.shape != target.shape:
-        raise ValueError(
-            f"source and target must both be [K,3,H,W]; got {list(source.shape)} and {list(target.shape)}"
-        )
+        raise ValueError(f"source and target must both be [K,3,H,W]; got {list(source.shape)} and {list(target.shape)}")
     if min(source.shape[-2:]) < min_size:
-        raise ValueError(
-            f"flow needs frames of at least {min_size} px; got {list(source.shape[-2:])}: upscale them"
-        )
+        raise ValueError(f"flow needs frames of at least {min_size} px; got {list(source.shape[-2:])}: upscale them")
 
 
 def _luma8(frames: Tensor) -> list[np.ndarray]:
@@ -145,9 +141,7 @@ def _resize(x: Tensor, size: list[int]) -> Tensor:
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(
-            f"RAFT weights not found: {path}; give a local file, or use flow 'dis', which needs none"
-        )
+        raise UserError(f"RAFT weights not found: {path}; give a local file, or use flow 'dis', which needs none")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -155,9 +149,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(
-            f"RAFT weights {path} cannot be read ({type(error).__name__}); give another file"
-        ) from error
+        raise UserError(f"RAFT weights {path} cannot be read ({type(error).__name__}); give another file") from error
     return loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
 
 

@@ -43,9 +43,7 @@ def backward_warp(
         finite) and in_bounds [K,1,H,W] bool.
     """
     if x.ndim != 4 or flow.ndim != 4 or flow.shape[1] != 2 or x.shape[-2:] != flow.shape[-2:]:
-        raise ValueError(
-            f"x must be [K,C,H,W] and flow [K,2,H,W] of one size; got {list(x.shape)}, {list(flow.shape)}"
-        )
+        raise ValueError(f"x must be [K,C,H,W] and flow [K,2,H,W] of one size; got {list(x.shape)}, {list(flow.shape)}")
     height, width = x.shape[-2:]
     values = x if x.dtype in (torch.float32, torch.float64) else x.float()
     in_bounds = in_bounds_mask(flow)
@@ -105,9 +103,7 @@ def trust_mask(
     return consistency_mask(flow_st, flow_ts) & colour
 
 
-def static_mask(
-    clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, max_rgb_change: float = 0.06
-) -> Tensor:
+def static_mask(clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, max_rgb_change: float = 0.06) -> Tensor:
     """Return which pixels of each frame neither moved, changed colour nor were hidden since the frame before.
 
     Args:
