@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +44,7 @@ def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
         return _read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # the unpickler raises errors of any kind on files of other kinds
         raise CheckpointError(
             f"'{path}' cannot be read as weights alone ({_first_line(error)}); files that hold other objects could run"
             " code and are refused: save the state dict by itself"

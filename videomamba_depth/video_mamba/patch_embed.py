@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from videomamba_depth.video_mamba.positions import Grid
@@ -84,9 +83,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens `[B, t, h·w, C]`, row-major, of pixels in the shape that `token_shape` accepts."""
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.proj.weight.dtype)
-        tokens = self.proj(x)
+        tokens = self.proj(x.to(self.proj.weight.dtype))
         if not self.is_video:
             tokens = tokens.unsqueeze(2)
         return tokens.flatten(3).permute(0, 2, 3, 1)

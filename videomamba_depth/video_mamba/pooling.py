@@ -21,9 +21,6 @@ def pool_tokens(cls: Tensor | None, patches: Tensor, pool_type: str, slices: tup
 
     Returns:
         cls: `[B, 1, C]`; avg, cls+avg: `[B, 1 or t, C]`; cls_cat_avg: `[B, 1 + (1 or t), C]`.
-
-    Raises:
-        ValueError: a frame has no visible patch.
     """
     if pool_type == "cls":
         return _present(cls)
@@ -36,10 +33,13 @@ def pool_tokens(cls: Tensor | None, patches: Tensor, pool_type: str, slices: tup
 def mean_per_slice(patches: Tensor, frame: Tensor, num_frames: int) -> Tensor:
     """Return the mean `[B, t, C]` of the tokens `[B, V, C]` of each frame, `frame [B, V]` being theirs."""
     member = F.one_hot(frame, num_frames).to(patches.dtype).transpose(1, 2)  # [B, t, V]
-    counts = member.sum(-1, keepdim=True)
-    if (counts == 0).any():
+    return member @ patches / member.sum(-1, keepdim=True)
+
+
+def check_slices(frame: Tensor, num_frames: int) -> None:
+    """Raise ValueError when one of the frames has none of the tokens, `frame [B, V]` being theirs."""
+    if (F.one_hot(frame, num_frames).sum(1) == 0).any():
         raise ValueError("keep_temporal needs at least one visible patch token for each temporal slice; unmask some")
-    return member @ patches / counts
 
 
 def _present(cls: Tensor | None) -> Tensor:

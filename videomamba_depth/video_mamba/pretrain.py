@@ -19,7 +19,7 @@ from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.masking import gather_tokens, visible_patches
 from videomamba_depth.video_mamba.mixer import LayerState, MambaMixer
 from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
-from videomamba_depth.video_mamba.pooling import POOL_TYPES, pool_tokens
+from videomamba_depth.video_mamba.pooling import POOL_TYPES, check_slices, pool_tokens
 from videomamba_depth.video_mamba.positions import TemporalPolicy, resize_spatial_table
 from videomamba_depth.video_mamba.ssm_config import mixer_arguments
 from videomamba_depth.video_mamba.streaming import (
@@ -264,20 +264,15 @@ class PretrainVideoMamba(EmbedsFrames):
         """Raise before anything is computed when the clip cannot be pooled as asked."""
         if not begins and self.pool_type != "avg":
             raise ValueError(
-                f"pool_type={self.pool_type!r} requires a CLS token, and a chunk that continues a stream has none; build"
-                " the model with pool_type='avg' to stream"
+                f"pool_type={self.pool_type!r} requires a CLS token, and a chunk that continues a stream has none;"
+                " build the model with pool_type='avg' to stream"
             )
         if visible is None or self.pool_type == "cls":
             return
         if visible.shape[1] == 0:
             raise ValueError(f"mask must keep at least one patch token visible for pool_type={self.pool_type!r}")
         if keep_temporal:
-            frames = visible // (size[1] * size[2])
-            if any(len(set(row)) < size[0] for row in frames.tolist()):
-                raise ValueError(
-                    "keep_temporal needs at least one visible patch token for each temporal slice; show more or pool"
-                    " the whole clip"
-                )
+            check_slices(visible // (size[1] * size[2]), size[0])
 
     def _run(
         self,

@@ -1,0 +1,200 @@
+"""A second implementation of every family, straight from the formulas: loops over single numbers and tokens, float64.
+
+It shares no code with the package. Weights come as a dict of numpy arrays by their published names. Slow on purpose.
+"""
+
+from __future__ import annotations
+
+from math import exp, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Weights = dict[str, Array]
+
+
+def weights_of(model) -> Weights:
+    return {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
+
+
+def sigmoid(v: float) -> float:
+    return 1 / (1 + exp(-v)) if v >= 0 else exp(v) / (1 + exp(v))
+
+
+def softplus(v: float) -> float:
+    return np.log1p(exp(-abs(v))) + max(v, 0.0)
+
+
+def rms_norm(x: Array, w: Array) -> Array:
+    return x / sqrt(float(np.mean(x * x)) + 1e-5) * w
+
+
+def layer_norm(x: Array, w: Array, b: Array) -> Array:
+    return (x - x.mean()) / sqrt(float(x.var()) + 1e-5) * w + b
+
+
+def scan_direction(u: Array, z: Array, w: Weights, p: str, b: str) -> Array:
+    """One direction over the rows of u, z [L, e]; p is the prefix of the layer, b is "" or "_b"."""
+    length, inner = u.shape
+    log_name = "A_log" if b == "" else "A_b_log"
+    A = -np.exp(w[f"{p}mixer.{log_name}"])
+    kernel, bias = w[f"{p}mixer.conv1d{b}.weight"][:, 0], w[f"{p}mixer.conv1d{b}.bias"]
+    x_proj, dt_proj = w[f"{p}mixer.x_proj{b}.weight"], w[f"{p}mixer.dt_proj{b}.weight"]
+    dt_bias, D = w[f"{p}mixer.dt_proj{b}.bias"], w[f"{p}mixer.D{b}"]
+    states, rank, width = A.shape[1], dt_proj.shape[1], kernel.shape[1]
+    h = np.zeros((inner, states))
+    y = np.zeros((length, inner))
+    for t in range(length):
+        conv = np.zeros(inner)
+        for c in range(inner):
+            value = bias[c]
+            for k in range(width):
+                if t - (width - 1) + k >= 0:
+                    value += kernel[c, k] * u[t - (width - 1) + k, c]
+            conv[c] = value * sigmoid(value)
+        parts = x_proj @ conv
+        dt, B, C = parts[:rank], parts[rank : rank + states], parts[rank + states :]
+        for c in range(inner):
+            delta = softplus(float(dt_proj[c] @ dt) + dt_bias[c])
+            for n in range(states):
+                h[c, n] = exp(delta * A[c, n]) * h[c, n] + delta * B[n] * conv[c]
+            y[t, c] = (float(h[c] @ C) + D[c] * conv[c]) * z[t, c] * sigmoid(z[t, c])
+    return y
+
+
+def mixer(x: Array, w: Weights, p: str, directions: str) -> Array:
+    """directions: "forward", "sum" or "mean" of both."""
+    inner = w[f"{p}mixer.D"].shape[0]
+    projected = x @ w[f"{p}mixer.in_proj.weight"].T
+    u, z = projected[:, :inner], projected[:, inner:]
+    y = scan_direction(u, z, w, p, "")
+    if directions != "forward":
+        y = y + scan_direction(u[::-1], z[::-1], w, p, "_b")[::-1]
+        if directions == "mean":
+            y = y / 2
+    return y @ w[f"{p}mixer.out_proj.weight"].T
+
+
+def layers(tokens: Array, w: Weights, depth: int, directions: str) -> Array:
+    """Token stream after `depth` layers, before the final norm."""
+    for i in range(depth):
+        normed = np.stack([rms_norm(row, w[f"layers.{i}.norm.weight"]) for row in tokens])
+        tokens = tokens + mixer(normed, w, f"layers.{i}.", directions)
+    return tokens
+
+
+def patches_of_clip(x: Array, w: Weights, p: int, tubelet: int) -> Array:
+    """Tokens [t, s, C] of a clip [3, T, H, W]."""
+    kernel, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
+    _, frames, height, width = x.shape
+    out = []
+    for t in range(frames // tubelet):
+        row = []
+        for i in range(height // p):
+            for j in range(width // p):
+                cube = x[:, t * tubelet : (t + 1) * tubelet, i * p : (i + 1) * p, j * p : (j + 1) * p]
+                row.append([float(np.sum(kernel[c] * cube)) + bias[c] for c in range(len(bias))])
+        out.append(row)
+    return np.array(out)
+
+
+def clip_tokens(x: Array, w: Weights, p: int, tubelet: int) -> Array:
+    """CLS and patch tokens [1 + t·s, C] with all positions, of VideoMamba's video families."""
+    tokens = patches_of_clip(x, w, p, tubelet)
+    out = [w["cls_token"][0, 0] + w["pos_embed"][0, 0]]
+    for t in range(tokens.shape[0]):
+        for s in range(tokens.shape[1]):
+            out.append(tokens[t, s] + w["pos_embed"][0, 1 + s] + w["temporal_pos_embedding"][0, t])
+    return np.array(out)
+
+
+def contract(x: Array, w: Weights, depth: int, p: int, tubelet: int) -> Array:
+    """Normed tokens [1 + t·s, C] of the causal class."""
+    tokens = layers(clip_tokens(x, w, p, tubelet), w, depth, "forward")
+    return np.stack([rms_norm(row, w["norm.weight"]) for row in tokens])
+
+
+def video(x: Array, w: Weights, depth: int, p: int, tubelet: int) -> tuple[Array, Array]:
+    """Normed tokens and class scores of the video family."""
+    tokens = layers(clip_tokens(x, w, p, tubelet), w, depth, "sum")
+    normed = np.stack([rms_norm(row, w["norm_f.weight"]) for row in tokens])
+    return normed, w["head.weight"] @ normed[0] + w["head.bias"]
+
+
+def masked(x: Array, w: Weights, depth: int, p: int, tubelet: int, visible: list[int]) -> tuple[Array, Array]:
+    """Features (no norm, last layer left out) and CLIP-space features of the visible tokens."""
+    tokens = clip_tokens(x, w, p, tubelet)
+    features = layers(tokens[visible], w, depth - 1, "sum")
+    dim, decoded = tokens.shape[1], []
+    for row, position in zip(features, visible, strict=True):
+        angles = [position / 10000 ** (2 * (c // 2) / dim) for c in range(dim)]
+        table = np.array([np.sin(a) if c % 2 == 0 else np.cos(a) for c, a in enumerate(angles)])
+        v = w["clip_decoder.0.head.weight"] @ (row + table) + w["clip_decoder.0.head.bias"]
+        v = layer_norm(v, w["clip_decoder.0.norm.weight"], w["clip_decoder.0.norm.bias"])
+        decoded.append(v / sqrt(float(v @ v)))
+    return features, np.array(decoded)
+
+
+def image(x: Array, w: Weights, depth: int, p: int) -> tuple[Array, Array]:
+    """Normed tokens and class scores of the image family; x is [3, H, W]."""
+    w = {**w, "patch_embed.proj.weight": w["patch_embed.proj.weight"][:, :, None]}
+    tokens = patches_of_clip(x[:, None], w, p, 1)[0]
+    tokens = np.concatenate([w["cls_token"][0], tokens]) + w["pos_embed"][0]
+    tokens = layers(tokens, w, depth, "sum")
+    normed = np.stack([rms_norm(row, w["norm_f.weight"]) for row in tokens])
+    return normed, w["head.weight"] @ normed[0] + w["head.bias"]
+
+
+def vim(x: Array, w: Weights, depth: int, p: int, rope: bool = False) -> tuple[Array, Array]:
+    """Normed tokens and class scores of Vim with a middle CLS; x is [3, H, W]."""
+    grid = x.shape[1] // p, x.shape[2] // p
+    w = {**w, "patch_embed.proj.weight": w["patch_embed.proj.weight"][:, :, None]}
+    tokens = list(patches_of_clip(x[:, None], w, p, 1)[0])
+    middle = len(tokens) // 2
+    tokens.insert(middle, w["cls_token"][0, 0])
+    stream = np.array(tokens) + w["pos_embed"][0]
+    if not rope:
+        stream = layers(stream, w, depth, "mean")
+    else:
+        branch, residual = stream, None
+        for i in range(depth):
+            branch = rotate(branch, grid, middle)
+            residual = branch if residual is None else residual + branch
+            normed = np.stack([rms_norm(row, w[f"layers.{i}.norm.weight"]) for row in residual])
+            branch = mixer(normed, w, f"layers.{i}.", "mean")
+        stream = residual + branch
+    normed = np.stack([rms_norm(row, w["norm_f.weight"]) for row in stream])
+    return normed, w["head.weight"] @ normed[middle] + w["head.bias"]
+
+
+def rotate(tokens: Array, grid: tuple[int, int], middle: int) -> Array:
+    """Turn the channel pairs of every patch token by its row (first half) and column (second half)."""
+    out, dim = tokens.copy(), tokens.shape[1]
+    for index in range(len(tokens)):
+        if index == middle:
+            continue
+        patch = index if index < middle else index - 1
+        for pair in range(dim // 2):
+            place = patch // grid[1] if pair < dim // 4 else patch % grid[1]
+            angle = place * 10000 ** (-2 * (pair % (dim // 4)) / (dim // 2))
+            a, b = tokens[index, 2 * pair], tokens[index, 2 * pair + 1]
+            out[index, 2 * pair] = a * np.cos(angle) - b * np.sin(angle)
+            out[index, 2 * pair + 1] = b * np.cos(angle) + a * np.sin(angle)
+    return out
+
+
+def refiner(x: Array, w: Weights) -> Array:
+    """The refinement block on tokens [L, C]."""
+
+    def one_way(rows: Array, name: str) -> Array:
+        normed = np.stack([rms_norm(row, w[f"{name}.norm.weight"]) for row in rows])
+        return mixer(normed, w, f"{name}.", "forward")
+
+    fwd, bwd = one_way(x, "block_fwd"), one_way(x[::-1], "block_bwd")[::-1]
+    out = []
+    for a, b in zip(fwd, bwd, strict=True):
+        logits = w["fusion_gate.0.weight"] @ np.concatenate([a, b]) + w["fusion_gate.0.bias"]
+        gate = np.array([sigmoid(v) for v in logits])
+        out.append(w["out_proj.weight"] @ (gate * a + (1 - gate) * b) + w["out_proj.bias"])
+    return np.array(out)

@@ -1,0 +1,363 @@
+"""Acceptance points of weights: names, shapes and counts of every family, strict loading, clear lists of problems."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from small_backbones import SIZE, clip, contract, image_model, masked_model, randomize_, video_model, vim_model
+
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.video_mamba import PretrainVideoMamba, build_videomamba
+from videomamba_depth.video_mamba.backbone import MaskedVideoMamba, VideoMamba
+from videomamba_depth.video_mamba.checkpoint_files import CheckpointError
+from videomamba_depth.video_mamba.checkpoints import (
+    inflate_image_weights,
+    inflate_kernel,
+    load_backbone,
+    save_backbone,
+)
+from videomamba_depth.video_mamba.positions import resize_spatial_table
+from videomamba_depth.video_mamba.variants import VARIANTS
+from videomamba_depth.video_mamba.vim import Vim
+
+COUNTS = {  # variant: (parameters, tensors) of image and Vim, of video with 8 frames, of the contract class
+    "t": ((7_148_008, 415), (7_033_744, 416), (6_228_864, 248)),
+    "s": ((25_796_584, 415), (25_568_656, 416), (23_516_928, 248)),
+    "m": ((74_217_448, 551), (73_875_856, 552), (68_964_480, 328)),
+    "b": ((97_598_440, 415), None, None),
+}
+
+
+def _count(model: torch.nn.Module) -> tuple[int, int]:
+    return sum(p.numel() for p in model.parameters()), len(model.state_dict())
+
+
+@pytest.mark.parametrize("variant", COUNTS)
+def test_point_16_counts_equal_the_table(variant: str) -> None:
+    image, video, causal = COUNTS[variant]
+    size = VARIANTS[variant]._asdict()
+    with torch.device("meta"):
+        assert _count(VideoMamba(**size)) == image
+        assert _count(Vim(**size)) == image
+        if video:
+            assert _count(VideoMamba(**size, num_frames=8, num_classes=400)) == video
+            assert _count(PretrainVideoMamba(**size, num_frames=8)) == causal
+
+
+def _layer_shapes(d: int, layer: int, bidirectional: bool) -> dict[str, tuple[int, ...]]:
+    e, r, states, width = 2 * d, -(-d // 16), 16, 4
+    shapes: dict[str, tuple[int, ...]] = {
+        "in_proj.weight": (2 * e, d),
+        "out_proj.weight": (d, e),
+    }
+    for b in ("", "_b") if bidirectional else ("",):
+        shapes |= {
+            f"A{b}_log": (e, states),
+            f"D{b}": (e,),
+            f"conv1d{b}.weight": (e, 1, width),
+            f"conv1d{b}.bias": (e,),
+            f"x_proj{b}.weight": (r + 2 * states, e),
+            f"dt_proj{b}.weight": (e, r),
+            f"dt_proj{b}.bias": (e,),
+        }
+    named = {f"layers.{layer}.mixer.{name}": shape for name, shape in shapes.items()}
+    return {**named, f"layers.{layer}.norm.weight": (d,)}
+
+
+def official_shapes(family: str, d: int = 24, depth: int = 2, teacher: int | None = None) -> dict[str, tuple]:
+    """Names and shapes of an official file of 32x32 px with patches of 16 px (4 patches), 4 frames, 7 classes."""
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, d), "pos_embed": (1, 5, d), "patch_embed.proj.bias": (d,)}
+    is_video = family in ("videomamba_video", "videomamba_masked", "contract")
+    shapes["patch_embed.proj.weight"] = (d, 3, 1, 16, 16) if is_video else (d, 3, 16, 16)
+    if is_video:
+        shapes["temporal_pos_embedding"] = (1, 4, d)
+    for layer in range(depth):
+        shapes |= _layer_shapes(d, layer, family != "contract")
+    if family == "contract":
+        return shapes | {"norm.weight": (d,), "pool_norm.weight": (d,), "pool_norm.bias": (d,)}
+    if family == "videomamba_masked":
+        decoder = {"head.weight": (512, d), "head.bias": (512,), "norm.weight": (512,), "norm.bias": (512,)}
+        return shapes | {"norm.weight": (d,)} | {f"clip_decoder.0.{name}": shape for name, shape in decoder.items()}
+    shapes |= {"norm_f.weight": (d,), "head.weight": (7, d), "head.bias": (7,)}
+    if teacher is not None:
+        shapes |= {
+            "distill_head.0.weight": (d,),
+            "distill_head.1.weight": (teacher, d),
+            "distill_head.1.bias": (teacher,),
+        }
+    return shapes
+
+
+def empty_model(family: str, **options: Any) -> Any:
+    size: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 2, **options}
+    if family == "contract":
+        return PretrainVideoMamba(**size, num_frames=4)
+    if family == "vim":
+        return Vim(**size, num_classes=7)
+    if family == "videomamba_masked":
+        return MaskedVideoMamba(**size, num_frames=4)
+    return VideoMamba(**size, num_classes=7, num_frames=4 if family == "videomamba_video" else None)
+
+
+def random_file(shapes: dict[str, tuple], seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+FAMILIES = ["videomamba_image", "videomamba_video", "videomamba_masked", "vim", "contract"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("wrap", ["plain", "model", "module", "state_dict", "distributed", "safetensors"])
+def test_point_16_official_names_and_shapes_load_strictly(family: str, wrap: str, tmp_path: Path) -> None:
+    tensors = random_file(official_shapes(family))
+    path = tmp_path / ("file.safetensors" if wrap == "safetensors" else "file.pth")
+    if wrap == "safetensors":
+        save_file(tensors, path)
+    elif wrap == "distributed":
+        torch.save({"model": {f"module.{name}": t for name, t in tensors.items()}, "epoch": 3}, path)
+    else:
+        torch.save(tensors if wrap == "plain" else {wrap: tensors, "epoch": 3}, path)
+    model = empty_model(family)
+    load_backbone(model, path, family)
+    loaded = model.state_dict()
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+def test_point_16_distilled_students_load_with_their_head(tmp_path: Path) -> None:
+    torch.save({"model": random_file(official_shapes("videomamba_image", teacher=10))}, tmp_path / "student.pth")
+    model = empty_model("videomamba_image", teacher_dim=10)
+    load_backbone(model, tmp_path / "student.pth", "videomamba_image")
+    scores, features = model.forward_distill(torch.randn(2, 3, 32, 32))
+    assert scores.shape == (2, 7)
+    assert features.shape == (2, 5, 10)
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(2, 5))
+    with pytest.raises(ValueError, match="teacher_dim"):
+        empty_model("videomamba_image").forward_distill(torch.randn(2, 3, 32, 32))
+
+
+def test_point_16_the_two_families_with_equal_names_are_told_apart(tmp_path: Path) -> None:
+    image, vim = image_model(), vim_model(depth=3)
+    assert {n: t.shape for n, t in image.state_dict().items()} == {n: t.shape for n, t in vim.state_dict().items()}
+    torch.save(image.state_dict(), tmp_path / "image.pth")
+    with pytest.raises(CheckpointError, match=r"family 'videomamba_image' cannot be loaded.*family 'vim'"):
+        load_backbone(vim, tmp_path / "image.pth", "videomamba_image")
+    save_backbone(image, tmp_path / "image.safetensors")
+    with safe_open(tmp_path / "image.safetensors", "pt") as file:
+        assert file.metadata()["family"] == "videomamba_image"
+    with pytest.raises(CheckpointError, match="says that it is of family 'videomamba_image', not 'vim'"):
+        load_backbone(vim, tmp_path / "image.safetensors", "vim")
+    other = image_model(seed=5)
+    load_backbone(other, tmp_path / "image.safetensors", "videomamba_image")
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(other(x), image(x))
+
+
+@pytest.mark.parametrize("family", ["vim", "videomamba_image"])
+def test_point_15_tables_of_another_resolution_are_resized_when_loaded(family: str, tmp_path: Path) -> None:
+    small, big = empty_model(family, img_size=64), empty_model(family, img_size=(64, 96))
+    randomize_(small)
+    torch.save(small.state_dict(), tmp_path / "file.pth")
+    load_backbone(big, tmp_path / "file.pth", family)
+    row, new_row = (8, 12) if family == "vim" else (0, 0)
+    table, new = small.pos_embed, big.pos_embed
+    assert torch.equal(new[:, new_row], table[:, row])
+    patches = torch.cat([table[:, :row], table[:, row + 1 :]], 1)
+    resized = torch.cat([new[:, :new_row], new[:, new_row + 1 :]], 1)
+    torch.testing.assert_close(resized, resize_spatial_table(patches, (4, 4), (4, 6)))
+    x = torch.randn(1, 3, 64, 96)  # resizing at run time or when loading is the same
+    torch.testing.assert_close(big(x), small(x), atol=1e-4, rtol=1e-4)
+
+
+def test_point_15_the_grid_of_a_file_is_stated_and_not_guessed(tmp_path: Path) -> None:
+    wide = empty_model("videomamba_image", img_size=(32, 128))  # 2x8, as many as 4x4
+    randomize_(wide)
+    save_backbone(wide, tmp_path / "own.safetensors")
+    torch.save(wide.state_dict(), tmp_path / "foreign.pth")
+    square = empty_model("videomamba_image", img_size=64)
+    load_backbone(square, tmp_path / "own.safetensors", "videomamba_image")
+    expected = resize_spatial_table(wide.pos_embed[:, 1:], (2, 8), (4, 4))
+    torch.testing.assert_close(square.pos_embed[:, 1:], expected)
+    load_backbone(square, tmp_path / "foreign.pth", "videomamba_image", source_grid=(2, 8))
+    torch.testing.assert_close(square.pos_embed[:, 1:], expected)
+    odd = empty_model("videomamba_image", img_size=(32, 48))  # 6 patches are no square
+    torch.save(odd.state_dict(), tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="6 rows of patches.*pass source_grid"):
+        load_backbone(square, tmp_path / "odd.pth", "videomamba_image")
+
+
+def test_point_17_every_problem_is_listed(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        tensors = random_file(official_shapes(family))
+        tensors["layers.0.mixer.A_logs"] = tensors.pop("layers.0.mixer.A_log")
+        del tensors["layers.1.mixer.D"]
+        tensors["cls_token"] = torch.zeros(1, 1, 23)
+        torch.save(tensors, tmp_path / "file.pth")
+        model = empty_model(family)
+        before = {name: t.clone() for name, t in model.state_dict().items()}
+        with pytest.raises(CheckpointError) as error:
+            load_backbone(model, tmp_path / "file.pth", family)
+        text = str(error.value)
+        assert "4 problems" in text
+        for line in (
+            "missing: layers.0.mixer.A_log (48, 16)",
+            "unexpected: layers.0.mixer.A_logs (48, 16)",
+            "missing: layers.1.mixer.D (48,)",
+            "mis-shaped: cls_token is (1, 1, 23), the model has (1, 1, 24)",
+        ):
+            assert line in text
+        assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+        assert isinstance(error.value, UserError)
+        assert isinstance(error.value, ValueError)
+
+
+def test_point_17_files_that_are_no_weights(tmp_path: Path) -> None:
+    model = empty_model("vim")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    torch.save({"weights": SimpleNamespace(a=1)}, tmp_path / "object.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    torch.save({"a": torch.zeros(1), "lr": 0.1}, tmp_path / "mixed.pth")
+    for name, message in (
+        ("absent.pth", "does not exist"),
+        ("text.pth", "cannot be read as weights alone"),
+        ("text.safetensors", "is no safetensors file"),
+        ("object.pth", "cannot be read as weights alone"),
+        ("list.pth", "holds a list, not a state dict"),
+        ("mixed.pth", "lr are no tensors"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_backbone(model, tmp_path / name, "vim")
+
+
+@pytest.mark.parametrize("tubelet", [1, 2, 3])
+def test_inflation_puts_the_image_kernel_in_the_middle_slice(tubelet: int, tmp_path: Path) -> None:
+    image = image_model(num_classes=7)
+    torch.save({"model": image.state_dict()}, tmp_path / "image.pth")
+    video = video_model(seed=3, tubelet_size=tubelet, num_frames=4 * tubelet)
+    head = video.head.weight.clone()
+    inflate_image_weights(video, tmp_path / "image.pth")
+    frames = torch.randn(2, 3, tubelet, 8, 8)
+    frames_changed = frames.clone()
+    for t in range(tubelet):
+        if t != tubelet // 2:
+            frames_changed[:, :, t] = 9
+    expected = image.forward_features(frames[:, :, tubelet // 2])
+    torch.testing.assert_close(video.forward_features(frames), expected)
+    torch.testing.assert_close(video.forward_features(frames_changed), expected)
+    assert torch.equal(video.head.weight, head)
+    assert inflate_kernel(torch.ones(1, 3, 2, 2), 3)[0, 0, :, 0, 0].tolist() == [0, 1, 0]
+    with pytest.raises(CheckpointError, match="inflation needs a VideoMamba built with num_frames"):
+        inflate_image_weights(image, tmp_path / "image.pth")
+    save_backbone(vim_model(depth=3), tmp_path / "vim.safetensors")
+    with pytest.raises(CheckpointError, match="family vim; inflation needs videomamba_image"):
+        inflate_image_weights(video, tmp_path / "vim.safetensors")
+
+
+def test_another_number_of_classes_keeps_the_models_own_head(tmp_path: Path) -> None:
+    torch.save(image_model(num_classes=9).state_dict(), tmp_path / "file.pth")
+    model = image_model(seed=2, num_classes=4)
+    head = model.head.weight.clone()
+    with pytest.raises(CheckpointError, match=r"mis-shaped: head.weight is \(9, 16\), the model has \(4, 16\)"):
+        load_backbone(model, tmp_path / "file.pth", "videomamba_image")
+    load_backbone(model, tmp_path / "file.pth", "videomamba_image", keep_head=False)
+    assert torch.equal(model.head.weight, head)
+    load_backbone(
+        image_model(num_classes=0), tmp_path / "file.pth", "videomamba_image", keep_head=False
+    )  # no head at all
+
+
+def config(**changes: Any) -> SimpleNamespace:
+    fields = {
+        **SIZE,
+        "depth": 3,
+        "channels": 3,
+        "drop_path_rate": 0.0,
+        "norm_epsilon": 1e-5,
+        "fused_add_norm": True,
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "bimamba": True,
+        "pool_type": "avg",
+        "kernel_size": 1,
+        "num_frames": 8,
+        "use_checkpoint": False,
+        "checkpoint_num": 0,
+        "pretrained": None,
+        "ckpt_num_frame": 8,
+    }
+    fields.update(changes)
+    return SimpleNamespace(vision_encoder=SimpleNamespace(**fields))
+
+
+def test_build_reads_every_field_and_names_a_missing_one() -> None:
+    model = build_videomamba(config(pool_type="cls", embed_dim=32), add_pool_norm=False, temporal_policy="clamp")
+    assert (model.pool_type, model.embed_dim, model.add_pool_norm, str(model.temporal_policy)) == (
+        "cls",
+        32,
+        False,
+        "clamp",
+    )
+    for name in vars(config().vision_encoder):
+        if name == "ckpt_num_frame":
+            continue
+        broken = config()
+        delattr(broken.vision_encoder, name)
+        broken.vision_encoder.in_chans = 3  # is no substitute for channels
+        with pytest.raises(AttributeError, match=rf"vision_encoder\.{name} "):
+            build_videomamba(broken)
+    with pytest.raises(AttributeError, match="config.vision_encoder is required"):
+        build_videomamba(SimpleNamespace())
+    with pytest.raises(NotImplementedError, match="bimamba=True"):
+        build_videomamba(config(bimamba=False))
+    build_videomamba(config(ssm_cfg=None))
+
+
+def test_build_loads_plain_state_dicts_only(tmp_path: Path) -> None:
+    saved = contract(pool_type="avg")
+    torch.save(saved.state_dict(), tmp_path / "plain.pth")
+    save_file(saved.state_dict(), tmp_path / "plain.safetensors")
+    save_backbone(saved, tmp_path / "own.safetensors")
+    x = clip(3)
+    for name in ("plain.pth", "plain.safetensors", "own.safetensors"):
+        model = build_videomamba(config(pretrained=str(tmp_path / name))).eval()
+        assert torch.equal(model(x)[0], saved(x)[0])
+    for wrapper in ("model", "module"):
+        torch.save({wrapper: saved.state_dict()}, tmp_path / "wrapped.pth")
+        with pytest.raises(ValueError, match="plain state_dict checkpoint"):
+            build_videomamba(config(pretrained=str(tmp_path / "wrapped.pth")))
+    broken = config(pretrained=str(tmp_path / "plain.pth"))
+    del broken.vision_encoder.ckpt_num_frame
+    with pytest.raises(AttributeError, match="ckpt_num_frame"):
+        build_videomamba(broken)
+    with pytest.raises(ValueError, match="ckpt_num_frame must be a positive integer"):
+        build_videomamba(config(pretrained=str(tmp_path / "plain.pth"), ckpt_num_frame=0))
+
+
+def test_build_resizes_the_temporal_table_from_its_stored_length(tmp_path: Path, caplog: Any) -> None:
+    saved = contract(pool_type="avg", num_frames=4)
+    torch.save(saved.state_dict(), tmp_path / "four.pth")
+    tables = []
+    for claimed in (4, 8):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model = build_videomamba(config(pretrained=str(tmp_path / "four.pth"), ckpt_num_frame=claimed))
+        assert ("ckpt_num_frame=8 means 8 temporal rows, but the file holds 4" in caplog.text) == (claimed == 8)
+        tables.append(model.temporal_pos_embedding)
+    expected = torch.nn.functional.interpolate(saved.temporal_pos_embedding.transpose(1, 2), 8, mode="linear")
+    for table in tables:
+        torch.testing.assert_close(table, expected.transpose(1, 2))
+
+
+def test_bidirectional_weights_do_not_pass_for_causal_ones(tmp_path: Path) -> None:
+    torch.save(masked_model().state_dict(), tmp_path / "bidirectional.pth")
+    with pytest.raises(ValueError, match=r"(?s)unexpected: layers.0.mixer.A_b_log.*must be fine-tuned"):
+        build_videomamba(config(pretrained=str(tmp_path / "bidirectional.pth")))

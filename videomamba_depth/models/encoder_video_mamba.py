@@ -1,0 +1,135 @@
+"""A VideoMamba image backbone as the student's encoder: the cheap, trainable stand-in for Depth Anything's."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.video_mamba.backbone import VideoMamba
+from videomamba_depth.video_mamba.checkpoints import load_backbone
+from videomamba_depth.video_mamba.embedding import normalize_imagenet
+from videomamba_depth.video_mamba.variants import VARIANTS
+
+SCALES = ("s0", "s1", "s2", "s3")
+"""Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
+
+
+class VideoMambaEncoder(nn.Module):
+    """Four feature maps per frame from a VideoMamba image backbone, with the interface of `DepthAnythingEncoder`.
+
+    Each frame is read by itself, in both directions, so that streaming is exact: the temporal stacks carry the state.
+        Maps
+    after four layers, evenly spaced, are projected and resampled as in DPT's reassemble stage (Ranftl et al., arXiv
+    2103.13413, section 3.1). Everything is trainable; it learns what the teacher's encoder knows by distillation.
+
+    Preprocessing: ImageNet mean and std, cubic resize to multiples of the patch.
+
+    Args:
+        backbone: a `VideoMamba` for images of at least 4 layers; its classifier is not used (num_classes=0).
+        channels: channels of s0..s3.
+        depth_kind: what the depth means that the student learns; the teacher's.
+        input_size: px that the short side of a frame becomes, the aspect ratio kept; None: each side is rounded to the
+            nearest multiple of the patch.
+        max_depth_m: upper bound of a metric teacher in metres; None for relative ones.
+    """
+
+    def __init__(
+        self,
+        backbone: VideoMamba,
+        channels: tuple[int, int, int, int],
+        depth_kind: DepthKind,
+        input_size: int | None = None,
+        max_depth_m: float | None = None,
+    ) -> None:
+        super().__init__()
+        if backbone.is_video or backbone.depth < 4:
+            raise ValueError("the encoder needs a VideoMamba for images (num_frames=None) of at least 4 layers")
+        self.backbone = backbone
+        backbone.norm_f.requires_grad_(False)  # takes no part: the maps are taken before it
+        self.channels, self.depth_kind, self.input_size = tuple(channels), depth_kind, input_size
+        self.max_depth_m = max_depth_m
+        self.patch_size: int = backbone.patch_embed.patch_size[0]
+        self.taps = tuple((index + 1) * backbone.depth // 4 - 1 for index in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(backbone.embed_dim) for _ in SCALES)
+        self.projections = nn.ModuleList(nn.Conv2d(backbone.embed_dim, c, 1) for c in channels)
+        fine, middle, _, coarse = channels
+        self.resamplers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(fine, fine, 4, stride=4),
+                nn.ConvTranspose2d(middle, middle, 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(coarse, coarse, 3, stride=2, padding=1),
+            ]
+        )
+
+    @classmethod
+    def from_variant(
+        cls,
+        variant: str,
+        channels: tuple[int, int, int, int],
+        depth_kind: DepthKind,
+        input_size: int | None = None,
+        max_depth_m: float | None = None,
+        pretrained: str | Path | None = None,
+        **backbone: Any,
+    ) -> VideoMambaEncoder:
+        """Build one of the published sizes.
+
+        Args:
+            variant: "t", "s", "m" or "b".
+            pretrained: an official VideoMamba image file, see `load_backbone`; None: random weights.
+            backbone: keyword arguments of `VideoMamba`.
+
+        Raises:
+            ValueError: unknown variant. CheckpointError: the file does not fit.
+        """
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
+        model = VideoMamba(**{**VARIANTS[variant]._asdict(), "num_classes": 0, **backbone})
+        if pretrained is not None:
+            load_backbone(model, pretrained, "videomamba_image", keep_head=False)
+        return cls(model, channels, depth_kind, input_size, max_depth_m)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.backbone.cls_token.dtype
+
+    def input_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px that a frame of that size is resized to."""
+        scale = 1.0 if self.input_size is None else self.input_size / min(height, width)
+        p = self.patch_size
+        return max(p, round(height * scale / p) * p), max(p, round(width * scale / p) * p)
+
+    def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""
+        rows, columns = (side // self.patch_size for side in self.input_resolution(height, width))
+        sizes = [(4 * rows, 4 * columns), (2 * rows, 2 * columns), (rows, columns)]
+        return dict(zip(SCALES, [*sizes, (math.ceil(rows / 2), math.ceil(columns / 2))], strict=True))
+
+    def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
+        """Return the feature maps s0..s3, each `[B, C_i, H_i, W_i]`; differentiable.
+
+        Args:
+            rgb: `[B, 3, H, W]` in [0, 1], any size.
+        """
+        if rgb.ndim != 4 or rgb.shape[1] != 3:
+            raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
+        size = self.input_resolution(rgb.shape[-2], rgb.shape[-1])
+        pixels = normalize_imagenet(rgb)
+        if size != rgb.shape[-2:]:
+            pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
+        features = {}
+        streams = self.backbone.dense_features(pixels, self.taps)
+        for name, x, norm, project, resample in zip(
+            SCALES, streams, self.norms, self.projections, self.resamplers, strict=True
+        ):
+            tokens = norm(x.movedim(1, -1).to(self.dtype))
+            features[name] = resample(project(tokens.movedim(-1, 1)))
+        return features
