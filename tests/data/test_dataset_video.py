@@ -238,3 +238,16 @@ def test_synthetic_teacher_may_see_the_clean_render() -> None:
     assert torch.equal(noisy["rgb"], noisy["rgb_clean"])
     assert torch.equal(noisy["rgb"], clean["rgb"])
     assert not torch.equal(clean["rgb"], clean["rgb_clean"])
+
+
+def test_kept_worlds_are_cut_from_the_same_videos_and_carry_no_ground_truth() -> None:
+    world = WorldConfig(28, 42)
+    transform = ClipTransform(random_crop=False)
+    options = {"clip_frames": 3, "seed": 2, "num_worlds": 2, "transform": transform}
+    dataset = SyntheticClipDataset(world, ground_truth=False, **options)  # type: ignore[arg-type]
+    items = [dataset[index] for index in range(12)]
+    assert len({item["meta"].video_id for item in items}) == 2
+    assert len({item["meta"].frame_indices[0] for item in items}) > 2
+    assert set(items[0]) == {"rgb", "rgb_clean", "meta"}
+    fresh = SyntheticClipDataset(world, **options)  # type: ignore[arg-type]
+    assert all(torch.equal(fresh[index]["rgb"], items[index]["rgb"]) for index in (7, 1))

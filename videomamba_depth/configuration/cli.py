@@ -68,6 +68,10 @@ def to_schema(config: DictConfig, schema: type[Schema]) -> Schema:
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            named = " and ".join(sorted(missing))
+            raise UserError(f"config: no value for {named}; set it on the command line: {sorted(missing)[0]}=...")
         return _to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error

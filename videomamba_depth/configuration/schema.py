@@ -86,7 +86,7 @@ class DataConfig:
     """Where clips come from and how they are cut."""
 
     kind: str = MISSING
-    root: str | None = None
+    root: str | None = MISSING
     clip_frames: int = MISSING
     stride: int = MISSING
     short_side: int = MISSING
@@ -113,12 +113,12 @@ class FlowConfig:
     """Optical flow and what counts as static."""
 
     name: str = MISSING
-    weights: str | None = None
+    weights: str | None = MISSING
     max_motion_px: float = MISSING
     max_rgb_change: float = MISSING
 
     def __post_init__(self) -> None:
-        _check_choice("flow.name", self.name, ("dis", "raft_small", "raft_large"))
+        _check_choice("flow.name", self.name, ("dis", "dis_fast", "dis_ultrafast", "raft"))
 
 
 @dataclass

@@ -13,7 +13,6 @@ from videomamba_depth.data.clip import ClipMeta
 from videomamba_depth.data.synthetic import SyntheticVideo, WorldConfig, render_video
 from videomamba_depth.data.transforms import ClipTransform
 
-
 # Keeps the draws about kept worlds apart from those about items.
 _WORLD_STREAM = 0x5EED_0123
 
@@ -72,7 +71,7 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         """Return item `key`: an index ≥ 0, or (index, clip_frames).
 
         Returns:
-            "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; "meta" `ClipMeta`. With `ground_truth` also "inv_depth" float32
+            "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; "meta" `ClipMeta`. With `ground_truth` "inv_depth" float32
             [N,1,H,W] in 1/m; "valid", "static" bool [N,1,H,W]; "flow_bwd" float32 [N,2,H,W] px; at t = 0 flow is 0 and
             static False.
         """

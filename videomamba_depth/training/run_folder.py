@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from videomamba_depth.utils.checkpoint import list_steps, step_folder
 from videomamba_depth.utils.errors import UserError
@@ -59,7 +59,7 @@ class RunFolder:
         """
         if self.newest_checkpoint() is None or not self.config.is_file():
             return
-        before, now = _flatten(_read_yaml(self.config)), _flatten(config)
+        before, now = _flatten(yaml.safe_load(self.config.read_text(encoding="utf-8"))), _flatten(config)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key not in MAY_CHANGE:
                 raise UserError(
@@ -71,7 +71,7 @@ class RunFolder:
         """Save the resolved config, atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.config.with_suffix(".partial")
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         os.replace(temporary, self.config)
 
     def remove_partial_encoder(self) -> None:
@@ -130,10 +130,6 @@ def _start_wandb(run: RunFolder, config: dict[str, Any]) -> Any:
     except ImportError as error:
         raise UserError("trainer.logger=wandb needs the extra: pip install 'videomamba-depth[wandb]'") from error
     return wandb.init(dir=str(run.path), name=run.path.name, id=run.path.name, resume="allow", config=config)
-
-
-def _read_yaml(path: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(path))
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,45 @@
+# make demo   distils on built-in data, compares with the teacher, streams a video
+# make test   runs the tests
+# Both set up everything in .venv first; the second time that takes no time.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := runs/demo
+
+.PHONY: demo test test-slow lint setup clean
+
+demo: setup
+	@echo "== 1/3  train a student on the synthetic world (no ground truth) =="
+	$(BIN)/python train.py experiment=demo
+	@echo "== 2/3  compare it with its teacher on worlds that it has never seen =="
+	$(BIN)/python scripts/evaluate.py checkpoint=$(DEMO)/last output=$(DEMO) synthetic.videos=6 synthetic.frames=32
+	@echo "== 3/3  stream a video, frame by frame =="
+	$(BIN)/python inference_streaming.py checkpoint=$(DEMO)/last input=videomamba_depth/assets/clip.mp4 output=$(DEMO)/stream overwrite=true
+	@echo "== files written =="
+	@ls -d $(DEMO)/last $(DEMO)/evaluation.md $(DEMO)/evaluation.json $(DEMO)/pictures $(DEMO)/stream/*
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/complete
+
+# torch and torchvision in one call: separate calls may pick builds that do not fit each other.
+$(VENV)/complete: pyproject.toml
+	@echo "== setting up $(VENV): PyTorch and the package, several GB, a few minutes =="
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --upgrade torch torchvision
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs multirun build *.egg-info
