@@ -33,7 +33,7 @@ def test_follows_with_the_time_constant_at_any_frame_rate() -> None:
         for i in range(20 * fps):
             colour_range.update(ramp(0, 1), i / fps)
         for i in range(fps):  # one second: 1 − 1/e of the way
-            low, high = colour_range.update(ramp(0, 2), 20 + i / fps)
+            _, high = colour_range.update(ramp(0, 2), 20 + i / fps)
         ends.append(high)
     assert ends == pytest.approx([2 - np.exp(-1)] * 2, abs=0.01)
 

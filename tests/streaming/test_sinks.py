@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import av
 import cv2
 import numpy as np
 import pytest
+import zarr
 
 from videomamba_depth.streaming.colour import Colouriser, ColourRange
 from videomamba_depth.streaming.frames import DepthFrame
-from videomamba_depth.streaming.raw_sinks import NpzSink, Png16Sink
+from videomamba_depth.streaming.npz_sink import NpzSink
+from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink
+from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
 from videomamba_depth.streaming.video_sink import FrameLog, VideoSink
+from videomamba_depth.streaming.zarr_sink import ZarrSink
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines
@@ -165,5 +170,58 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
     sink = NpzSink(tmp_path / "d", DepthKind.RELATIVE)
     sink.write(depth_frames([0])[0])
     (tmp_path / "d").rmdir()
-    with pytest.raises(UserError, match="cannot write .*what was written before is kept"):
+    with pytest.raises(UserError, match=r"cannot write .*what was written before is kept"):
         sink.close()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_exr_is_read_back_by_ffmpeg(tmp_path: Path, dtype: str) -> None:
+    sink, frames = ExrSink(tmp_path / "d", DepthKind.METRIC, dtype), depth_frames([0, 5, 6])
+    for frame in frames:
+        sink.write(frame)
+    sink.close()
+    for frame in frames:
+        with av.open(str(tmp_path / "d" / f"{frame.index:06d}.exr")) as container:
+            picture = next(container.decode(video=0))
+        plane = picture.planes[0]  # read as it is: FFmpeg's conversions clip at 1
+        rows = np.frombuffer(plane, dtype).reshape(plane.height, plane.line_size // np.dtype(dtype).itemsize)
+        assert np.array_equal(rows[:, : plane.width], frame.depth.astype(dtype))
+    assert json.loads((tmp_path / "d" / "about.json").read_text())["depth_kind"] == "metric_depth_m"
+
+
+def test_zarr_is_whole_up_to_the_last_chunk(tmp_path: Path) -> None:
+    sink, frames = (
+        ZarrSink(tmp_path / "d.zarr", DepthKind.RELATIVE, "float32", chunk_frames=4),
+        depth_frames(_UNEVEN_PTS),
+    )
+    for frame in frames:
+        sink.write(frame)
+    assert zarr.open_group(tmp_path / "d.zarr", mode="r").attrs["num_frames"] == 8
+    sink.close()
+    group = zarr.open_group(tmp_path / "d.zarr", mode="r")
+    assert dict(group.attrs) == {
+        "depth_kind": "affine_invariant_inverse_depth",
+        "time_base": "1/600",
+        "num_frames": 10,
+    }
+    assert np.array_equal(group["depth"][:], [f.depth for f in frames])
+    assert group["pts"][:].tolist() == _UNEVEN_PTS
+    assert group["frame_index"][:].tolist() == list(range(10))
+
+
+def test_raw_stream(tmp_path: Path) -> None:
+    frames = depth_frames([0, 1])
+    with (tmp_path / "raw").open("wb") as file:
+        sink = RawStreamSink(file, "float32")
+        for frame in frames:
+            sink.write(frame)
+        sink.close()
+    got = np.fromfile(tmp_path / "raw", "<f4").reshape(2, 23, 31)
+    assert np.array_equal(got, [f.depth for f in frames])
+
+
+def test_raw_stream_without_reader_is_one_line() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with pytest.raises(UserError, match="stopped reading after 0 frames"), os.fdopen(write_end, "wb", 0) as file:
+        RawStreamSink(file).write(depth_frames([0])[0])

@@ -13,13 +13,18 @@ import torch
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.colour import Colouriser, ColourRange
 from videomamba_depth.streaming.job import StreamJob, summary
+from videomamba_depth.streaming.live import LatestFrames
+from videomamba_depth.streaming.npz_sink import NpzSink
+from videomamba_depth.streaming.open_source import open_source
 from videomamba_depth.streaming.outputs import OutputPaths
+from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink
 from videomamba_depth.streaming.pipeline import Sink
-from videomamba_depth.streaming.raw_sinks import NpzSink, Png16Sink
+from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
 from videomamba_depth.streaming.resets import ResetPolicy
-from videomamba_depth.streaming.sources import FrameSource, open_source
+from videomamba_depth.streaming.sources import FrameSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.video_sink import FrameLog, VideoSink
+from videomamba_depth.streaming.zarr_sink import ZarrSink
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +39,37 @@ def stream_main(config: StreamConfig) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    paths = OutputPaths(Path(config.output).expanduser(), "")
-    source = open_source(config.input, config.fps, config.max_frames)
-    paths = OutputPaths(paths.folder, source.name)
+    source = build_source(config)
     stream = build_stream(config)
-    paths.prepare(config.overwrite)
-    sinks = build_sinks(config, paths, stream, source)
-    job = StreamJob(source, stream, sinks, about_path=paths.about, about=_about(config, source), overlap=config.overlap)
+    paths = None if config.output == "-" else OutputPaths(Path(config.output).expanduser(), source.name)
+    if paths is None:
+        sinks: list[Sink] = [RawStreamSink(sys.stdout.buffer, config.raw_dtype)]
+    else:
+        paths.prepare(config.overwrite)
+        sinks = build_sinks(config, paths, stream, source)
+    job = StreamJob(
+        source,
+        stream,
+        sinks,
+        about_path=None if paths is None else paths.about,
+        about=_about(config, source),
+        overlap=config.overlap,
+        queue_frames=1 if isinstance(source, LatestFrames) else 4,
+    )
     report = job.run()
     log.info(summary(report))
-    log.info("wrote %s", ", ".join(str(path) for path in (paths.video, paths.depth, paths.about) if path.exists()))
+    if paths is not None:
+        log.info("wrote %s", ", ".join(str(path) for path in paths.all() if path.exists()))
     if report.stopped:
         sys.exit(_STOPPED_STATUS)
+
+
+def build_source(config: StreamConfig) -> FrameSource:
+    """Return the source that `config` names."""
+    size = None if config.raw_input_size is None else (config.raw_input_size[0], config.raw_input_size[1])
+    return open_source(
+        config.input, fps=config.fps, max_frames=config.max_frames, raw_input_size=size, live=config.live
+    )
 
 
 def build_stream(config: StreamConfig) -> DepthStream:
@@ -76,6 +100,10 @@ def build_sinks(config: StreamConfig, paths: OutputPaths, stream: DepthStream, s
         sinks.append(NpzSink(paths.depth, kind, config.raw_dtype, config.shard_frames))
     elif config.raw == "png16":
         sinks.append(Png16Sink(paths.depth, kind, stream.max_depth_m))
+    elif config.raw == "exr":
+        sinks.append(ExrSink(paths.depth, kind, config.raw_dtype))
+    elif config.raw == "zarr":
+        sinks.append(ZarrSink(paths.zarr, kind, config.raw_dtype))
     return sinks
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from omegaconf import MISSING
 
 _CHOICES = {
     "video": ("side_by_side", "depth", "none"),
-    "raw": ("none", "npz", "png16"),
+    "raw": ("none", "npz", "png16", "exr", "zarr"),
     "raw_dtype": ("float16", "float32"),
     "resolution": ("source", "model"),
     "dtype": ("float32", "bfloat16", "float16"),
     "colour_map": ("inferno", "magma", "turbo", "viridis", "grey"),
 }
+_Number = TypeVar("_Number", int, float)
 _POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s")
 
 
@@ -40,6 +43,8 @@ class StreamConfig:
     input_size: int | None = None
     threads: int | None = None
     overlap: bool = MISSING
+    live: bool | None = None
+    raw_input_size: list[int] | None = None
     fps: float | None = None
     max_frames: int | None = None
     overwrite: bool = MISSING
@@ -55,6 +60,8 @@ class StreamConfig:
         low, high = _pair("colour_percentiles", self.colour_percentiles)
         if not 0 <= low < high <= 100:
             raise ValueError(f"colour_percentiles must ascend within [0, 100]; got {self.colour_percentiles}")
+        if self.raw_input_size is not None and min(_pair("raw_input_size", self.raw_input_size)) < 1:
+            raise ValueError(f"raw_input_size must be positive; got {self.raw_input_size}")
         if self.colour_range is not None:
             low, high = _pair("colour_range", self.colour_range)
             if low >= high:
@@ -63,7 +70,7 @@ class StreamConfig:
             raise ValueError(f"colour_time_constant_s must not be negative; got {self.colour_time_constant_s}")
 
 
-def _pair(name: str, values: list[float]) -> tuple[float, float]:
+def _pair(name: str, values: Sequence[_Number]) -> tuple[_Number, _Number]:
     if len(values) != 2:
         raise ValueError(f"{name} must hold two numbers, low and high; got {values}")
     return values[0], values[1]

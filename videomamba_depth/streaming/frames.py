@@ -32,3 +32,9 @@ class DepthFrame:
     def timestamp_s(self) -> float:
         """Presentation time in seconds on the source's own clock."""
         return self.pts * self.time_base.numerator / self.time_base.denominator
+
+
+def to_storage(depth: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return depth in `dtype`; values beyond float16's range become its largest, not infinite."""
+    limit = np.finfo(dtype).max
+    return np.clip(depth, -limit, limit).astype(dtype) if dtype == np.float16 else depth.astype(dtype)

@@ -26,7 +26,7 @@ from videomamba_depth.streaming.timing import resident_mb
 
 log = logging.getLogger(__name__)
 
-_WARM_FRAMES = 300  # resident memory is recorded behind this frame and at the end: between them it must not grow
+_MEMORY_FRAMES = 300  # resident memory is recorded behind this frame ("warm") and its latest multiple: it must not grow
 
 
 class StreamJob:
@@ -36,6 +36,7 @@ class StreamJob:
         about_path: JSON record of the job, written at its start and at its end; None: none.
         about: what the caller wants in it.
         overlap: decode, infer and write at the same time.
+        queue_frames: how many frames may wait before and behind the model.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class StreamJob:
         about_path: Path | None = None,
         about: dict[str, Any] | None = None,
         overlap: bool = True,
+        queue_frames: int = 4,
     ) -> None:
-        self._source, self._stream, self._sinks, self._overlap = source, stream, sinks, overlap
-        self._about_path = about_path
+        self._source, self._stream, self._sinks = source, stream, sinks
+        self._overlap, self._queue_frames = overlap, queue_frames
+        self._about_path, self._memory = about_path, dict[str, float]()
         self._record: dict[str, Any] = {
             "status": "running",
             "depth_kind": stream.depth_kind.value,
@@ -78,6 +81,7 @@ class StreamJob:
                     self._sinks,
                     stop=stop,
                     on_frame=lambda _: self._count(progress),
+                    queue_frames=self._queue_frames,
                     overlap=self._overlap,
                 )
         except BaseException as error:
@@ -86,14 +90,15 @@ class StreamJob:
             raise
         self._record["status"] = "stopped" if report.stopped else "complete"
         self._record |= {"num_frames": report.num_frames, "ms_per_frame": _timings(report)}
-        self._record["resident_mb"] = {**self._record.get("resident_mb", {}), "end": round(resident_mb(), 1)}
+        self._record["resident_mb"] = self._memory
         self._write_record()
         return report
 
     def _count(self, progress: Any) -> None:
         progress.update()
-        if progress.n == _WARM_FRAMES:
-            self._record["resident_mb"] = {f"frame_{_WARM_FRAMES}": round(resident_mb(), 1)}
+        if progress.n % _MEMORY_FRAMES == 0:
+            name = "warm" if progress.n == _MEMORY_FRAMES else f"frame_{progress.n}"
+            self._memory = {"warm": self._memory.get("warm", 0.0), name: round(resident_mb(), 1)}
 
     def _infer(self, frame: Frame) -> DepthFrame:
         depth = self._stream.step(frame.rgb, frame.timestamp_s)

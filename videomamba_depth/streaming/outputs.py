@@ -30,6 +30,11 @@ class OutputPaths:
         return self.folder / f"{self.name}_depth"
 
     @property
+    def zarr(self) -> Path:
+        """The Zarr group of raw depth."""
+        return self.folder / f"{self.name}_depth.zarr"
+
+    @property
     def about(self) -> Path:
         """What was done, as JSON."""
         return self.folder / f"{self.name}.json"
@@ -39,13 +44,17 @@ class OutputPaths:
         """One JSON line per frame."""
         return self.folder / f"{self.name}.frames.jsonl"
 
+    def all(self) -> tuple[Path, ...]:
+        """Return every path."""
+        return self.video, self.depth, self.zarr, self.about, self.frames
+
     def prepare(self, overwrite: bool) -> None:
         """Make the folder, and see to what an earlier run of that name has left.
 
         Raises:
             UserError: something is there and `overwrite` is off, or the folder cannot be written.
         """
-        left = [path for path in (self.video, self.depth, self.about, self.frames) if path.exists()]
+        left = [path for path in self.all() if path.exists()]
         if left and not overwrite:
             raise UserError(f"{left[0]} exists already; give another output folder, or overwrite=true to replace it")
         try:
@@ -61,6 +70,21 @@ def write_json(path: Path, record: Mapping[str, object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
 
 
 def disk_error(path: Path, error: OSError) -> UserError:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
 
-from videomamba_depth.data.video_decode import is_url
 from videomamba_depth.data.video_io import Frame, VideoReadError, iter_frames, probe_video
 
 
@@ -83,21 +82,6 @@ class UrlSource:
 
     def __iter__(self) -> Iterator[Frame]:
         return itertools.islice(itertools.chain([self._first], self._frames), self._max_frames)
-
-
-def open_source(text: str, fps: float | None = None, max_frames: int | None = None) -> FrameSource:
-    """Open what a person names: a video file, image folder, glob, image or URL.
-
-    Args:
-        fps: of image sequences; default 30.
-        max_frames: stop after that many.
-
-    Raises:
-        UserError: nothing there, or nothing that can be decoded.
-    """
-    if is_url(text):
-        return UrlSource(text, max_frames)
-    return FileSource(text, fps, max_frames)
 
 
 def _name(path: str) -> str:

@@ -1,0 +1,38 @@
+"""Depth as raw numbers down a pipe."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import numpy as np
+
+from videomamba_depth.streaming.frames import DepthFrame, to_storage
+from videomamba_depth.utils.errors import UserError
+
+
+class RawStreamSink:
+    """Frames `[h, w]` one after the other, row by row, little-endian, nothing between them.
+
+    Args:
+        file: usually `sys.stdout.buffer`; flushed after every frame, not closed.
+        dtype: "float16" or "float32".
+    """
+
+    def __init__(self, file: BinaryIO, dtype: str = "float32") -> None:
+        self._file, self._dtype, self._num_frames = file, np.dtype(dtype).newbyteorder("<"), 0
+
+    def write(self, frame: DepthFrame) -> None:
+        """Send one frame.
+
+        Raises:
+            UserError: the reader has gone.
+        """
+        try:
+            self._file.write(to_storage(frame.depth, self._dtype).tobytes())
+            self._file.flush()
+        except BrokenPipeError as error:
+            raise UserError(f"whoever read the depth stopped reading after {self._num_frames} frames") from error
+        self._num_frames += 1
+
+    def close(self) -> None:
+        """Nothing is left to write."""
