@@ -20,10 +20,10 @@ struct ScanArguments {
 };
 
 struct ScanGradients {
-  Rows y, u, delta, z;                        // y is read, the others are written
-  const S *final_state, *summary;             // read; may be null
-  S *initial_state;                           // may be null
-  S *A, *B, *C, *D, *delta_bias, *lambda;     // B and C contiguous [T, L, N]; the last three may be null
+  Rows y, u, delta, z;                     // y is read, the others are written
+  const S *final_state, *summary;          // read; may be null
+  S* initial_state;                        // may be null
+  S *A, *B, *C, *D, *delta_bias, *lambda;  // B and C contiguous [T, L, N]; the last three may be null
 };
 
 struct ConvArguments {
@@ -62,8 +62,7 @@ inline void reduce_groups(const std::vector<V>& sums, int64_t groups, int64_t ch
   for (int64_t d = 0; d < channels; ++d)
     for (int64_t n = 0; n < columns; ++n) {
       S total = 0;
-      for (int64_t group = 0; group < groups; ++group)
-        total += sums[(group * blocks + d / W) * columns + n][d % W];
+      for (int64_t group = 0; group < groups; ++group) total += sums[(group * blocks + d / W) * columns + n][d % W];
       out[d * columns + n] = total;
     }
 }

@@ -1,6 +1,7 @@
 // The discretizations of ../discretization.py, in the same order: value and derivatives of the three coefficients of
 //   h_t = a h_{t-1} + c0 B_t u_t + c1 B_{t-1} u_{t-1},   z = A delta.
-// To add one: write a struct here and give it its number at the end of the file; everything else is a template over the struct.
+// To add one: write a struct here and give it its number at the end of the file; everything else is a template over the
+// struct.
 //
 // `core` is the one expensive part (e^z, or 1 / (1 - z/2)); the backward stores it and rebuilds the rest from it.
 #pragma once
@@ -34,9 +35,27 @@ INLINE void phi_functions(V z, V e, V (&phi)[P + 1]) {
   constexpr bool wide = sizeof(S) == 8;
   constexpr double kSmall = P >= 4 && !wide ? 2 : 1;
   constexpr int kDegree = wide ? 16 : (P >= 4 ? 10 : 8);
-  constexpr double factorial[] = {1., 1., 2., 6., 24., 120., 720., 5040., 40320., 362880., 3628800., 39916800.,
-                                  479001600., 6227020800., 87178291200., 1307674368000., 20922789888000.,
-                                  355687428096000., 6402373705728000., 121645100408832000., 2432902008176640000.};
+  constexpr double factorial[] = {1.,
+                                  1.,
+                                  2.,
+                                  6.,
+                                  24.,
+                                  120.,
+                                  720.,
+                                  5040.,
+                                  40320.,
+                                  362880.,
+                                  3628800.,
+                                  39916800.,
+                                  479001600.,
+                                  6227020800.,
+                                  87178291200.,
+                                  1307674368000.,
+                                  20922789888000.,
+                                  355687428096000.,
+                                  6402373705728000.,
+                                  121645100408832000.,
+                                  2432902008176640000.};
   V small = broadcast(S(1 / factorial[P + kDegree]));
 #pragma GCC unroll 20
   for (int k = kDegree - 1; k >= 0; --k) small = small * z + S(1 / factorial[P + k]);
@@ -59,6 +78,8 @@ struct Exponential {
 };
 struct Rational {
   static INLINE V core(const Inputs& x) { return S(1) / (S(1) - S(0.5) * x.delta * x.A); }
+  // (1 + z/2) / (1 - z/2), rounded once where it is close to 1.
+  static INLINE V decay(const Inputs& x, V r) { return S(1) + x.delta * x.A * r; }
 };
 
 struct Zoh : OneTap, Exponential {
@@ -79,13 +100,12 @@ struct Foh : OneTap, Exponential {
     V phi[4];
     phi_functions<3>(x.delta * x.A, e, phi);
     const V d = x.delta;
-    return {.a_delta = x.A * e, .a_A = d * e, .c0_delta = d * phi[1],
-            .c0_A = d * d * d * (phi[2] - S(2) * phi[3])};
+    return {.a_delta = x.A * e, .a_A = d * e, .c0_delta = d * phi[1], .c0_A = d * d * d * (phi[2] - S(2) * phi[3])};
   }
 };
 
 struct Bilinear : OneTap, Rational {
-  static INLINE Taps taps(const Inputs& x, V r) { return {S(2) * r - S(1), x.delta * r, V{}}; }
+  static INLINE Taps taps(const Inputs& x, V r) { return {decay(x, r), x.delta * r, V{}}; }
   static INLINE TapGradients gradients(const Inputs& x, V r) {
     const V r2 = r * r, dr2 = x.delta * r2;
     return {.a_delta = x.A * r2, .a_A = dr2, .c0_delta = r2, .c0_A = S(0.5) * x.delta * dr2};
@@ -102,7 +122,9 @@ struct Poly : OneTap, Exponential {
     V phi[4];
     phi_functions<3>(x.delta * x.A, e, phi);
     const V d = x.delta;
-    return {.a_delta = x.A * e, .a_A = d * e, .c0_delta = e + S(0.5) * d * phi[1],
+    return {.a_delta = x.A * e,
+            .a_A = d * e,
+            .c0_delta = e + S(0.5) * d * phi[1],
             .c0_A = d * d * (phi[1] - phi[2] + S(0.5) * d * (phi[2] - S(2) * phi[3]))};
   }
 };
@@ -117,9 +139,10 @@ struct HighOrder : OneTap, Exponential {
     V phi[5];
     phi_functions<4>(x.delta * x.A, e, phi);
     const V d = x.delta;
-    return {.a_delta = x.A * e, .a_A = d * e, .c0_delta = e + d * (phi[1] + S(0.5) * d * phi[2]),
-            .c0_A = d * d * (phi[1] - phi[2] + d * (phi[2] - S(2) * phi[3] +
-                                                    S(0.5) * d * (phi[3] - S(3) * phi[4])))};
+    return {.a_delta = x.A * e,
+            .a_A = d * e,
+            .c0_delta = e + d * (phi[1] + S(0.5) * d * phi[2]),
+            .c0_A = d * d * (phi[1] - phi[2] + d * (phi[2] - S(2) * phi[3] + S(0.5) * d * (phi[3] - S(3) * phi[4])))};
   }
 };
 
@@ -138,7 +161,9 @@ struct Rk4 : OneTap, Exponential {
     const V reciprocal = S(1) / z;
     const V beyond = (scaled - S(1)) * reciprocal;
     const auto is_small = z >= S(-1);
-    return {.a_delta = x.A * e, .a_A = d * e, .c0_delta = is_small ? polynomial + z * slope : scaled,
+    return {.a_delta = x.A * e,
+            .a_A = d * e,
+            .c0_delta = is_small ? polynomial + z * slope : scaled,
             .c0_A = d * d * (is_small ? slope : (scaled - beyond) * reciprocal)};
   }
 };
@@ -167,37 +192,48 @@ struct FohExact : TwoTaps, Exponential {
     V phi[4];
     phi_functions<3>(x.delta * x.A, e, phi);
     const V d2 = x.delta * x.delta, slope = phi[2] - S(2) * phi[3], difference = phi[1] - phi[2];
-    return {.a_delta = x.A * e, .a_A = x.delta * e, .c0_delta = difference, .c0_A = d2 * slope,
-            .c1_delta = e - difference, .c1_A = d2 * (difference - slope)};
+    return {.a_delta = x.A * e,
+            .a_A = x.delta * e,
+            .c0_delta = difference,
+            .c0_A = d2 * slope,
+            .c1_delta = e - difference,
+            .c1_A = d2 * (difference - slope)};
   }
 };
 
 struct Tustin : TwoTaps, Rational {
   static INLINE Taps taps(const Inputs& x, V r) {
     const V half = S(0.5) * x.delta * r;
-    return {S(2) * r - S(1), half, half};
+    return {decay(x, r), half, half};
   }
   static INLINE TapGradients gradients(const Inputs& x, V r) {
     const V r2 = r * r, dr2 = x.delta * r2, by_delta = S(0.5) * r2, by_A = S(0.25) * x.delta * dr2;
-    return {.a_delta = x.A * r2, .a_A = dr2, .c0_delta = by_delta, .c0_A = by_A, .c1_delta = by_delta,
-            .c1_A = by_A};
+    return {.a_delta = x.A * r2, .a_A = dr2, .c0_delta = by_delta, .c0_A = by_A, .c1_delta = by_delta, .c1_A = by_A};
   }
 };
 
 struct Trapezoid : TwoTaps, Exponential {
   static constexpr bool kLambda = true, kInputDependsOnA = false;
-  static INLINE Taps taps(const Inputs& x, V e) {
-    return {e, x.lambda * x.delta, (S(1) - x.lambda) * x.delta * e};
-  }
+  static INLINE Taps taps(const Inputs& x, V e) { return {e, x.lambda * x.delta, (S(1) - x.lambda) * x.delta * e}; }
   static INLINE TapGradients gradients(const Inputs& x, V e) {
     const V old = (S(1) - x.lambda) * e, de = x.delta * e;
-    return {.a_delta = x.A * e, .a_A = de, .c0_delta = x.lambda, .c1_delta = old * (S(1) + x.A * x.delta),
-            .c1_A = old * x.delta * x.delta, .c0_lambda = x.delta, .c1_lambda = -de};
+    return {.a_delta = x.A * e,
+            .a_A = de,
+            .c0_delta = x.lambda,
+            .c1_delta = old * (S(1) + x.A * x.delta),
+            .c1_A = old * x.delta * x.delta,
+            .c0_lambda = x.delta,
+            .c1_lambda = -de};
   }
 };
 
-template <int index> struct Method;
-#define METHOD_NUMBER(index, type) template <> struct Method<index> { typedef type Type; };
+template <int index>
+struct Method;
+#define METHOD_NUMBER(index, type) \
+  template <>                      \
+  struct Method<index> {           \
+    typedef type Type;             \
+  };
 METHOD_NUMBER(0, Zoh)
 METHOD_NUMBER(1, Foh)
 METHOD_NUMBER(2, Bilinear)

@@ -12,8 +12,15 @@ struct Adjoint {  // of one block; row 0 of u and B collects the gradient of the
   std::vector<S> summary;              // [steps, N] / D
   std::vector<V> h, core;              // what the forward pass keeps, [steps + 1, kStatesPerPass]
   Adjoint(const ScanArguments& a, int64_t most)
-      : y(most), y_scan(most), u(most + 1), delta(most), B((most + 1) * a.states), C(most * a.states),
-        summary(most * a.states), h((most + 1) * kStatesPerPass), core(most * kStatesPerPass) {}
+      : y(most),
+        y_scan(most),
+        u(most + 1),
+        delta(most),
+        B((most + 1) * a.states),
+        C(most * a.states),
+        summary(most * a.states),
+        h((most + 1) * kStatesPerPass),
+        core(most * kStatesPerPass) {}
 };
 
 struct ParameterSums {  // of one group of sequences
@@ -21,9 +28,10 @@ struct ParameterSums {  // of one group of sequences
 };
 
 template <class M, int kCount>
-INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_log2e, V lambda, int64_t n, int64_t states,
-                         const V* h_start, V* h_adjoint, bool gated, V* dA, V* dlambda) {
+INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_log2e, V lambda, int64_t n,
+                         int64_t states, const V* h_start, V* h_adjoint, bool gated, V* dA, V* dlambda) {
   V h[kCount];
+#pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) g.h[j] = h[j] = h_start[n + j];
   for (int64_t l = 0; l < s.steps; ++l) {
     const V delta = s.delta[l], u = s.u[l + 1];
@@ -39,10 +47,12 @@ INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_lo
       g.h[(l + 1) * kCount + j] = h[j];
     }
     if (gated)
+#pragma GCC unroll 4
       for (int j = 0; j < kCount; ++j) g.y_scan[l] += h[j] * s.C[l * states + n + j];
   }
 
   V adjoint[kCount], dA_sum[kCount] = {}, dlambda_sum = {};
+#pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) adjoint[j] = h_adjoint[n + j];
   for (int64_t l = s.steps - 1; l >= 0; --l) {
     const V delta = s.delta[l], u = s.u[l + 1], dy = g.y[l];
@@ -79,6 +89,7 @@ INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_lo
     g.delta[l] += ddelta;
     if constexpr (M::kTwoTaps) g.u[l] += du_previous;
   }
+#pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) {
     h_adjoint[n + j] = adjoint[j];
     dA[n + j] += dA_sum[j];
@@ -111,8 +122,7 @@ INLINE void write_adjoint(const ScanArguments& a, const ScanGradients& grads, in
     store_as(grads.u.data, row(grads.u, t, step) + d, lanes, grads.u.dtype, g.u[l + 1] + skip * g.y[l]);
     *dD += g.y[l] * u;
     V ddelta = g.delta[l];
-    if (a.softplus)
-      ddelta *= sigmoid(load_as(a.delta.data, row(a.delta, t, step) + d, lanes, a.delta.dtype) + bias);
+    if (a.softplus) ddelta *= sigmoid(load_as(a.delta.data, row(a.delta, t, step) + d, lanes, a.delta.dtype) + bias);
     store_as(grads.delta.data, row(grads.delta, t, step) + d, lanes, grads.delta.dtype, ddelta);
     *dbias += ddelta;
     if (a.z.data) {
@@ -133,14 +143,23 @@ struct Backward {
   const int64_t N, blocks, segments;
   Segment s;
   Adjoint g;
-  std::vector<V> checkpoints;    // [segments, blocks, N] when there are several segments, else [1, 1, N]
-  std::vector<V> h_adjoint;      // [blocks, N], carried from a segment to the one before it
-  std::vector<V> u_carry, y;     // [blocks]: gradient that a segment leaves to the last input of the one before it
+  std::vector<V> checkpoints;  // [segments, blocks, N] when there are several segments, else [1, 1, N]
+  std::vector<V> h_adjoint;    // [blocks, N], carried from a segment to the one before it
+  std::vector<V> u_carry, y;   // [blocks]: gradient that a segment leaves to the last input of the one before it
 
   Backward(const ScanArguments& a, const ScanGradients& grads, const PreparedA& A)
-      : a(a), grads(grads), A(A), layout(a), N(a.states), blocks(ceil_div(a.channels, W)),
-        segments(ceil_div(a.length, kSegment)), s(a), g(a, s.delta.size()),
-        checkpoints(segments > 1 ? segments * blocks * N : N), h_adjoint(blocks * N), u_carry(blocks),
+      : a(a),
+        grads(grads),
+        A(A),
+        layout(a),
+        N(a.states),
+        blocks(ceil_div(a.channels, W)),
+        segments(ceil_div(a.length, kSegment)),
+        s(a),
+        g(a, s.delta.size()),
+        checkpoints(segments > 1 ? segments * blocks * N : N),
+        h_adjoint(blocks * N),
+        u_carry(blocks),
         y(s.delta.size()) {}
 
   int lanes_at(int64_t d) const { return a.channels - d < W ? a.channels - d : W; }
@@ -156,8 +175,7 @@ struct Backward {
       return;
     }
     load_columns(a.initial_state + offset, layout.row_stride, lanes_at(d), N, h);
-    if (t + 1 < a.batch)
-      prefetch(a.initial_state + offset + layout.batch_stride, lanes_at(d) * N * int64_t(sizeof(S)));
+    if (t + 1 < a.batch) prefetch(a.initial_state + offset + layout.batch_stride, lanes_at(d) * N * int64_t(sizeof(S)));
   }
 
   void read_inputs(int64_t t, int64_t block, int64_t begin) {
@@ -193,8 +211,7 @@ struct Backward {
         continue;
       }
       load_columns(rows, layout.row_stride, lanes_at(block * W), N, h);
-      if (t + 1 < a.batch)
-        prefetch(rows + layout.batch_stride, lanes_at(block * W) * N * int64_t(sizeof(S)));
+      if (t + 1 < a.batch) prefetch(rows + layout.batch_stride, lanes_at(block * W) * N * int64_t(sizeof(S)));
       if constexpr (M::kTwoTaps)
         for (int i = 0; i < lanes_at(block * W); ++i) u_carry[block][i] = rows[i * layout.row_stride + N];
     }

@@ -4,8 +4,8 @@
 #include "arguments.h"
 #include "discretizations.h"
 
-constexpr int64_t kSegment = 64;    // steps per pass: what a pass keeps stays in the cache at any length
-constexpr int kStatesPerPass = 4;   // recurrences in flight, to hide the latency of one
+constexpr int64_t kSegment = 64;   // steps per pass: what a pass keeps stays in the cache at any length
+constexpr int kStatesPerPass = 4;  // recurrences in flight, to hide the latency of one
 
 // A by blocks of W channels, one vector per state, with padding lanes 0.
 struct PreparedA {
@@ -62,13 +62,11 @@ void begin_segment(const ScanArguments& a, const StateLayout<M>& layout, int64_t
     read_weights(a.C, row(a.C, t, begin + l), a.states, &s.C[l * a.states]);
   }
   if constexpr (M::kTwoTaps) {
-    if (begin > 0)
-      read_weights(a.B, row(a.B, t, begin - 1), a.states, &s.B[0]);
+    if (begin > 0) read_weights(a.B, row(a.B, t, begin - 1), a.states, &s.B[0]);
     else if (a.initial_state)
       std::memcpy(&s.B[0], a.initial_state + t * layout.batch_stride + a.channels * layout.row_stride,
                   a.states * sizeof(S));
-    else
-      std::memset(&s.B[0], 0, a.states * sizeof(S));
+    else std::memset(&s.B[0], 0, a.states * sizeof(S));
   }
 }
 

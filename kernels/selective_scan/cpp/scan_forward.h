@@ -9,6 +9,7 @@ template <class M, int kCount, bool kSummary>
 INLINE void advance_states(const Segment& s, const V* A, const V* A_log2e, V lambda, int64_t n, int64_t states, V* h_io,
                            V* y, V* summary) {
   V h[kCount];
+#pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) h[j] = h_io[n + j];
   for (int64_t l = 0; l < s.steps; ++l) {
     const V delta = s.delta[l], u = s.u[l + 1];
@@ -26,6 +27,7 @@ INLINE void advance_states(const Segment& s, const V* A, const V* A_log2e, V lam
     }
     y[l] = y_l;
   }
+#pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) h_io[n + j] = h[j];
 }
 
@@ -126,9 +128,7 @@ void scan_forward(const ScanArguments& a) {
 #endif
   const PreparedA A(a);
   parallel(a.batch, a.threads, [&](int64_t first, int64_t last) {
-    if (a.summary)
-      forward_sequences<M, true>(a, A, first, last);
-    else
-      forward_sequences<M, false>(a, A, first, last);
+    if (a.summary) forward_sequences<M, true>(a, A, first, last);
+    else forward_sequences<M, false>(a, A, first, last);
   });
 }

@@ -64,7 +64,9 @@ void flat_step(const ScanArguments& a, const S* A_log2e, int64_t first, int64_t 
         store_line(state_out + at_j, h, stream);
         product[j] = h * C;
       }
+#pragma GCC unroll 4
       for (int width = N; width > 1; width /= 2)
+#pragma GCC unroll 8
         for (int j = 0; j < width / 2; ++j) product[j] = add_pairs(product[2 * j], product[2 * j + 1]);
       V y = product[0];
       if (a.D) y += load(a.D + d) * u;
@@ -84,11 +86,16 @@ void scan_flat_step(const ScanArguments& a) {
   for (S& x : A_log2e) x *= kLog2e;
   parallel(a.batch, a.threads, [&](int64_t first, int64_t last) {
     switch (a.states) {
-      case 16: return flat_step<M, 16>(a, A_log2e.data(), first, last);
-      case 8: return flat_step<M, 8>(a, A_log2e.data(), first, last);
-      case 4: return flat_step<M, 4>(a, A_log2e.data(), first, last);
-      case 2: return flat_step<M, 2>(a, A_log2e.data(), first, last);
-      default: return flat_step<M, 1>(a, A_log2e.data(), first, last);
+      case 16:
+        return flat_step<M, 16>(a, A_log2e.data(), first, last);
+      case 8:
+        return flat_step<M, 8>(a, A_log2e.data(), first, last);
+      case 4:
+        return flat_step<M, 4>(a, A_log2e.data(), first, last);
+      case 2:
+        return flat_step<M, 2>(a, A_log2e.data(), first, last);
+      default:
+        return flat_step<M, 1>(a, A_log2e.data(), first, last);
     }
   });
 }

@@ -7,10 +7,10 @@
 #ifdef SCALAR_IS_DOUBLE
 typedef double S;
 #else
-typedef float S;                                    // scalar of all arithmetic and of the state
+typedef float S;  // scalar of all arithmetic and of the state
 #endif
-constexpr int W = 64 / sizeof(S);                   // lanes
-typedef S V __attribute__((vector_size(64)));       // W lanes
+constexpr int W = 64 / sizeof(S);                                              // lanes
+typedef S V __attribute__((vector_size(64)));                                  // W lanes
 typedef S VU __attribute__((vector_size(64), aligned(sizeof(S)), may_alias));  // the same, at any address
 #define INLINE inline __attribute__((always_inline))
 
@@ -138,19 +138,22 @@ INLINE void store_as(void* base, int64_t offset, int lanes, int32_t dtype, V x) 
 // In place. A stage interleaves rows i and i + 8; four of them rotate the 8 index bits (row, column) by half a turn.
 INLINE void transpose(V (&x)[W]) {
 #ifndef SCALAR_IS_DOUBLE
-    for (int stage = 0; stage < 4; ++stage) {
-      V y[W];
-      for (int i = 0; i < 8; ++i) {
-        y[2 * i] = SHUFFLE(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        y[2 * i + 1] = SHUFFLE(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-      }
-      for (int i = 0; i < W; ++i) x[i] = y[i];
+#pragma GCC unroll 4
+  for (int stage = 0; stage < 4; ++stage) {
+    V y[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      y[2 * i] = SHUFFLE(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      y[2 * i + 1] = SHUFFLE(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
-#else
-    V y[W] = {};
-    for (int i = 0; i < W; ++i)
-      for (int j = 0; j < W; ++j) y[j][i] = x[i][j];
+#pragma GCC unroll 16
     for (int i = 0; i < W; ++i) x[i] = y[i];
+  }
+#else
+  V y[W] = {};
+  for (int i = 0; i < W; ++i)
+    for (int j = 0; j < W; ++j) y[j][i] = x[i][j];
+  for (int i = 0; i < W; ++i) x[i] = y[i];
 #endif
 }
 
@@ -159,6 +162,7 @@ inline void load_columns(const S* p, int64_t row_stride, int rows, int columns, 
     const int width = columns - c0 < W ? columns - c0 : W;
     V x[W] = {};
     if (rows == W && width == W)
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) x[i] = load(p + c0 + i * row_stride);
     else if (rows == W && width == W / 2)
       for (int i = 0; i < W; ++i) std::memcpy(&x[i], p + c0 + i * row_stride, sizeof(V) / 2);
@@ -185,6 +189,7 @@ inline void store_columns(S* p, int64_t row_stride, int rows, int columns, const
     for (int j = 0; j < width; ++j) x[j] = in[c0 + j];
     transpose(x);
     if (rows == W && width == W)
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) store_line(p + c0 + i * row_stride, x[i], stream);
     else if (rows == W && width == W / 2)
       for (int i = 0; i < W; ++i) std::memcpy(p + c0 + i * row_stride, &x[i], sizeof(V) / 2);

@@ -1,0 +1,248 @@
+"""The `triton` backend: launches the GPU kernels. Called by `operators.py` alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from selective_scan.discretization import get_discretization
+from selective_scan.state import state_dtype, state_shape
+from selective_scan.triton_kernels import conv, scan
+
+# Channels per program and warps per program: two channels per thread keep N = 16 states of each in registers.
+FORWARD_BLOCK, FORWARD_WARPS = 64, 1
+# The backward also sums over channels, which one warp does without a barrier; one channel per thread fits.
+BACKWARD_BLOCK, BACKWARD_WARPS = 32, 1
+# Programs of the backward per channel block: enough to fill any GPU, few enough that their states stay in its cache.
+BACKWARD_PROGRAMS = 1024
+
+
+def _block(channels: int, most: int) -> int:
+    return min(most, triton.next_power_of_2(channels))
+
+
+def _device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x with the last dimension contiguous, and in float64 where the arithmetic is."""
+    x = x.to(dtype) if dtype == torch.float64 else x
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype).contiguous()
+
+
+class _Scan:
+    """Arguments of one call as the kernels take them."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        initial_state: Tensor | None,
+        trapezoid_lambda: Tensor | None,
+        delta_softplus: bool,
+        discretization: str,
+    ) -> None:
+        self.dtype = dtype = state_dtype(u.dtype)
+        self.u, self.delta, self.B, self.C = (_as_rows(x, dtype) for x in (u, delta, B, C))
+        self.z = None if z is None else _as_rows(z, dtype)
+        self.A = A.to(dtype).contiguous()
+        self.D, self.bias, self.lam = (_dense(x, dtype) for x in (D, delta_bias, trapezoid_lambda))
+        self.h0 = _dense(initial_state, dtype)
+        self.shape = (*u.shape, A.shape[1])
+        self.state_shape = state_shape(u.shape[0], u.shape[2], A.shape[1], discretization)
+        method = get_discretization(discretization)
+        self.options = {
+            "METHOD": method.index,
+            "TWO_TAPS": method.taps == 2,
+            "N": A.shape[1],
+            "SOFTPLUS": delta_softplus,
+            "HAS_D": D is not None,
+            "HAS_Z": z is not None,
+            "HAS_BIAS": delta_bias is not None,
+            "HAS_LAM": trapezoid_lambda is not None,
+            "HAS_H0": initial_state is not None,
+        }
+
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        return self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias, self.lam, self.h0
+
+    def strides(self) -> list[int]:
+        z = self.u if self.z is None else self.z
+        return [s for x in (self.u, self.delta, z, self.B, self.C) for s in x.stride()[:2]]
+
+
+def scan_forward(*args: object, with_summary: bool = False, state: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Run the scan; arguments and results as `cpp_backend.scan_forward`."""
+    s = _Scan(*args)  # type: ignore[arg-type]
+    batch, length, channels, states = s.shape
+    y = torch.empty(s.u.shape, dtype=s.u.dtype, device=s.u.device)
+    if state is None:
+        final_state = torch.empty(s.state_shape, dtype=s.dtype, device=s.u.device)
+    else:
+        s.h0 = final_state = state
+    block = _block(channels, FORWARD_BLOCK)
+    blocks = triton.cdiv(channels, block)
+    partial = final_state.new_empty((blocks, batch, length, states) if with_summary else (0,))
+    if batch:
+        with _device(s.u):
+            scan.scan_forward[(batch, blocks)](
+                *s.inputs(),
+                y,
+                final_state,
+                partial,
+                batch,
+                length,
+                channels,
+                *s.strides(),
+                **s.options,
+                BLOCK=block,
+                SUMMARY=with_summary,
+                num_warps=FORWARD_WARPS,
+            )
+        if s.options["TWO_TAPS"]:
+            final_state[:, -1, :-1] = s.B[:, -1]
+            final_state[:, -1, -1] = 0
+    return y, final_state, partial.sum(0) / channels if with_summary else partial
+
+
+def scan_backward(
+    args: Sequence[object], grad_y: Tensor, grad_final_state: Tensor | None, grad_summary: Tensor | None
+) -> list[Tensor]:
+    """Return gradients; arguments and results as `cpp_backend.scan_backward`."""
+    s = _Scan(*args)  # type: ignore[arg-type]
+    batch, length, channels, states = s.shape
+    two_taps = bool(s.options["TWO_TAPS"])
+    block = _block(channels, BACKWARD_BLOCK)
+    blocks, programs = triton.cdiv(channels, block), max(1, min(batch, BACKWARD_PROGRAMS))
+    dy = _as_rows(grad_y, s.dtype)
+    dhT, dsummary = _dense(grad_final_state, s.dtype), _dense(grad_summary, s.dtype)
+
+    def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=s.u.device)
+
+    full = (batch, length, channels)
+    du, ddelta = empty(*full, dtype=s.u.dtype), empty(*full, dtype=s.delta.dtype)
+    dz = None if s.z is None else empty(*full, dtype=s.z.dtype)
+    dh0 = None if s.h0 is None else empty(*s.state_shape)
+    dB, dC = empty(blocks, batch, length + two_taps, states), empty(blocks, batch, length, states)
+    dA = empty(programs, channels, states)
+    dD, dbias, dlam = (empty(programs, channels) for _ in range(3))
+    history = empty(programs, blocks, length + 1, states, block)
+    with _device(s.u):
+        scan.scan_backward[(programs, blocks)](
+            *s.inputs(),
+            dy,
+            dhT,
+            dsummary,
+            *(du, ddelta, dz, dh0, dB, dC, dA, dD, dbias, dlam, history),
+            batch,
+            length,
+            channels,
+            *s.strides(),
+            *dy.stride()[:2],
+            **s.options,
+            BLOCK=block,
+            HAS_DHT=dhT is not None,
+            HAS_DSUMMARY=dsummary is not None,
+            num_warps=BACKWARD_WARPS,
+        )
+    dB_total = dB.sum(0)
+    if two_taps:  # row 0 belongs to the B that the state carries
+        if dhT is not None:
+            dB_total[:, -1] += dhT[:, -1, :-1]
+        if dh0 is not None:
+            dh0[:, -1, :-1] = dB_total[:, 0]
+            dh0[:, -1, -1] = 0
+        dB_total = dB_total[:, 1:]
+    gradients = (du, ddelta, dA.sum(0), dB_total, dC.sum(0), dD.sum(0), dz, dbias.sum(0), dh0, dlam.sum(0))
+    return _like_inputs(args, gradients)
+
+
+def _like_inputs(inputs: Sequence[object], gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """Give every gradient the dtype of its input, and stand in an empty tensor for those that do not exist."""
+    first = inputs[0]
+    assert isinstance(first, Tensor)
+    return [
+        x.new_empty(x.shape).copy_(g) if isinstance(x, Tensor) and g is not None else first.new_empty(0)
+        for x, g in zip(inputs, gradients, strict=False)
+    ]
+
+
+def _conv_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
+) -> tuple[list[Tensor | None], dict[str, Any]]:
+    dtype = state_dtype(x.dtype)
+    tensors = [_as_rows(x, dtype), *(_dense(p, dtype) for p in (weight, bias, initial_state))]
+    options = {
+        "K": weight.shape[1],
+        "SILU": silu,
+        "HAS_BIAS": bias is not None,
+        "HAS_STATE": initial_state is not None,
+        "BLOCK": _block(x.shape[2], FORWARD_BLOCK),
+        "num_warps": FORWARD_WARPS,
+    }
+    return tensors, options
+
+
+def conv_forward(*args: Any, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Run the convolution; arguments and results as `cpp_backend.conv_forward`."""
+    x, weight = args[:2]
+    batch, length, channels = x.shape
+    tensors, options = _conv_arguments(*args)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if state is None:
+        shape = (batch, channels, weight.shape[1])
+        final_state = torch.empty(shape, dtype=state_dtype(x.dtype), device=x.device)
+    else:
+        tensors[-1] = final_state = state
+    x_rows = tensors[0]
+    assert x_rows is not None
+    if batch:
+        with _device(x):
+            conv.conv_forward[(batch, triton.cdiv(channels, options["BLOCK"]))](
+                *tensors, y, final_state, length, channels, *x_rows.stride()[:2], **options
+            )
+    return y, final_state
+
+
+def conv_backward(args: Sequence[Any], grad_y: Tensor, grad_final_state: Tensor | None) -> list[Tensor]:
+    """Return gradients; arguments and results as `cpp_backend.conv_backward`."""
+    x, weight, bias, initial_state = args[:4]
+    batch, length, channels = x.shape
+    width, dtype = weight.shape[1], state_dtype(x.dtype)
+    tensors, options = _conv_arguments(*args)
+    dy, programs = _as_rows(grad_y, dtype), max(1, min(batch, BACKWARD_PROGRAMS))
+    dhistory = torch.empty((batch, width + length, channels), dtype=dtype, device=x.device)
+    dweight = dhistory.new_empty(programs, channels, width)
+    dbias = dhistory.new_empty(programs, channels)
+    x_rows = tensors[0]
+    assert x_rows is not None
+    with _device(x):
+        conv.conv_backward[(programs, triton.cdiv(channels, options["BLOCK"]))](
+            *(*tensors, dy, dhistory, dweight, dbias),
+            *(batch, length, channels),
+            *x_rows.stride()[:2],
+            *dy.stride()[:2],
+            **options,
+        )
+    if grad_final_state is not None:  # the final state is the last K inputs
+        dhistory[:, length:] += grad_final_state.transpose(1, 2)
+    dstate = None if initial_state is None else dhistory[:, :width].transpose(1, 2)
+    dbias_total = None if bias is None else dbias.sum(0)
+    return _like_inputs(args, (dhistory[:, width:], dweight.sum(0), dbias_total, dstate))

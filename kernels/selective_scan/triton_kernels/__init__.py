@@ -1,0 +1,1 @@
+"""Triton kernels. Imported only when the backend first runs, so that the package needs no triton."""
