@@ -119,7 +119,7 @@ def test_point_07_dtypes_follow_the_model() -> None:
             assert state[0][0].dtype == (dtype or torch.float32)
     double = contract().double()
     assert {t.dtype for t in state_tensors(double.allocate_state(1))} == {torch.float64}
-    with pytest.raises(ValueError, match="dtype torch.float64"):
+    with pytest.raises(ValueError, match=r"dtype torch.float64"):
         validate_state(double, contract().allocate_state(1), 1)
 
 

@@ -190,7 +190,7 @@ def test_point_15_the_grid_of_a_file_is_stated_and_not_guessed(tmp_path: Path) -
     torch.testing.assert_close(square.pos_embed[:, 1:], expected)
     odd = empty_model("videomamba_image", img_size=(32, 48))  # 6 patches are no square
     torch.save(odd.state_dict(), tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="6 rows of patches.*pass source_grid"):
+    with pytest.raises(CheckpointError, match=r"6 rows of patches.*pass source_grid"):
         load_backbone(square, tmp_path / "odd.pth", "videomamba_image")
 
 
@@ -314,7 +314,7 @@ def test_build_reads_every_field_and_names_a_missing_one() -> None:
         broken.vision_encoder.in_chans = 3  # is no substitute for channels
         with pytest.raises(AttributeError, match=rf"vision_encoder\.{name} "):
             build_videomamba(broken)
-    with pytest.raises(AttributeError, match="config.vision_encoder is required"):
+    with pytest.raises(AttributeError, match=r"config.vision_encoder is required"):
         build_videomamba(SimpleNamespace())
     with pytest.raises(NotImplementedError, match="bimamba=True"):
         build_videomamba(config(bimamba=False))

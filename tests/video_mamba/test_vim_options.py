@@ -22,7 +22,7 @@ def test_the_six_published_discretizations_are_selectable_and_differ() -> None:
             assert (outputs[a] - outputs[b]).abs().max() > 1e-4, (a, b)
     for name in DISCRETIZATIONS:
         assert vim_model(discretization_method=name)(IMAGE).isfinite().all()
-    with pytest.raises(ValueError, match="unknown discretization 'simpson'.*zoh"):
+    with pytest.raises(ValueError, match=r"unknown discretization 'simpson'.*zoh"):
         vim_model(discretization_method="simpson")
     with pytest.raises(ValueError, match="give it once"):
         vim_model(ssm_cfg={"discretization": "foh"}, discretization_method="rk4")
