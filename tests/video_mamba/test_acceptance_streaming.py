@@ -26,6 +26,15 @@ def test_point_01_chunks_equal_one_go(rms_norm: bool, tubelet: int, split: list[
     torch.testing.assert_close(chunked, whole, atol=SAME, rtol=0)
 
 
+@pytest.mark.parametrize("discretization", ["bilinear", "rk4", "foh_exact", "tustin"])
+def test_point_01_every_discretization_streams(discretization: str) -> None:
+    model = contract(ssm_cfg={"d_state": 4, "backend": "reference", "discretization": discretization})
+    x = clip(6)
+    with torch.no_grad():
+        chunked, _ = stream(model, x, [1, 2, 3])
+        torch.testing.assert_close(chunked, model.forward_features(x), atol=SAME, rtol=0)
+
+
 @pytest.mark.parametrize("dropped", ["conv", "ssm", "both"])
 def test_point_01_without_the_state_outputs_differ(dropped: str) -> None:
     model, x = contract(), clip(8)

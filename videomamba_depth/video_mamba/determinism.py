@@ -23,11 +23,11 @@ class DeterminismConfig:
         allow_tf32: matrix products and convolutions on CUDA may round float32 inputs to TF32.
     """
 
-    seed: int
-    deterministic: bool
-    warn_only: bool
-    cudnn_benchmark: bool
-    allow_tf32: bool
+    seed: int = 0
+    deterministic: bool = False
+    warn_only: bool = True
+    cudnn_benchmark: bool = True
+    allow_tf32: bool = True
 
 
 def configure_determinism(

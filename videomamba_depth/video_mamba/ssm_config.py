@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from selective_scan import DISCRETIZATIONS
+
 _MIXER_KEYS = (
     "d_state",
     "d_conv",
@@ -38,8 +40,6 @@ def mixer_arguments(ssm_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def check_discretization(name: str) -> str:
     """Return a discretization's name; ValueError with the list of names when there is no such one."""
-    from selective_scan import DISCRETIZATIONS
-
     if name not in DISCRETIZATIONS:
         raise ValueError(f"unknown discretization {name!r}; choose one of {', '.join(DISCRETIZATIONS)}")
     return name
