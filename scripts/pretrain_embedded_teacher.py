@@ -2,6 +2,7 @@
 """Train the small Depth Anything teacher that is shipped with the package, from scratch, on the synthetic world.
 
     python scripts/pretrain_embedded_teacher.py                                       # render, train, evaluate, save
+    torchrun --nproc-per-node=2 scripts/pretrain_embedded_teacher.py --threads 1     # the same in two processes
     python scripts/pretrain_embedded_teacher.py --evaluate-only videomamba_depth/assets/embedded_teacher
 
 Stills and checkpoints live in --work-dir; run again after an interruption, the job continues where it was.
@@ -37,29 +38,29 @@ from videomamba_depth.utils.metrics_accuracy import accuracy
 log = logging.getLogger("pretrain_embedded_teacher")
 
 HELD_OUT_SEEDS = 5_000_000  # of the evaluation; training scenes begin at FIRST_SEED, far above
-NATIVE_SIZE = 126  # short side in px, the middle of the training resolutions
+NATIVE_SIZE = 112  # short side in px
 # Height, width of the batches in px, drawn anew for each step: small ones first, since they cost less, then all.
 EARLY_RESOLUTIONS = ((70, 98), (84, 84), (84, 84), (84, 112))
-LATE_RESOLUTIONS = ((84, 112), (98, 126), (112, 112), (112, 140), (126, 126), (126, 154))
+LATE_RESOLUTIONS = ((84, 112), (98, 98), (98, 126), (112, 112), (112, 140))
 DECAY_SHARE = 0.35  # of the steps, the last ones, in which the learning rate falls and LATE_RESOLUTIONS are drawn
 MAX_DEPTH_M = {"rooms": 20.0, "courtyard": 30.0}  # beyond it lies nothing in a room and the sky in the courtyard
 TARGET_MEAN = 3.0  # of the prediction over a frame; the head's last bias starts there, or its ReLU dies
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
 Batch = tuple[Tensor, Tensor]
 
 
 def draw_batch(stills: Stills, step: int, args: argparse.Namespace) -> Batch:
-    """Draw the augmented batch of a step, a function of (seed, step) alone: a resumed run sees the same.
+    """Draw this process's share of a step's batch, a function of (seed, step, process): a resumed run sees the same.
 
     Returns rgb [b,3,h,w] in [0,1] and inverse depth [b,1,h,w] in 1/m.
     """
-    seed, batch_size, count = args.seed, args.batch_size, len(stills.done)
-    rng = np.random.default_rng([seed, step])
+    count, per_epoch = len(stills.done), len(stills.done) // args.batch_size
     resolutions = LATE_RESOLUTIONS if step >= decay_start(args) else EARLY_RESOLUTIONS
-    height, width = resolutions[rng.integers(len(resolutions))]
-    per_epoch = count // batch_size
-    order = np.random.default_rng([seed, 1, step // per_epoch]).permutation(count)
-    chosen = order[(step % per_epoch) * batch_size :][:batch_size]
+    height, width = resolutions[np.random.default_rng([args.seed, step]).integers(len(resolutions))]
+    order = np.random.default_rng([args.seed, 1, step // per_epoch]).permutation(count)
+    chosen = order[(step % per_epoch) * args.batch_size :][: args.batch_size][RANK::WORLD_SIZE]
+    rng = np.random.default_rng([args.seed, step, RANK])
     pairs = [augment(rng, stills.rgb[i], stills.inv_depth[i], height, width) for i in chosen]
     rgb, inv_depth = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
     return torch.from_numpy(rgb).permute(0, 3, 1, 2), torch.from_numpy(inv_depth)[:, None]
@@ -114,6 +115,14 @@ def build_model() -> DepthAnythingForDepthEstimation:
         attn_implementation="eager",  # on a CPU its backward pass is the faster one
     )
     model = DepthAnythingForDepthEstimation(config)
+    # With the library's start, a std of 0.02 for every convolution, the decoder's output varies by 1e-6. Here every
+    # projection keeps the variance and every residual unit starts as the identity.
+    for name, module in (*model.neck.named_modules(), ("conv1", model.head.conv1), ("conv2", model.head.conv2)):
+        if name.endswith("convolution2"):
+            torch.nn.init.zeros_(module.weight)
+        elif isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            gain = "linear" if "residual" not in name and not name.startswith("conv") else "relu"
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity=gain)
     torch.nn.init.constant_(model.head.conv3.bias, TARGET_MEAN)
     return model
 
@@ -184,6 +193,18 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     return args.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def average_gradients(model: torch.nn.Module) -> None:
+    """Replace every gradient by its mean over the processes."""
+    if WORLD_SIZE == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    parts = (flat / WORLD_SIZE).split([g.numel() for g in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 def train(stills: Stills, args: argparse.Namespace) -> tuple[DepthAnythingForDepthEstimation, float]:
     """Train, from the last checkpoint if there is one; return the averaged (EMA) model and the seconds it took."""
     torch.manual_seed(args.seed)
@@ -195,7 +216,7 @@ def train(stills: Stills, args: argparse.Namespace) -> tuple[DepthAnythingForDep
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), fused=True)
     checkpoint, start, spent_s = args.work_dir / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -214,6 +235,7 @@ def train(stills: Stills, args: argparse.Namespace) -> tuple[DepthAnythingForDep
                 group["lr"] = learning_rate(step, args)
             invariant, relative = teacher_loss(predict(model, rgb), inv_depth)
             (invariant + relative).backward()
+            average_gradients(model)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
             optimizer.step()
             optimizer.zero_grad()
@@ -229,12 +251,12 @@ def train(stills: Stills, args: argparse.Namespace) -> tuple[DepthAnythingForDep
                     1e3 * seconds, seconds * (args.steps - step - 1),
                 )  # fmt: skip
                 sums, since = torch.zeros(3), time.monotonic()
-            if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            if RANK == 0 and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
                 total_s = spent_s + time.monotonic() - started
                 state = {"model": model.state_dict(), "average": average.state_dict(), "step": step + 1}
                 torch.save({**state, "optimizer": optimizer.state_dict(), "spent_s": total_s}, f"{checkpoint}.tmp")
                 os.replace(f"{checkpoint}.tmp", checkpoint)
-            if args.evaluate_every and (step + 1) % args.evaluate_every == 0:
+            if RANK == 0 and args.evaluate_every and (step + 1) % args.evaluate_every == 0:
                 save_teacher(average, args.work_dir / "latest")
                 log.info("held out: %s", json.dumps(evaluate(args.work_dir / "latest", 32)))
                 since = time.monotonic()
@@ -325,10 +347,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=EMBEDDED_TEACHER, help="folder of the finished teacher")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/embedded_teacher"), help="stills, checkpoints")
     parser.add_argument("--num-stills", type=int, default=8_000, help="training scenes, one still of each")
-    parser.add_argument("--steps", type=int, default=4_000)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=150, help="steps of linear warm-up")
+    parser.add_argument("--steps", type=int, default=1_300)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights, which are kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the training")
@@ -351,8 +373,15 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.num_stills < args.batch_size:
         raise UserError(f"--num-stills {args.num_stills} is less than a batch; give at least {args.batch_size}")
-    stills = render_stills(args.work_dir / "stills", args.num_stills, args.workers)
-    average, seconds = train(stills, args)
+    if WORLD_SIZE > 1:
+        torch.distributed.init_process_group("gloo")
+    if RANK == 0:
+        render_stills(args.work_dir / "stills", args.num_stills, args.workers)
+    if WORLD_SIZE > 1:
+        torch.distributed.barrier()
+    average, seconds = train(Stills(args.work_dir / "stills", args.num_stills), args)
+    if RANK != 0:
+        return
     save_teacher(average, args.output)
     report = evaluate(args.output, args.evaluation_frames)
     write_model_card(args.output, report, args, seconds)

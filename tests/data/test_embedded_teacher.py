@@ -12,7 +12,7 @@ from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEn
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.metrics_accuracy import accuracy
 
-NATIVE_SIZE = 126
+NATIVE_SIZE = 112
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_it_works_at_the_resolutions_of_its_training(teacher: DepthAnythingEncod
     rgb = torch.from_numpy(frame.rgb).permute(2, 0, 1)[None].float() / 255
     maps = [
         DepthAnythingEncoder.from_pretrained("embedded", input_size=size).predict_depth(rgb).flatten()
-        for size in (112, 126, 140)
+        for size in (98, 112, 126)
     ]
     correlation = torch.corrcoef(torch.stack(maps))
     assert correlation.min() > 0.9
