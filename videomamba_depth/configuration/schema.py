@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from selective_scan import DISCRETIZATIONS
 from videomamba_depth.models.temporal_mamba import ScaleSpec
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
@@ -68,6 +69,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choice("model.form", self.form, ("innovation", "plain"))
+        _check_choice("model.discretization", self.discretization, tuple(DISCRETIZATIONS))
 
 
 @dataclass
