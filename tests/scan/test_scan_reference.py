@@ -122,7 +122,9 @@ def _gradcheck(arguments: dict[str, Tensor], method: str, delta_softplus: bool, 
         named = dict(zip(names, values, strict=True))
         return selective_scan_with_summary_ref(**named, delta_softplus=delta_softplus, discretization=method)
 
-    assert torch.autograd.gradcheck(scan, leaves, eps=1e-6, atol=2e-6, rtol=1e-4, fast_mode=fast_mode, check_undefined_grad=False)
+    assert torch.autograd.gradcheck(
+        scan, leaves, eps=1e-6, atol=2e-6, rtol=1e-4, fast_mode=fast_mode, check_undefined_grad=False
+    )
 
 
 def driven_decay_error(method: str, steps: int) -> float:

@@ -42,7 +42,7 @@ def conv_forward(
     bias = load_or(bias_ptr, d, mask, 0.0, dtype, HAS_BIAS)
     window = load_columns(state_ptr, (t * D + d) * K, mask, dtype, K, HAS_STATE)
     for step in range(L):
-        l = step.to(tl.int64)  # noqa: E741
+        l = t * 0 + step  # noqa: E741
         window = shifted(window, tl.load(x_ptr + t * x_t + l * x_l + d, mask=mask, other=0.0).to(dtype), K)
         y = filtered(window, weight, bias, K)
         if SILU:
@@ -72,14 +72,15 @@ def conv_backward(
     dweight = load_columns(weight_ptr, d * K, mask, dtype, K, False)
     zero = tl.zeros_like(bias)
     dbias = zero
+    zero64 = first.to(tl.int64) * 0
     for token in range(first, T, programs):
-        t = token.to(tl.int64)
+        t = zero64 + token
         window = load_columns(state_ptr, (t * D + d) * K, mask, dtype, K, HAS_STATE)
         grads = load_columns(weight_ptr, d * K, mask, dtype, K, False)
         dhistory = dhistory_ptr + t * (K + L) * D + d
         tl.store(dhistory, zero, mask=mask)
         for step in range(L):
-            l = step.to(tl.int64)  # noqa: E741
+            l = t * 0 + step  # noqa: E741
             window = shifted(window, tl.load(x_ptr + t * x_t + l * x_l + d, mask=mask, other=0.0).to(dtype), K)
             g = tl.load(dy_ptr + t * dy_t + l * dy_l + d, mask=mask, other=0.0).to(dtype)
             if SILU:

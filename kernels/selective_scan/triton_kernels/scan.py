@@ -79,7 +79,7 @@ def scan_forward(
         u_old = load_or(h0_ptr, state + N, mask, 0.0, dtype, HAS_H0)
 
     for step in range(L):
-        l = step.to(tl.int64)  # noqa: E741 (the letter of the formulas)
+        l = t * 0 + step  # noqa: E741 (int64; the letter of the formulas)
         delta, _ = read_delta(delta_ptr, t * delta_t + l * delta_l + d, mask, bias, dtype, SOFTPLUS)
         u = tl.load(u_ptr + t * u_t + l * u_l + d, mask=mask, other=0.0).to(dtype)
         y = skip * u
@@ -149,8 +149,9 @@ def scan_backward(
     dbias = tl.zeros_like(bias)
     dlam = tl.zeros_like(bias)
 
+    zero64 = first.to(tl.int64) * 0
     for token in range(first, T, programs):
-        t = token.to(tl.int64)
+        t = zero64 + token
         state = t * rows * row + d * row
         h = load_columns(h0_ptr, state, mask, dtype, N, HAS_H0)
         u_first = tl.zeros_like(bias)
@@ -161,7 +162,7 @@ def scan_backward(
             tl.store(history + n * BLOCK, h[n])
 
         for step in range(L):
-            l = step.to(tl.int64)  # noqa: E741
+            l = t * 0 + step  # noqa: E741
             delta, _ = read_delta(delta_ptr, t * delta_t + l * delta_l + d, mask, bias, dtype, SOFTPLUS)
             u = tl.load(u_ptr + t * u_t + l * u_l + d, mask=mask, other=0.0).to(dtype)
             new = ()
@@ -186,7 +187,7 @@ def scan_backward(
             du_next = load_or(dhT_ptr, state + N, mask, 0.0, dtype, HAS_DHT)
 
         for back in range(L):
-            l = (L - 1 - back).to(tl.int64)  # noqa: E741
+            l = t * 0 + (L - 1 - back)  # noqa: E741
             at = t * L + l
             delta, slope = read_delta(delta_ptr, t * delta_t + l * delta_l + d, mask, bias, dtype, SOFTPLUS)
             u = tl.load(u_ptr + t * u_t + l * u_l + d, mask=mask, other=0.0).to(dtype)

@@ -1,0 +1,162 @@
+"""Choice of backend, and building of the C++ library when things are not as they should be."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from scan_cases import make_case
+
+from selective_scan import backends, build, selective_scan
+from selective_scan.backends import resolve_backend
+
+VARIABLES = ("VIDEOMAMBA_DISABLE_FUSED", "VIDEOMAMBA_SCAN_BACKEND", "VIM_USE_CUDA_KERNEL")
+
+CACHED = (
+    build.load_library,
+    build._try_load,
+    build._compiler,
+    build._environment_key,
+    backends._cpp_problem,
+)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable set, nothing logged yet; whatever a test makes the caches believe is forgotten after it."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    backends._logged.clear()
+    backends._warned.clear()
+    yield
+    forget()
+
+
+def forget() -> None:
+    for function in CACHED:
+        function.cache_clear()
+
+
+def choose(requested: str | None = None, device: str = "cpu") -> str:
+    return resolve_backend(requested, device, "zoh", False)
+
+
+def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose() == "cpp"
+    monkeypatch.setenv("VIM_USE_CUDA_KERNEL", "0")
+    assert choose() == "reference"
+    monkeypatch.setenv("VIDEOMAMBA_SCAN_BACKEND", "cpp")
+    assert choose() == "cpp"
+    assert choose("reference") == "reference"
+    monkeypatch.setenv("VIDEOMAMBA_DISABLE_FUSED", "1")
+    assert choose("cpp") == "reference"
+
+
+def test_refuses_what_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="backend must be one of reference"):
+        choose("cuda")
+    with pytest.raises(ValueError, match="'triton' runs on cuda tensors; got cpu"):
+        choose("triton")
+    monkeypatch.setenv("VIM_USE_CUDA_KERNEL", "1")
+    with pytest.raises(RuntimeError, match="there is no fused backend for mps"):
+        choose(device="mps")
+
+
+def test_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "selective_scan"):
+        choose()
+        choose()
+    assert [r.getMessage() for r in caplog.records] == [
+        "selective_scan[zoh] runs on backend cpp (automatic)",
+    ]
+
+
+def test_without_a_compiler_one_warning_and_the_reference(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    forget()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("SELECTIVE_SCAN_CACHE_DIR", str(tmp_path))
+    case = make_case(1, 2, 3, 2)
+    with caplog.at_level(logging.WARNING, "selective_scan"):
+        for _ in range(2):
+            selective_scan(**case.arguments)  # type: ignore[arg-type]
+    assert len(caplog.records) == 1
+    assert "the slow reference backend runs: no C++ compiler found" in caplog.records[0].getMessage()
+    with pytest.raises(RuntimeError, match="backend 'cpp', chosen by the argument, does not work here: no C"):
+        choose("cpp")
+    monkeypatch.setenv("VIM_USE_CUDA_KERNEL", "1")
+    with pytest.raises(RuntimeError, match="asks for a fused backend: no C"):
+        choose()
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget()
+    fake = tmp_path / "fake-compiler"
+    fake.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("SELECTIVE_SCAN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(build.BuildError, match=r"cannot compile conv\.cpp: x\.cpp:1: error: no such thing$"):
+        build.load_library("conv.cpp")
+
+
+def test_concurrent_builds_compile_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget()
+    compilations, real = [], build._run
+
+    def counting(command: list[str]) -> subprocess.CompletedProcess[str]:
+        compilations.append(command)
+        return real(command)
+
+    monkeypatch.setattr(build, "_run", counting)
+    monkeypatch.setenv("SELECTIVE_SCAN_CACHE_DIR", str(tmp_path))
+    library = build._library_path("conv.cpp", ())
+    threads = [threading.Thread(target=build._build, args=("conv.cpp", (), library)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compilations) == 1
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".so"]
+
+
+def test_key_depends_on_sources_flags_and_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = {build._library_path("scan.cpp", ("METHOD=0",)), build._library_path("scan.cpp", ("METHOD=1",))}
+    monkeypatch.setattr(build, "_environment_key", lambda: "another machine")
+    names.add(build._library_path("scan.cpp", ("METHOD=0",)))
+    (tmp_path / "scan.cpp").write_text("// another source")
+    monkeypatch.setattr(build, "SOURCE_DIR", tmp_path)
+    names.add(build._library_path("scan.cpp", ("METHOD=0",)))
+    assert len(names) == 4
+
+
+def test_import_builds_prints_and_configures_nothing(tmp_path: Path) -> None:
+    code = (
+        "import logging, sys, selective_scan\n"
+        "assert not logging.getLogger().handlers\n"
+        "assert 'triton' not in sys.modules or not [m for m in sys.modules if 'triton_kernels' in m]\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "", "SELECTIVE_SCAN_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_meta_tensors_run_on_the_reference() -> None:
+    case = make_case(1, 2, 3, 2)
+    y, _ = selective_scan(**{name: x.to("meta") for name, x in case.arguments.items()})  # type: ignore[arg-type]
+    assert y.shape == (1, 2, 3)
+    assert y.device == torch.device("meta")
