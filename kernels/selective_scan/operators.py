@@ -92,7 +92,8 @@ def operator(backend: str, name: str) -> Any:
 
 def _fake_scan(*a: Any) -> tuple[Tensor, Tensor, Tensor]:
     u, A, discretization, with_summary = a[0], a[2], a[11], a[12]
-    (batch, length, channels), states, dtype = u.shape, A.shape[1], state_dtype(u.dtype)
+    batch, length, channels = u.shape
+    states, dtype = A.shape[1], state_dtype(u.dtype)
     return (
         u.new_empty(u.shape),
         u.new_empty(state_shape(batch, channels, states, discretization), dtype=dtype),
@@ -101,8 +102,8 @@ def _fake_scan(*a: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fake_conv(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, _, channels = x.shape
-    return x.new_empty(x.shape), x.new_empty((batch, channels, weight.shape[1]), dtype=state_dtype(x.dtype))
+    state = (x.shape[0], x.shape[2], weight.shape[1])
+    return x.new_empty(x.shape), x.new_empty(state, dtype=state_dtype(x.dtype))
 
 
 def _fake_gradient(x: Tensor | None, like: Tensor) -> Tensor:

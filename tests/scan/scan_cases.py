@@ -11,7 +11,6 @@ from torch import Tensor
 from selective_scan import DISCRETIZATIONS, selective_scan_with_summary, state_shape
 
 METHODS = list(DISCRETIZATIONS)
-ONE_TAP = [name for name, row in DISCRETIZATIONS.items() if row.taps == 1]
 
 # Relative RMS errors against the float64 reference; the worst seen are in the comments.
 FORWARD_TOLERANCE = {torch.float32: 1e-6, torch.float64: 3e-15}  # 2.5e-7, 7e-16

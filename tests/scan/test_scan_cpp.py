@@ -10,7 +10,6 @@ import torch
 from scan_cases import (
     FORWARD_TOLERANCE,
     METHODS,
-    ONE_TAP,
     assert_close,
     make_case,
     relative_rms,

@@ -1,5 +1,8 @@
 """Causal depthwise convolution with silu and carried state: the window is a tuple of K vectors of BLOCK channels."""
 
+# mypy: ignore-errors
+# (The arguments of Triton kernels have no Python types.)
+
 from __future__ import annotations
 
 import triton

@@ -4,6 +4,9 @@ The state is a tuple of N vectors of BLOCK channels, never a [BLOCK, N] tile: no
 loop holds neither shuffles nor barriers (but for the optional summary, which sums over channels).
 """
 
+# mypy: ignore-errors
+# (The arguments of Triton kernels have no Python types.)
+
 from __future__ import annotations
 
 import triton
