@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # `import tiny`, `import media`
+# `import tiny`, `import media`, `import commands`; the other test files are imported by their own names.
+sys.path.insert(0, str(Path(__file__).parent))
 
 torch.set_num_threads(1)
 

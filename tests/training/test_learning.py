@@ -1,0 +1,56 @@
+"""Training learns, and stops before it does harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import train
+from tiny import tiny_teacher
+
+from videomamba_depth.models.checkpoint import read_weights
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.logger import read_json_lines
+
+ONE_CLIP = ("data.num_worlds=1", "data.flip=false", "data.p_single_frame=0", "data.perturb.probability=0")
+
+
+def test_overfits_one_clip_of_another_teacher(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    """The student starts from a damaged copy of the teacher's decoder, and approaches the teacher."""
+    other = tmp_path / "other"
+    damaged = tiny_teacher()
+    with torch.no_grad():
+        for p in damaged.head.parameters():
+            p.mul_(1 + 0.5 * torch.randn_like(p))
+    damaged.save_pretrained(other)
+    run = tmp_path / "run"
+    options = (*ONE_CLIP, "trainer.steps=24", "trainer.checkpoint_every=24", "optim.lr=0.005", "model.train_head=true")
+    assert train(run, tiny_teacher_folder, f"model.encoder={other}", "loss.temporal_gradient_weight=0", *options)
+    losses = [record["loss/ssi"] for record in read_json_lines(run / "metrics.jsonl")]
+    assert sum(losses[-4:]) < 0.6 * sum(losses[:4])
+
+
+def test_a_frozen_decoder_stays_the_teacher_s(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    run = tmp_path / "run"
+    assert train(run, tiny_teacher_folder, "trainer.steps=3")
+    weights = read_weights(run / "last" / "student.safetensors")
+    teacher = read_weights(Path(tiny_teacher_folder) / "model.safetensors")
+    assert torch.equal(weights["head.head.conv1.weight"], teacher["head.conv1.weight"])
+    moved = [name for name in weights if name.endswith("out_proj.weight") and weights[name].abs().max() > 0]
+    assert len(moved) == 6
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    tmp_path: Path, tiny_teacher_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, tiny_teacher_folder, "trainer.steps=2")
+    before = (run / "last" / "trainer.safetensors").read_bytes()
+    from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+
+    decode = VideoMambaDepth.decode
+    monkeypatch.setattr(VideoMambaDepth, "decode", lambda *args: decode(*args) * float("inf"))
+    with pytest.raises(UserError, match=r"loss .* is not finite at step 3, batch \d+, frame \d+ \(videos: synthetic/"):
+        train(run, tiny_teacher_folder, "trainer.steps=4")
+    assert (run / "last" / "trainer.safetensors").read_bytes() == before
