@@ -7,7 +7,7 @@
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__) && !defined(SCALAR_IS_DOUBLE)
 #define HAVE_FLAT_STEP 1
 
-typedef int32_t VI __attribute__((vector_size(64)));
+typedef int32_t VI __attribute__((vector_size(kVectorBytes)));
 
 // Sums of neighbours, of x in the lower half and of y in the upper one.
 INLINE V add_pairs(V x, V y) {

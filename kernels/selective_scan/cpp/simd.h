@@ -1,17 +1,25 @@
-// Vectors of one cache line, in the compiler's own vector extension: the same source gives AVX-512, AVX2 or NEON code.
+// Vectors in the compiler's own vector extension: the same source gives AVX-512, AVX2 or NEON code.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+// As wide as the registers: a wider vector would be lowered well for arithmetic but element by element for shuffles.
+#ifdef __AVX512F__
+#define VECTOR_BYTES 64
+#else
+#define VECTOR_BYTES 32
+#endif
+constexpr int kVectorBytes = VECTOR_BYTES;
 
 #ifdef SCALAR_IS_DOUBLE
 typedef double S;
 #else
 typedef float S;  // scalar of all arithmetic and of the state
 #endif
-constexpr int W = 64 / sizeof(S);                                              // lanes
-typedef S V __attribute__((vector_size(64)));                                  // W lanes
-typedef S VU __attribute__((vector_size(64), aligned(sizeof(S)), may_alias));  // the same, at any address
+constexpr int W = kVectorBytes / sizeof(S);                                              // lanes
+typedef S V __attribute__((vector_size(kVectorBytes)));                                  // W lanes
+typedef S VU __attribute__((vector_size(kVectorBytes), aligned(sizeof(S)), may_alias));  // the same, at any address
 #define INLINE inline __attribute__((always_inline))
 
 INLINE V broadcast(S x) { return V{} + x; }
@@ -52,7 +60,7 @@ INLINE V vexp2(V x) {
   if constexpr (sizeof(S) == 8) {
     return by_lane([](double t) { return __builtin_exp2(t); }, x);
   } else {
-    typedef int32_t VI __attribute__((vector_size(64)));
+    typedef int32_t VI __attribute__((vector_size(kVectorBytes)));
     x = vmin(vmax(x, broadcast(-126)), broadcast(127));
     const V shifted = x + S(12582912);  // 1.5 * 2^23: rounds to an integer, left in the low bits
     const V f = x - (shifted - S(12582912));
@@ -135,16 +143,24 @@ INLINE void store_as(void* base, int64_t offset, int lanes, int32_t dtype, V x) 
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (decltype(a < b)){__VA_ARGS__})
 #endif
 
-// In place. A stage interleaves rows i and i + 8; four of them rotate the 8 index bits (row, column) by half a turn.
+#if VECTOR_BYTES == 64
+#define INTERLEAVE_LOW(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define INTERLEAVE_HIGH(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#else
+#define INTERLEAVE_LOW(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define INTERLEAVE_HIGH(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#endif
+
+// In place. A stage interleaves rows i and i + W/2; log2(W) stages rotate the index bits (row, column) by half a turn.
 INLINE void transpose(V (&x)[W]) {
 #ifndef SCALAR_IS_DOUBLE
 #pragma GCC unroll 4
-  for (int stage = 0; stage < 4; ++stage) {
+  for (int stage = 1; stage < W; stage *= 2) {
     V y[W];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      y[2 * i] = SHUFFLE(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      y[2 * i + 1] = SHUFFLE(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    for (int i = 0; i < W / 2; ++i) {
+      y[2 * i] = INTERLEAVE_LOW(x[i], x[i + W / 2]);
+      y[2 * i + 1] = INTERLEAVE_HIGH(x[i], x[i + W / 2]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) x[i] = y[i];
