@@ -57,13 +57,15 @@ def test_final_pool_types_without_a_cls(pool: str) -> None:
 
 
 def test_bidirectional_pairs_average_a_layer_and_a_flipped_one() -> None:
-    model = vim_model(bimamba_type="none", if_bidirectional=True, depth=2)
+    model = vim_model(bimamba_type="none", if_bidirectional=True, depth=4)
     assert all(type(layer.mixer) is MambaMixer for layer in model.layers)
-    tokens = model._embed(IMAGE, (2, 2))
-    ahead = model.layers[0](tokens, None)
-    back = model.layers[1](tokens.flip(1), None)
-    mean = (ahead.branch + back.branch.flip(1)) / 2
-    torch.testing.assert_close(model.forward_features(IMAGE), model.norm_f(mean + tokens))
+    stream, branch = 0, model._embed(IMAGE, (2, 2))
+    for ahead, back in (model.layers[:2], model.layers[2:]):
+        stream = stream + branch  # the same for both: flipping it twice changes nothing
+        one = ahead.mixer(ahead.norm(stream)).y
+        other = back.mixer(back.norm(stream.flip(1))).y.flip(1)
+        branch = (one + other) / 2
+    torch.testing.assert_close(model.forward_features(IMAGE), model.norm_f(stream + branch))
     changed = IMAGE.clone()
     changed[:, :, -1, -1] += 1
     first = (model.forward_features(IMAGE) - model.forward_features(changed))[:, 0].abs().max()
