@@ -15,6 +15,7 @@ from selective_scan.phi import phi_functions
 from selective_scan.reference import selective_scan_with_summary_ref
 
 DOUBLE = torch.float64
+LONG = ("zoh", "bilinear", "tustin")  # the others take seconds each
 
 
 def two_steps(method: str, delta: float, A: float, **options: Tensor) -> list[float]:
@@ -102,7 +103,10 @@ def test_gradcheck_from_tiny_to_large_steps(method: str) -> None:
     _gradcheck(arguments | {"delta": step_sizes, "delta_bias": torch.zeros(2).double()}, method, False)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [name if name in LONG else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 def test_gradcheck_long_with_decays_near_one_and_zero(method: str) -> None:
     case = make_case(1, 256, 2, 1, method)
     step_sizes = torch.tensor([1e-5, 4.0], dtype=DOUBLE).expand(1, 256, 2).clone()
