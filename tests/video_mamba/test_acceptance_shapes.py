@@ -9,6 +9,8 @@ from small_backbones import PATCHES, clip, contract, image_model, masked_model, 
 from videomamba_depth.video_mamba.positions import resize_spatial_table
 from videomamba_depth.video_mamba.streaming import allocate_state
 
+DIFFERENT = 0.1
+
 
 @pytest.mark.parametrize("pool_type", ["cls", "avg", "cls+avg", "cls_cat_avg"])
 @pytest.mark.parametrize("keep_temporal", [False, True])
@@ -214,7 +216,14 @@ def test_point_15_a_column_table_stays_constant_along_rows() -> None:
     torch.testing.assert_close(embedded, embedded[:, :1].expand_as(embedded), atol=1e-5, rtol=0)
 
 
-DIFFERENT = 0.1
+def test_point_15_rows_and_columns_of_an_oblong_table_keep_their_meaning() -> None:
+    columns = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    table = columns.repeat(2, 1).unsqueeze(0)  # 2x6 patches, the same in both rows
+    resized = resize_spatial_table(table, (2, 6), (4, 3)).unflatten(1, (4, 3))
+    torch.testing.assert_close(resized, resized[:, :1].expand_as(resized), atol=1e-5, rtol=0)
+    rows = torch.tensor([0.0, 1.0]).repeat_interleave(6).view(1, 12, 1)
+    shape = resize_spatial_table(rows, (2, 6), (2, 3)).flatten()
+    torch.testing.assert_close(shape, torch.tensor([0.0, 0, 0, 1, 1, 1]), atol=1e-5, rtol=0)
 
 
 def test_point_15_the_built_grid_is_used_and_not_guessed_from_the_aspect_ratio() -> None:
