@@ -43,7 +43,8 @@ def stream_main(config: StreamConfig) -> None:
     stream = build_stream(config)
     paths = None if config.output == "-" else OutputPaths(Path(config.output).expanduser(), source.name)
     if paths is None:
-        sinks: list[Sink] = [RawStreamSink(sys.stdout.buffer, config.raw_dtype)]
+        stdout = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
+        sinks: list[Sink] = [RawStreamSink(stdout, config.raw_dtype)]
     else:
         paths.prepare(config.overwrite)
         sinks = build_sinks(config, paths, stream, source)

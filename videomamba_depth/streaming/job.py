@@ -23,6 +23,7 @@ from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeli
 from videomamba_depth.streaming.sources import FrameSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import resident_mb
+from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,12 @@ class StreamJob:
         Raises:
             UserError: the source is damaged or an output cannot be written; what could be done before is done.
         """
-        stop = threading.Event()
+        stop, report = threading.Event(), PipelineReport()
         self._write_record()
         progress = tqdm(total=self._source.num_frames, unit="frame", mininterval=0.5, desc=self._source.name)
         try:
             with stop_on_signals(stop), progress:
-                report = run_pipeline(
+                run_pipeline(
                     self._source,
                     self._infer,
                     self._sinks,
@@ -83,16 +84,20 @@ class StreamJob:
                     on_frame=lambda _: self._count(progress),
                     queue_frames=self._queue_frames,
                     overlap=self._overlap,
+                    report=report,
                 )
         except BaseException as error:
-            self._record["status"] = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
-            self._write_record()
+            self._finish_record(report, f"failed: {' '.join(str(error).split()) or type(error).__name__}")
+            if isinstance(error, UserError) and report.num_frames:
+                raise UserError(f"{error}; {report.num_frames} frames were streamed before, and written") from error
             raise
-        self._record["status"] = "stopped" if report.stopped else "complete"
-        self._record |= {"num_frames": report.num_frames, "ms_per_frame": _timings(report)}
+        self._finish_record(report, "stopped" if report.stopped else "complete")
+        return report
+
+    def _finish_record(self, report: PipelineReport, status: str) -> None:
+        self._record |= {"status": status, "num_frames": report.num_frames, "ms_per_frame": _timings(report)}
         self._record["resident_mb"] = self._memory
         self._write_record()
-        return report
 
     def _count(self, progress: Any) -> None:
         progress.update()
@@ -105,8 +110,12 @@ class StreamJob:
         return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, self._stream.reset_reasons[0])
 
     def _write_record(self) -> None:
-        if self._about_path is not None:
+        if self._about_path is None:
+            return
+        try:
             write_json(self._about_path, self._record)
+        except OSError as error:  # a full disk: the error that the sinks raise says it
+            log.warning("cannot write %s: %s", self._about_path, error.strerror)
 
 
 def summary(report: PipelineReport) -> str:

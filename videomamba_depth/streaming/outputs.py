@@ -89,4 +89,4 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def disk_error(path: Path, error: OSError) -> UserError:
     """Return what to tell a person when `path` cannot be written."""
-    return UserError(f"cannot write {path}: {error.strerror or error}; what was written before is kept")
+    return UserError(f"cannot write {path}: {error.strerror or error}")

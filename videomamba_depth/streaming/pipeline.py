@@ -98,6 +98,7 @@ def run_pipeline(
     on_frame: Callable[[DepthFrame], None] | None = None,
     queue_frames: int = 4,
     overlap: bool = True,
+    report: PipelineReport | None = None,
 ) -> PipelineReport:
     """Stream every frame of `source` through `infer` into all `sinks`, then close the sinks.
 
@@ -108,10 +109,11 @@ def run_pipeline(
     Args:
         stop: set from outside (a signal handler) to end after the frame in hand; not an error.
         on_frame: called for every frame that has been inferred, e.g. to show progress.
+        report: filled as it goes and returned; hand one in to have it after an error too.
         overlap: False runs the three stages one after the other in the caller's thread, for measurements.
     """
     stop = stop or threading.Event()
-    report = PipelineReport()
+    report = report or PipelineReport()
     start = time.perf_counter()
     run = _run_overlapped if overlap else _run_serially
     error: BaseException | None = None

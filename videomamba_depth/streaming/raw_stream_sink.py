@@ -14,7 +14,8 @@ class RawStreamSink:
     """Frames `[h, w]` one after the other, row by row, little-endian, nothing between them.
 
     Args:
-        file: usually `sys.stdout.buffer`; flushed after every frame, not closed.
+        file: usually stdout, unbuffered (a buffer would be flushed once more at exit, into a pipe that may be gone);
+            not closed.
         dtype: "float16" or "float32".
     """
 
@@ -28,7 +29,9 @@ class RawStreamSink:
             UserError: the reader has gone.
         """
         try:
-            self._file.write(to_storage(frame.depth, self._dtype).tobytes())
+            rest = memoryview(to_storage(frame.depth, self._dtype).tobytes())
+            while rest:
+                rest = rest[self._file.write(rest) :]
             self._file.flush()
         except BrokenPipeError as error:
             raise UserError(f"whoever read the depth stopped reading after {self._num_frames} frames") from error

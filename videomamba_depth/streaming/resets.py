@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 _BINS = 64
+_GRID = 4
 _LUMA_SIDE = 64  # px; the histogram is taken over a frame averaged down to about this size
 
 
@@ -23,7 +24,7 @@ class ResetPolicy:
     Args:
         cuts: look for scene cuts.
         histogram_change: smallest change of the luma histogram, half its L1 distance in [0, 1].
-        feature_change: smallest change of the features, 1 − cosine of mean-free pooled features in [0, 2].
+        feature_change: smallest change of the features, 1 − cosine of `pooled_descriptor`, in [0, 2].
         feature_ratio: smallest change of the features over their recent mean change.
         max_gap_s: a frame that comes later than this after the one before, or before it, starts afresh (dropped
             frames, pauses, seeking); None: never.
@@ -112,6 +113,9 @@ def luma_histogram(rgb: Tensor) -> Tensor:
 
 
 def pooled_descriptor(features: Tensor) -> Tensor:
-    """Return features `[B, C, h, w]` averaged over 2x2 quarters, mean-free, `[B, 4·C]` float32."""
-    pooled = F.adaptive_avg_pool2d(features.float(), 2).flatten(1)
-    return pooled - pooled.mean(1, keepdim=True)
+    """Return features `[B, C, h, w]` averaged over a grid of 4x4 cells, mean-free per channel, `[B, 16·C]` float32.
+
+    The mean over the picture is left out: it is nearly the same for all pictures, and would hide what differs.
+    """
+    pooled = F.adaptive_avg_pool2d(features.float(), _GRID).flatten(2)
+    return (pooled - pooled.mean(-1, keepdim=True)).flatten(1)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.state import DepthState, check_state
-from videomamba_depth.streaming.precision import DTYPES, autocast, place, resolve_device
+from videomamba_depth.streaming.precision import place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.precision import DTYPES, autocast, resolve_device
 
 _FORMAT = "videomamba-depth stream 1"
 

@@ -14,6 +14,7 @@ import numpy as np
 from videomamba_depth.data.video_io import VideoWriter
 from videomamba_depth.streaming.colour import Colouriser, ColourRange, nearness
 from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.streaming.outputs import disk_error
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.logger import JsonLines
 
@@ -88,7 +89,10 @@ class FrameLog:
         low, high = cv2.minMaxLoc(frame.depth)[:2]
         record: dict[str, object] = {"frame": frame.index, "pts": frame.pts, "time_s": round(frame.timestamp_s, 6)}
         record |= {"depth_min": float(f"{low:.6g}"), "depth_max": float(f"{high:.6g}")}
-        self._lines.write(record | ({"reset": frame.reset} if frame.reset else {}))
+        try:
+            self._lines.write(record | ({"reset": frame.reset} if frame.reset else {}))
+        except OSError as error:
+            raise disk_error(self._lines.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
