@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_backbones import PATCHES, clip, contract, image_model, masked_model, stream, video_model, vim_model
 
+from videomamba_depth.video_mamba.pooling import mean_per_slice
 from videomamba_depth.video_mamba.positions import resize_spatial_table
 from videomamba_depth.video_mamba.streaming import allocate_state
 
@@ -150,6 +151,8 @@ def test_point_14_masks_pick_tokens_per_sample_and_pool_per_frame() -> None:
     means = [[tokens[0, :3], tokens[0, 3:]], [tokens[1, :4], tokens[1, 4:]]]
     expected = torch.stack([torch.stack([frame.mean(0) for frame in sample]) for sample in means])
     torch.testing.assert_close(pooled, model.pool_norm(expected))
+    frames = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]])  # the norm would hide a wrong scale
+    torch.testing.assert_close(mean_per_slice(tokens, frames, 2), expected)
     alone = model(x[1:], mask=mask[1:])[0]
     torch.testing.assert_close(alone, tokens[1:])
 
