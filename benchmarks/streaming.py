@@ -33,12 +33,12 @@ from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.colour import Colouriser, ColourRange
 from videomamba_depth.streaming.frames import DepthFrame
 from videomamba_depth.streaming.pipeline import run_pipeline
-from videomamba_depth.streaming.precision import autocast
 from videomamba_depth.streaming.predictor import FrameByFrame
 from videomamba_depth.streaming.sources import FileSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import StageTimes
 from videomamba_depth.streaming.video_sink import VideoSink
+from videomamba_depth.utils.precision import autocast
 
 _PATCH = 14
 

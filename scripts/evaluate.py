@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from videomamba_depth.configuration.build import DTYPES, build_flow_estimator
+from videomamba_depth.configuration.build import build_flow_estimator
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.data.sources import find_sources
@@ -25,6 +25,7 @@ from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.encoder_da import hash_tensors
 from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.precision import autocast, resolve_device, resolve_dtype
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +34,12 @@ def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table, write JSON and Markdown."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = torch.device(
-        "cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu"
-    )
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.precision, device)
     student = load_student(config.checkpoint, config.input_size).to(device)
-    autocast = torch.autocast(device.type, dtype=DTYPES[config.precision], enabled=config.precision != "float32")
 
     def teacher(frame: Tensor) -> Tensor:
-        with autocast:
+        with autocast(device, dtype):
             return student.encoder.predict_depth(frame.to(device)).float().cpu()  # type: ignore[operator]
 
     clips = list(find_clips(config)) if config.input != "synthetic" else synthetic_clips(config)
@@ -49,7 +48,7 @@ def main(config: EvaluateConfig) -> None:
         result = evaluate_videos(
             counted(clips, bar),
             teacher,
-            lambda: student_stream(student, device, autocast),
+            lambda: student_stream(student, device, dtype),
             depth_kind=student.depth_kind,
             flow=build_flow_estimator(config.flow, device),
             max_side=config.max_side,
@@ -68,15 +67,13 @@ def main(config: EvaluateConfig) -> None:
     print(f"\nwrote {paths[0]} and {paths[1]}")
 
 
-def student_stream(
-    student: VideoMambaDepth, device: torch.device, autocast: torch.autocast
-) -> Callable[[Tensor], Tensor]:
+def student_stream(student: VideoMambaDepth, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Return a fresh stream: a function from the next frame to its depth."""
     states: DepthState | None = None
 
     def step(frame: Tensor) -> Tensor:
         nonlocal states
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast(device, dtype):
             depth, states = student.step(frame.to(device), states)
         return depth.float().cpu()
 

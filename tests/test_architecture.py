@@ -85,7 +85,7 @@ def test_an_arrow_that_points_up_would_be_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("with_kernels_package", [False, True])
 def test_transformers_imports_from_the_root(tmp_path: Path, with_kernels_package: bool) -> None:
-    """Transformers imports a package named `kernels` where one is installed; our folder of that name must not hide it."""
+    """Transformers imports a package named `kernels` where there is one; our folder must not hide it."""
     code = "from transformers import DepthAnythingForDepthEstimation\n"
     if with_kernels_package:
         (tmp_path / "kernels").mkdir()
@@ -101,7 +101,9 @@ def choices(group: str) -> list[str]:
     return [f"{group}={name}" for name in names if name != "common"]
 
 
-@pytest.mark.parametrize("group", ["teacher", "model", "data", "loss", "optim", "trainer", "flow", "experiment", "debug"])
+@pytest.mark.parametrize(
+    "group", ["teacher", "model", "data", "loss", "optim", "trainer", "flow", "experiment", "debug"]
+)
 def test_every_training_config_composes(group: str) -> None:
     assert choices(group)
     for choice in choices(group):

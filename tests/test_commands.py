@@ -78,7 +78,9 @@ def test_a_finished_run_says_so(trained: Path, tiny_teacher_folder: str, videos:
 
 
 @pytest.mark.parametrize("name", ["good.mp4", "deeper/odd.mkv"])
-def test_streamed_video_has_the_input_s_frames_and_times(trained: Path, videos: Path, tmp_path: Path, name: str) -> None:
+def test_streamed_video_has_the_input_s_frames_and_times(
+    trained: Path, videos: Path, tmp_path: Path, name: str
+) -> None:
     done = run_command(
         tmp_path, "inference_streaming.py", f"checkpoint={trained}/run/last", f"input={videos / name}", "output=out",
         "raw=npz", "device=cpu", "threads=1",
@@ -126,6 +128,8 @@ def test_cache_is_verified(trained: Path, tiny_teacher_folder: str, videos: Path
     assert len(other.errors) == 1
 
 
+STREAM, PRECOMPUTE = "inference_streaming.py", "scripts/precompute_teacher_depth.py"
+
 MISTAKES = {
     "train, misspelt key": ("train.py", ["data.rooot=x"], "no key 'data.rooot'"),
     "train, wrong type": ("train.py", ["trainer.steps=many"], "trainer.steps"),
@@ -138,17 +142,21 @@ MISTAKES = {
     "train, missing teacher folder": ("train.py", ["teacher.name=./nowhere"], "does not exist"),
     "train, no network": ("train.py", ["teacher=depth_anything_v2_base"], "no network"),
     "train, unknown discretization": ("train.py", ["model.discretization=euler"], "euler"),
-    "precompute, missing folder": ("scripts/precompute_teacher_depth.py", ["root=/no/such", "cache=c"], "does not exist"),
-    "precompute, nothing given": ("scripts/precompute_teacher_depth.py", [], "no value for"),
+    "precompute, missing folder": (PRECOMPUTE, ["root=/no/such", "cache=c"], "does not exist"),
+    "precompute, nothing given": (PRECOMPUTE, [], "no value for"),
     "evaluate, not a checkpoint": ("scripts/evaluate.py", ["checkpoint={empty_folder}"], "not a student checkpoint"),
     "evaluate, missing input": ("scripts/evaluate.py", ["checkpoint={run}", "input=/no/such"], "does not exist"),
-    "stream, not a checkpoint": ("inference_streaming.py", ["checkpoint=/no", "input={good}", "output=o"], "/no"),
-    "stream, missing input": ("inference_streaming.py", ["checkpoint={run}", "input=/no/x.mp4", "output=o"], "/no/x.mp4"),
-    "stream, zero-byte video": ("inference_streaming.py", ["checkpoint={run}", "input={only}/empty/empty.mp4", "output=o"], "empty.mp4"),
-    "stream, text named .mp4": ("inference_streaming.py", ["checkpoint={run}", "input={only}/text/text.mp4", "output=o"], "text.mp4"),
-    "stream, headless mp4": ("inference_streaming.py", ["checkpoint={run}", "input={only}/headless/headless.mp4", "output=o"], "headless.mp4"),
-    "stream, misspelt key": ("inference_streaming.py", ["checkpont=x"], "no key 'checkpont'"),
-}  # fmt: skip
+    "stream, not a checkpoint": (STREAM, ["checkpoint=/no", "input={good}", "output=o"], "/no"),
+    "stream, missing input": (STREAM, ["checkpoint={run}", "input=/no/x.mp4", "output=o"], "/no/x.mp4"),
+    "stream, zero-byte video": (STREAM, ["checkpoint={run}", "input={only}/empty/empty.mp4", "output=o"], "empty.mp4"),
+    "stream, text named .mp4": (STREAM, ["checkpoint={run}", "input={only}/text/text.mp4", "output=o"], "text.mp4"),
+    "stream, headless mp4": (
+        STREAM,
+        ["checkpoint={run}", "input={only}/headless/headless.mp4", "output=o"],
+        "headless",
+    ),
+    "stream, misspelt key": (STREAM, ["checkpont=x"], "no key 'checkpont'"),
+}
 
 
 @pytest.fixture(scope="module")

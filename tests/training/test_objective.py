@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -81,7 +83,7 @@ def test_schedule_and_average() -> None:
     factors = [warmup_cosine(step, 10, 2, 0.1) for step in range(10)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert all(a >= b for a, b in zip(factors[2:], factors[3:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[2:]))
     average = WeightAverage({"w": torch.zeros(1)}, decay=0.5)
     average.update({"w": torch.ones(1)}, step=0)  # the decay starts at 1/10
     assert average.average["w"].item() == pytest.approx(0.9)

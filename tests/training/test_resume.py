@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(
     shutil.copytree(uninterrupted, run, symlinks=True)
     shutil.rmtree(run / "checkpoints" / "step_00000006")
     (run / "checkpoints" / "step_00000005" / "trainer.json").write_text("{")
-    with pytest.raises(UserError, match="cannot resume from .* delete that folder"):
+    with pytest.raises(UserError, match=r"cannot resume from .* delete that folder"):
         train(run, tiny_teacher_folder)
 
 

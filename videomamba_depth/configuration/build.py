@@ -37,8 +37,7 @@ from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.run_folder import RunFolder, RunLog
 from videomamba_depth.training.trainer import Trainer, TrainerSettings
 from videomamba_depth.utils.flow_utils import FlowEstimator, build_flow
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from videomamba_depth.utils.precision import DTYPES, resolve_dtype
 
 
 def build_teacher(config: TeacherConfig, device: torch.device, input_size: int | None = None) -> DepthAnythingEncoder:
@@ -138,9 +137,10 @@ def build_batches(
     return batches_from
 
 
-def trainer_settings(config: TrainConfig) -> TrainerSettings:
+def trainer_settings(config: TrainConfig, device: torch.device) -> TrainerSettings:
     """Return the numbers of the loop."""
     optim, trainer = config.optim, config.trainer
+    dtype = resolve_dtype(trainer.precision, device)
     return TrainerSettings(
         steps=trainer.steps,
         chunk_frames=trainer.chunk_frames,
@@ -152,7 +152,7 @@ def trainer_settings(config: TrainConfig) -> TrainerSettings:
         final_lr_ratio=optim.final_lr_ratio,
         grad_clip=optim.grad_clip,
         ema_decay=optim.ema_decay,
-        autocast_dtype=None if trainer.precision == "float32" else DTYPES[trainer.precision],
+        autocast_dtype=None if dtype == torch.float32 else dtype,
         channels_last=trainer.channels_last,
         compile=trainer.compile,
         checkpoint_every=trainer.checkpoint_every,
@@ -176,7 +176,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     temporal = build_temporal(config.model)
     student = VideoMambaDepth(encoder, encoder.head, temporal, config.model.train_head).to(ranks.device).train()
     needs_static = config.loss.temporal_gradient_weight > 0 or config.loss.state_smoothness_weight > 0
-    settings = trainer_settings(config)
+    settings = trainer_settings(config, ranks.device)
     labeller = Labeller(
         encoder,
         teacher,

@@ -175,7 +175,7 @@ class TrainerConfig:
     logger: str = MISSING
 
     def __post_init__(self) -> None:
-        _check_choice("trainer.precision", self.precision, ("float32", "bfloat16", "float16"))
+        _check_choice("trainer.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("trainer.logger", self.logger, ("tensorboard", "wandb", "none"))
         for name in ("steps", "chunk_frames", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             _check_positive(f"trainer.{name}", getattr(self, name))

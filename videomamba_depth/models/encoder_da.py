@@ -47,6 +47,9 @@ class DepthAnythingEncoder(nn.Module):
         channels: channels of s0..s3.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: DepthAnythingForDepthEstimation, model_id: str, input_size: int | None = None) -> None:
         super().__init__()
         config = model.config
@@ -184,7 +187,7 @@ def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(named):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -29,7 +29,8 @@ class DPTHead(nn.Module):
 
     def freeze_unused(self) -> None:
         """Freeze what DPT's first fusion layer holds but never calls: DDP waits for a gradient of what can have one."""
-        self.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
+        first: nn.Module = next(self.fusion_stage.layers.children())  # type: ignore[union-attr]
+        first.get_submodule("residual_layer1").requires_grad_(False)
 
     def forward(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
         """Return depth `[B, 1, H, W]` at `image_size` = (H, W) from features `{name: [B, C_i, H_i, W_i]}`."""

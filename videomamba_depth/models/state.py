@@ -95,7 +95,7 @@ class DepthState:
         sizes = {name: (int(h), int(w)) for name, (h, w) in json.loads(metadata["feature_sizes"]).items()}
         layers: dict[str, tuple[LayerState, ...]] = {}
         for name in sizes:
-            blocks = []
+            blocks: list[LayerState] = []
             while f"{name}.{len(blocks)}.conv" in named:
                 key = f"{name}.{len(blocks)}"
                 blocks.append((named[f"{key}.conv"], named[f"{key}.ssm"]))
@@ -136,7 +136,8 @@ def check_state(state: DepthState, expected: DepthState) -> None:
     """
     if state.signature != expected.signature:
         raise ValueError(
-            f"the state belongs to another model: it was made by [{state.signature}], this one is [{expected.signature}]"
+            f"the state belongs to another model: it was made by [{state.signature}],"
+            f" this one is [{expected.signature}]"
         )
     if state.feature_sizes != expected.feature_sizes:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -96,7 +97,7 @@ class TemporalMambaScale(nn.Module):
 
     def init_state(self, num_tokens: int, dtype: torch.dtype, device: torch.device | str) -> tuple[LayerState, ...]:
         """Return the zero states of all blocks for `num_tokens` = B·H·W sequences."""
-        return tuple(self._store(block.init_state(num_tokens, dtype, device)) for block in self.blocks)
+        return tuple(self._store(block.init_state(num_tokens, dtype, device)) for block in self._typed_blocks())
 
     def forward(
         self, features: Tensor, frame_index: Tensor, state: tuple[LayerState, ...] | None = None
@@ -119,6 +120,11 @@ class TemporalMambaScale(nn.Module):
             summaries.append(temporal_detokenize(summary, (height, width)))
         update = temporal_detokenize(tokens - start, (height, width))
         return ScaleOutput(features + update, tuple(next_state), tuple(summaries))
+
+    def _typed_blocks(self) -> Iterator[MambaBlock | InnovationBlock]:
+        for block in self.blocks:
+            assert isinstance(block, MambaBlock | InnovationBlock)
+            yield block
 
     def _store(self, state: LayerState) -> LayerState:
         conv, ssm = state

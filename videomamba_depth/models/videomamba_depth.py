@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ ClipFeatures = dict[str, Tensor]
 
 
 class FrameEncoder(Protocol):
-    """What the student needs from an encoder; `DepthAnythingEncoder` is one."""
+    """What the student needs from its encoder, a frozen `nn.Module`; `DepthAnythingEncoder` is one."""
 
     channels: tuple[int, ...]
     depth_kind: DepthKind
@@ -51,7 +52,9 @@ class VideoMambaDepth(nn.Module):
         train_head: whether the decoder learns too, or stays the teacher's.
     """
 
-    def __init__(self, encoder: nn.Module, head: DPTHead, temporal: TemporalSpec, train_head: bool = True) -> None:
+    encoder: Any  # an nn.Module that is a FrameEncoder; no type says both
+
+    def __init__(self, encoder: FrameEncoder, head: DPTHead, temporal: TemporalSpec, train_head: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = copy.deepcopy(head).requires_grad_(train_head)
@@ -79,7 +82,7 @@ class VideoMambaDepth(nn.Module):
         sizes = self._sizes(image_size)
         layers = {
             name: scale.init_state(batch_size * sizes[name][0] * sizes[name][1], dtype, self.device)
-            for name, scale in self.temporal.items()
+            for name, scale in self._scales()
         }
         frame_index = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         return DepthState(layers, frame_index, sizes, self.signature)
@@ -109,7 +112,7 @@ class VideoMambaDepth(nn.Module):
             with torch.device("meta"):
                 check_state(states, self._expected(batch, image_size, dtype))
         refined, layers, summaries = dict(features), {}, {}
-        for name, scale in self.temporal.items():
+        for name, scale in self._scales():
             refined[name], layers[name], summaries[name] = scale(
                 features[name], states.frame_index, states.layers[name]
             )
@@ -145,6 +148,11 @@ class VideoMambaDepth(nn.Module):
         """Return the weights that are the student's own: all but the frozen encoder's."""
         return {name: t for name, t in self.state_dict().items() if not name.startswith("encoder.")}
 
+    def _scales(self) -> Iterator[tuple[str, TemporalMambaScale]]:
+        for name, scale in self.temporal.items():
+            assert isinstance(scale, TemporalMambaScale)
+            yield name, scale
+
     def _sizes(self, image_size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         sizes = self.encoder.feature_sizes(*image_size)
         return {name: sizes[name] for name in self.temporal}
@@ -153,6 +161,6 @@ class VideoMambaDepth(nn.Module):
         sizes = self._sizes(image_size)
         layers = {
             name: scale.init_state(batch * sizes[name][0] * sizes[name][1], dtype, "meta")
-            for name, scale in self.temporal.items()
+            for name, scale in self._scales()
         }
         return DepthState(layers, torch.zeros(batch, dtype=torch.int64), sizes, self.signature)

@@ -100,7 +100,8 @@ def load_carry(folder: Path, rank: int, device: torch.device) -> Carry:
         states = DepthState.from_tensors(named, metadata)
     if "tail.0" in tensors:
         summaries = tuple(tensors[name] for name in sorted(tensors) if name.startswith("summary."))
-        tail = Tail(*(tensors[f"tail.{i}"] for i in range(len(Tail._fields) - 1)), summaries)
+        frames = [tensors[f"tail.{i}"] for i in range(len(Tail._fields) - 1)]
+        tail = Tail._make([*frames, summaries])
     return Carry(states, tail)
 
 

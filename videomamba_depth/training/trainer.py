@@ -103,7 +103,7 @@ class Trainer:
         self.settings, self.ranks, self.run = settings, ranks, run
         self._batches_from, self._open_log, self._save_student = batches_from, run_log, save_student
         if settings.channels_last:
-            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            student.to(memory_format=torch.channels_last)
         self._trainable = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self._optimizer = self._build_optimizer()
         self._scaler = torch.amp.GradScaler(

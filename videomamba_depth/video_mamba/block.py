@@ -36,7 +36,7 @@ class MambaBlock(nn.Module):
         return self.mixer.init_state(num_sequences, dtype, device)
 
     def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None) -> MixerOutput:
-        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`, T a multiple of B (see `add_per_sample`)."""
+        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B."""
         branch, state, summary = self.mixer(add_per_sample(self.norm(x), self.age_proj(age)), state)
         x = x + branch
         if self.ffn is not None:
@@ -67,7 +67,7 @@ class InnovationBlock(nn.Module):
         return self.mixer.init_state(num_sequences, dtype, device)
 
     def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None) -> MixerOutput:
-        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`, T a multiple of B (see `add_per_sample`)."""
+        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B."""
         control = add_per_sample(self.mixer.in_proj(self.norm(x)), self.age_proj(age))
         branch, state, summary = self.mixer(x, control, state)
         return MixerOutput(x + branch, state, summary)
@@ -95,7 +95,7 @@ def add_per_sample(tokens: Tensor, bias: Tensor) -> Tensor:
 
 def _zero_init_ffn(d_model: int, ratio: float) -> nn.Sequential:
     hidden = round(d_model * ratio)
-    ffn = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
-    nn.init.zeros_(ffn[-1].weight)
-    nn.init.zeros_(ffn[-1].bias)
-    return ffn
+    last = nn.Linear(hidden, d_model)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, hidden), nn.GELU(), last)
