@@ -1,0 +1,63 @@
+"""The parts of a layer: norms, stochastic depth, initialisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_backbones import SIZE, clip, contract, image_model
+
+from videomamba_depth.video_mamba import PretrainVideoMamba
+from videomamba_depth.video_mamba.backbone_block import DropPath, LayerNorm, RMSNorm, drop_path_rates
+from videomamba_depth.video_mamba.variants import PRESETS, VARIANTS
+
+
+def test_drop_path_drops_whole_samples_in_training_only() -> None:
+    torch.manual_seed(0)
+    drop, x = DropPath(0.25), torch.ones(4000, 2, 3)
+    assert torch.equal(drop.eval()(x), x)
+    y = drop.train()(x)
+    assert set(y.unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert torch.equal(y.amin((1, 2)), y.amax((1, 2)))
+    assert (y[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert drop_path_rates(0.3, 4) == pytest.approx([0, 0, 0.1, 0.2])
+    with pytest.raises(ValueError, match="must be in"):
+        DropPath(1.0)
+
+
+def test_drop_path_leaves_streaming_alone_in_eval_mode() -> None:
+    x = clip(2)
+    assert torch.equal(contract(drop_path_rate=0.9)(x)[0], contract()(x)[0])
+    assert torch.equal(image_model(drop_path_rate=0.9)(x[:, :, 0]), image_model()(x[:, :, 0]))
+    torch.manual_seed(0)
+    assert not torch.allclose(contract(drop_path_rate=0.9).train()(x)[0], contract()(x)[0])
+
+
+def test_norms_compute_in_float32_and_keep_the_weights_dtype() -> None:
+    x = 1e3 * torch.randn(2, 64)
+    for norm in (RMSNorm(64), LayerNorm(64)):
+        exact = norm(x)
+        assert exact.dtype == torch.float32
+        low = norm.bfloat16()(x)
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(low.float(), exact, atol=2e-2, rtol=1e-2)
+    torch.testing.assert_close(RMSNorm(64)(x).square().mean(-1), torch.ones(2), atol=1e-4, rtol=0)
+
+
+def test_a_fresh_model_is_initialised_as_documented() -> None:
+    torch.manual_seed(0)
+    model = PretrainVideoMamba(**{**SIZE, "embed_dim": 64, "depth": 9})
+    assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.4)
+    assert model.layers[0].mixer.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.layers[0].mixer.out_proj.weight.abs().max().item() == pytest.approx(128**-0.5 / 3, rel=0.02)
+    step = torch.nn.functional.softplus(model.layers[3].mixer.dt_proj.bias)
+    assert 0.0009 < step.min() < step.max() < 0.11
+    assert not model.temporal_pos_embedding.any()
+
+
+def test_presets_build_streaming_models() -> None:
+    assert set(PRESETS) == {"throughput", "balanced", "low_latency"}
+    for preset in PRESETS.values():
+        with torch.device("meta"):
+            model = preset.build()
+        assert model.depth == VARIANTS[preset.variant].depth
+        assert (model.pool_type, str(model.temporal_policy)) == ("avg", "clamp")
