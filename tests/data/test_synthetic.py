@@ -182,7 +182,7 @@ def test_colours_follow_the_flow(videos: list[SyntheticVideo]) -> None:
         two_steps = video.flow_fwd[0] + sampled(video.flow_fwd[1], video.flow_fwd[0])
         warped.append(np.abs(sampled(there, two_steps) - here)[seen].mean())
         plain.append(np.abs(there - here)[seen].mean())
-    # Measured: 1.5 against 4.4 (rooms), 1.7 against 4.9 (courtyard) of 255; what stays is interpolation of fine texture.
+    # Measured: 1.5 against 4.4 (rooms), 1.7 against 4.9 (courtyard) of 255; the rest is interpolation.
     assert np.mean(warped) < 3
     assert np.mean(warped) < 0.6 * np.mean(plain)
 
