@@ -111,6 +111,12 @@ def test_every_training_config_composes(group: str) -> None:
         assert config.trainer.steps > 0
 
 
+def test_an_experiment_wins_over_the_defaults() -> None:
+    config = load_config("train", TrainConfig, ["experiment=demo", "debug=smoke"])
+    assert (config.name, config.run_dir) == ("demo", "runs/demo")
+    assert config.trainer.steps == 4  # and debug over the experiment
+
+
 def test_the_other_configs_compose() -> None:
     assert load_config("precompute", PrecomputeConfig, ["root=a", "cache=b"]).batch_frames > 0
     assert load_config("evaluate", EvaluateConfig, ["checkpoint=a"]).synthetic.videos > 0
