@@ -45,6 +45,16 @@ def test_a_flash_is_not_a_cut() -> None:
     assert set(reasons(frames)) == {""}
 
 
+def test_a_flash_that_upsets_the_features_is_not_a_cut() -> None:
+    frames = shot(1, 0.1, 10)
+    frames[5] = (frames[5] * 2).clamp(0, 1)
+    policy = ResetPolicy()
+    features = [encode(rgb) for rgb in frames]
+    features[5] = encode(scene(9, 0.5))
+    found = [policy.update(rgb, x, None)[0] for rgb, x in zip(frames, features, strict=True)]
+    assert set(found) == {""}
+
+
 def test_steady_motion_is_not_a_cut() -> None:
     wide = F.interpolate(torch.rand(1, 3, 4, 12, generator=torch.Generator().manual_seed(0)), (64, 400))
     assert set(reasons([wide[..., 8 * i : 8 * i + 96] for i in range(30)])) == {""}
@@ -75,8 +85,8 @@ def test_forgotten_past_makes_no_cut() -> None:
 
 
 def test_histogram_sums_to_one_and_moves_little_with_exposure() -> None:
-    rgb = scene(0, 0.3)
-    histogram = luma_histogram(rgb)
+    luma = scene(0, 0.3)[:, :1]
+    histogram = luma_histogram(luma)
     assert histogram.sum().item() == pytest.approx(1, abs=1e-5)
-    moved = 0.5 * (luma_histogram(rgb + 0.002) - histogram).abs().sum()
+    moved = 0.5 * (luma_histogram(luma + 0.002) - histogram).abs().sum()
     assert 0 < moved < 0.15

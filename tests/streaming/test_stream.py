@@ -36,7 +36,7 @@ def test_saved_and_loaded_equals_never_stopped(
     tmp_path: Path, checkpoint: Path, frames: np.ndarray, dtype: str
 ) -> None:
     def fresh() -> DepthStream:
-        resets = ResetPolicy(histogram_change=0.01, feature_change=1e-6, feature_ratio=0.5)  # resets at some frames
+        resets = ResetPolicy(histogram_change=0.01, feature_change=1e-6, feature_ratio=1.0)  # resets at some frames
         return DepthStream(checkpoint, device="cpu", dtype=dtype, resets=resets)
 
     through = fresh()
