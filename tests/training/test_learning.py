@@ -9,8 +9,12 @@ import torch
 from test_resume import train
 from tiny import tiny_teacher
 
+from videomamba_depth.data.clip import ClipMeta
 from videomamba_depth.models.checkpoint import read_weights
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.training.labels import Labeller
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.flow_estimators import DISFlow
 from videomamba_depth.utils.logger import read_json_lines
 
 ONE_CLIP = ("data.num_worlds=1", "data.flip=false", "data.p_single_frame=0", "data.perturb.probability=0")
@@ -54,3 +58,23 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     with pytest.raises(UserError, match=r"loss .* is not finite at step 3, batch \d+, frame \d+ \(videos: synthetic/"):
         train(run, tiny_teacher_folder, "trainer.steps=4")
     assert (run / "last" / "trainer.safetensors").read_bytes() == before
+
+
+def test_a_stabilised_target_flickers_less_than_the_teacher(tiny_encoder: DepthAnythingEncoder) -> None:
+    """The same picture under noise: the raw target changes from frame to frame, the stabilised one hardly."""
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 10, generator=generator), (56, 70), mode="bicubic")
+    clip = (picture + 0.01 * torch.randn(8, 3, 56, 70, generator=generator)).clamp(0, 1).unsqueeze(0)
+    batch = {"rgb": clip, "rgb_clean": clip, "meta": [ClipMeta("made", tuple(range(8)), tuple(map(float, range(8))))]}
+    change = {}
+    for stabilise in (False, True):
+        labeller = Labeller(tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, stabilise)
+        labels = labeller(batch, torch.device("cpu"))
+        assert labels.target.valid.all()
+        change[stabilise] = float((labels.target.depth[:, 1:] - labels.target.depth[:, :-1]).abs().mean())
+    assert 0 < change[True] < 0.5 * change[False]
+
+
+def test_stabilising_needs_flow(tiny_encoder: DepthAnythingEncoder) -> None:
+    with pytest.raises(ValueError, match="flow"):
+        Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, stabilise=True)

@@ -175,16 +175,18 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         encoder = build_teacher(TeacherConfig(name=config.model.encoder), ranks.device)
     temporal = build_temporal(config.model)
     student = VideoMambaDepth(encoder, encoder.head, temporal, config.model.train_head).to(ranks.device).train()
-    needs_static = config.loss.temporal_gradient_weight > 0 or config.loss.state_smoothness_weight > 0
+    loss = config.loss
+    needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target == "stabilised"
     settings = trainer_settings(config, ranks.device)
     labeller = Labeller(
         encoder,
         teacher,
-        build_flow_estimator(config.flow, ranks.device) if needs_static else None,
+        build_flow_estimator(config.flow, ranks.device) if needs_flow else None,
         config.flow.max_motion_px,
         config.flow.max_rgb_change,
         frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
         autocast_dtype=settings.autocast_dtype,
+        stabilise=loss.target == "stabilised",
     )
     dataset = build_dataset(config.data, config.trainer.seed, teacher)
     if ranks.is_main:

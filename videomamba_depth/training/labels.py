@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.data.stabilise import stabilise_clip
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.objective import ChunkTarget
 from videomamba_depth.utils.flow_utils import FlowEstimator, static_mask
@@ -52,6 +53,7 @@ class Labeller:
         max_motion_px, max_rgb_change: see `static_mask`.
         frames_per_pass: frames encoded at once.
         autocast_dtype: None for none.
+        stabilise: label with the teacher's depth freed of its flicker, offline and two-sided, see `stabilise_clip`.
     """
 
     def __init__(
@@ -63,10 +65,14 @@ class Labeller:
         max_rgb_change: float,
         frames_per_pass: int,
         autocast_dtype: torch.dtype | None,
+        stabilise: bool = False,
     ) -> None:
+        if stabilise and flow is None:
+            raise ValueError("stabilise needs an optical flow estimator; got flow=None")
         self.encoder, self.teacher, self.flow = encoder, teacher, flow
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
         self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
+        self.stabilise = stabilise
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
@@ -79,6 +85,8 @@ class Labeller:
             depth = self._decode(features, clean)
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
+        if self.stabilise and depth.shape[1] > 1:
+            depth = self._stabilised(depth, clean)
         valid = torch.isfinite(depth)
         static = batch["static"].to(device) if "static" in batch else self._static(clean)
         video_ids = tuple(meta.video_id for meta in batch["meta"])
@@ -99,6 +107,12 @@ class Labeller:
             with self.autocast(clip.device):
                 depth.append(self.teacher.decode({name: x[i] for name, x in flat.items()}, size).float())  # type: ignore[operator]
         return torch.cat(depth).unflatten(0, clip.shape[:2])
+
+    def _stabilised(self, depth: Tensor, clip: Tensor) -> Tensor:
+        assert self.flow is not None
+        kind = self.teacher.depth_kind
+        clips = [stabilise_clip(d, c, self.flow, depth_kind=kind) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
+        return torch.stack(clips)
 
     def _static(self, clip: Tensor) -> Tensor:
         if self.flow is None or clip.shape[1] == 1:
