@@ -89,7 +89,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     student = load_student(arguments.checkpoint) if arguments.checkpoint else small_student()
-    teacher = FrameByFrame(student.encoder)  # type: ignore[arg-type]
+    teacher = FrameByFrame(student.encoder)
     results: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
     for size in arguments.sizes:
         student.encoder.input_size = size
