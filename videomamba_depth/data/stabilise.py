@@ -58,10 +58,9 @@ def stabilise_depth(
             frame in place of scale and shift.
 
     Returns:
-        [N,1,H,W] float32 on depth's device. Pixels that have
-        no trusted neighbours in time keep the aligned raw value, and take over the correction of trusted pixels within
-        a few px only. N = 1, or nothing trusted: the input. Positive affine changes of relative depth, and positive
-        factors of metric depth, pass through.
+        [N,1,H,W] float32 on depth's device. Pixels without trusted neighbours in time keep the aligned raw value, and
+        take over the correction of trusted pixels within a few px only. N = 1, or nothing trusted: the input. Positive
+        affine changes of relative depth, and positive factors of metric depth, pass through.
 
     Raises ValueError on shapes that disagree. Runs on the CPU, frame by frame, in O(N·H·W) memory.
 
