@@ -2,7 +2,7 @@
 
 Prints one Markdown table per precision. Modes take turns within a round, so that a noisy machine disturbs them alike,
 and the best round counts. Times are CPU time of one thread (on one idle core: wall time); memory is measured in a
-process per mode: what the resident set grew by over the loaded model.
+process per mode (Linux): what the resident set grows by at its peak, over the model and the clip.
 
     OMP_NUM_THREADS=1 python benchmarks/video_mamba.py --variants t s
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -99,16 +99,21 @@ def memory_mb(variant: str, chunk: int, precision: str, args: argparse.Namespace
     clip = torch.randn(1, 3, frames, args.size, args.size)
     state = allocate_state(model, 1)
     state_bytes = sum(t.numel() * t.element_size() for layer in state for t in layer)
-    before = _resident_mb()
+    for _ in stream(model, clip[:, :, :1, :16, :16], 1, precision):
+        pass  # loads the kernels
+    ctypes.CDLL(None).malloc_trim(0)  # give back what building the model left behind
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the peak so far
+    before = _status_mb("VmRSS")
     for _ in stream(model, clip, chunk, precision):
         pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
-    return state_bytes / 2**20, max(0.0, peak - before)
+    return state_bytes / 2**20, _status_mb("VmHWM") - before
 
 
-def _resident_mb() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def _status_mb(field: str) -> float:
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(field + ":"))
+    return int(line.split()[1]) / 1024  # the file counts in KiB
 
 
 if __name__ == "__main__":
