@@ -21,7 +21,7 @@ from videomamba_depth.evaluation.clips import EvaluationClip, clip_from_syntheti
 from videomamba_depth.evaluation.protocol import evaluate_videos
 from videomamba_depth.evaluation.report import table, write_json, write_markdown
 from videomamba_depth.evaluation.rgbd import load_rgbd
-from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.checkpoint import load_student, load_teacher
 from videomamba_depth.models.encoder_da import hash_tensors
 from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -37,10 +37,11 @@ def main(config: EvaluateConfig) -> None:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     student = load_student(config.checkpoint, config.input_size).to(device)
+    own = student.encoder if student.encoder.frozen else load_teacher(config.checkpoint, config.input_size).to(device)
 
     def teacher(frame: Tensor) -> Tensor:
         with autocast(device, dtype):
-            return student.encoder.predict_depth(frame.to(device)).float().cpu()  # type: ignore[operator]
+            return own.predict_depth(frame.to(device)).float().cpu()
 
     clips = list(find_clips(config)) if config.input != "synthetic" else synthetic_clips(config)
     total = config.synthetic.videos if config.input == "synthetic" else len(clips)

@@ -166,11 +166,11 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(
         train(run, tiny_teacher_folder)
 
 
-def train_on_two_ranks(run: Path, teacher: str, port: int) -> None:
+def train_on_two_ranks(run: Path, teacher: str, port: int, *extra: str) -> None:
     def one(rank: int) -> None:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
-        train(run, teacher)
+        train(run, teacher, *extra)
 
     processes = [start(lambda rank=rank: one(rank)) for rank in (0, 1)]  # type: ignore[misc]
     assert [finish(process) for process in processes] == [0, 0]

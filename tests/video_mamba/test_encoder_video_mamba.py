@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from small_backbones import image_model, video_model
 
-from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
+from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder, VideoMambaSpec
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import save_backbone
+from videomamba_depth.video_mamba.vim import Vim
 
 
 def encoder(**options) -> VideoMambaEncoder:
@@ -48,20 +52,41 @@ def test_a_frame_is_encoded_by_itself_and_every_parameter_learns() -> None:
 
 
 def test_official_image_files_can_start_it(tmp_path: Path) -> None:
-    source = image_model(depth=4)
+    source = VideoMamba(img_size=8, patch_size=4, depth=4, embed_dim=16, num_classes=5)
     save_backbone(source, tmp_path / "image.safetensors")
-    options = {"img_size": 8, "patch_size": 4, "depth": 4, "embed_dim": 16, "ssm_cfg": {"d_state": 4}}
-    build = VideoMambaEncoder.from_variant
-    model = build(
-        "t", (4, 4, 4, 4), DepthKind.METRIC, max_depth_m=20.0, pretrained=tmp_path / "image.safetensors", **options
+    spec = VideoMambaSpec(num_layers=4, embed_dim=16, img_size=16, patch_size=4, backend="reference")
+    model = VideoMambaEncoder.from_spec(
+        spec, (4, 4, 4, 4), DepthKind.METRIC, max_depth_m=20.0, pretrained=tmp_path / "image.safetensors"
     )
-    assert torch.equal(model.backbone.pos_embed, source.pos_embed)
+    assert torch.equal(model.backbone.layers[3].mixer.A_b_log, source.layers[3].mixer.A_b_log)
+    assert torch.equal(model.backbone.pos_embed[:, 0], source.pos_embed[:, 0])
+    assert model.backbone.pos_embed.shape == (1, 17, 16)  # the file's 2x2 table, stretched
     assert (model.depth_kind, model.max_depth_m, model.patch_size) == (DepthKind.METRIC, 20.0, 4)
-    with pytest.raises(ValueError, match="variant must be one of t, s, m, b"):
-        build("xl", (4, 4, 4, 4), DepthKind.METRIC)
+    vim = Vim(img_size=8, patch_size=4, depth=4, embed_dim=16, num_classes=5)
+    save_backbone(vim, tmp_path / "vim.safetensors")
+    with pytest.raises(UserError, match="family 'vim'"):
+        VideoMambaEncoder.from_spec(spec, (4, 4, 4, 4), DepthKind.METRIC, pretrained=tmp_path / "vim.safetensors")
+
+
+def test_a_description_builds_the_same_encoder_again() -> None:
+    spec = VideoMambaSpec(num_layers=4, embed_dim=16, img_size=8, patch_size=4)
+    model = VideoMambaEncoder.from_spec(spec, (4, 6, 8, 10), DepthKind.METRIC, max_depth_m=20.0)
+    again = VideoMambaEncoder.from_description(json.loads(json.dumps(model.description())), input_size=12)
+    again.load_state_dict(model.state_dict())
+    model.input_size = 12
+    rgb = torch.rand(1, 3, 10, 15)
+    for name, x in model.encode_frame(rgb).items():
+        assert torch.equal(again.encode_frame(rgb)[name], x)
+    assert (again.depth_kind, again.max_depth_m, again.channels) == (DepthKind.METRIC, 20.0, (4, 6, 8, 10))
+    assert VideoMambaSpec().build().get_num_layers() == 24
+    with pytest.raises(ValueError, match="got its backbone from outside"):
+        encoder().description()
+
+
+def test_what_it_cannot_be_built_from_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 4 layers"):
         VideoMambaEncoder(image_model(), (4, 4, 4, 4), DepthKind.RELATIVE)
     with pytest.raises(ValueError, match="for images"):
         VideoMambaEncoder(video_model(depth=4), (4, 4, 4, 4), DepthKind.RELATIVE)
     with pytest.raises(ValueError, match=r"rgb must have shape \[B, 3, H, W\]"):
-        model.encode_frame(torch.rand(3, 8, 8))
+        encoder().encode_frame(torch.rand(3, 8, 8))

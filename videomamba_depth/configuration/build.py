@@ -27,8 +27,9 @@ from videomamba_depth.data.sampling import ClipBatchSampler, build_loader
 from videomamba_depth.data.synthetic import WorldConfig
 from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform, ColourJitter
-from videomamba_depth.models.checkpoint import describe_encoder, save_student
+from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
@@ -44,6 +45,23 @@ def build_teacher(config: TeacherConfig, device: torch.device, input_size: int |
     """Load the frozen teacher."""
     teacher = DepthAnythingEncoder.from_pretrained(config.name, DTYPES[config.dtype], input_size)
     return teacher.to(device)
+
+
+def build_encoder(
+    config: ModelConfig, teacher: DepthAnythingEncoder, device: torch.device
+) -> DepthAnythingEncoder | VideoMambaEncoder:
+    """Return the student's encoder: the teacher itself, another Depth Anything model, or a VideoMamba that learns."""
+    if config.encoder == "video_mamba":
+        return VideoMambaEncoder.from_spec(
+            config.video_mamba.spec(config.scan_backend),
+            teacher.channels,
+            teacher.depth_kind,
+            max_depth_m=teacher.max_depth_m,
+            pretrained=config.video_mamba.pretrained,
+        ).to(device)
+    if config.encoder is not None and config.encoder != teacher.model_id:
+        return build_teacher(TeacherConfig(name=config.encoder), device)
+    return teacher
 
 
 def build_temporal(config: ModelConfig) -> TemporalSpec:
@@ -170,16 +188,18 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     """
     torch.manual_seed(config.trainer.seed)  # one seed for the weights: all ranks start equal
     teacher = build_teacher(config.teacher, ranks.device)
-    encoder = teacher
-    if config.model.encoder is not None and config.model.encoder != config.teacher.name:
-        encoder = build_teacher(TeacherConfig(name=config.model.encoder), ranks.device)
+    encoder = build_encoder(config.model, teacher, ranks.device)
+    if isinstance(encoder, VideoMambaEncoder):
+        origin, about = teacher, describe_video_mamba(encoder, teacher, "../../encoder")
+    else:
+        origin, about = encoder, describe_encoder(encoder, "../../encoder")
     temporal = build_temporal(config.model)
-    student = VideoMambaDepth(encoder, encoder.head, temporal, config.model.train_head).to(ranks.device).train()
+    student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head).to(ranks.device).train()
     loss = config.loss
     needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target == "stabilised"
     settings = trainer_settings(config, ranks.device)
     labeller = Labeller(
-        encoder,
+        encoder if encoder.frozen else None,
         teacher,
         build_flow_estimator(config.flow, ranks.device) if needs_flow else None,
         config.flow.max_motion_px,
@@ -190,7 +210,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     )
     dataset = build_dataset(config.data, config.trainer.seed, teacher)
     if ranks.is_main:
-        save_encoder(run, encoder)
+        save_encoder(run, origin)
     return Trainer(
         student,
         labeller,
@@ -200,12 +220,12 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         ranks,
         run,
         run_log=partial(RunLog, run, backend=config.trainer.logger, config=resolved),
-        save_student=student_writer(temporal, describe_encoder(encoder, "../../encoder"), config, resolved),
+        save_student=student_writer(temporal, about, config, resolved),
     )
 
 
 def save_encoder(run: RunFolder, encoder: DepthAnythingEncoder) -> None:
-    """Put a copy of the frozen encoder beside the checkpoints, once, so that they can be run anywhere."""
+    """Put a copy of the frozen Depth Anything model beside the checkpoints, once, so that they can be run anywhere."""
     run.remove_partial_encoder()
     if not run.encoder.is_dir():
         encoder.save_pretrained(run.encoder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from selective_scan import DISCRETIZATIONS
+from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
@@ -54,10 +55,36 @@ class ScaleConfig:
 
 
 @dataclass
+class VideoMambaConfig:
+    """The encoder of `model.encoder=video_mamba`, see `VideoMambaSpec`; a null takes the variant's value."""
+
+    variant: str = MISSING
+    num_layers: int | None = None
+    embed_dim: int | None = None
+    img_size: int = MISSING
+    pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("model.video_mamba.variant", self.variant, tuple(VARIANTS))
+        if self.num_layers is not None and self.num_layers < 4:
+            raise ValueError(f"model.video_mamba.num_layers must be at least 4, one per scale; got {self.num_layers}")
+        for name in ("embed_dim", "img_size"):
+            if getattr(self, name) is not None:
+                _check_positive(f"model.video_mamba.{name}", getattr(self, name))
+
+    def spec(self, backend: str | None) -> VideoMambaSpec:
+        """Return what the encoder is built from."""
+        size = VARIANTS[self.variant]
+        num_layers, embed_dim = self.num_layers or size.depth, self.embed_dim or size.embed_dim
+        return VideoMambaSpec(num_layers, embed_dim, self.img_size, backend=backend)
+
+
+@dataclass
 class ModelConfig:
     """The student."""
 
     encoder: str | None = None
+    video_mamba: VideoMambaConfig = field(default_factory=VideoMambaConfig)
     form: str = MISSING
     discretization: str = MISSING
     scan_backend: str | None = None

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from videomamba_depth import __version__
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
+from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
@@ -34,7 +36,8 @@ def save_student(
 
     Args:
         weights: `VideoMambaDepth.student_state_dict()`, or an average of several.
-        encoder: `describe_encoder(...)`: the frozen encoder is not in the weights.
+        encoder: `describe_encoder(...)` for a frozen encoder, which is not in the weights, or
+            `describe_video_mamba(...)` for one that is.
         input_size: short side in px that frames are resized to for inference; None keeps a frame's own.
         extra: JSON values that travel along, e.g. the step.
     """
@@ -53,6 +56,16 @@ def save_student(
 def describe_encoder(encoder: DepthAnythingEncoder, folder: str) -> dict[str, Any]:
     """Return how to find the encoder again: its id, its digest, and where a copy lies relative to a checkpoint."""
     return {**encoder.cache_key(), "folder": folder}
+
+
+def describe_video_mamba(encoder: VideoMambaEncoder, teacher: DepthAnythingEncoder, folder: str) -> dict[str, Any]:
+    """Return how to build a trained encoder and its decoder again, and how to find the teacher, to compare with.
+
+    Args:
+        teacher: whose decoder the student's is. folder: where a copy of the teacher lies relative to a checkpoint.
+    """
+    decoder = teacher.hf_config.to_diff_dict()
+    return {"video_mamba": encoder.description(), "decoder": decoder, "teacher": describe_encoder(teacher, folder)}
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -78,7 +91,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 def load_student(folder: str | Path, input_size: int | None = None) -> VideoMambaDepth:
     """Load a student in eval mode with float32 weights.
 
-    The encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
+    A frozen encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
 
     Args:
         folder: what `save_student` wrote, e.g. `runs/NAME/last`.
@@ -88,11 +101,31 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
         UserError: missing or damaged files, or an encoder with other weights.
     """
     description = read_description(folder)
-    encoder = _load_encoder(Path(folder), description, input_size or description["input_size"])
+    about, size = description["encoder"], input_size or description["input_size"]
+    encoder: VideoMambaEncoder | DepthAnythingEncoder
+    if "video_mamba" in about:
+        encoder, head = (
+            VideoMambaEncoder.from_description(about["video_mamba"], size),
+            DPTHead.from_config(about["decoder"]),
+        )
+    else:
+        encoder = _load_encoder(Path(folder), about, size)
+        head = encoder.head
     temporal = TemporalSpec(**{name: ScaleSpec(**spec) for name, spec in description["temporal"].items()})
-    student = VideoMambaDepth(encoder, encoder.head, temporal)
+    student = VideoMambaDepth(encoder, head, temporal)
     load_student_weights(student, read_weights(Path(folder) / STUDENT_WEIGHTS), str(folder))
     return student.eval()
+
+
+def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnythingEncoder:
+    """Load the Depth Anything model that a student of `folder` started from: its encoder, or its decoder's owner.
+
+    Raises:
+        UserError: as `load_student`.
+    """
+    description = read_description(folder)
+    about = description["encoder"]
+    return _load_encoder(Path(folder), about.get("teacher", about), input_size or description["input_size"])
 
 
 def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], source: str) -> None:
@@ -127,8 +160,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read '{path}' ({error}); use another checkpoint of the run") from error
 
 
-def _load_encoder(folder: Path, description: dict[str, Any], input_size: int | None) -> DepthAnythingEncoder:
-    about = description["encoder"]
+def _load_encoder(folder: Path, about: dict[str, Any], input_size: int | None) -> DepthAnythingEncoder:
     copy = (folder.resolve() / about["folder"]).resolve()
     encoder = DepthAnythingEncoder.from_pretrained(
         str(copy) if copy.is_dir() else about["model_id"], input_size=input_size

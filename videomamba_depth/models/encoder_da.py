@@ -47,6 +47,7 @@ class DepthAnythingEncoder(nn.Module):
         channels: channels of s0..s3.
     """
 
+    frozen = True
     mean: Tensor
     std: Tensor
 

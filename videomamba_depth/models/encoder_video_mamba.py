@@ -1,8 +1,9 @@
-"""A VideoMamba image backbone as the student's encoder: the cheap, trainable stand-in for Depth Anything's."""
+"""A VideoMamba image backbone as the student's encoder, in place of Depth Anything's: it learns with the rest."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,46 @@ SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
 
 
+@dataclass(frozen=True)
+class VideoMambaSpec:
+    """Size of the backbone of a `VideoMambaEncoder`; the other options are those of the published image models.
+
+    Attributes:
+        num_layers, embed_dim: depth and width, see `VARIANTS`.
+        img_size: px, side of the square frames that the position table is made for; other sizes may be fed.
+        patch_size: px.
+        backend: scan backend; None chooses.
+    """
+
+    num_layers: int = VARIANTS["t"].depth
+    embed_dim: int = VARIANTS["t"].embed_dim
+    img_size: int = 224
+    patch_size: int = 16
+    backend: str | None = None
+
+    def build(self) -> VideoMamba:
+        """Return the backbone, random."""
+        return VideoMamba(
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            depth=self.num_layers,
+            embed_dim=self.embed_dim,
+            num_classes=0,
+            ssm_cfg={"backend": self.backend},
+        )
+
+
 class VideoMambaEncoder(nn.Module):
     """Four feature maps per frame from a VideoMamba image backbone, with the interface of `DepthAnythingEncoder`.
 
-    Each frame is read by itself, in both directions, so that streaming is exact: the temporal stacks carry the state.
-        Maps
-    after four layers, evenly spaced, are projected and resampled as in DPT's reassemble stage (Ranftl et al., arXiv
-    2103.13413, section 3.1). Everything is trainable; it learns what the teacher's encoder knows by distillation.
+    Each frame is read by itself, in both directions, and nothing is carried here: the temporal stacks hold the whole
+    state of a stream. So published image weights can start it, a frame's own patches all see each other, and any split
+    of a clip gives the same. (A causal backbone over frames would see half of each frame and could start from no
+    published file.)
+
+    Maps after four layers, evenly spaced, are projected and resampled as in DPT's reassemble stage (Ranftl et al.,
+    arXiv 2103.13413, section 3.1). Everything is trainable; it learns what the teacher's encoder knows by distillation,
+    so that unlike a student on the teacher's own encoder it does not start as the teacher.
 
     Preprocessing: ImageNet mean and std, cubic resize to multiples of the patch.
 
@@ -39,10 +73,12 @@ class VideoMambaEncoder(nn.Module):
         max_depth_m: upper bound of a metric teacher in metres; None for relative ones.
     """
 
+    frozen = False
+
     def __init__(
         self,
         backbone: VideoMamba,
-        channels: tuple[int, int, int, int],
+        channels: tuple[int, ...],
         depth_kind: DepthKind,
         input_size: int | None = None,
         max_depth_m: float | None = None,
@@ -51,8 +87,10 @@ class VideoMambaEncoder(nn.Module):
         if backbone.is_video or backbone.depth < 4:
             raise ValueError("the encoder needs a VideoMamba for images (num_frames=None) of at least 4 layers")
         self.backbone = backbone
+        self.spec: VideoMambaSpec | None = None
         backbone.norm_f.requires_grad_(False)  # takes no part: the maps are taken before it
-        self.channels, self.depth_kind, self.input_size = tuple(channels), depth_kind, input_size
+        self.channels: tuple[int, ...] = tuple(channels)
+        self.depth_kind, self.input_size = depth_kind, input_size
         self.max_depth_m = max_depth_m
         self.patch_size: int = backbone.patch_embed.patch_size[0]
         self.taps = tuple((index + 1) * backbone.depth // 4 - 1 for index in range(4))
@@ -69,32 +107,46 @@ class VideoMambaEncoder(nn.Module):
         )
 
     @classmethod
-    def from_variant(
+    def from_spec(
         cls,
-        variant: str,
-        channels: tuple[int, int, int, int],
+        spec: VideoMambaSpec,
+        channels: tuple[int, ...],
         depth_kind: DepthKind,
         input_size: int | None = None,
         max_depth_m: float | None = None,
         pretrained: str | Path | None = None,
-        **backbone: Any,
     ) -> VideoMambaEncoder:
-        """Build one of the published sizes.
+        """Build an encoder of a given size.
 
         Args:
-            variant: "t", "s", "m" or "b".
-            pretrained: an official VideoMamba image file, see `load_backbone`; None: random weights.
-            backbone: keyword arguments of `VideoMamba`.
+            pretrained: a VideoMamba image file to start from, official or ours, see `load_backbone`; None: random
+                weights.
 
         Raises:
-            ValueError: unknown variant. CheckpointError: the file does not fit.
+            CheckpointError: the file does not fit.
         """
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
-        model = VideoMamba(**{**VARIANTS[variant]._asdict(), "num_classes": 0, **backbone})
+        backbone = spec.build()
         if pretrained is not None:
-            load_backbone(model, pretrained, "videomamba_image", keep_head=False)
-        return cls(model, channels, depth_kind, input_size, max_depth_m)
+            # A file with a classifier brings it along; here there is none to put it in.
+            load_backbone(backbone, pretrained, "videomamba_image", keep_head=False)
+        encoder = cls(backbone, channels, depth_kind, input_size, max_depth_m)
+        encoder.spec = spec
+        return encoder
+
+    def description(self) -> dict[str, Any]:
+        """Return JSON values that `from_description` builds the same encoder from, without its weights."""
+        if self.spec is None:
+            raise ValueError(
+                "only an encoder made by from_spec can be described; this one got its backbone from outside"
+            )
+        about = {"channels": list(self.channels), "depth_kind": self.depth_kind.value, "max_depth_m": self.max_depth_m}
+        return {"spec": asdict(self.spec), **about}
+
+    @classmethod
+    def from_description(cls, about: dict[str, Any], input_size: int | None) -> VideoMambaEncoder:
+        """Undo `description`."""
+        kind, spec = DepthKind(about["depth_kind"]), VideoMambaSpec(**about["spec"])
+        return cls.from_spec(spec, tuple(about["channels"]), kind, input_size, about["max_depth_m"])
 
     @property
     def dtype(self) -> torch.dtype:

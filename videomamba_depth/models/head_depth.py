@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DepthAnythingForDepthEstimation
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
 
 
 class DPTHead(nn.Module):
@@ -26,6 +28,13 @@ class DPTHead(nn.Module):
         """Copy the decoder of `model`; its weights are not shared."""
         parts = (model.neck.convs, model.neck.fusion_stage, model.head)
         return cls(*copy.deepcopy(parts), patch_scale=list(model.config.reassemble_factors).index(1))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> DPTHead:
+        """Return the decoder of a Depth Anything config in plain values, with undefined weights: load some."""
+        with torch.device("meta"):
+            model = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(config))
+        return cls.from_transformers(model).to_empty(device="cpu")
 
     def freeze_unused(self) -> None:
         """Freeze what DPT's first fusion layer holds but never calls: DDP waits for a gradient of what can have one."""

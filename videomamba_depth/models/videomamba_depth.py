@@ -19,8 +19,9 @@ ClipFeatures = dict[str, Tensor]
 
 
 class FrameEncoder(Protocol):
-    """What the student needs from its encoder, a frozen `nn.Module`; `DepthAnythingEncoder` is one."""
+    """What the student needs from its encoder, an `nn.Module`: `DepthAnythingEncoder`, `VideoMambaEncoder`."""
 
+    frozen: bool  # True: never trained, and stored once, beside the student's weights; False: a part of them
     channels: tuple[int, ...]
     depth_kind: DepthKind
 
@@ -43,10 +44,11 @@ class VideoMambaDepth(nn.Module):
     """Streaming video depth: `depth, states = model(clip, states)`.
 
     The same function serves clips, chunks and single frames: for every split of a clip, outputs and final state are
-    those of the whole clip. At initialisation the depth is the teacher's, frame by frame.
+    those of the whole clip. At initialisation the temporal stacks change nothing: on the teacher's encoder the depth is
+    the teacher's, frame by frame.
 
     Args:
-        encoder: frozen; handed in, so that it can be shared with the teacher.
+        encoder: handed in, so that a frozen one can be shared with the teacher.
         head: the decoder to start from, usually `encoder.head`; copied.
         temporal: the temporal stacks.
         train_head: whether the decoder learns too, or stays the teacher's.
@@ -88,7 +90,7 @@ class VideoMambaDepth(nn.Module):
         return DepthState(layers, frame_index, sizes, self.signature)
 
     def encode(self, clip: Tensor) -> ClipFeatures:
-        """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient."""
+        """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen."""
         if clip.ndim != 5 or clip.shape[2] != 3 or clip.shape[1] == 0:
             raise ValueError(f"clip must have shape [B, N ≥ 1, 3, H, W]; got {tuple(clip.shape)}")
         features = self.encoder.encode_frame(clip.flatten(0, 1))
@@ -145,8 +147,9 @@ class VideoMambaDepth(nn.Module):
         return depth.squeeze(1), states
 
     def student_state_dict(self) -> dict[str, Tensor]:
-        """Return the weights that are the student's own: all but the frozen encoder's."""
-        return {name: t for name, t in self.state_dict().items() if not name.startswith("encoder.")}
+        """Return the weights that are the student's own: all but a frozen encoder's."""
+        others = ("encoder.",) if self.encoder.frozen else ()
+        return {name: t for name, t in self.state_dict().items() if not name.startswith(others)}
 
     def _scales(self) -> Iterator[tuple[str, TemporalMambaScale]]:
         for name, scale in self.temporal.items():

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
+from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.state import DepthState, check_state
 from videomamba_depth.streaming.precision import place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
@@ -86,7 +87,7 @@ class DepthStream:
     @property
     def max_depth_m(self) -> float | None:
         """Upper bound of metric checkpoints in metres; None for relative ones."""
-        return cast(DepthAnythingEncoder, self.model.encoder).max_depth_m
+        return cast(DepthAnythingEncoder | VideoMambaEncoder, self.model.encoder).max_depth_m
 
     @property
     def states(self) -> DepthState | None:
@@ -95,7 +96,7 @@ class DepthStream:
 
     def model_resolution(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in px that the model works in for frames of that size."""
-        encoder = cast(DepthAnythingEncoder, self.model.encoder)
+        encoder = cast(DepthAnythingEncoder | VideoMambaEncoder, self.model.encoder)
         return encoder.input_resolution(height, width)
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

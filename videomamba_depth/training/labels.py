@@ -19,13 +19,13 @@ class LabelledClip:
     """A clip, encoded and labelled once, to be trained on chunk by chunk.
 
     Attributes:
-        features: of the student's input.
+        features: of the student's input; None where the encoder learns and each chunk is encoded when it is trained on.
         target: of all frames.
         rgb: `[B, N, 3, H, W]` in [0, 1], the student's input; for pictures.
         video_ids: per sample; for messages.
     """
 
-    features: ClipFeatures
+    features: ClipFeatures | None
     target: ChunkTarget
     rgb: Tensor
     video_ids: tuple[str, ...]
@@ -35,10 +35,12 @@ class LabelledClip:
         """Length N of the clip."""
         return self.rgb.shape[1]
 
-    def chunk(self, start: int, stop: int) -> tuple[ClipFeatures, ChunkTarget]:
-        """Return features and target of the frames [start, stop)."""
-        features = {name: x[:, start:stop] for name, x in self.features.items()}
-        return features, ChunkTarget(*(x[:, start:stop] for x in self.target))
+    def chunk(self, start: int, stop: int) -> tuple[ClipFeatures | Tensor, ChunkTarget]:
+        """Return features (rgb, where there are none) and target of the frames [start, stop)."""
+        target = ChunkTarget(*(x[:, start:stop] for x in self.target))
+        if self.features is None:
+            return self.rgb[:, start:stop], target
+        return {name: x[:, start:stop] for name, x in self.features.items()}, target
 
 
 class Labeller:
@@ -47,7 +49,7 @@ class Labeller:
     They share it where the student's encoder is the teacher and the student's input is not perturbed.
 
     Args:
-        encoder: of the student, frozen.
+        encoder: of the student, where it is frozen; None where it learns.
         teacher: labels frames; may be `encoder` itself.
         flow: for static masks; None where no loss needs them.
         max_motion_px, max_rgb_change: see `static_mask`.
@@ -58,7 +60,7 @@ class Labeller:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: nn.Module | None,
         teacher: nn.Module,
         flow: FlowEstimator | None,
         max_motion_px: float,
@@ -78,10 +80,10 @@ class Labeller:
     def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
         """Label a collated batch, see `data.dataset_video`."""
         rgb, clean = batch["rgb"].to(device, non_blocking=True), batch["rgb_clean"].to(device, non_blocking=True)
-        features = self._encode(self.encoder, rgb)
+        features = None if self.encoder is None else self._encode(self.encoder, rgb)
         if "teacher_depth" in batch:
             depth = batch["teacher_depth"].to(device)
-        elif self.teacher is self.encoder and torch.equal(rgb, clean):
+        elif features is not None and self.teacher is self.encoder and torch.equal(rgb, clean):
             depth = self._decode(features, clean)
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)

@@ -34,6 +34,8 @@ from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_NO_DECAY = ("A_log", "A_b_log", "cls_token", "pos_embed")
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -64,13 +66,20 @@ class StudentForward(nn.Module):
     def __init__(self, student: VideoMambaDepth) -> None:
         super().__init__()
         self.temporal, self.head = student.temporal, student.head
-        # Not registered as a submodule: the frozen encoder takes no part in gradient synchronisation.
+        # Not registered as a submodule: a frozen encoder takes no part in gradient synchronisation.
         self._student = (student,)
+        if not student.encoder.frozen:
+            self.encoder = student.encoder
 
     def forward(
-        self, features: ClipFeatures, states: DepthState | None, image_size: tuple[int, int]
+        self, inputs: ClipFeatures | Tensor, states: DepthState | None, image_size: tuple[int, int]
     ) -> tuple[Tensor, RefineOutput]:
-        """Return depth `[B, N, 1, H, W]` and what `VideoMambaDepth.refine` returns."""
+        """Return depth `[B, N, 1, H, W]` and what `VideoMambaDepth.refine` returns.
+
+        Args:
+            inputs: features, or rgb `[B, N, 3, H, W]` for an encoder that learns.
+        """
+        features = self._student[0].encode(inputs) if isinstance(inputs, Tensor) else inputs
         refined = self._student[0].refine(features, states, image_size)
         return self._student[0].decode(refined.features, image_size), refined
 
@@ -202,12 +211,12 @@ class Trainer:
         """Forward and backward on the next chunk; return the loss terms and the number of frames."""
         clip = self._current_clip(batches)
         start, stop = self._position.frame, min(self._position.frame + self.settings.chunk_frames, clip.num_frames)
-        features, target = clip.chunk(start, stop)
+        inputs, target = clip.chunk(start, stop)
         image_size = (clip.rgb.shape[-2], clip.rgb.shape[-1])
         defer = not synchronise and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if defer else nullcontext():  # type: ignore[operator]
             with self.labeller.autocast(self.ranks.device):
-                depth, refined = self._forward(features, self._carry.states, image_size)
+                depth, refined = self._forward(inputs, self._carry.states, image_size)
             summaries = [summary for scale in refined.summaries.values() for summary in scale]
             sums, tail = self.objective(depth, target, summaries, self._carry.tail)
             # Every mean runs over the valid elements of all ranks; DDP divides gradients by their number.
@@ -238,9 +247,9 @@ class Trainer:
             self._position, self._carry = Position(self._position.batch + 1), Carry()
 
     def _build_optimizer(self) -> torch.optim.AdamW:
-        """Biases, norms and the parameters of the recurrence do not decay."""
-        decay = [p for name, p in self._trainable.items() if p.ndim > 1 and not name.endswith("A_log")]
-        rest = [p for name, p in self._trainable.items() if p.ndim <= 1 or name.endswith("A_log")]
+        """Biases, norms, position tables and the parameters of the recurrence do not decay."""
+        decay = [p for name, p in self._trainable.items() if p.ndim > 1 and not name.endswith(_NO_DECAY)]
+        rest = [p for name, p in self._trainable.items() if p.ndim <= 1 or name.endswith(_NO_DECAY)]
         groups = [{"params": decay, "weight_decay": self.settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.settings.lr, betas=self.settings.betas)
 
@@ -262,11 +271,12 @@ class Trainer:
         """Show the student on the first frames of the clip seen last, from a fresh state."""
         if self._clip is None:
             return
-        features, target = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))
+        inputs, target = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))
         size = (self._clip.rgb.shape[-2], self._clip.rgb.shape[-1])
-        one = {name: x[:1] for name, x in features.items()}
+        one = inputs[:1] if isinstance(inputs, Tensor) else {name: x[:1] for name, x in inputs.items()}
         with torch.no_grad(), self.labeller.autocast(self.ranks.device):
-            depth = self.student.decode(self.student.refine(one, None, size).features, size)
+            features = self.student.encode(one) if isinstance(one, Tensor) else one
+            depth = self.student.decode(self.student.refine(features, None, size).features, size)
         last = target.depth.shape[1] - 1
         picture = preview_picture(self._clip.rgb[0, last], target.depth[0, last], depth[0, last])
         write_picture(self.run.pictures / f"step_{self.step:08d}.png", picture)
