@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "training": {"models", "losses", "data", "utils"},
     "streaming": {"models", "data", "utils"},
     "evaluation": {"models", "losses", "data", "utils"},
+    "export": {"models", "utils"},
     "configuration": {"training", "streaming", "evaluation", "models", "losses", "data", "utils", "selective_scan"},
 }
 ONLY_AT_THE_TOP = ("hydra", "omegaconf")

@@ -1,0 +1,139 @@
+"""An exported step is PyTorch's, frame after frame, at every size; the example runs on it with onnxruntime alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, run_command
+from media import numbered_frame, write_video
+from tiny import tiny_student
+
+from videomamba_depth.data.video_io import probe_video
+from videomamba_depth.export.explicit_step import ExplicitStep, evaluate_shape, exportable, state_shapes
+from videomamba_depth.export.onnx_model import compare, export_onnx, open_session, quantise_int8
+from videomamba_depth.models.checkpoint import describe_encoder, save_student
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.errors import UserError
+
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra [export])")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra [export])")
+
+
+@pytest.fixture(scope="module")
+def student(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
+    return tiny_student(tiny_encoder)
+
+
+@pytest.fixture(scope="module")
+def exported(student: VideoMambaDepth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "any_size.onnx"
+    export_onnx(student, path)
+    return path
+
+
+def frames(height: int, width: int, num: int = 50) -> list[np.ndarray]:
+    return [numbered_frame(i, width, height) for i in range(num)]
+
+
+@pytest.mark.parametrize("size", [(42, 56), (70, 98), (98, 42)])
+def test_fifty_frames_equal_pytorch(student: VideoMambaDepth, exported: Path, size: tuple[int, int]) -> None:
+    difference = compare(student, exported, frames(*size))
+    assert difference.num_frames == 50
+    assert difference.largest < 1e-4  # measured 4e-6
+    assert difference.state < 1e-4
+
+
+def test_the_state_matters(student: VideoMambaDepth, exported: Path) -> None:
+    """A control for the test above: without the carried state it would fail."""
+    session = open_session(exported)
+    shapes = {name: evaluate_shape(shape, 42, 56) for name, shape in state_shapes(student).items()}
+    zeros = {n: np.zeros(s, np.int64 if n == "frame_index" else np.float32) for n, s in shapes.items()}
+    first, second = ({"rgb": f.transpose(2, 0, 1)[None].astype(np.float32) / 255} for f in frames(42, 56, 2))
+    _, *state = session.run(None, first | zeros)
+    with_past = session.run(None, second | dict(zip(shapes, state, strict=True)))[0]
+    assert np.abs(with_past - session.run(None, second | zeros)[0]).max() > 1e-3  # measured 9e-2
+
+
+def test_shapes_of_the_state_at_every_size(student: VideoMambaDepth) -> None:
+    shapes = state_shapes(student)
+    for height, width in ((14, 14), (42, 70), (518, 686)):
+        fresh = student.init_states(1, (height, width)).tensors()
+        assert {n: evaluate_shape(s, height, width) for n, s in shapes.items()} == {
+            n: tuple(t.shape) for n, t in fresh.items()
+        }
+
+
+def test_names_and_metadata(student: VideoMambaDepth, exported: Path) -> None:
+    session = open_session(exported)
+    names = list(student.init_states(1, (42, 56)).tensors())
+    assert [i.name for i in session.get_inputs()] == ["rgb", *names]
+    assert [o.name for o in session.get_outputs()] == ["depth", *(f"next.{n}" for n in names)]
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["depth_kind"] == student.depth_kind.value
+    assert list(json.loads(about["state_shapes"])) == names
+
+
+def test_the_step_leaves_the_model_as_it_was(student: VideoMambaDepth) -> None:
+    with exportable(student), torch.no_grad():
+        step = ExplicitStep(student, (42, 56))
+        depth, *_ = step(torch.rand(1, 3, 42, 56), *student.init_states(1, (42, 56)).tensors().values())
+    assert depth.shape == (1, 1, 42, 56)
+    assert student.encoder.input_resolution(43, 57) == (42, 56)
+
+
+def test_int8_is_near_and_reported(student: VideoMambaDepth, exported: Path, tmp_path: Path) -> None:
+    quantise_int8(exported, tmp_path / "int8.onnx")
+    difference = compare(student, tmp_path / "int8.onnx", frames(42, 56, 20))
+    assert 1e-5 < difference.largest < 0.5
+    assert (tmp_path / "int8.onnx").stat().st_size < exported.stat().st_size
+
+
+def test_a_size_that_does_not_fit(student: VideoMambaDepth, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="multiples of the patch, 14 px"):
+        export_onnx(student, tmp_path / "x.onnx", (50, 56))
+
+
+@pytest.mark.slow
+def test_the_command_and_the_example(
+    student: VideoMambaDepth, tiny_encoder: DepthAnythingEncoder, tmp_path: Path
+) -> None:
+    tiny_encoder.save_pretrained(tmp_path / "encoder")
+    (tmp_path / "last").mkdir()
+    spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
+    about = describe_encoder(tiny_encoder, "../encoder")
+    save_student(tmp_path / "last", student.student_state_dict(), spec, about, input_size=42)
+    done = run_command(
+        tmp_path,
+        "scripts/export_onnx.py",
+        "last",
+        "depth.onnx",
+        "--size",
+        "42",
+        "56",
+        "--frames",
+        "5",
+        "--threads",
+        "1",
+    )
+    assert done.status == 0, done.err
+    assert "5 frames of 42x56: depth differs from PyTorch by at most" in done.out
+    video = write_video(tmp_path / "clip.mp4", 7)
+    assert "videomamba" not in (ROOT / "examples/run_onnx.py").read_text()
+    program = [sys.executable, str(ROOT / "examples/run_onnx.py"), "depth.onnx", str(video), "out.mp4"]
+    subprocess.run(program, cwd=tmp_path, check=True, timeout=120)
+    assert probe_video(tmp_path / "out.mp4").num_frames == 7
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "scripts/export_onnx.py", "missing", "x.onnx")
+    assert done.status == 2
+    assert done.errors == [done.err.strip().splitlines()[-1]]
+    assert "not a student checkpoint" in done.errors[0]
