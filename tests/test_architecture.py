@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.utils.errors import UserError
@@ -121,6 +121,7 @@ def test_an_experiment_wins_over_the_defaults() -> None:
 def test_the_other_configs_compose() -> None:
     assert load_config("precompute", PrecomputeConfig, ["root=a", "cache=b"]).batch_frames > 0
     assert load_config("evaluate", EvaluateConfig, ["checkpoint=a"]).synthetic.videos > 0
+    assert load_config("evaluate_fresh", EvaluateFreshConfig, ["checkpoint=[a:b,c]"]).checkpoint == ["a:b", "c"]
     assert load_config("stream", StreamConfig, ["checkpoint=a", "input=b", "output=c"]).checkpoint == "a"
 
 

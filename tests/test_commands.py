@@ -109,6 +109,19 @@ def test_evaluation_prints_and_writes_the_table(trained: Path) -> None:
     assert "student" in (trained / "evaluation" / "evaluation.md").read_text()
 
 
+def test_fresh_worlds_are_judged_by_one_command(trained: Path) -> None:
+    small = ("worlds.videos=1", "worlds.frames=6", "worlds.long_videos=0", "worlds.height=28", "worlds.width=42")
+    done = run_command(
+        trained, "scripts/evaluate_fresh.py", "checkpoint=[ours:run/last]", "output=fresh", "cache=worlds",
+        "kinds=[moving,fast]", "workers=1", *small,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert "ours minus each row (3× speed)" in done.out
+    result = json.loads((trained / "fresh" / "fresh.json").read_text())
+    assert len(result["metadata"]["weights_sha256"]["ours"]) == 64
+    assert np.isfinite(result["videos"]["fast"]["courtyard-fast-3000010000"]["ours"]["tge"])
+
+
 def test_cache_is_verified(trained: Path, tiny_teacher_folder: str, videos: Path, tmp_path: Path) -> None:
     good = tmp_path / "good"
     good.mkdir()

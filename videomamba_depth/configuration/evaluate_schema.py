@@ -1,12 +1,15 @@
-"""Names and types of `configs/evaluate.yaml`."""
+"""Names and types of `configs/evaluate.yaml` and `configs/evaluate_fresh.yaml`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
 from videomamba_depth.configuration.schema import FlowConfig
+from videomamba_depth.utils.errors import UserError
 
 
 @dataclass
@@ -51,3 +54,62 @@ class EvaluateConfig:
     precision: str = MISSING
     device: str = MISSING
     threads: int | None = None
+
+
+SPLITS = {"final": ("courtyard", 3_000_000_000), "tuning": ("rooms", 2_500_000_000)}
+"""Family and first seed of each set of fresh worlds. Training draws its seeds below 2³¹, so neither is ever seen."""
+
+
+@dataclass
+class FreshWorldsConfig:
+    """How many fresh worlds of which size, see `WorldSet`."""
+
+    videos: int = MISSING
+    frames: int = MISSING
+    long_videos: int = MISSING
+    long_frames: int = MISSING
+    height: int = MISSING
+    width: int = MISSING
+    max_depth_m: float = MISSING
+    first_seed: int | None = None
+
+
+@dataclass
+class EvaluateFreshConfig:
+    """`configs/evaluate_fresh.yaml`."""
+
+    checkpoint: Any = MISSING
+    teacher: str = MISSING
+    output: str = MISSING
+    name: str = MISSING
+    cache: str = MISSING
+    split: str = MISSING
+    worlds: FreshWorldsConfig = field(default_factory=FreshWorldsConfig)
+    kinds: list[str] = MISSING
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    input_size: int | None = None
+    workers: int = MISSING
+
+    def __post_init__(self) -> None:
+        if self.split not in (*SPLITS, MISSING):
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got '{self.split}'")
+
+
+def name_checkpoints(value: Any) -> dict[str, str]:
+    """Return {row name: checkpoint} of "PATH", "NAME:PATH" or a list of them; a single nameless one is "student".
+
+    Raises:
+        UserError: two students of one name, or something that is not text.
+    """
+    entries = [value] if isinstance(value, str) else list(value or [])
+    named: dict[str, str] = {}
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise UserError(f"checkpoint must be a folder, NAME:FOLDER or a list of them; got {entry!r}")
+        name, colon, path = entry.partition(":")
+        if not colon:
+            name, path = "student" if len(entries) == 1 else Path(entry).parent.name or entry, entry
+        if name in named:
+            raise UserError(f"checkpoint names '{name}' twice; write NAME:FOLDER with a name of its own for each")
+        named[name] = path
+    return named

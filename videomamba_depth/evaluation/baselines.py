@@ -1,20 +1,23 @@
 """Simple causal filters over the teacher's depth: the bar that a student has to clear.
 
-Every filter maps [F,H,W] to [F,H,W], and frame t of its output depends on frames 0 … t alone. `alpha` is the
-weight
-of the newest frame: alpha = 0.1 is what is often called "EMA 0.9". They run on the teacher's own output
-(inverse depth or metres) and are not told about cuts, just like a student.
+Every filter maps [F,H,W] to [F,H,W], and frame t of its output depends on frames 0 … t alone. `alpha` is the weight of
+the newest frame: alpha = 0.1 is what is often called "EMA 0.9". They run on the teacher's own output (inverse depth or
+metres), with motion estimated from the pictures, and are not told about cuts, just like a student.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from videomamba_depth.utils.motion import ClipMotion, warp_frame
 
 Baseline = Callable[[np.ndarray, ClipMotion], np.ndarray]
+
+STRENGTHS = (0.75, 0.5, 0.25, 0.1)
+"""Weights of the newest frame at which every average is shown."""
 
 
 def exponential_average(depth: np.ndarray, alpha: float) -> np.ndarray:
@@ -62,16 +65,31 @@ def constant(depth: np.ndarray) -> np.ndarray:
     return np.full_like(depth, np.median(depth[0]))
 
 
-def default_baselines() -> dict[str, Baseline]:
-    """Return the rows that stand beside every student."""
-    return {
-        "ema_0.5": lambda depth, motion: exponential_average(depth, 0.5),
-        "ema_0.1": lambda depth, motion: exponential_average(depth, 0.1),
-        "affine_ema_0.5": lambda depth, motion: exponential_average(causal_affine(depth), 0.5),
-        "warped_ema_0.5": lambda depth, motion: flow_warped_average(depth, motion, 0.5),
-        "warped_ema_0.25": lambda depth, motion: flow_warped_average(depth, motion, 0.25),
-        "constant": lambda depth, motion: constant(depth),
-    }
+def default_baselines(strengths: Sequence[float] = STRENGTHS) -> dict[str, Baseline]:
+    """Return the rows that stand beside every student: three families of averages, each at every strength.
+
+    strengths: values of alpha, in (0, 1].
+    """
+    rows: dict[str, Baseline] = {}
+    for name, average in AVERAGES.items():
+        rows |= {f"{name}_{alpha:g}": partial(average, alpha=alpha) for alpha in strengths}
+    return {**rows, "constant": lambda depth, motion: constant(depth)}
+
+
+def _ema(depth: np.ndarray, motion: ClipMotion, alpha: float) -> np.ndarray:
+    return exponential_average(depth, alpha)
+
+
+def _affine_ema(depth: np.ndarray, motion: ClipMotion, alpha: float) -> np.ndarray:
+    return exponential_average(causal_affine(depth), alpha)
+
+
+AVERAGES: dict[str, Callable[..., np.ndarray]] = {
+    "ema": _ema,
+    "affine_ema": _affine_ema,
+    "warped_ema": flow_warped_average,
+}
+"""Families of baselines by name; a row is called FAMILY_ALPHA."""
 
 
 def _check_alpha(alpha: float) -> None:

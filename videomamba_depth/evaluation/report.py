@@ -74,12 +74,12 @@ def to_jsonable(value: Any) -> Any:
 
 def write_json(result: Mapping[str, Any], path: str | Path) -> Path:
     """Write the result of `evaluate_videos` as JSON, atomically; return the path."""
-    return _write(Path(path), json.dumps(to_jsonable(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(to_jsonable(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_markdown(result: Mapping[str, Any], path: str | Path) -> Path:
     """Write the result of `evaluate_videos` as Markdown, atomically; return the path."""
-    return _write(Path(path), to_markdown(result))
+    return write_text(path, to_markdown(result))
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
@@ -159,7 +159,9 @@ def _notes(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(path: Path, text: str) -> Path:
+def write_text(path: str | Path, text: str) -> Path:
+    """Write text atomically, making the folder where needed; return the path."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

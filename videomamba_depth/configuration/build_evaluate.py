@@ -1,0 +1,85 @@
+"""Build what evaluation needs from the values of its config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from videomamba_depth import models, video_mamba
+from videomamba_depth.configuration.build import build_flow_estimator
+from videomamba_depth.configuration.evaluate_schema import SPLITS, EvaluateFreshConfig, name_checkpoints
+from videomamba_depth.evaluation.fresh import Desk, Scores, Student, Teacher, score_world
+from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, sources_digest
+from videomamba_depth.models.checkpoint import load_student, read_description
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+
+def world_set(config: EvaluateFreshConfig) -> WorldSet:
+    """Return the worlds of the split."""
+    family, seed = SPLITS[config.split]
+    w = config.worlds
+    return WorldSet(
+        family,
+        seed if w.first_seed is None else w.first_seed,
+        w.videos,
+        w.frames,
+        w.long_videos,
+        w.long_frames,
+        w.height,
+        w.width,
+        w.max_depth_m,
+    )
+
+
+@cache
+def load_all(
+    teacher_name: str, checkpoints: tuple[tuple[str, str], ...], input_size: int | None, size: tuple[int, int]
+) -> tuple[Teacher, list[Student]]:
+    """Load the students and the teacher that all of them share; once per process."""
+    loaded = {name: load_student(path, input_size) for name, path in checkpoints}
+    encoders = [model.encoder for model in loaded.values()]
+    encoder = encoders[0] if encoders else DepthAnythingEncoder.from_pretrained(teacher_name, input_size=input_size)
+    digests = {digest_encoder(one, size) for one in encoders or [encoder]}
+    if len(digests) > 1:
+        raise UserError("the students have different teachers or input sizes; evaluate them one by one")
+    if encoder.depth_kind != DepthKind.RELATIVE:
+        raise UserError("fresh worlds judge relative inverse depth; use scripts/evaluate.py for a metric teacher")
+    students = [build_student(name, path, loaded[name]) for name, path in checkpoints]
+    return Teacher(encoder, digests.pop()), students
+
+
+def build_student(name: str, path: str, model: VideoMambaDepth) -> Student:
+    """Return a student with the digest under which its scores are kept: weights, description and the models' source."""
+    weights = hash_tensors(model.student_state_dict().items())
+    sources = sources_digest(str(Path(models.__file__ or "").parent), str(Path(video_mamba.__file__).parent))
+    about = json.dumps([weights, sources, read_description(path), model.encoder.input_size], sort_keys=True)
+    return Student(name, model, weights, hashlib.sha256(about.encode()).hexdigest())
+
+
+def digest_encoder(encoder: DepthAnythingEncoder, size: tuple[int, int]) -> str:
+    """Return a digest of the teacher's weights, beside the size in px that it sees frames of `size` at."""
+    height, width = encoder.input_resolution(*size)
+    return f"{encoder.weights_sha256()[:12]}-{height}x{width}"
+
+
+def score_fresh_world(job: tuple[WorldSpec, bool], config: EvaluateFreshConfig) -> Scores:
+    """Score one world, see `score_world`; a worker of `scripts/evaluate_fresh.py` runs it on one thread.
+
+    job: the world, and whether the students' depth is kept.
+    """
+    torch.set_num_threads(1)
+    spec, keep_depth = job
+    checkpoints = tuple(name_checkpoints(config.checkpoint).items())
+    teacher, students = load_all(
+        config.teacher, checkpoints, config.input_size, (config.worlds.height, config.worlds.width)
+    )
+    flow = build_flow_estimator(config.flow, torch.device("cpu"))
+    desk = Desk(Path(config.cache), teacher, flow, config.flow.name, config.worlds.max_depth_m)
+    return score_world(spec, desk, students, keep_depth)

@@ -1,0 +1,174 @@
+"""Score teacher, filters and students on fresh worlds; whatever does not depend on a student is kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.state import DepthState
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils import metrics_accuracy, metrics_guards, metrics_stability
+from videomamba_depth.utils.flow_utils import FlowEstimator
+
+from . import baselines, feature_average, judge
+from .baselines import Baseline, default_baselines
+from .feature_average import FEATURE_ROW, AdvectedFeatureAverage
+from .judge import Judge
+from .worlds import World, WorldSpec, load_world, read_array, sources_digest, write_folder
+
+CHUNK_FRAMES = 8
+Scores = dict[str, dict[str, float]]
+"""{row: {metric: value}} of one world, see `Judge.scores`."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The framewise teacher, and a text that names its weights and input size."""
+
+    encoder: DepthAnythingEncoder
+    digest: str
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student to be judged: its row's name, and a digest of all that decides its depth."""
+
+    name: str
+    model: VideoMambaDepth
+    weights_sha256: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every world is judged with.
+
+    cache: folder of the worlds. max_depth_m: ground truth beyond it does not count.
+    """
+
+    cache: Path
+    teacher: Teacher
+    flow: FlowEstimator
+    flow_name: str = "dis"
+    max_depth_m: float = 30.0
+
+
+@torch.inference_mode()
+def score_world(spec: WorldSpec, desk: Desk, students: list[Student], keep_depth: bool = False) -> Scores:
+    """Return the scores of every row on one world, rendering and running only what is not kept yet.
+
+    keep_depth: also keep the students' depth on this world, for pictures (`depth_rows`).
+    """
+    world = load_world(desk.cache, spec, desk.flow, desk.flow_name)
+    folder = scores_folder(world, desk)
+    judges: list[Judge] = []  # built for the first row that has no score yet
+    scores: Scores = {}
+    for name, depth in untrained_rows(world, desk).items():
+        scores[name] = _judged(folder / f"{name}.json", depth, world, desk, judges)
+    for student in students:
+        path = folder / f"student-{student.digest[:16]}.json"
+        kept = path.with_suffix(".npy")
+        if keep_depth and not kept.is_file():
+            _save(kept, run_student(student.model, world))
+        depth = partial(read_array, kept) if kept.is_file() else partial(run_student, student.model, world)
+        scores[student.name] = _judged(path, depth, world, desk, judges)
+    return scores
+
+
+def untrained_rows(world: World, desk: Desk) -> dict[str, Callable[[], np.ndarray]]:
+    """Return functions that give the depth [F,H,W] of every row that no student is needed for."""
+    folder = teacher_folder(world, desk)
+    teacher = read_array(folder / "teacher.npy")
+    filters = {name: partial(_filtered, baseline, teacher, world) for name, baseline in default_baselines().items()}
+    return {"teacher": lambda: teacher, **filters, FEATURE_ROW: partial(read_array, folder / f"{FEATURE_ROW}.npy")}
+
+
+def scores_folder(world: World, desk: Desk) -> Path:
+    """Return where scores are kept; another one as soon as a filter or a metric changes."""
+    modules = (baselines, judge, metrics_accuracy, metrics_guards, metrics_stability)
+    digest = sources_digest(*(str(module.__file__) for module in modules))
+    return teacher_folder(world, desk) / f"scores-{digest}-{desk.max_depth_m:g}m"
+
+
+def teacher_folder(world: World, desk: Desk) -> Path:
+    """Return the folder with the teacher's depth on a world and the advected feature average's; run them if needed."""
+    sources = sources_digest(str(feature_average.__file__))
+    folder = world.folder / f"teacher-{desk.teacher.digest}-{sources}"
+    if not folder.is_dir():
+        write_folder(folder, _run_teacher(world, desk), {})
+    return folder
+
+
+def run_student(student: VideoMambaDepth, world: World) -> np.ndarray:
+    """Return a student's depth [F,H,W] on a world, streamed in chunks: the same as frame by frame."""
+    states: DepthState | None = None
+    depths = []
+    for clip in _chunks(world.rgb):
+        depth, states = student(clip[None], states)
+        depths.append(depth[0, :, 0].float().cpu().numpy())
+    return np.concatenate(depths)
+
+
+def write_json_atomically(path: Path, value: object) -> None:
+    """Write JSON so that a reader finds all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _filtered(baseline: Baseline, teacher: np.ndarray, world: World) -> np.ndarray:
+    return baseline(teacher, world.estimated_motion())
+
+
+def _judged(
+    path: Path, depth: Callable[[], np.ndarray], world: World, desk: Desk, judges: list[Judge]
+) -> dict[str, float]:
+    """Return the scores in `path`; judge the row first where it is not there."""
+    if not path.is_file():
+        if not judges:
+            judges.append(Judge(world, untrained_rows(world, desk)["teacher"](), desk.max_depth_m))
+        write_json_atomically(path, judges[0].scores(depth()))
+    return {metric: float(value) for metric, value in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
+    np.save(partial_path, values, allow_pickle=False)
+    os.replace(partial_path, path)
+
+
+def _run_teacher(world: World, desk: Desk) -> dict[str, np.ndarray]:
+    encoder, average = desk.teacher.encoder, AdvectedFeatureAverage()
+    size = (world.spec.height, world.spec.width)
+    depths: dict[str, list[np.ndarray]] = {"teacher": [], FEATURE_ROW: []}
+    t = 0
+    for clip in _chunks(world.rgb):
+        features = encoder.encode_frame(clip)
+        averaged = []
+        for i in range(len(clip)):
+            flow = torch.from_numpy(np.array(world.flow_bwd[t]))[None]
+            consistent = torch.from_numpy(np.array(world.consistent_bwd[t]))[None, None]
+            averaged.append(average({name: x[i : i + 1] for name, x in features.items()}, flow, consistent))
+            t += 1
+        smooth = {name: torch.cat([maps[name] for maps in averaged]) for name in features}
+        for row, maps in (("teacher", features), (FEATURE_ROW, smooth)):
+            depths[row].append(encoder.decode(maps, size)[:, 0].float().cpu().numpy())
+    return {row: np.concatenate(frames) for row, frames in depths.items()}
+
+
+def _chunks(rgb: np.ndarray) -> Iterator[Tensor]:
+    """Yield pieces [N,3,H,W] in [0,1] of a video [F,H,W,3] uint8."""
+    for start in range(0, len(rgb), CHUNK_FRAMES):
+        pixels = torch.from_numpy(np.array(rgb[start : start + CHUNK_FRAMES]))
+        yield pixels.permute(0, 3, 1, 2).float() / 255.0

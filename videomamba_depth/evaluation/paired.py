@@ -1,0 +1,147 @@
+"""Paired comparison of rows over videos: mean ± standard error of the change per video, and who dominates whom."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .baselines import AVERAGES, STRENGTHS
+from .fresh import Scores
+
+RELATIVE = ("tge", "abs_rel/video", "abs_rel/first_frame", "abs_rel/per_frame", "abs_rel/single_image",
+            "abs_rel/fast_pixels", "edge_ratio")  # fmt: skip
+"""Metrics whose change is a share of the teacher's value, in per cent."""
+ABSOLUTE = {"sDrift": 100.0, "sJit": 100.0, "lag": 1.0}
+"""Metrics whose change is a difference, and its factor: sDrift and sJit in per cent, lag in frames."""
+METRICS = (*RELATIVE, *ABSOLUTE)
+AXES = {"edges": "edge_ratio", "lag": "lag", "accuracy": "abs_rel/video", "fast pixels": "abs_rel/fast_pixels"}
+"""What flicker is traded for; edges and lag count by their distance from the teacher's."""
+
+
+class Estimate(NamedTuple):
+    """A mean over videos, its standard error (NaN below two videos) and how many videos had a value."""
+
+    value: float
+    std_error: float
+    num_videos: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Average what is finite."""
+    finite = np.array([v for v in values if math.isfinite(v)])
+    if len(finite) == 0:
+        return Estimate(math.nan, math.nan, 0)
+    error = float(finite.std(ddof=1) / math.sqrt(len(finite))) if len(finite) > 1 else math.nan
+    return Estimate(float(finite.mean()), error, len(finite))
+
+
+def change(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
+    """Return a row's change against the teacher on one video: per cent, or a difference (`ABSOLUTE`)."""
+    ours, theirs = row.get(metric, math.nan), teacher.get(metric, math.nan)
+    if metric in ABSOLUTE:
+        return ABSOLUTE[metric] * (ours - theirs)
+    return 100.0 * (ours / theirs - 1.0) if theirs else math.nan
+
+
+def cost(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
+    """Return `change` so that less is better: edges and lag by their distance from the teacher's."""
+    value = change(row, teacher, metric)
+    return abs(value) if metric in ("edge_ratio", "lag") else value
+
+
+def changes(videos: Sequence[Scores]) -> dict[str, dict[str, Estimate]]:
+    """Return {row: {metric: mean change against the teacher}} over the videos of one kind."""
+    return {
+        row: {
+            metric: estimate([change(video[row], video["teacher"], metric) for video in videos]) for metric in METRICS
+        }
+        for row in videos[0]
+    }
+
+
+def differences(videos: Sequence[Scores], student: str) -> dict[str, dict[str, Estimate]]:
+    """Return {row: {metric: student − row}}, paired by video, in points of the teacher's value; < 0: student better.
+
+    Edges and lag by their distance from the teacher's, so that less is better for every metric but sDrift.
+    """
+
+    def difference(video: Scores, row: str, metric: str) -> float:
+        teacher = video["teacher"]
+        return cost(video[student], teacher, metric) - cost(video[row], teacher, metric)
+
+    return {
+        row: {metric: estimate([difference(video, row, metric) for video in videos]) for metric in METRICS}
+        for row in videos[0]
+        if row != student
+    }
+
+
+def dominance(paired: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, str]]:
+    """Return {row: {axis: "student", "row" or "neither"}}: who is better in TGE and no worse on the axis, by the means.
+
+    paired: what `differences` returned. A "*" behind the word: the difference in TGE exceeds two standard errors.
+    """
+    return {
+        row: {axis: _dominates(metrics["tge"], metrics[metric]) for axis, metric in AXES.items()}
+        for row, metrics in paired.items()
+    }
+
+
+def front_gaps(videos: Sequence[Scores], student: str) -> dict[str, dict[str, float]]:
+    """Return {family: {axis: points of TGE by which the student lies below the family's front}}.
+
+    The front of a family of filters is the curve through the teacher and its strengths; the student is held against
+    it at the least TGE that the family reaches for the student's price on the axis. Positive: the student is better.
+    NaN where nothing of the family, not even the teacher, is as cheap as the student.
+    """
+    costs = {
+        row: {m: estimate([cost(v[row], v["teacher"], m) for v in videos]).value for m in METRICS} for row in videos[0]
+    }
+    gaps: dict[str, dict[str, float]] = {}
+    for family in AVERAGES:
+        rows = ["teacher", *(f"{family}_{alpha:g}" for alpha in STRENGTHS)]
+        gaps[family] = {
+            axis: _tge_at([(costs[row][metric], costs[row]["tge"]) for row in rows], costs[student][metric])
+            - costs[student]["tge"]
+            for axis, metric in AXES.items()
+        }
+    return gaps
+
+
+def compare(videos: Sequence[Scores], students: Sequence[str]) -> dict[str, Any]:
+    """Return everything that is said about the videos of one kind."""
+    result: dict[str, Any] = {"num_videos": len(videos), "changes": changes(videos), "students": {}}
+    for student in students:
+        paired = differences(videos, student)
+        result["students"][student] = {
+            "minus_row": paired,
+            "dominance": dominance(paired),
+            "front_gaps": front_gaps(videos, student),
+        }
+    return result
+
+
+def _dominates(tge: Estimate, axis: Estimate) -> str:
+    if not (math.isfinite(tge.value) and math.isfinite(axis.value)):
+        return "neither"
+    for name, sign in (("student", 1.0), ("row", -1.0)):
+        if sign * tge.value < 0 and sign * axis.value <= 0:
+            clear = sign * tge.value < -2 * tge.std_error
+            return name + ("*" if clear else "")
+    return "neither"
+
+
+def _tge_at(front: Sequence[tuple[float, float]], price: float) -> float:
+    """Return the least TGE that a curve of (price, TGE) reaches for at most `price`."""
+    best = math.nan
+    for (p0, g0), (p1, g1) in itertools.pairwise(front):
+        low, high = min(p0, p1), max(p0, p1)
+        reached = [g for p, g in ((p0, g0), (p1, g1)) if p <= price]
+        if low < price < high:
+            reached.append(g0 + (g1 - g0) * (price - p0) / (p1 - p0))
+        best = np.nanmin([best, *reached]) if reached else best
+    return float(best)
