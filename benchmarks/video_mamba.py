@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import platform
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,13 +34,24 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"{processor()}, PyTorch {torch.__version__.split('+')[0]}")
     for precision in args.precision:
-        print(f"\n{precision}{' autocast' if precision != 'float32' else ''}, {args.size}x{args.size} px, one thread\n")
+        name = precision if precision == "float32" else f"{precision} autocast"
+        print(f"\n{name}, {args.size}x{args.size} px, one thread, whole clip: {args.frames} frames\n")
         print("| variant | frames per call | ms per frame | against the whole clip | state MB | working memory MB |")
         print("|---|---|---|---|---|---|")
         for variant in args.variants:
             for row in measure(variant, precision, args):
                 print(row, flush=True)
+
+
+def processor() -> str:
+    """Return the name of the CPU, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def build(variant: str, args: argparse.Namespace) -> PretrainVideoMamba:

@@ -40,19 +40,38 @@ def _restore_determinism() -> Iterator[None]:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = before
 
 
-def quick_start() -> str:
-    section = DOCS.read_text().split("## Quick start", 1)[1]
-    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
-
-
-def test_point_11_the_quick_start_runs_as_printed() -> None:
+def printed_code(page: Path, after: str) -> dict:
+    """Run the first Python block behind a text of a page, as printed; return its names."""
+    block = re.search(r"```python\n(.*?)```", page.read_text().split(after, 1)[1], re.DOTALL)[1]
     names: dict = {}
-    exec(compile(quick_start(), str(DOCS), "exec"), names)
+    exec(compile(block, str(page), "exec"), names)
+    return names
+
+
+def test_point_11_the_quick_start_of_the_readme_runs_as_printed() -> None:
+    names = printed_code(ROOT / "README.md", "The causal VideoMamba backbone streams")
+    model, clip_ = names["backbone"], names["clip"]
+    assert sum(p.numel() for p in model.parameters()) == 6_228_864
+    assert names["tokens"].shape == (1, 4 * 196, 192)
+    assert names["pooled"].shape == (1, 1, 192)
+    with torch.no_grad():
+        whole = model(clip_)[0]
+    torch.testing.assert_close(names["tokens"], whole[:, 4 * 196 :], atol=1e-4, rtol=0)
+
+
+def test_point_11_the_quick_start_of_the_docs_runs_as_printed() -> None:
+    names = printed_code(DOCS, "## Quick start")
     model, clip_, outputs = names["model"], names["clip"], names["outputs"]
     assert len(outputs) == 2
     whole = model(clip_, keep_temporal=True)
     torch.testing.assert_close(torch.cat([out[0] for out in outputs], 1), whole[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.cat([out[1] for out in outputs], 1), whole[1], atol=1e-4, rtol=0)
+
+
+def test_point_11_the_presets_example_of_the_docs_runs_as_printed() -> None:
+    names = printed_code(DOCS, "| `low_latency`")
+    assert names["x_vis"].shape == (1, 2 * 196, 192)
+    assert names["x_pool"].shape == (1, 2, 192)
 
 
 def _train_two_steps() -> list[torch.Tensor]:

@@ -61,3 +61,18 @@ def test_presets_build_streaming_models() -> None:
             model = preset.build()
         assert model.depth == VARIANTS[preset.variant].depth
         assert (model.pool_type, str(model.temporal_policy)) == ("avg", "clamp")
+
+
+@pytest.mark.parametrize("tubelet", [1, 2])
+def test_presets_stream_the_same_in_calls_of_their_length(tubelet: int) -> None:
+    frames = 18 * tubelet
+    model, x = contract(pool_type="avg", temporal_policy="clamp", kernel_size=tubelet), clip(frames)
+    with torch.no_grad():
+        tokens, pooled = model(x, keep_temporal=True)
+        for preset in PRESETS.values():
+            if preset.chunk_frames % tubelet:
+                continue
+            calls = list(preset.stream(model, x))
+            assert len(calls) == -(-frames // preset.chunk_frames)
+            torch.testing.assert_close(torch.cat([call[0] for call in calls], 1), tokens, atol=1e-4, rtol=0)
+            torch.testing.assert_close(torch.cat([call[1] for call in calls], 1), pooled, atol=1e-4, rtol=0)

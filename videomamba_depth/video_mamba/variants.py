@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from videomamba_depth.video_mamba.pretrain import PretrainVideoMamba
 
@@ -39,12 +42,25 @@ class StreamPreset:
         By default it pools with "avg", which every chunk can, and runs for ever (temporal_policy "clamp").
         """
         defaults: dict[str, Any] = {"pool_type": "avg", "temporal_policy": "clamp"}
-        return PretrainVideoMamba(**VARIANTS[self.variant]._asdict(), **{**defaults, **options})
+        return PretrainVideoMamba(**{**VARIANTS[self.variant]._asdict(), **defaults, **options})
+
+    def stream(self, model: PretrainVideoMamba, clip: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `(x_vis [B, t·s, C], x_pool [B, t, C])` of one call after another, see `PretrainVideoMamba.forward`.
+
+        Args:
+            model: what `build` returned.
+            clip: `[B, C, T, H, W]` normalised pixels; cut into calls of `chunk_frames`, the last may be shorter.
+        """
+        state = model.allocate_state(clip.shape[0])
+        for start in range(0, clip.shape[2], self.chunk_frames):
+            chunk, row = clip[:, :, start : start + self.chunk_frames], start // model.patch_embed.tubelet_size
+            tokens, pooled, state = model(chunk, keep_temporal=True, ssm_state=state, temporal_pos_offset=row)
+            yield tokens, pooled
 
 
 PRESETS = {
-    "throughput": StreamPreset("t", 16, "most frames per second; a result every 16 frames"),
-    "balanced": StreamPreset("t", 4, "nearly as many frames per second; a result every 4 frames"),
+    "throughput": StreamPreset("t", 16, "most frames per second; results come 16 frames at a time"),
+    "balanced": StreamPreset("t", 4, "nearly as many frames per second; results come 4 frames at a time"),
     "low_latency": StreamPreset("t", 1, "a result after every frame; each call pays its overhead for one frame"),
 }
-"""By name; state and results do not depend on the choice, only speed and delay do."""
+"""By name; state and results do not depend on the choice, only speed, delay and memory do."""
