@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_backbones import SIZE, clip, contract, image_model
+from small_backbones import SIZE, clip, contract, image_model, masked_model, video_model, vim_model
 
-from videomamba_depth.video_mamba import PretrainVideoMamba
+from videomamba_depth.video_mamba import BiMambaRefinerBlock, PretrainVideoMamba
 from videomamba_depth.video_mamba.backbone_block import DropPath, LayerNorm, RMSNorm, drop_path_rates
+from videomamba_depth.video_mamba.block import MambaBlock
+from videomamba_depth.video_mamba.mixer import MambaMixer
 from videomamba_depth.video_mamba.variants import PRESETS, VARIANTS
 
 
@@ -52,6 +54,26 @@ def test_a_fresh_model_is_initialised_as_documented() -> None:
     step = torch.nn.functional.softplus(model.layers[3].mixer.dt_proj.bias)
     assert 0.0009 < step.min() < step.max() < 0.11
     assert not model.temporal_pos_embedding.any()
+
+
+def test_every_family_and_the_temporal_stacks_run_the_same_mixer(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, block = clip(1)[:, :, 0], MambaBlock(16, age_features=2, backend="reference")
+    runs = [
+        lambda: contract()(clip(2)),
+        lambda: image_model()(image),
+        lambda: video_model()(clip(2)),
+        lambda: masked_model()(clip(2)),
+        lambda: vim_model()(image),
+        lambda: vim_model(bimamba_type="none", if_bidirectional=True)(image),
+        lambda: BiMambaRefinerBlock(16)(torch.randn(2, 3, 16)),
+        lambda: block(torch.randn(2, 3, 16), torch.rand(1, 3, 2)),
+    ]
+    calls, scan_branch = [], MambaMixer.scan_branch
+    monkeypatch.setattr(MambaMixer, "scan_branch", lambda *args: calls.append(1) or scan_branch(*args))
+    for run, expected in zip(runs, (3, 6, 6, 4, 8, 4, 2, 1), strict=True):  # layers × directions; masked leaves one out
+        calls.clear()
+        run()
+        assert len(calls) == expected
 
 
 def test_presets_build_streaming_models() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_backbones import clip, contract, image_model, masked_model, video_model, vim_model
+from small_backbones import clip, contract, image_model, masked_model, state_tensors, video_model, vim_model
 
 from videomamba_depth.video_mamba.embedding import Preprocessing, normalize_imagenet
 
@@ -97,3 +97,35 @@ def test_dense_features_are_the_streams_after_layers() -> None:
     for layers in ((), (2, 0), (0, 0), (3,), (-1, 1)):
         with pytest.raises(ValueError, match="layers must rise"):
             model.dense_features(x, layers)
+
+
+def test_dense_features_of_vim_leave_the_middle_cls_out() -> None:
+    x = torch.randn(2, 3, 8, 12)
+    for model in (vim_model(), vim_model(bimamba_type="none", if_bidirectional=True)):
+        maps = model.dense_features(x, (1, 3))
+        assert [m.shape for m in maps] == [(2, 16, 2, 3)] * 2
+        torch.testing.assert_close(model.norm_f(maps[1].flatten(2).transpose(1, 2)), model.patch_features(x))
+        assert (maps[0] - maps[1]).abs().max() > 0.1
+    with pytest.raises(ValueError, match="in pairs: take the odd ones"):
+        model.dense_features(x, (0, 3))
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_dense_features_of_the_causal_model_stream(as_dict: bool) -> None:
+    model, x = contract(), clip(6, size=(8, 12))
+    with torch.no_grad():
+        whole = model.dense_features(x, (0, 1))  # the last layer is not run, but its state goes on
+        state, parts, offset = model.allocate_state(2, as_dict=as_dict), [], 0
+        for chunk in x.split([1, 2, 3], dim=2):
+            maps, state = model.dense_features(chunk, (0, 1), ssm_state=state, temporal_pos_offset=offset)
+            parts.append(maps)
+            offset += chunk.shape[2]
+        _, final = model.forward_features(x, ssm_state=model.allocate_state(2))
+    for index in (0, 1):
+        assert whole[index].shape == (2, 16, 6, 2, 3)
+        joined = torch.cat([maps[index] for maps in parts], dim=2)
+        torch.testing.assert_close(joined, whole[index], atol=1e-4, rtol=0)
+    for ours, theirs in zip(state_tensors(state), state_tensors(final), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    (last,) = model.dense_features(x, (2,))
+    torch.testing.assert_close(model.norm(last.flatten(2).transpose(1, 2)), model.patch_features(x))

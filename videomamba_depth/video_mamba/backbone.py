@@ -31,8 +31,7 @@ class VideoMamba(EmbedsFrames):
     """Bidirectional VideoMamba for images or clips, with a classifier on its CLS token (Li et al., arXiv 2403.06977).
 
     A bidirectional model needs the whole clip: passing a state raises. Parameter names and shapes are those of the
-        official
-    files (see `load_backbone`).
+    official files (see `load_backbone`).
 
     Args:
         img_size, patch_size, depth, embed_dim, channels, drop_path_rate, ssm_cfg, norm_epsilon, rms_norm,
@@ -128,8 +127,7 @@ class VideoMamba(EmbedsFrames):
         Args:
             mask: bool `[B, 1 + t·s]`, True = hidden, CLS visible; None shows all (V = t·s).
         """
-        tokens, residual = self._run(x, mask, ssm_state)[-1]
-        return self.norm_f(add_residual(tokens, residual, self.residual_in_fp32))
+        return self.norm_f(self._streams(x, mask, ssm_state, [self.depth])[0])
 
     def forward_distill(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return a distilled student's class scores, and its features for the teacher.
@@ -151,15 +149,8 @@ class VideoMamba(EmbedsFrames):
         Returns:
             Per layer the token stream after it (not normed), `[B, C, h, w]`; of clips `[B, C, t, h, w]`.
         """
-        if list(layers) != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= self.depth:
-            raise ValueError(f"layers must rise, each in 0 to {self.depth - 1}; got {tuple(layers)}")
-        size = self.patch_embed.token_shape(x)
-        streams = self._run(x, None, None, num_layers=layers[-1] + 1)
-        maps = []
-        for index in layers:
-            tokens = add_residual(*streams[index + 1], self.residual_in_fp32)[:, 1:]
-            maps.append(tokens.transpose(1, 2).unflatten(2, size if self.is_video else size[1:]))
-        return tuple(maps)
+        streams = self._streams(x, None, None, self._check_taps(layers))
+        return self._as_maps([tokens[:, 1:] for tokens in streams], self.patch_embed.token_shape(x))
 
     def patch_features(self, x: Tensor) -> Tensor:
         """Return the patch tokens `[B, t·s, C]` that `embed` averages, without the CLS."""
@@ -169,20 +160,21 @@ class VideoMamba(EmbedsFrames):
         """Return the CLS token `[B, C]` after the final norm."""
         return self.forward_features(x)[:, 0]
 
-    def _run(
-        self, x: Tensor, mask: Tensor | None, state: object, num_layers: int | None = None
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """Return (branch, residual) before the first layer and after each; their sum is the token stream there."""
+    def _streams(self, x: Tensor, mask: Tensor | None, state: object, after: Sequence[int]) -> list[Tensor]:
+        """Return the token streams `[B, 1 + V, C]` after so many layers, 0 (the tokens) to depth, in rising order."""
         refuse_state(state, type(self).__name__)
         size = self.patch_embed.token_shape(x)
         tokens = self._embed(x, size)
         if mask is not None:
             visible = visible_patches(mask, x.shape[0], tokens.shape[1] - 1, True, x.device)
             tokens = torch.cat([tokens[:, :1], gather_tokens(tokens[:, 1:], visible)], dim=1)
-        streams: list[tuple[Tensor, Tensor | None]] = [(tokens, None)]
-        for layer in list(self.layers)[:num_layers]:
-            out = layer(*streams[-1], use_checkpoint=self.use_checkpoint and self.training)
-            streams.append((out.branch, out.residual))
+        residual, streams = None, []
+        for passed in range(after[-1] + 1):
+            if passed in after:
+                streams.append(add_residual(tokens, residual, self.residual_in_fp32))
+            if passed < after[-1]:
+                recompute = self.use_checkpoint and self.training
+                tokens, residual, _ = self.layers[passed](tokens, residual, use_checkpoint=recompute)
         return streams
 
     def _embed(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
@@ -231,8 +223,7 @@ class MaskedVideoMamba(VideoMamba):
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None, ssm_state: object = None) -> Tensor:
         """Return the token stream that enters the last layer, `[B, 1 + V, C]`, the CLS first."""
-        streams = self._run(x, mask, ssm_state, num_layers=self.depth - 1)
-        return add_residual(*streams[-1], self.residual_in_fp32)
+        return self._streams(x, mask, ssm_state, [self.depth - 1])[0]
 
 
 class ClipDecoder(nn.Module):

@@ -24,8 +24,7 @@ from videomamba_depth.video_mamba.positions import Grid, resize_spatial_table, r
 
 Family = Literal["videomamba_image", "videomamba_video", "videomamba_masked", "vim", "contract"]
 """Families of files. Image files of VideoMamba and files of Vim have the same names and shapes and mean different
-things,
-so a file never says by itself which it is: the caller does, and our own files do in their metadata."""
+things, so a file never says by itself which it is: the caller does, and our own files do in their metadata."""
 
 _FORMAT = "videomamba-depth backbone 1"
 _logger = logging.getLogger(__name__)
@@ -69,8 +68,7 @@ def inflate_image_weights(model: VideoMamba, path: str | Path, source_grid: Grid
     """Load an image file of VideoMamba into a video model.
 
     The 2-D patch kernel goes to the middle time slice of the 3-D one, the other slices and the temporal table become
-    zero.
-    The classifier is left as it is: its classes are others.
+    zero. The classifier is left as it is: its classes are others.
 
     Raises:
         CheckpointError: as `load_backbone`.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videomamba_depth.video_mamba.patch_embed import PatchEmbed
+from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,11 +50,12 @@ def normalize_imagenet(frames: Tensor) -> Tensor:
 
 
 class EmbedsFrames(nn.Module):
-    """A backbone that can turn images or clips into one vector each."""
+    """A backbone that can turn images or clips into one vector each, and into maps of features."""
 
     family: str  # of files that the model loads, see `load_backbone`
     preprocessing: Preprocessing  # how those weights saw their inputs
     patch_embed: PatchEmbed
+    depth: int  # number of layers
 
     def patch_features(self, x: Tensor) -> Tensor:
         """Return the patch tokens `[B, n, C]` of normalised pixels, without CLS."""
@@ -104,6 +105,17 @@ class EmbedsFrames(nn.Module):
             return self.cls_features(x).float() if pool == "cls" else self.patch_features(x).float().mean(1)
         finally:
             self.train(was_training)
+
+    def _check_taps(self, layers: Sequence[int]) -> list[int]:
+        """Return how many layers a stream has passed after each of `layers`, which must be indices in rising order."""
+        if list(layers) != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= self.depth:
+            raise ValueError(f"layers must rise, each in 0 to {self.depth - 1}; got {tuple(layers)}")
+        return [index + 1 for index in layers]
+
+    def _as_maps(self, streams: Sequence[Tensor], size: ClipSize) -> tuple[Tensor, ...]:
+        """Return patch tokens `[B, t·s, C]` as maps `[B, C, h, w]`, of clips `[B, C, t, h, w]`."""
+        shape = size if self.patch_embed.is_video else size[1:]
+        return tuple(tokens.transpose(1, 2).unflatten(2, shape) for tokens in streams)
 
 
 def _as_unit_floats(frames: Tensor) -> Tensor:

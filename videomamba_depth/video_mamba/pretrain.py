@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -184,11 +184,9 @@ class PretrainVideoMamba(EmbedsFrames):
 
         Returns:
             With pool norm `(x_vis, x_pool)` or `(x_vis, x_pool, next_state)`: x_vis `[B, t·s, C]` without the CLS;
-            x_pool
-            `[B, 1, C]`, with keep_temporal `[B, t, C]`, one row more in front for "cls_cat_avg".
+            x_pool `[B, 1, C]`, with keep_temporal `[B, t, C]`, one row more in front for "cls_cat_avg".
             Without: `x_vis` or `(x_vis, next_state)`; x_vis `[B, 1 + t·s, C]`, or `[B, t·s, C]` when the chunk
-                continues a
-            stream. The state comes back in the container type that came in.
+            continues a stream. The state comes back in the container type that came in.
 
         Raises:
             ValueError, TypeError: an argument breaks the contract; nothing has been computed then.
@@ -198,7 +196,8 @@ class PretrainVideoMamba(EmbedsFrames):
         visible = self._visible(mask, x, size, begins)
         if self.add_pool_norm:
             self._check_pooling(begins, visible, size, keep_temporal)
-        tokens, layers = self._run(x, size, begins, visible, ssm_state, temporal_pos_offset)
+        (stream,), layers = self._streams(x, size, begins, visible, ssm_state, temporal_pos_offset, [self.depth])
+        tokens = self.norm(stream)
         outputs: tuple[Any, ...] = (tokens,)
         if self.add_pool_norm:
             cls, patches = (tokens[:, :1], tokens[:, 1:]) if begins else (None, tokens)
@@ -223,8 +222,26 @@ class PretrainVideoMamba(EmbedsFrames):
         size = self.patch_embed.token_shape(x)
         begins = self._begins(x.shape[0], ssm_state, temporal_pos_offset)
         visible = self._visible(mask, x, size, begins)
-        tokens, layers = self._run(x, size, begins, visible, ssm_state, temporal_pos_offset)
+        (stream,), layers = self._streams(x, size, begins, visible, ssm_state, temporal_pos_offset, [self.depth])
+        tokens = self.norm(stream)
         return tokens if ssm_state is None else (tokens, pack_layers(layers, like=ssm_state))
+
+    def dense_features(
+        self, x: Tensor, layers: Sequence[int], ssm_state: StreamingState | None = None, temporal_pos_offset: int = 0
+    ) -> Any:
+        """Return feature maps `[B, C, t, h, w]` after some layers, not normed, for DPT-like heads.
+
+        Args:
+            layers: indices of layers, 0 to depth − 1, in rising order.
+
+        Returns:
+            A tuple of maps; with a state `(maps, next_state)`. The other arguments and errors are those of `forward`.
+        """
+        after, size = self._check_taps(layers), self.patch_embed.token_shape(x)
+        begins = self._begins(x.shape[0], ssm_state, temporal_pos_offset)
+        streams, states = self._streams(x, size, begins, None, ssm_state, temporal_pos_offset, after)
+        maps = self._as_maps([tokens[:, int(begins) :] for tokens in streams], size)
+        return maps if ssm_state is None else (maps, pack_layers(states, like=ssm_state))
 
     def patch_features(self, x: Tensor) -> Tensor:
         """Return the patch tokens `[B, t·s, C]` of whole clips `x [B, C, T, H, W]`, without the CLS."""
@@ -274,7 +291,7 @@ class PretrainVideoMamba(EmbedsFrames):
         if keep_temporal:
             check_slices(visible // (size[1] * size[2]), size[0])
 
-    def _run(
+    def _streams(
         self,
         x: Tensor,
         size: ClipSize,
@@ -282,19 +299,26 @@ class PretrainVideoMamba(EmbedsFrames):
         visible: Tensor | None,
         state: StreamingState | None,
         offset: int,
-    ) -> tuple[Tensor, list[LayerState]]:
-        """Return the normed tokens `[B, 1 + V, C]` (`[B, V, C]` in a continuation) and the layers' next states."""
+        after: Sequence[int],
+    ) -> tuple[list[Tensor], list[LayerState]]:
+        """Return the token streams after so many layers, in rising order, and the layers' next states.
+
+        A stream is `[B, 1 + V, C]`, in a continuation `[B, V, C]`. Layers that none of them passed are run only when
+        there is a state to bring forward.
+        """
         tokens = gather_tokens(self._embed(x, size, offset), visible)
         if begins:
             cls = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
             tokens = torch.cat([cls.expand(x.shape[0], -1, -1), tokens], dim=1)
         states: list[Any] = [None] * self.depth if state is None else state_layers(state, self.depth)
-        residual, next_states = None, []
-        for index, layer in enumerate(self.layers):
+        residual, streams, next_states = None, [], []
+        for index, layer in enumerate(list(self.layers)[: None if state is not None else after[-1]]):
             recompute = self.training and index < self.checkpoint_num
             tokens, residual, layer_state = layer(tokens, residual, states[index], recompute)
             next_states.append(_like(layer_state, states[index]))
-        return self.norm(add_residual(tokens, residual, self.residual_in_fp32)), next_states
+            if index + 1 in after:
+                streams.append(add_residual(tokens, residual, self.residual_in_fp32))
+        return streams, next_states
 
     def _embed(self, x: Tensor, size: ClipSize, offset: int) -> Tensor:
         """Return the patch tokens `[B, t·s, C]` with their positions."""

@@ -2,8 +2,7 @@
 
 A state is a plain list, tuple or dict of `(conv_state, ssm_state)` per layer, so that it survives `torch.save`,
 `copy.deepcopy`, comprehensions and `torch.utils._pytree` without a class of ours. Whether a stream has begun is read
-off
-the tensors: **an all-zero state is a fresh stream**. That is exact in practice, because the first chunk of a stream
+off the tensors: **an all-zero state is a fresh stream**. That is exact in practice, because the first chunk of a stream
 writes the CLS token into the first layer's state, and it stays exact for every copy of the state. The rule costs one
 reduction over the first layer's state per chunk (on a GPU: one synchronisation).
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -146,27 +146,44 @@ class Vim(EmbedsFrames):
     def forward_features(self, x: Tensor, ssm_state: object = None) -> Tensor:
         """Return the tokens after the final norm, `[B, n, C]`, or `[B, n + 1, C]` with the CLS at `cls_position(n)`."""
         refuse_state(ssm_state, "Vim")
+        return self.norm_f(self._streams(x, [self.depth])[0])
+
+    def dense_features(self, x: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return feature maps `[B, C, h, w]` after some layers, not normed, for DPT-like heads.
+
+        Args:
+            layers: indices of layers, 0 to depth − 1, in rising order; with if_bidirectional each the second of its
+                pair (1, 3, ...).
+        """
+        after = self._check_taps(layers)
+        if self.if_bidirectional and any(passed % 2 for passed in after):
+            raise ValueError(f"if_bidirectional runs layers in pairs: take the odd ones; got {tuple(layers)}")
+        streams = [self._without_cls(tokens) for tokens in self._streams(x, after)]
+        return self._as_maps(streams, self.patch_embed.token_shape(x))
+
+    def _streams(self, x: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """Return the token streams after so many layers, 0 (the tokens) to depth, in rising order."""
         _, *grid = self.patch_embed.token_shape(x)
-        tokens, residual = self._embed(x, (grid[0], grid[1])), None
+        tokens, residual, streams = self._embed(x, (grid[0], grid[1])), None, []
         angles = None
         if self.if_rope:
             angles = rotary_angles((grid[0], grid[1]), self.patch_embed.grid_size, self.embed_dim, x.device)
         step = 2 if self.if_bidirectional else 1
-        for index in range(0, self.depth, step):
+        for index in range(0, after[-1] + 1, step):
+            if index in after:
+                streams.append(add_residual(tokens, residual, self.residual_in_fp32))
+            if index == after[-1]:
+                break
             tokens, residual = self._rotate(tokens, residual, angles)
             if self.if_bidirectional:
                 tokens, residual = self._run_pair(index, tokens, residual)
             else:
                 tokens, residual, _ = self.layers[index](tokens, residual)
-        return self.norm_f(add_residual(tokens, residual, self.residual_in_fp32))
+        return streams
 
     def patch_features(self, x: Tensor) -> Tensor:
         """Return the patch tokens `[B, n, C]` after the final norm, without the CLS."""
-        tokens = self.forward_features(x)
-        if not self.if_cls_token:
-            return tokens
-        position = self.cls_position(tokens.shape[1] - 1)
-        return torch.cat([tokens[:, :position], tokens[:, position + 1 :]], dim=1)
+        return self._without_cls(self.forward_features(x))
 
     def cls_features(self, x: Tensor) -> Tensor:
         """Return the CLS token `[B, C]` after the final norm."""
@@ -178,6 +195,12 @@ class Vim(EmbedsFrames):
     def cls_position(self, num_patches: int) -> int:
         """Return where the CLS stands among `num_patches` patches."""
         return num_patches // 2 if self.use_middle_cls_token else 0
+
+    def _without_cls(self, tokens: Tensor) -> Tensor:
+        if not self.if_cls_token:
+            return tokens
+        position = self.cls_position(tokens.shape[1] - 1)
+        return torch.cat([tokens[:, :position], tokens[:, position + 1 :]], dim=1)
 
     def _embed(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = self.patch_embed(x).squeeze(1)
