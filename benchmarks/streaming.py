@@ -1,6 +1,7 @@
 """How fast a stream is: the student beside the bare teacher, frame by frame in turn in one process.
 
     python benchmarks/streaming.py --dtype bfloat16                    # a Small-sized encoder with random weights
+    python benchmarks/streaming.py --encoder t                         # a VideoMamba in the student, beside it
     python benchmarks/streaming.py --checkpoint runs/x/last --sizes 266 --video clip.mp4
 
 Per size a table: latency of a frame (p50, p95, p99) of the teacher, of the student and of its stages (encode, temporal
@@ -26,8 +27,9 @@ import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from videomamba_depth.data.video_io import Frame
-from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.checkpoint import load_student, load_teacher
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaEncoder, VideoMambaSpec
 from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.colour import Colouriser, ColourRange
@@ -58,8 +60,11 @@ class Row:
         return {"what": self.name, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "frames_per_s": 1000 / max(p50, 1e-9)}
 
 
-def small_student() -> VideoMambaDepth:
-    """Return a student on an encoder of the size of Depth Anything V2 Small, random weights."""
+def small_models(variant: str | None) -> tuple[VideoMambaDepth, DepthAnythingEncoder]:
+    """Return a student and a teacher of the size of Depth Anything V2 Small, random weights.
+
+    The student's encoder is the teacher's, or a VideoMamba of `variant`.
+    """
     torch.manual_seed(0)
     backbone = Dinov2Config(
         hidden_size=384,
@@ -80,7 +85,10 @@ def small_student() -> VideoMambaDepth:
         head_hidden_size=32,
     )
     encoder = DepthAnythingEncoder(DepthAnythingForDepthEstimation(config).eval(), "random Small-sized encoder")
-    return VideoMambaDepth(encoder, encoder.head, TemporalSpec()).eval()
+    own: DepthAnythingEncoder | VideoMambaEncoder = encoder
+    if variant is not None:
+        own = VideoMambaEncoder.from_spec(VideoMambaSpec(*VARIANTS[variant]), encoder.channels, encoder.depth_kind)
+    return VideoMambaDepth(own, encoder.head, TemporalSpec()).eval(), encoder
 
 
 def main() -> None:
@@ -88,11 +96,15 @@ def main() -> None:
     arguments = _parse()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    student = load_student(arguments.checkpoint) if arguments.checkpoint else small_student()
-    teacher = FrameByFrame(student.encoder)
+    if arguments.checkpoint:
+        student = load_student(arguments.checkpoint)
+        encoder = student.encoder if student.encoder.frozen else load_teacher(arguments.checkpoint)
+    else:
+        student, encoder = small_models(arguments.encoder)
+    teacher = FrameByFrame(encoder)
     results: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
     for size in arguments.sizes:
-        student.encoder.input_size = size
+        student.encoder.input_size = encoder.input_size = size
         rows = _measure_models(student, teacher, size, arguments)
         results[f"size_{size}"] = [row.record() for row in rows]
         _print_table(f"{size} px, {arguments.dtype}, {arguments.device}", rows)
@@ -209,6 +221,7 @@ def _print_table(title: str, rows: list[Row]) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="a student's folder; default: random weights of Small size")
+    parser.add_argument("--encoder", choices=tuple(VARIANTS), help="without a checkpoint: VideoMamba in the student")
     parser.add_argument("--sizes", type=int, nargs="+", default=[266, 392, 518], help="short sides in px")
     parser.add_argument("--aspect", type=float, default=1.0, help="width over height of the frames")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
