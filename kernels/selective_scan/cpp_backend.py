@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selective_scan.build import load_library
 from selective_scan.discretization import get_discretization
+from selective_scan.memory import fresh
 from selective_scan.state import state_dtype, state_shape
 
 _IMPORT_PROCESS = os.getpid()
@@ -157,9 +158,9 @@ def scan_forward(*args: object, with_summary: bool = False, state: Tensor | None
     u = args[0]
     assert isinstance(u, Tensor)
     batch, length, _, states = scan.shape
-    y = torch.empty(scan.u.shape, dtype=scan.u.dtype)
+    y = fresh(scan.u.shape, scan.u.dtype)
     if state is None:
-        final_state = torch.empty(scan.state_shape, dtype=scan.dtype)
+        final_state = fresh(scan.state_shape, scan.dtype)
     else:
         scan.parameters[-1] = final_state = state
     summary = torch.empty((batch, length, states) if with_summary else (0,), dtype=scan.dtype)
@@ -178,14 +179,14 @@ def scan_backward(
     incoming = [_dense(grad_final_state, dtype), _dense(grad_summary, dtype)]
 
     def like(x: Tensor | None, *shape: int) -> Tensor | None:
-        return None if x is None else torch.empty(shape, dtype=dtype)
+        return None if x is None else fresh(shape, dtype)
 
     _, D, delta_bias, trapezoid_lambda, initial_state = scan.parameters
     full = (batch, length, channels)
-    du, ddelta = torch.empty(full, dtype=scan.u.dtype), torch.empty(full, dtype=scan.delta.dtype)
-    dz = None if scan.z is None else torch.empty(full, dtype=scan.z.dtype)
+    du, ddelta = fresh(full, scan.u.dtype), fresh(full, scan.delta.dtype)
+    dz = None if scan.z is None else fresh(full, scan.z.dtype)
     dA = torch.empty(channels, states, dtype=dtype)
-    dB, dC = (torch.empty(batch, length, states, dtype=dtype) for _ in range(2))
+    dB, dC = (fresh((batch, length, states), dtype) for _ in range(2))
     dD, dbias, dlambda = (like(x, channels) for x in (D, delta_bias, trapezoid_lambda))
     dstate = like(initial_state, *scan.state_shape)
     rows = [_rows(x) for x in (grad_y, du, ddelta, dz)]
@@ -232,9 +233,9 @@ def conv_forward(*args: object, state: Tensor | None = None) -> tuple[Tensor, Te
     conv = _Conv(*args)  # type: ignore[arg-type]
     x = args[0]
     assert isinstance(x, Tensor)
-    y = torch.empty(conv.x.shape, dtype=conv.x.dtype)
+    y = fresh(conv.x.shape, conv.x.dtype)
     if state is None:
-        final_state = torch.empty(conv.state_shape, dtype=conv.dtype)
+        final_state = fresh(conv.state_shape, conv.dtype)
     else:
         conv.parameters[-1] = final_state = state
     conv.library.causal_conv1d_forward(ctypes.byref(conv.arguments(y, final_state)))
@@ -247,7 +248,7 @@ def conv_backward(args: Sequence[object], grad_y: Tensor, grad_final_state: Tens
     grad_y, incoming = _as_rows(grad_y, conv.dtype), _dense(grad_final_state, conv.dtype)
     weight, bias, initial_state = conv.parameters
     assert weight is not None
-    dx = torch.empty(conv.x.shape, dtype=conv.x.dtype)
+    dx = fresh(conv.x.shape, conv.x.dtype)
     dweight = torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     dstate = None if initial_state is None else torch.empty_like(initial_state)

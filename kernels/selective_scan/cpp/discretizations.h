@@ -73,10 +73,15 @@ INLINE void phi_functions(V z, V e, V (&phi)[P + 1]) {
   phi[0] = e;
 }
 
+// kBounded: the caller knows that |delta A_log2e| <= kExp2Bound.
 struct Exponential {
-  static INLINE V core(const Inputs& x) { return vexp2(x.delta * x.A_log2e); }
+  template <bool kBounded = false>
+  static INLINE V core(const Inputs& x) {
+    return vexp2<kBounded>(x.delta * x.A_log2e);
+  }
 };
 struct Rational {
+  template <bool kBounded = false>
   static INLINE V core(const Inputs& x) { return S(1) / (S(1) - S(0.5) * x.delta * x.A); }
   // (1 + z/2) / (1 - z/2), rounded once where it is close to 1.
   static INLINE V decay(const Inputs& x, V r) { return S(1) + x.delta * x.A * r; }

@@ -181,7 +181,7 @@ struct Backward {
   void read_inputs(int64_t t, int64_t block, int64_t begin) {
     const int64_t d = block * W;
     if constexpr (M::kTwoTaps) s.u[0] = previous_u(a, layout, t, begin, d, lanes_at(d));
-    read_block(a, t, d, lanes_at(d), t + 1 < a.batch, s);
+    read_block(a, t, d, lanes_at(d), t + 1 < a.batch, s, y.data());
   }
 
   // The states at the start of every segment but the first.
@@ -193,8 +193,7 @@ struct Backward {
         read_inputs(t, block, s.begin);
         V* next = start_of(segment + 1, block);
         std::memcpy(next, start_of(segment, block), N * sizeof(V));
-        advance_block<M, false>(s, &A.plain[block * N], &A.log2e[block * N], lambda_at(block * W), N, next, y.data(),
-                                nullptr);
+        advance_block<M, false>(s, A, block, lambda_at(block * W), N, next, y.data(), nullptr);
       }
     }
   }

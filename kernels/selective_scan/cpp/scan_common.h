@@ -5,11 +5,13 @@
 #include "discretizations.h"
 
 constexpr int64_t kSegment = 64;   // steps per pass: what a pass keeps stays in the cache at any length
+constexpr int64_t kStreamedBytes = 8 << 20;  // a larger final state is written around the cache
 constexpr int kStatesPerPass = 4;  // recurrences in flight, to hide the latency of one
 
 // A by blocks of W channels, one vector per state, with padding lanes 0.
 struct PreparedA {
   std::vector<V> plain, log2e;
+  std::vector<V> largest_log2e;  // per block, over the states, of the absolute values
   PreparedA(const ScanArguments& a) {
     const int64_t blocks = ceil_div(a.channels, W);
     plain.resize(blocks * a.states);
@@ -19,6 +21,9 @@ struct PreparedA {
       load_columns(a.A + d * a.states, a.states, lanes, a.states, &plain[block * a.states]);
     }
     for (size_t i = 0; i < plain.size(); ++i) log2e[i] = plain[i] * kLog2e;
+    largest_log2e.resize(blocks);
+    for (size_t i = 0; i < plain.size(); ++i)
+      largest_log2e[i / a.states] = vmax(vabs(log2e[i]), largest_log2e[i / a.states]);
   }
 };
 
@@ -34,6 +39,7 @@ struct StateLayout {
 struct Segment {
   std::vector<V> u, delta;
   std::vector<S> B, C;
+  V largest_delta;  // over the steps, of the absolute values
   int64_t begin = 0, steps = 0;
   Segment(const ScanArguments& a) {
     const int64_t most = a.length < kSegment ? a.length : kSegment;
@@ -46,7 +52,10 @@ struct Segment {
 
 INLINE void read_weights(const Rows& x, int64_t offset, int64_t states, S* out) {
   if (x.dtype == kScalar) {
-    std::memcpy(out, static_cast<const S*>(x.data) + offset, states * sizeof(S));
+    const S* p = static_cast<const S*>(x.data) + offset;
+    if (states == 16)  // inline: a call for so few bytes would cost more than they do
+      std::memcpy(out, p, 16 * sizeof(S));
+    else std::memcpy(out, p, states * sizeof(S));
   } else {
     const uint16_t* p = static_cast<const uint16_t*>(x.data) + offset;
     for (int64_t n = 0; n < states; ++n) out[n] = from_bfloat16(p[n]);

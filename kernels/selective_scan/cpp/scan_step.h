@@ -4,99 +4,135 @@
 
 #include "scan_common.h"
 
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__) && !defined(SCALAR_IS_DOUBLE)
+#ifdef HAVE_TABLES
 #define HAVE_FLAT_STEP 1
 
-typedef int32_t VI __attribute__((vector_size(kVectorBytes)));
+#include <utility>
 
-// Sums of neighbours, of x in the lower half and of y in the upper one.
-INLINE V add_pairs(V x, V y) {
-  return SHUFFLE(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         SHUFFLE(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+constexpr int kBlocksAhead = 8;  // blocks that are fetched ahead
+typedef std::make_index_sequence<W> Lanes;
+
+// Add up neighbours at distance kDistance: lane i holds sums of x where bit kDistance of i is 0, of y where it is 1.
+template <int kDistance, size_t... i>
+INLINE V add_across(V x, V y, std::index_sequence<i...>) {
+  return SHUFFLE(x, y, ((i & kDistance) ? W + i : i)...) +
+         SHUFFLE(x, y, ((i & kDistance) ? W + (i ^ kDistance) : (i ^ kDistance))...);
+}
+
+// Channel c of the block from where `add_all` leaves it.
+template <int N, size_t... c>
+INLINE V in_order(V x, std::index_sequence<c...>) {
+  return SHUFFLE(x, x, (c % (W / N) * N + c / (W / N))...);
+}
+
+// Vector j of a block: every lane gets the element of its channel.
+template <int N>
+INLINE V spread(const S* by_channel, int j) {
+  if constexpr (N == W) return broadcast(by_channel[j]);
+  VI channel;
+  for (int i = 0; i < W; ++i) channel[i] = j * (W / N) + i / N;
+  return __builtin_shuffle(load(by_channel), channel);
+}
+
+// Sums over the states, of vectors first .. first + kCount - 1; depth first, so that few are alive at a time.
+template <int kCount, class Product>
+INLINE V add_all(int first, const Product& product) {
+  if constexpr (kCount == 1) {
+    return product(first);
+  } else {
+    const V x = add_all<kCount / 2>(first, product);
+    const V y = add_all<kCount / 2>(first + kCount / 2, product);
+    return add_across<kCount / 2>(x, y, Lanes{});
+  }
 }
 
 template <class M>
 bool flat_step_fits(const ScanArguments& a) {
-  const bool power_of_two = (a.states & (a.states - 1)) == 0 && a.states <= W;
-  return !M::kTwoTaps && a.length == 1 && power_of_two && a.channels % W == 0 && !a.summary;
+  return !M::kTwoTaps && a.length == 1 && (a.states == W || a.states == W / 2) && a.channels % W == 0 &&
+         !a.summary;
 }
 
-template <class M, int N>
+// What one sequence needs, [D]. Three loops over the channels, since in one loop everything would wait for the long
+// chain of softplus before it and leave the silu after it waiting.
+struct FlatStep {
+  std::vector<S> delta, source, y;  // source: u, times c0 where that is the same for all states
+  std::vector<S> zeros;             // [D, N], what a sequence without an initial state starts from
+  FlatStep(const ScanArguments& a)
+      : delta(a.channels), source(a.channels), y(a.channels), zeros(a.initial_state ? 0 : a.channels * a.states) {}
+};
+
+template <class M>
+INLINE void read_flat(const ScanArguments& a, int64_t t, bool prefetch_next, FlatStep& s) {
+  for (int64_t d = 0; d < a.channels; d += W) {
+    const int64_t at_u = row(a.u, t, 0) + d, at_delta = row(a.delta, t, 0) + d;
+    if (prefetch_next) {
+      prefetch_row(a.u, at_u + a.u.batch_stride);
+      prefetch_row(a.delta, at_delta + a.delta.batch_stride);
+    }
+    const V u = load_as(a.u.data, at_u, W, a.u.dtype);
+    V delta = load_as(a.delta.data, at_delta, W, a.delta.dtype);
+    if (a.delta_bias) delta += load(a.delta_bias + d);
+    if (a.softplus) delta = softplus(delta);
+    store(&s.delta[d], delta);
+    store(&s.source[d], M::kInputDependsOnA ? u : M::taps({delta, V{}, V{}, V{}}, V{}).c0 * u);
+  }
+}
+
+INLINE void write_flat(const ScanArguments& a, int64_t t, bool prefetch_next, const FlatStep& s) {
+  for (int64_t d = 0; d < a.channels; d += W) {
+    const int64_t at_z = row(a.z, t, 0) + d;
+    V y = load(&s.y[d]);
+    if (a.D) y += load(a.D + d) * load_as(a.u.data, row(a.u, t, 0) + d, W, a.u.dtype);
+    if (a.z.data) y = gated(y, load_as(a.z.data, at_z, W, a.z.dtype));
+    if (a.z.data && prefetch_next) prefetch_row(a.z, at_z + a.z.batch_stride);
+    store_as(a.y.data, row(a.y, t, 0) + d, W, a.y.dtype, y);
+  }
+}
+
+template <class M, int N, bool kStream>
 void flat_step(const ScanArguments& a, const S* A_log2e, int64_t first, int64_t last) {
-  const int64_t row_size = a.channels * N;
-  const bool stream = a.final_state != a.initial_state && is_aligned(a.final_state) &&
-                      a.batch * row_size * int64_t(sizeof(S)) > (8 << 20);
-  VI first_channels;
-  for (int i = 0; i < W; ++i) first_channels[i] = i / N;
+  FlatStep s(a);
   for (int64_t t = first; t < last; ++t) {
     S weights[2 * W];
-    read_weights(a.B, row(a.B, t, 0), N, weights);
-    read_weights(a.C, row(a.C, t, 0), N, weights + W);
-    V B, C;
-    for (int i = 0; i < W; ++i) {
-      B[i] = weights[i % N];
-      C[i] = weights[W + i % N];
+    for (int i = 0; i < W; i += N) {
+      read_weights(a.B, row(a.B, t, 0), N, weights + i);
+      read_weights(a.C, row(a.C, t, 0), N, weights + W + i);
     }
-    const S* state_in = at(a.initial_state, t * row_size);
-    S* state_out = a.final_state + t * row_size;
+    const V B = load(weights), C = load(weights + W);
+    const S* state_in = a.initial_state ? a.initial_state + t * a.channels * N : s.zeros.data();
+    S* state_out = a.final_state + t * a.channels * N;
+    read_flat<M>(a, t, t + 1 < last, s);
     for (int64_t d = 0; d < a.channels; d += W) {
-      const int64_t at_u = row(a.u, t, 0) + d, at_delta = row(a.delta, t, 0) + d, at_z = row(a.z, t, 0) + d;
-      if (t + 1 < last) {
-        if (state_in) prefetch(state_in + row_size + d * N, W * N * sizeof(S));
-        prefetch_row(a.u, at_u + a.u.batch_stride);
-        prefetch_row(a.delta, at_delta + a.delta.batch_stride);
-        if (a.z.data) prefetch_row(a.z, at_z + a.z.batch_stride);
-      }
-      const V u = load_as(a.u.data, at_u, W, a.u.dtype);
-      V delta = load_as(a.delta.data, at_delta, W, a.delta.dtype);
-      if (a.delta_bias) delta += load(a.delta_bias + d);
-      if (a.softplus) delta = softplus(delta);
-
-      V product[N];
-#pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) {
-        const VI channel = first_channels + j * (W / N);
+      // Further ahead than the end of the state does no harm: a prefetch never faults.
+      prefetch(state_in + d * N + kBlocksAhead * W * N, W * N * sizeof(S));
+      const V y = add_all<N>(0, [&](int j) INLINE_LAMBDA {
         const int64_t at_j = d * N + j * W;
-        const Inputs x = {__builtin_shuffle(delta, channel), load(a.A + at_j), load(A_log2e + at_j), V{}};
+        const Inputs x = {spread<N>(&s.delta[d], j), load(a.A + at_j), load(A_log2e + at_j), V{}};
         const Taps taps = M::taps(x, M::core(x));
-        V h = (taps.c0 * __builtin_shuffle(u, channel)) * B;
-        if (state_in) h += taps.a * load(state_in + at_j);
-        store_line(state_out + at_j, h, stream);
-        product[j] = h * C;
-      }
-#pragma GCC unroll 4
-      for (int width = N; width > 1; width /= 2)
-#pragma GCC unroll 8
-        for (int j = 0; j < width / 2; ++j) product[j] = add_pairs(product[2 * j], product[2 * j + 1]);
-      V y = product[0];
-      if (a.D) y += load(a.D + d) * u;
-      if (a.z.data) {
-        const V z = load_as(a.z.data, at_z, W, a.z.dtype);
-        y *= z * sigmoid(z);
-      }
-      store_as(a.y.data, row(a.y, t, 0) + d, W, a.y.dtype, y);
+        V source = spread<N>(&s.source[d], j);
+        if constexpr (M::kInputDependsOnA) source *= taps.c0;
+        const V h = taps.a * load(state_in + at_j) + source * B;
+        store_line(state_out + at_j, h, kStream);
+        return h * C;
+      });
+      store(&s.y[d], in_order<N>(y, Lanes{}));
     }
+    write_flat(a, t, t + 1 < last, s);
   }
-  if (stream) fence();
+  if (kStream) fence();
 }
 
 template <class M>
 void scan_flat_step(const ScanArguments& a) {
+  const int64_t elements = a.batch * a.channels * a.states;
+  const bool stream = a.final_state != a.initial_state && is_aligned(a.final_state) &&
+                      elements * int64_t(sizeof(S)) > kStreamedBytes;
   std::vector<S> A_log2e(a.A, a.A + a.channels * a.states);
   for (S& x : A_log2e) x *= kLog2e;
   parallel(a.batch, a.threads, [&](int64_t first, int64_t last) {
-    switch (a.states) {
-      case 16:
-        return flat_step<M, 16>(a, A_log2e.data(), first, last);
-      case 8:
-        return flat_step<M, 8>(a, A_log2e.data(), first, last);
-      case 4:
-        return flat_step<M, 4>(a, A_log2e.data(), first, last);
-      case 2:
-        return flat_step<M, 2>(a, A_log2e.data(), first, last);
-      default:
-        return flat_step<M, 1>(a, A_log2e.data(), first, last);
-    }
+    if (a.states == W && stream) flat_step<M, W, true>(a, A_log2e.data(), first, last);
+    else if (a.states == W) flat_step<M, W, false>(a, A_log2e.data(), first, last);
+    else flat_step<M, W / 2, false>(a, A_log2e.data(), first, last);
   });
 }
 #endif

@@ -1,0 +1,40 @@
+"""Fresh memory for large results on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+_LARGE = 4 << 20  # bytes; a huge page has 2 MiB
+_PAGE = 4096
+_MADV_HUGEPAGE = 14
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised contiguous tensor, in huge pages where it is large and the system offers them.
+
+    The C library returns large blocks to the system when they are freed, so that every large result is in new pages,
+    and the first write to a page of 4 KiB costs the kernel more time than the scan needs to fill it.
+    """
+    x = torch.empty(shape, dtype=dtype)
+    if x.nbytes >= _LARGE:
+        advise = _madvise()
+        if advise is not None:
+            start = x.data_ptr() // _PAGE * _PAGE
+            advise(start, x.data_ptr() + x.nbytes - start, _MADV_HUGEPAGE)  # advice: a failure changes nothing
+    return x
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    result: Callable[[int, int, int], int] = function
+    return result
