@@ -184,14 +184,16 @@ def rotate(tokens: Array, grid: tuple[int, int], middle: int) -> Array:
     return out
 
 
-def refiner(x: Array, w: Weights) -> Array:
-    """The refinement block on tokens [L, C]."""
+def refiner(x: Array, w: Weights, per_frame: int = 1) -> Array:
+    """The refinement block on tokens [L, C], `per_frame` of them to a frame; the backward way reverses the frames."""
+    frames = range(len(x) // per_frame)
+    order = [frame * per_frame + token for frame in reversed(frames) for token in range(per_frame)]
 
     def one_way(rows: Array, name: str) -> Array:
         normed = np.stack([rms_norm(row, w[f"{name}.norm.weight"]) for row in rows])
         return mixer(normed, w, f"{name}.", "forward")
 
-    fwd, bwd = one_way(x, "block_fwd"), one_way(x[::-1], "block_bwd")[::-1]
+    fwd, bwd = one_way(x, "block_fwd"), one_way(x[order], "block_bwd")[order]
     out = []
     for a, b in zip(fwd, bwd, strict=True):
         logits = w["fusion_gate.0.weight"] @ np.concatenate([a, b]) + w["fusion_gate.0.bias"]

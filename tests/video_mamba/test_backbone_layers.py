@@ -45,6 +45,13 @@ def test_norms_compute_in_float32_and_keep_the_weights_dtype() -> None:
     torch.testing.assert_close(RMSNorm(64)(x).square().mean(-1), torch.ones(2), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("in_fp32", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_the_residual_stream_keeps_the_precision_that_is_asked_for(in_fp32: bool, dtype: torch.dtype) -> None:
+    x = clip(2).bfloat16()
+    assert contract(residual_in_fp32=in_fp32).bfloat16().dense_features(x, (2,))[0].dtype == dtype
+    assert vim_model(residual_in_fp32=in_fp32).bfloat16().dense_features(x[:, :, 0], (2,))[0].dtype == dtype
+
+
 def test_a_fresh_model_is_initialised_as_documented() -> None:
     torch.manual_seed(0)
     model = PretrainVideoMamba(**{**SIZE, "embed_dim": 64, "depth": 9})

@@ -70,3 +70,5 @@ def test_refiner_block_agrees() -> None:
     block = randomize_(BiMambaRefinerBlock(8, ssm_cfg={"d_state": 2})).double()
     x = torch.randn(1, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     agree(block(x)[0][0], plain.refiner(x[0].numpy(), plain.weights_of(block)))
+    in_frames = block(x.unflatten(1, (3, 2)))[0]  # 3 frames of 2 tokens: frames are reversed, not tokens
+    agree(in_frames.flatten(1, 2)[0], plain.refiner(x[0].numpy(), plain.weights_of(block), per_frame=2))
