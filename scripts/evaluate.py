@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,19 +13,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videomamba_depth.configuration.build import build_flow_estimator
+from videomamba_depth.configuration.build_evaluate import load_students
 from videomamba_depth.configuration.cli import hydra_entry
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints
 from videomamba_depth.data.sources import find_sources
 from videomamba_depth.data.synthetic import WorldConfig, render_video
 from videomamba_depth.data.video_io import iter_frames, probe_video
 from videomamba_depth.evaluation.clips import EvaluationClip, clip_from_synthetic
-from videomamba_depth.evaluation.protocol import evaluate_videos
-from videomamba_depth.evaluation.report import table, write_json, write_markdown
-from videomamba_depth.evaluation.rgbd import load_rgbd
-from videomamba_depth.models.checkpoint import load_student, load_teacher
+from videomamba_depth.evaluation.feature_average import FEATURE_ROW, feature_average_stream
+from videomamba_depth.evaluation.protocol import Stream, evaluate_videos
+from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
+from videomamba_depth.evaluation.rgbd import find_sequences, load_rgbd
 from videomamba_depth.models.encoder_da import hash_tensors
 from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.precision import autocast, resolve_device, resolve_dtype
 
 log = logging.getLogger(__name__)
@@ -36,36 +39,54 @@ def main(config: EvaluateConfig) -> None:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    student = load_student(config.checkpoint, config.input_size).to(device)
-    own = student.encoder if student.encoder.frozen else load_teacher(config.checkpoint, config.input_size).to(device)
+    checkpoints = name_checkpoints(config.checkpoint)
+    if not checkpoints:
+        raise UserError("no student to evaluate: give checkpoint=runs/NAME/last, or a list of NAME:PATH")
+    own, students = load_students(checkpoints, config.input_size)
+    flow = build_flow_estimator(config.flow, device)
+    for model in (own, *students.values()):
+        model.to(device)
 
     def teacher(frame: Tensor) -> Tensor:
-        with autocast(device, dtype):
+        with torch.no_grad(), autocast(device, dtype):
             return own.predict_depth(frame.to(device)).float().cpu()
 
-    clips = list(find_clips(config)) if config.input != "synthetic" else synthetic_clips(config)
-    total = config.synthetic.videos if config.input == "synthetic" else len(clips)
-    with tqdm(desc="clips", total=total, unit="clip") as bar:
+    clips = synthetic_clips(config) if config.input == "synthetic" else find_clips(config)
+    with tqdm(desc="clips", unit="clip") as bar:
         result = evaluate_videos(
             counted(clips, bar),
             teacher,
-            lambda: student_stream(student, device, dtype),
-            depth_kind=student.depth_kind,
-            flow=build_flow_estimator(config.flow, device),
+            {name: partial(student_stream, model, device, dtype) for name, model in students.items()},
+            untrained={FEATURE_ROW: lambda: on_device(feature_average_stream(own, flow), device, dtype)},
+            depth_kind=own.depth_kind,
+            flow=flow,
             max_side=config.max_side,
+            max_gt_side=config.max_gt_side,
             max_frames=config.max_frames,
             palindrome=config.palindrome,
             metadata={
-                "checkpoint": config.checkpoint,
-                "weights_sha256": hash_tensors(student.student_state_dict().items()),
+                "checkpoints": checkpoints,
+                "weights_sha256": {n: hash_tensors(m.student_state_dict().items()) for n, m in students.items()},
+                "teacher": own.model_id,
+                "teacher_sha256": own.weights_sha256(),
                 "input": config.input,
                 "command": " ".join(["python", *sys.argv]),
             },
         )
-    folder = Path(config.output)
+    folder = Path(config.output or Path(next(iter(checkpoints.values()))).parent / "evaluation")
     paths = write_json(result, folder / f"{config.name}.json"), write_markdown(result, folder / f"{config.name}.md")
-    print(table(result["mean"]))
+    print(to_markdown(result, per_clip=False))
     print(f"\nwrote {paths[0]} and {paths[1]}")
+
+
+def on_device(stream: Stream, device: torch.device, dtype: torch.dtype) -> Stream:
+    """Return a stream that computes on `device` under autocast and takes and returns tensors of the CPU."""
+
+    def step(frame: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(device, dtype):
+            return stream(frame.to(device)).float().cpu()
+
+    return step
 
 
 def student_stream(student: VideoMambaDepth, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -90,23 +111,26 @@ def synthetic_clips(config: EvaluateConfig) -> Iterator[EvaluationClip]:
 
 
 def find_clips(config: EvaluateConfig) -> Iterator[EvaluationClip]:
-    """Yield an RGB-D folder where `rgbd.depth_scale` is given, else every video at or below `input`."""
+    """Yield the RGB-D sequences of `input` where `rgbd.depth_scale` is given, else every video at or below it."""
     if config.rgbd.depth_scale is not None:
-        yield load_rgbd(
-            config.input,
-            depth_scale=config.rgbd.depth_scale,
-            invalid_value=config.rgbd.invalid,
-            intrinsics=config.rgbd.intrinsics,
-            poses=config.rgbd.poses,
-            max_depth_m=config.rgbd.max_depth_m,
-        )
+        for sequence in find_sequences(config.input):
+            yield load_rgbd(
+                sequence,
+                depth_scale=config.rgbd.depth_scale,
+                invalid_value=config.rgbd.invalid,
+                intrinsics=config.rgbd.intrinsics,
+                poses=config.rgbd.poses,
+                max_depth_m=config.rgbd.max_depth_m,
+                crop_px=config.rgbd.crop_px,
+                max_frames=config.max_frames,
+            )
         return
     for source in find_sources(config.input):
         fps = probe_video(source.path).fps
         yield EvaluationClip(source.video_id, (frame.rgb for frame in iter_frames(source.path)), fps=fps)
 
 
-def counted(clips: Iterator[EvaluationClip] | list[EvaluationClip], bar: tqdm) -> Iterator[EvaluationClip]:
+def counted(clips: Iterator[EvaluationClip], bar: tqdm) -> Iterator[EvaluationClip]:
     """Pass clips on and move the bar when each is done with."""
     for clip in clips:
         bar.set_postfix_str(clip.name)

@@ -107,7 +107,7 @@ def test_videos_without_ground_truth(room: Room, tmp_path: Path) -> None:
     result = evaluate_videos(
         clips,
         brightness,
-        averaging_stream,
+        {"student": averaging_stream},
         depth_kind=DepthKind.RELATIVE,
         flow=DISFlow("fast"),
         max_side=64,
@@ -126,7 +126,7 @@ def test_videos_without_ground_truth(room: Room, tmp_path: Path) -> None:
         assert student[metric]["num_clips"] == 2
     assert student["palindrome_drift"]["value"] > 0.01
     assert result["mean"]["teacher"]["teacher_diff/clip"]["value"] == 0.0
-    assert not result["verdict"]["better"]
+    assert not result["verdicts"]["student"]["better"]
     stored = json.loads(write_json(result, tmp_path / "out" / "evaluation.json").read_text())
     assert stored["metadata"]["checkpoint_sha256"] == "abc"
     assert stored["mean"]["constant"]["flk2"]["value"] is None
@@ -140,8 +140,66 @@ def test_videos_without_ground_truth(room: Room, tmp_path: Path) -> None:
     assert list((tmp_path / "out").glob("*.partial")) == []
 
 
+def test_several_students_are_judged_and_counted_apart(room: Room) -> None:
+    students = {"copy": lambda: brightness, "average": averaging_stream}
+    clips = [clip_of(room), clip_of(room, name="again", frames=list(room.rgb))]
+    result = evaluate_videos(
+        clips,
+        brightness,
+        students,
+        depth_kind=DepthKind.RELATIVE,
+        flow=DISFlow(),
+        untrained={"slow": lambda: averaging_stream(0.2)},
+    )
+    assert list(result["clips"][0]["rows"])[-3:] == ["slow", "copy", "average"]
+    assert "copy" not in result["verdicts"]["average"]["baselines_not_beaten"]
+    assert "slow" in result["verdicts"]["copy"]["baselines_not_beaten"]
+    assert result["counts"]["copy"] == {
+        "num_clips": 2,
+        "steadier": 0,
+        "steadier_guards_kept": 0,
+        "better": 0,
+        "per_metric": {"flk2": 0, "opw": 0, "rtc_1.02": 0},
+        "failing": {"room": ["not steadier"], "again": ["not steadier"]},
+    }
+    # The stand-in has no flicker of its own: its average only ghosts.
+    steadier = [
+        clip["rows"]["average"]["flk2"].value < clip["rows"]["teacher"]["flk2"].value for clip in result["clips"]
+    ]
+    assert result["counts"]["average"]["steadier"] == sum(steadier)
+    assert "copy is steadier than the teacher in the short term on 0 of 2 clips" in to_markdown(result)
+
+
+def test_filters_get_the_flow_that_a_user_would_have(room: Room) -> None:
+    seen: list[ClipMotion] = []
+
+    def spy(depth: np.ndarray, motion: ClipMotion) -> np.ndarray:
+        seen.append(motion)
+        return depth
+
+    arguments: dict[str, Any] = {"depth_kind": DepthKind.RELATIVE, "baselines": {"spy": spy}}
+    evaluate_video(clip_of(room), {"teacher": flickering(room)}, flow=DISFlow(), **arguments)
+    evaluate_video(clip_of(room), {"teacher": flickering(room)}, **arguments)
+    assert not np.array_equal(seen[0].flow_bwd, room.motion.flow_bwd)
+    assert np.array_equal(seen[1].flow_bwd, room.motion.flow_bwd)
+
+
+def test_a_baseline_that_breaks_a_guard_does_not_count_against_the_student() -> None:
+    def row(tge: float, edges: float) -> dict[str, dict[str, float]]:
+        values = {"tge": tge, "edge_ratio": edges, "lag": 0.0, "abs_rel/video": 0.1}
+        return {metric: {"value": value} for metric, value in values.items()}
+
+    mean = {"teacher": row(1.0, 1.0), "blur": row(0.1, 0.5), "ema": row(0.7, 0.95), "student": row(0.6, 0.97)}
+    judged = verdict(mean)
+    assert judged["better"]
+    assert judged["best_baseline"] == "ema"
+    assert judged["baselines_not_beaten"] == ["blur"]
+
+
 def test_markdown_shows_guards_beside_stability(room: Room) -> None:
-    result = evaluate_videos([clip_of(room)], brightness, averaging_stream, depth_kind=DepthKind.RELATIVE, baselines={})
+    result = evaluate_videos(
+        [clip_of(room)], brightness, {"student": averaging_stream}, depth_kind=DepthKind.RELATIVE, baselines={}
+    )
     head = next(line for line in to_markdown(result).splitlines() if line.startswith("| row |"))
     for column in ("AbsRel video", "TGE", "Flk2", "edges", "lag"):
         assert column in head
@@ -185,7 +243,7 @@ def test_wrong_clips_are_refused(room: Room) -> None:
             clip_of(room, gt_depth_m=room.depth_m[:3]), {"teacher": brightness}, depth_kind=DepthKind.RELATIVE
         )
     with pytest.raises(UserError, match="no clip was given"):
-        evaluate_videos([], brightness, None, depth_kind=DepthKind.RELATIVE)
+        evaluate_videos([], brightness, {}, depth_kind=DepthKind.RELATIVE)
 
 
 @pytest.mark.parametrize("name", sorted(default_baselines()))

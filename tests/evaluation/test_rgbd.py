@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from videomamba_depth.evaluation import load_rgbd
-from videomamba_depth.evaluation.rgbd import pose_matrix
+from videomamba_depth.evaluation.rgbd import find_sequences, pose_matrix
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.metrics import tae_z
 
@@ -59,6 +59,20 @@ def test_loads_in_numeric_order_with_units(folder: Path) -> None:
     assert not rows.valid[:, 0].any()
     assert rows.valid[:, 1].all()
     np.testing.assert_array_equal(rows.camera_to_world[1], clip.camera_to_world[1])
+
+
+def test_a_folder_of_sequences_shares_one_set_of_arguments(folder: Path) -> None:
+    assert find_sequences(folder) == [folder]
+    assert find_sequences(folder.parent) == [folder]
+    with pytest.raises(UserError, match="holds no RGB-D sequence"):
+        find_sequences(folder / "rgb")
+    inside = load_rgbd(folder, depth_scale=1000.0, intrinsics="intrinsics.txt", poses="pose")
+    assert inside.intrinsics[0, 0] == 50.0
+    assert inside.camera_to_world.shape == (3, 4, 4)
+    typed = load_rgbd(folder, depth_scale=1000.0, intrinsics="50 50 15 10")
+    np.testing.assert_array_equal(typed.intrinsics, inside.intrinsics)
+    with pytest.raises(UserError, match="four numbers 'fx fy cx cy'"):
+        load_rgbd(folder, depth_scale=1000.0, intrinsics="50 50 fifteen 10")
 
 
 def test_pose_matrix_turns_the_right_way() -> None:

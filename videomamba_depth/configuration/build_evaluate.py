@@ -14,7 +14,7 @@ from videomamba_depth.configuration.build import build_flow_estimator
 from videomamba_depth.configuration.evaluate_schema import SPLITS, EvaluateFreshConfig, name_checkpoints
 from videomamba_depth.evaluation.fresh import Desk, Scores, Student, Teacher, score_world
 from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, sources_digest
-from videomamba_depth.models.checkpoint import load_student, read_description
+from videomamba_depth.models.checkpoint import load_student, load_teacher, read_description
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -38,21 +38,39 @@ def world_set(config: EvaluateFreshConfig) -> WorldSet:
     )
 
 
+def load_students(
+    checkpoints: dict[str, str], input_size: int | None
+) -> tuple[DepthAnythingEncoder, dict[str, VideoMambaDepth]]:
+    """Load students by row name, and the one teacher that all of them are held against.
+
+    Raises:
+        UserError: no student, or students of different teachers or input sizes.
+    """
+    students = {name: load_student(path, input_size) for name, path in checkpoints.items()}
+    teachers = [
+        student.encoder if student.encoder.frozen else load_teacher(checkpoints[name], input_size)
+        for name, student in students.items()
+    ]
+    if len({(teacher.weights_sha256(), teacher.input_size) for teacher in teachers}) > 1:
+        raise UserError("the students have different teachers or input sizes; evaluate them one by one")
+    return teachers[0], students
+
+
 @cache
 def load_all(
     teacher_name: str, checkpoints: tuple[tuple[str, str], ...], input_size: int | None, size: tuple[int, int]
 ) -> tuple[Teacher, list[Student]]:
-    """Load the students and the teacher that all of them share; once per process."""
-    loaded = {name: load_student(path, input_size) for name, path in checkpoints}
-    encoders = [model.encoder for model in loaded.values()]
-    encoder = encoders[0] if encoders else DepthAnythingEncoder.from_pretrained(teacher_name, input_size=input_size)
-    digests = {digest_encoder(one, size) for one in encoders or [encoder]}
-    if len(digests) > 1:
-        raise UserError("the students have different teachers or input sizes; evaluate them one by one")
+    """Load students and teacher for frames of `size` = (H, W), once per process; without students `teacher_name`."""
+    loaded: dict[str, VideoMambaDepth] = {}
+    if checkpoints:
+        encoder, loaded = load_students(dict(checkpoints), input_size)
+    else:
+        encoder = DepthAnythingEncoder.from_pretrained(teacher_name, input_size=input_size)
     if encoder.depth_kind != DepthKind.RELATIVE:
         raise UserError("fresh worlds judge relative inverse depth; use scripts/evaluate.py for a metric teacher")
-    students = [build_student(name, path, loaded[name]) for name, path in checkpoints]
-    return Teacher(encoder, digests.pop()), students
+    height, width = encoder.input_resolution(*size)
+    digest = f"{encoder.weights_sha256()[:12]}-{height}x{width}"
+    return Teacher(encoder, digest), [build_student(name, path, loaded[name]) for name, path in checkpoints]
 
 
 def build_student(name: str, path: str, model: VideoMambaDepth) -> Student:
@@ -61,12 +79,6 @@ def build_student(name: str, path: str, model: VideoMambaDepth) -> Student:
     sources = sources_digest(str(Path(models.__file__ or "").parent), str(Path(video_mamba.__file__).parent))
     about = json.dumps([weights, sources, read_description(path), model.encoder.input_size], sort_keys=True)
     return Student(name, model, weights, hashlib.sha256(about.encode()).hexdigest())
-
-
-def digest_encoder(encoder: DepthAnythingEncoder, size: tuple[int, int]) -> str:
-    """Return a digest of the teacher's weights, beside the size in px that it sees frames of `size` at."""
-    height, width = encoder.input_resolution(*size)
-    return f"{encoder.weights_sha256()[:12]}-{height}x{width}"
 
 
 def score_fresh_world(job: tuple[WorldSpec, bool], config: EvaluateFreshConfig) -> Scores:

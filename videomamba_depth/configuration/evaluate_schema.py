@@ -34,15 +34,16 @@ class RgbdEvalConfig:
     intrinsics: str | None = None
     poses: str | None = None
     max_depth_m: float = MISSING
+    crop_px: int = MISSING
 
 
 @dataclass
 class EvaluateConfig:
     """`configs/evaluate.yaml`."""
 
-    checkpoint: str = MISSING
+    checkpoint: Any = MISSING
     input: str = MISSING
-    output: str = MISSING
+    output: str | None = None
     name: str = MISSING
     synthetic: SyntheticEvalConfig = field(default_factory=SyntheticEvalConfig)
     rgbd: RgbdEvalConfig = field(default_factory=RgbdEvalConfig)
@@ -50,6 +51,7 @@ class EvaluateConfig:
     input_size: int | None = None
     max_frames: int | None = None
     max_side: int = MISSING
+    max_gt_side: int | None = None
     palindrome: bool = MISSING
     precision: str = MISSING
     device: str = MISSING

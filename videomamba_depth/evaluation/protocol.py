@@ -34,7 +34,7 @@ from videomamba_depth.utils.motion import ClipMotion, estimate_motion
 from .baselines import Baseline, default_baselines
 from .clips import EvaluationClip, shrink_clip
 from .rows import Scene, row_flags, row_metrics
-from .summary import mean_rows, verdict, versions
+from .summary import count_better, mean_rows, verdict, versions
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ def evaluate_video(
         clip: frames and what is known of them.
         rows: name → a stream, called once per frame in order, or finished depth [F,1,H,W] or [F,H,W]. Must
             hold "teacher", the framewise reference of guards and baselines.
-        depth_kind: what all rows are. flow: needed unless `clip.motion` is given.
+        depth_kind: what all rows are.
+        flow: needed unless `clip.motion` is given; where both are, the filters get the estimated flow, as a user's
+            would, and the metrics the exact one.
         baselines: name → filter over the teacher's depth; default `default_baselines()`, {} for none.
         max_side: longer side of evaluation in px when there is no ground truth; with one, its size is used.
         max_gt_side: bring larger ground truth to this longer side first (`shrink_clip`); published numbers
@@ -86,12 +88,13 @@ def evaluate_video(
     rgb, depths = _run_streams(clip, rows, max_side, max_frames, progress)
     scene = _build_scene(clip, rgb, depth_kind, flow, progress)
     filters = default_baselines() if baselines is None else baselines
+    visible = estimate_motion(rgb, flow) if filters and flow is not None and scene.exact_motion else scene.motion
     teacher = depths["teacher"]
     scores: dict[str, dict[str, Score]] = {}
     flags: dict[str, list[str]] = {}
     others = [name for name in depths if name != "teacher"]
     for name in ["teacher", *filters, *others]:
-        depth = depths[name] if name in depths else filters[name](teacher, scene.motion)
+        depth = depths[name] if name in depths else filters[name](teacher, visible)
         scores[name], flags[name] = row_metrics(depth, teacher, scene), row_flags(depth)
         if progress is not None:
             progress("row", len(scores))
@@ -115,11 +118,12 @@ def evaluate_video(
 def evaluate_videos(
     clips: Iterable[EvaluationClip],
     teacher: Stream,
-    student_factory: Callable[[], Stream] | None,
+    students: Mapping[str, Callable[[], Stream]],
     *,
     depth_kind: DepthKind,
     flow: FlowEstimator | None = None,
     baselines: Mapping[str, Baseline] | None = None,
+    untrained: Mapping[str, Callable[[], Stream]] | None = None,
     max_side: int = 384,
     max_gt_side: int | None = None,
     max_frames: int | None = None,
@@ -127,25 +131,25 @@ def evaluate_videos(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Judge teacher, baselines and student on clips, and average.
+    """Judge teacher, baselines and students on clips, and average.
 
     Args:
         clips: see `EvaluationClip`. teacher: framewise depth of one frame.
-        student_factory: returns a fresh stream; called once per clip (twice with `palindrome`). None: no
-            student.
-        palindrome: also run the student over each clip forward and back ("palindrome_drift").
+        students: row's name → function that returns a fresh stream; called once per clip (twice with `palindrome`).
+        untrained: the same for streams that count as baselines, such as `feature_average_stream`.
+        palindrome: also run the students over each clip forward and back ("palindrome_drift").
         metadata: checkpoint path and hash, seed, command, …; copied into the result.
         depth_kind, flow, baselines, max_side, max_gt_side, max_frames, progress: see `evaluate_video`.
 
     Returns:
         {"clips": [per clip, see `evaluate_video`], "mean": {row: {metric: {"value", "std_error",
-        "num_clips"}}}, "verdict": see `verdict`, "protocol": {...}, "versions": {...}, "metadata": {...}}.
+        "num_clips"}}}, "verdicts": {student: see `verdict`}, "counts": {student: see `count_better`}, "protocol":
+        {...}, "versions": {...}, "metadata": {...}}.
     """
     results = []
     for clip in clips:
-        rows: dict[str, Stream] = {"teacher": teacher}
-        if student_factory is not None:
-            rows["student"] = student_factory()
+        streams = {**(untrained or {}), **students}
+        rows: dict[str, Stream] = {"teacher": teacher, **{name: make() for name, make in streams.items()}}
         if palindrome:
             clip = _with_kept_frames(clip, max_frames)
         result = evaluate_video(
@@ -159,9 +163,9 @@ def evaluate_videos(
             max_frames=max_frames,
             progress=progress,
         )
-        if palindrome and student_factory is not None:
-            drift = run_palindrome(student_factory(), list(clip.frames), tuple(result["size"]))
-            result["rows"]["student"]["palindrome_drift"] = drift
+        for name, make in students.items() if palindrome else ():
+            drift = run_palindrome(make(), list(clip.frames), tuple(result["size"]))
+            result["rows"][name]["palindrome_drift"] = drift
         logger.info("evaluated %s: %d frames", clip.name, result["num_frames"])
         results.append(result)
     if not results:
@@ -170,7 +174,8 @@ def evaluate_videos(
     return {
         "clips": results,
         "mean": mean,
-        "verdict": verdict(mean),
+        "verdicts": {name: verdict(mean, name, students=list(students)) for name in students},
+        "counts": {name: count_better(results, name, students=list(students)) for name in students},
         "protocol": {
             "depth_kind": depth_kind.value,
             "flow": "none" if flow is None else type(flow).__name__,

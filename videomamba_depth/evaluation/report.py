@@ -82,18 +82,17 @@ def write_markdown(result: Mapping[str, Any], path: str | Path) -> Path:
     return write_text(path, to_markdown(result))
 
 
-def to_markdown(result: Mapping[str, Any]) -> str:
-    """Return the report: mean table, verdict, and one table per clip. Stability never stands without its
-    guards.
-    """
+def to_markdown(result: Mapping[str, Any], per_clip: bool = True) -> str:
+    """Return the report: mean table, verdicts, and one table per clip. Stability never stands without its guards."""
     clips = result["clips"]
     parts = [f"# Depth over time: {len(clips)} clip{'s' if len(clips) != 1 else ''}\n"]
     flags = {row: sorted({f for clip in clips for f in clip["flags"].get(row, [])}) for row in result["mean"]}
     parts.append(table(result["mean"], flags))
-    if result.get("verdict"):
-        parts.append(_verdict_line(result["verdict"]))
+    for student, checks in result["verdicts"].items():
+        parts.append(_verdict_line(student, checks))
+        parts.append(_count_line(student, result["counts"][student]))
     parts.append(_notes(result))
-    for clip in clips if len(clips) > 1 else []:
+    for clip in clips if per_clip and len(clips) > 1 else []:
         rows = {
             row: {metric: {"value": score.value} for metric, score in scores.items()}
             for row, scores in clip["rows"].items()
@@ -143,11 +142,26 @@ def _value(metrics: Mapping[str, Mapping[str, float]], metric: str) -> float:
     return metrics.get(metric, {}).get("value", math.nan)
 
 
-def _verdict_line(checks: Mapping[str, Any]) -> str:
+def _verdict_line(student: str, checks: Mapping[str, Any]) -> str:
     names = ("beats_teacher", "beats_baselines", "lag_kept", "edges_kept", "accuracy_kept")
     detail = ", ".join(f"{name.replace('_', ' ')}: {'yes' if checks[name] else 'no'}" for name in names)
     answer = "better" if checks["better"] else "not better"
-    return f"Verdict: the student is **{answer}** ({checks['stability_metric']}; {detail}).\n"
+    unbeaten = ", ".join(checks["baselines_not_beaten"]) or "none"
+    return (
+        f"Verdict: {student} is **{answer}** ({checks['stability_metric']}; {detail}). Baselines that are at least as"
+        f" steady, guards kept or not: {unbeaten}.\n"
+    )
+
+
+def _count_line(student: str, count: Mapping[str, Any]) -> str:
+    total = count["num_clips"]
+    metrics = ", ".join(f"{metric} {k}" for metric, k in count["per_metric"].items())
+    failing = "; ".join(f"{clip}: {', '.join(why)}" for clip, why in count["failing"].items())
+    return (
+        f"{student} is steadier than the teacher in the short term on {count['steadier']} of {total} clips, with all"
+        f" guards kept on **{count['steadier_guards_kept']} of {total}**, and better than every filter that keeps them"
+        f" on {count['better']} (by metric: {metrics})." + (f" Not on: {failing}." if failing else "") + "\n"
+    )
 
 
 def _notes(result: Mapping[str, Any]) -> str:

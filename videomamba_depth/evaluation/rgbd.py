@@ -37,6 +37,20 @@ class ImageFolder:
         return (self[i] for i in range(len(self)))
 
 
+def find_sequences(root: str | Path, rgb_dir: str = "rgb") -> list[Path]:
+    """Return root itself where it is an RGB-D sequence, else the sequences directly inside it, sorted.
+
+    Raises UserError when there is none.
+    """
+    root = Path(root)
+    if (root / rgb_dir).is_dir():
+        return [root]
+    found = sorted(path for path in root.glob("*") if (path / rgb_dir).is_dir())
+    if not found:
+        raise UserError(f"'{root}' holds no RGB-D sequence: neither it nor a folder inside it has a folder '{rgb_dir}'")
+    return found
+
+
 def load_rgbd(
     root: str | Path,
     *,
@@ -58,11 +72,11 @@ def load_rgbd(
         depth_scale: stored units per metre: 1000 for millimetres, 5000 TUM and ICL-NUIM, 256 KITTI.
         invalid_value: stored value that means "no depth".
         max_depth_m: ground truth beyond it does not count.
-        intrinsics: [3,3] px, or a text file with that matrix, at the depth maps' size. A negative focal
-            length (the y axis of ICL-NUIM) is kept.
+        intrinsics: [3,3] px at the depth maps' size; or a text file with that matrix; or the text "fx fy cx cy".
+            A negative focal length (the y axis of ICL-NUIM) is kept.
         poses: [F,4,4] camera-to-world in metres; or a folder of 4×4 text files, one per frame by stem; or a
             file with a row "tx ty tz qx qy qz qw" per frame (an eighth value in front is taken for a time
-            stamp).
+            stamp). Files of intrinsics and poses are looked for as given, then inside root.
         rgb_dir, depth_dir: names of the folders inside root. fps: for the report.
         crop_px: a border of so many pixels counts as invalid (NYU has a white frame).
         max_frames: load no more than this.
@@ -96,8 +110,8 @@ def load_rgbd(
         gt_depth_m=np.where(valid, stored / depth_scale, 0.0).astype(np.float32),
         valid=valid,
         max_depth_m=max_depth_m,
-        intrinsics=_load_intrinsics(intrinsics),
-        camera_to_world=_load_poses(poses, stems),
+        intrinsics=_load_intrinsics(_inside(root, intrinsics)),
+        camera_to_world=_load_poses(_inside(root, poses), stems),
     )
 
 
@@ -131,13 +145,30 @@ def _read_depth(path: Path) -> np.ndarray:
     return values.astype(np.float32)
 
 
+def _inside(root: Path, given: np.ndarray | str | Path | None) -> np.ndarray | str | Path | None:
+    """Return a path as it is where it exists, else the same below root where that does."""
+    if given is None or isinstance(given, np.ndarray) or Path(given).exists():
+        return given
+    return root / given if (root / given).exists() else given
+
+
 def _load_intrinsics(intrinsics: np.ndarray | str | Path | None) -> np.ndarray | None:
     if intrinsics is None or isinstance(intrinsics, np.ndarray):
         return intrinsics
+    if len(numbers := str(intrinsics).replace(",", " ").split()) == 4:
+        fx, fy, cx, cy = (_number(text, str(intrinsics)) for text in numbers)
+        return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
     matrix = _read_numbers(Path(intrinsics))
     if matrix.shape != (3, 3):
         raise UserError(f"intrinsics file {intrinsics} must hold a 3×3 matrix; it holds {matrix.shape}")
     return matrix
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"intrinsics must be a file or four numbers 'fx fy cx cy'; got '{whole}'") from error
 
 
 def _load_poses(poses: np.ndarray | str | Path | None, stems: list[str]) -> np.ndarray | None:
