@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader
-from videomamba_depth.data.synthetic import WorldConfig
+from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
 from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform, ColourJitter
 from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
@@ -118,8 +118,11 @@ def build_dataset(config: DataConfig, seed: int, teacher: DepthAnythingEncoder) 
     transform = build_transform(config)
     if config.kind == "synthetic":
         height, width = config.crop or (config.short_side, config.short_side * 5 // 4)
-        world = WorldConfig(height=height, width=width, family=config.world, camera_motion=config.motion)  # type: ignore[arg-type]
-        return SyntheticClipDataset(world, clip_frames=config.clip_frames, seed=seed, transform=transform)
+        motions = get_args(CameraMotion) if config.motion == "mixed" else (config.motion,)
+        worlds = [WorldConfig(height=height, width=width, family=config.world, camera_motion=m) for m in motions]  # type: ignore[arg-type]
+        return SyntheticClipDataset(
+            worlds, clip_frames=config.clip_frames, seed=seed, transform=transform, num_worlds=config.num_worlds
+        )
     cache = None
     if config.teacher_cache:
         key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
@@ -194,7 +197,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     else:
         origin, about = encoder, describe_encoder(encoder, "../../encoder")
     temporal = build_temporal(config.model)
-    student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head).to(ranks.device).train()
+    motion, output = config.model.motion_spec(), config.model.output.spec()
+    student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
+    student.to(ranks.device).train()
     loss = config.loss
     needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target == "stabilised"
     settings = trainer_settings(config, ranks.device)
@@ -207,6 +212,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
         autocast_dtype=settings.autocast_dtype,
         stabilise=loss.target == "stabilised",
+        stabilise_radius=loss.target_radius,
+        stabilise_sigma=loss.target_sigma,
+        motion=student.motion,
     )
     dataset = build_dataset(config.data, config.trainer.seed, teacher)
     if ranks.is_main:
@@ -238,7 +246,8 @@ def student_writer(
     """Return the function that writes `student.*` and the resolved config into a checkpoint."""
 
     def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
-        save_student(folder, weights, temporal, encoder, config.data.short_side, {"step": step})
+        motion, output = config.model.motion_spec(), config.model.output.spec()
+        save_student(folder, weights, temporal, encoder, config.data.short_side, {"step": step}, motion, output)
         (folder / "config.json").write_text(json.dumps(resolved, indent=1), encoding="utf-8")
 
     return write

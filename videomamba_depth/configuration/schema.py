@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from omegaconf import MISSING
 
 from selective_scan import DISCRETIZATIONS
+from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
+from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
+from videomamba_depth.models.output_state import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
@@ -45,6 +49,8 @@ class ScaleConfig:
     d_conv: int = MISSING
     expand: int = MISSING
     heads: int = MISSING
+    initial_gain: float = MISSING
+    advect: bool = MISSING
     ffn_ratio: float = MISSING
     state_dtype: str = MISSING
 
@@ -80,6 +86,20 @@ class VideoMambaConfig:
 
 
 @dataclass
+class OutputConfig:
+    """The recurrent refinement after the decoder, see `OutputSpec`."""
+
+    enabled: bool = MISSING
+    gain: float = MISSING
+    outlier: float = MISSING
+    hidden: int = MISSING
+
+    def spec(self) -> OutputSpec | None:
+        """Return what the model is built from; None where it is switched off."""
+        return OutputSpec(self.gain, self.outlier, self.hidden) if self.enabled else None
+
+
+@dataclass
 class ModelConfig:
     """The student."""
 
@@ -89,6 +109,10 @@ class ModelConfig:
     discretization: str = MISSING
     scan_backend: str | None = None
     train_head: bool = MISSING
+    motion: str = MISSING
+    motion_flow: str = MISSING
+    motion_short_side: int = MISSING
+    output: OutputConfig = field(default_factory=OutputConfig)
     s0: ScaleConfig = field(default_factory=ScaleConfig)
     s1: ScaleConfig = field(default_factory=ScaleConfig)
     s2: ScaleConfig = field(default_factory=ScaleConfig)
@@ -96,7 +120,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choice("model.form", self.form, ("innovation", "plain"))
+        _check_choice("model.motion", self.motion, ("none", "flow"))
+        _check_choice("model.motion_flow", self.motion_flow, MOTION_FLOWS)
         _check_choice("model.discretization", self.discretization, tuple(DISCRETIZATIONS))
+
+    def motion_spec(self) -> MotionSpec | None:
+        """Return what motion is estimated by; None where states stay in place."""
+        return MotionSpec(self.motion_flow, self.motion_short_side) if self.motion == "flow" else None
 
 
 @dataclass
@@ -133,6 +163,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_choice("data.kind", self.kind, ("synthetic", "video_folder"))
+        _check_choice("data.world", self.world, get_args(SceneFamily))
+        _check_choice("data.motion", self.motion, (*get_args(CameraMotion), "mixed"))
         for name in ("clip_frames", "stride", "short_side", "batch_size"):
             _check_positive(f"data.{name}", getattr(self, name))
 
@@ -155,6 +187,8 @@ class LossConfig:
     """Weights and forms of the loss terms; a weight of 0 leaves a term out."""
 
     target: str = MISSING
+    target_radius: int = MISSING
+    target_sigma: float = MISSING
     ssi_weight: float = MISSING
     ssi_alignment: str = MISSING
     ssi_gradient_weight: float = MISSING

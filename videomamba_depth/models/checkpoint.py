@@ -15,6 +15,8 @@ from videomamba_depth import __version__
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.models.motion import MotionSpec
+from videomamba_depth.models.output_state import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
@@ -31,6 +33,8 @@ def save_student(
     encoder: dict[str, Any],
     input_size: int | None,
     extra: dict[str, Any] | None = None,
+    motion: MotionSpec | None = None,
+    output: OutputSpec | None = None,
 ) -> None:
     """Write `student.safetensors` and `student.json` into an existing folder.
 
@@ -40,12 +44,15 @@ def save_student(
             `describe_video_mamba(...)` for one that is.
         input_size: short side in px that frames are resized to for inference; None keeps a frame's own.
         extra: JSON values that travel along, e.g. the step.
+        motion, output: what else the student was built with.
     """
     save_file({name: t.detach().contiguous().cpu() for name, t in weights.items()}, folder / STUDENT_WEIGHTS)
     description = {
         "format": _FORMAT,
         "version": __version__,
         "temporal": asdict(temporal),
+        "motion": asdict(motion) if motion is not None else None,
+        "output": asdict(output) if output is not None else None,
         "encoder": encoder,
         "input_size": input_size,
         **(extra or {}),
@@ -112,7 +119,9 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
         encoder = _load_encoder(Path(folder), about, size)
         head = encoder.head
     temporal = TemporalSpec(**{name: ScaleSpec(**spec) for name, spec in description["temporal"].items()})
-    student = VideoMambaDepth(encoder, head, temporal)
+    motion = MotionSpec(**description["motion"]) if description.get("motion") else None
+    output = OutputSpec(**description["output"]) if description.get("output") else None
+    student = VideoMambaDepth(encoder, head, temporal, motion=motion, output=output)
     load_student_weights(student, read_weights(Path(folder) / STUDENT_WEIGHTS), str(folder))
     return student.eval()
 

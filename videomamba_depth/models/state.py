@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from videomamba_depth.utils.errors import UserError
 from videomamba_depth.video_mamba.mixer import LayerState
 
 _FORMAT = "videomamba-depth state 1"
+_MAP = "map."  # before the names of maps, where tensors are listed by flat names
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DepthState:
         layers: per scale, per block `(conv_state, ssm_state)`; the leading axis is B·H_i·W_i.
         frame_index: `[B]` int64, index of the next frame of each stream.
         feature_sizes: (H_i, W_i) per scale, what ties a state to a resolution.
+        maps: what is carried per pixel, `[B, C, h, w]` by name: the last frame, the last depth. Empty for most models.
         signature: text that names the temporal model's architecture, what ties a state to a model.
     """
 
@@ -33,6 +35,7 @@ class DepthState:
     frame_index: Tensor
     feature_sizes: dict[str, tuple[int, int]]
     signature: str
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
@@ -44,11 +47,11 @@ class DepthState:
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> DepthState:
-        """Return a state with `function` applied to every layer tensor."""
+        """Return a state with `function` applied to every tensor but the frame index."""
         layers = {
             name: tuple((function(conv), function(ssm)) for conv, ssm in blocks) for name, blocks in self.layers.items()
         }
-        return replace(self, layers=layers)
+        return replace(self, layers=layers, maps={name: function(t) for name, t in self.maps.items()})
 
     def detach(self) -> DepthState:
         """Cut the gradient: what comes next does not reach back."""
@@ -79,7 +82,7 @@ class DepthState:
         for name, blocks in self.layers.items():
             for i, (conv, ssm) in enumerate(blocks):
                 named[f"{name}.{i}.conv"], named[f"{name}.{i}.ssm"] = conv, ssm
-        return named
+        return named | {f"{_MAP}{name}": t for name, t in self.maps.items()}
 
     def metadata(self) -> dict[str, str]:
         """Return what else is saved, as text."""
@@ -100,7 +103,8 @@ class DepthState:
                 key = f"{name}.{len(blocks)}"
                 blocks.append((named[f"{key}.conv"], named[f"{key}.ssm"]))
             layers[name] = tuple(blocks)
-        return cls(layers, named["frame_index"], sizes, metadata["signature"])
+        maps = {name.removeprefix(_MAP): t for name, t in named.items() if name.startswith(_MAP)}
+        return cls(layers, named["frame_index"], sizes, metadata["signature"], maps)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from videomamba_depth.models.motion import Motion, TokenWarp
 from videomamba_depth.video_mamba.block import InnovationBlock, MambaBlock, temporal_age
 from videomamba_depth.video_mamba.mixer import LayerState
 
@@ -27,6 +28,8 @@ class ScaleSpec:
             every chunk border: outputs then differ between splits of a clip by about 2e-3.
         ffn_ratio: hidden width of the FFN over the scale's channels; plain form only.
         heads: groups of channels with their own step size; innovation form only.
+        initial_gain: what the first block smooths before training; innovation form only, see `InnovationMixer`.
+        advect: carry the state along with the scene where the model knows the motion.
     """
 
     num_blocks: int = 1
@@ -35,13 +38,15 @@ class ScaleSpec:
     d_conv: int = 4
     expand: int = 1
     heads: int = 4
+    initial_gain: float = 0.0
+    advect: bool = True
     ffn_ratio: float = 2.0
     state_dtype: Literal["float32", "float16"] = "float32"
     discretization: str = "zoh"
     backend: str | None = None
 
-    def build_block(self, channels: int) -> MambaBlock | InnovationBlock:
-        """Return one block for tokens of that many channels."""
+    def build_block(self, channels: int, index: int = 0) -> MambaBlock | InnovationBlock:
+        """Return block number `index` for tokens of that many channels."""
         mixer: dict[str, Any] = {
             name: getattr(self, name) for name in ("d_state", "d_conv", "expand", "discretization", "backend")
         }
@@ -49,7 +54,8 @@ class ScaleSpec:
         if self.form == "plain":
             return MambaBlock(channels, ages, ffn_ratio=self.ffn_ratio, **mixer)
         if self.form == "innovation":
-            return InnovationBlock(channels, ages, heads=self.heads, **mixer)
+            gain = self.initial_gain if index == 0 else 0.0
+            return InnovationBlock(channels, ages, heads=self.heads, initial_gain=gain, **mixer)
         raise ValueError(f"form must be 'innovation' or 'plain'; got '{self.form}'")
 
 
@@ -92,15 +98,20 @@ class TemporalMambaScale(nn.Module):
     def __init__(self, channels: int, spec: ScaleSpec) -> None:
         super().__init__()
         self.pre_mix = SpatialPreMix(channels)
-        self.blocks = nn.ModuleList(spec.build_block(channels) for _ in range(spec.num_blocks))
+        self.blocks = nn.ModuleList(spec.build_block(channels, index) for index in range(spec.num_blocks))
         self.state_dtype = getattr(torch, spec.state_dtype)
+        self.advect = spec.advect
 
     def init_state(self, num_tokens: int, dtype: torch.dtype, device: torch.device | str) -> tuple[LayerState, ...]:
         """Return the zero states of all blocks for `num_tokens` = B·H·W sequences."""
         return tuple(self._store(block.init_state(num_tokens, dtype, device)) for block in self._typed_blocks())
 
     def forward(
-        self, features: Tensor, frame_index: Tensor, state: tuple[LayerState, ...] | None = None
+        self,
+        features: Tensor,
+        frame_index: Tensor,
+        state: tuple[LayerState, ...] | None = None,
+        motion: Motion | None = None,
     ) -> ScaleOutput:
         """Run a chunk.
 
@@ -108,18 +119,41 @@ class TemporalMambaScale(nn.Module):
             features: `[B, N, C, H, W]`.
             frame_index: `[B]` int64, index of the first of the N frames in its stream.
             state: what the previous chunk returned; None starts fresh streams.
+            motion: of the chunk; None, or a scale that does not advect, leaves the state where it is.
         """
         batch, num_frames, _, height, width = features.shape
         mixed = self.pre_mix(features.flatten(0, 1)).unflatten(0, (batch, num_frames))
-        tokens = start = temporal_tokenize(mixed)
+        tokens = temporal_tokenize(mixed)
         age = temporal_age(frame_index, num_frames, AGE_TIME_CONSTANTS).to(tokens.dtype)
+        if motion is None or not self.advect:
+            output, next_state, summaries = self._run_blocks(tokens, age, state)
+        else:
+            steps = []
+            for t in range(num_frames):
+                if state is not None:
+                    state = self._advected(state, TokenWarp(*motion.frame(t, (height, width))))
+                steps.append(self._run_blocks(tokens[:, t : t + 1], age[:, t : t + 1], state))
+                state = steps[-1][1]
+            output = torch.cat([step[0] for step in steps], 1)
+            next_state = steps[-1][1]
+            summaries = tuple(torch.cat(parts, 1) for parts in zip(*(step[2] for step in steps), strict=True))
+        update = temporal_detokenize(output - tokens, (height, width))
+        maps = tuple(temporal_detokenize(summary, (height, width)) for summary in summaries)
+        return ScaleOutput(features + update, next_state, maps)
+
+    def _run_blocks(
+        self, tokens: Tensor, age: Tensor, state: tuple[LayerState, ...] | None
+    ) -> tuple[Tensor, tuple[LayerState, ...], tuple[Tensor, ...]]:
         next_state, summaries = [], []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._typed_blocks()):
             tokens, layer_state, summary = block(tokens, age, None if state is None else self._fetch(state[i]))
             next_state.append(self._store(layer_state))
-            summaries.append(temporal_detokenize(summary, (height, width)))
-        update = temporal_detokenize(tokens - start, (height, width))
-        return ScaleOutput(features + update, tuple(next_state), tuple(summaries))
+            summaries.append(summary)
+        return tokens, tuple(next_state), tuple(summaries)
+
+    def _advected(self, state: tuple[LayerState, ...], warp: TokenWarp) -> tuple[LayerState, ...]:
+        blocks = zip(self._typed_blocks(), state, strict=True)
+        return tuple(self._store(block.advect(self._fetch(layer), warp)) for block, layer in blocks)
 
     def _typed_blocks(self) -> Iterator[MambaBlock | InnovationBlock]:
         for block in self.blocks:
@@ -154,7 +188,7 @@ class TemporalSpec:
 
     def signature(self, channels: tuple[int, ...]) -> str:
         """Return a text that is equal for models whose states are interchangeable in shape and meaning."""
-        relevant = ("num_blocks", "form", "d_state", "d_conv", "expand", "heads", "discretization")
+        relevant = ("num_blocks", "form", "d_state", "d_conv", "expand", "heads", "advect", "discretization")
         parts = []
         for name, spec in self.scales().items():
             values = asdict(spec)

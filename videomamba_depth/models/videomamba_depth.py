@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
+from videomamba_depth.models.output_state import OutputRefiner, OutputSpec
 from videomamba_depth.models.state import DepthState, check_state
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -28,6 +32,9 @@ class FrameEncoder(Protocol):
     def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
         """Return s0..s3, each `[B, C_i, H_i, W_i]`, of frames `[B, 3, H, W]` in [0, 1]."""
 
+    def input_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px that frames of that size are brought to."""
+
     def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
         """Return (H_i, W_i) per scale for a frame of that size."""
 
@@ -38,6 +45,14 @@ class RefineOutput(NamedTuple):
     features: ClipFeatures
     states: DepthState
     summaries: dict[str, tuple[Tensor, ...]]  # per scale and block [B, N, d_state, H_i, W_i]
+
+
+class Prediction(NamedTuple):
+    """Depth of a chunk and what was carried while it was computed."""
+
+    depth: Tensor  # [B, N, 1, H, W]
+    states: DepthState
+    summaries: dict[str, tuple[Tensor, ...]]  # see RefineOutput
 
 
 class VideoMambaDepth(nn.Module):
@@ -52,17 +67,35 @@ class VideoMambaDepth(nn.Module):
         head: the decoder to start from, usually `encoder.head`; copied.
         temporal: the temporal stacks.
         train_head: whether the decoder learns too, or stays the teacher's.
+        motion: carries states along the motion between frames, which is then estimated; None leaves them in place.
+        output: a recurrent refinement of the decoder's depth; None for none.
     """
 
     encoder: Any  # an nn.Module that is a FrameEncoder; no type says both
 
-    def __init__(self, encoder: FrameEncoder, head: DPTHead, temporal: TemporalSpec, train_head: bool = True) -> None:
+    def __init__(
+        self,
+        encoder: FrameEncoder,
+        head: DPTHead,
+        temporal: TemporalSpec,
+        train_head: bool = True,
+        motion: MotionSpec | None = None,
+        output: OutputSpec | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = copy.deepcopy(head).requires_grad_(train_head)
         self.head.freeze_unused()
         channels: tuple[int, ...] = encoder.channels
-        self.signature = temporal.signature(channels)
+        self.motion = MotionEstimator(motion) if motion is not None else None
+        self.output = OutputRefiner(output) if output is not None else None
+        self.signature = "; ".join(
+            [
+                temporal.signature(channels),
+                *([f"motion at {motion.max_short_side} px"] if motion is not None else []),
+                *(["carried output"] if output is not None else []),
+            ]
+        )
         self.depth_kind: DepthKind = encoder.depth_kind
         self.temporal = nn.ModuleDict(
             {name: TemporalMambaScale(channels[int(name[1])], spec) for name, spec in temporal.scales().items()}
@@ -87,7 +120,9 @@ class VideoMambaDepth(nn.Module):
             for name, scale in self._scales()
         }
         frame_index = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        return DepthState(layers, frame_index, sizes, self.signature)
+        return DepthState(
+            layers, frame_index, sizes, self.signature, self._empty_maps(batch_size, image_size, dtype, self.device)
+        )
 
     def encode(self, clip: Tensor) -> ClipFeatures:
         """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen."""
@@ -96,15 +131,66 @@ class VideoMambaDepth(nn.Module):
         features = self.encoder.encode_frame(clip.flatten(0, 1))
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
-    def refine(self, features: ClipFeatures, states: DepthState | None, image_size: tuple[int, int]) -> RefineOutput:
+    def observe(self, clip: Tensor, states: DepthState) -> tuple[Motion | None, DepthState]:
+        """Return the motion of a chunk's frames since the frame before each, and the state that knows the last frame.
+
+        Args:
+            clip: `[B, N, 3, H, W]` in [0, 1].
+
+        A model that does not estimate motion returns (None, states).
+        """
+        if self.motion is None:
+            return None, states
+        frames = self.motion.shrink(clip)
+        motion = self.motion(frames, states.maps["frame"], states.frame_index == 0)
+        return motion, replace(states, maps={**states.maps, "frame": frames[:, -1].to(states.maps["frame"].dtype)})
+
+    def predict(
+        self,
+        features: ClipFeatures,
+        states: DepthState | None,
+        image_size: tuple[int, int],
+        motion: Motion | None = None,
+        out_size: tuple[int, int] | None = None,
+    ) -> Prediction:
+        """Return the depth of a chunk from its features: temporal stacks, decoder, carried output.
+
+        Args:
+            states, image_size, motion: see `refine`.
+            out_size: (H, W) of the depth; None: `image_size`.
+        """
+        refined = self.refine(features, states, image_size, motion)
+        out_size = image_size if out_size is None else out_size
+        if self.output is None:
+            return Prediction(self.decode(refined.features, out_size), refined.states, refined.summaries)
+        states = refined.states
+        depth = self.decode(refined.features, self._output_size(image_size))
+        first = states.frame_index - depth.shape[1]
+        depth, estimate = self.output(depth, states.maps["depth"], first, motion)
+        if depth.shape[-2:] != out_size:
+            depth = F.interpolate(depth.flatten(0, 1), out_size, mode="bilinear", align_corners=True).unflatten(
+                0, depth.shape[:2]
+            )
+        return Prediction(depth, replace(states, maps={**states.maps, "depth": estimate}), refined.summaries)
+
+    def refine(
+        self,
+        features: ClipFeatures,
+        states: DepthState | None,
+        image_size: tuple[int, int],
+        motion: Motion | None = None,
+    ) -> RefineOutput:
         """Run the temporal stacks over the features of a chunk.
 
         Args:
             states: what the previous chunk returned; None starts fresh streams. Never written to.
+            motion: of the chunk, see `observe`; needed by models that estimate it.
 
         Raises:
-            ValueError: the state has the wrong batch, resolution, dtype or model.
+            ValueError: the state has the wrong batch, resolution, dtype or model, or the motion is missing.
         """
+        if (motion is None) != (self.motion is None):
+            raise ValueError("motion must be what observe() returned for this chunk")
         first = next(iter(features.values()))
         batch, num_frames = first.shape[:2]
         dtype = first.dtype
@@ -116,9 +202,9 @@ class VideoMambaDepth(nn.Module):
         refined, layers, summaries = dict(features), {}, {}
         for name, scale in self._scales():
             refined[name], layers[name], summaries[name] = scale(
-                features[name], states.frame_index, states.layers[name]
+                features[name], states.frame_index, states.layers[name], motion
             )
-        next_states = DepthState(layers, states.frame_index + num_frames, states.feature_sizes, self.signature)
+        next_states = replace(states, layers=layers, frame_index=states.frame_index + num_frames)
         return RefineOutput(refined, next_states, summaries)
 
     def decode(self, features: ClipFeatures, image_size: tuple[int, int]) -> Tensor:
@@ -138,8 +224,12 @@ class VideoMambaDepth(nn.Module):
             depth `[B, N, 1, H, W]`, unit as `depth_kind` says, and the next state.
         """
         image_size = (clip.shape[-2], clip.shape[-1])
-        refined = self.refine(self.encode(clip), states, image_size)
-        return self.decode(refined.features, image_size), refined.states
+        features = self.encode(clip)
+        if states is None:
+            states = self.init_states(clip.shape[0], image_size, next(iter(features.values())).dtype)
+        motion, states = self.observe(clip, states)
+        depth, states, _ = self.predict(features, states, image_size, motion)
+        return depth, states
 
     def step(self, frame: Tensor, states: DepthState | None = None) -> tuple[Tensor, DepthState]:
         """Return the depth `[B, 1, H, W]` of one frame `[B, 3, H, W]` in [0, 1] and the next state."""
@@ -166,4 +256,24 @@ class VideoMambaDepth(nn.Module):
             name: scale.init_state(batch * sizes[name][0] * sizes[name][1], dtype, "meta")
             for name, scale in self._scales()
         }
-        return DepthState(layers, torch.zeros(batch, dtype=torch.int64), sizes, self.signature)
+        frame_index = torch.zeros(batch, dtype=torch.int64)
+        return DepthState(
+            layers, frame_index, sizes, self.signature, self._empty_maps(batch, image_size, dtype, "meta")
+        )
+
+    def _empty_maps(
+        self, batch: int, image_size: tuple[int, int], dtype: torch.dtype, device: torch.device | str
+    ) -> dict[str, Tensor]:
+        maps: dict[str, tuple[int, tuple[int, int], torch.dtype]] = {}
+        if self.motion is not None:
+            maps["frame"] = (3, self.motion.frame_size(*image_size), torch.float32)
+        if self.output is not None:
+            maps["depth"] = (1, self._output_size(image_size), torch.promote_types(dtype, torch.float32))
+        return {
+            name: torch.zeros(batch, channels, *size, dtype=kind, device=device)
+            for name, (channels, size, kind) in maps.items()
+        }
+
+    def _output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        size: tuple[int, int] = self.encoder.input_resolution(*image_size)
+        return size

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.state import DepthState, check_state
-from videomamba_depth.models.videomamba_depth import ClipFeatures, RefineOutput, VideoMambaDepth
+from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, RefineOutput, VideoMambaDepth
 
 TEACHER_PREFIX = "teacher:"
 """`teacher:NAME_OR_PATH` in place of a checkpoint streams that teacher, frame by frame."""
@@ -35,7 +36,30 @@ class FrameByFrame(nn.Module):
         features = self.encoder.encode_frame(clip.flatten(0, 1))
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
-    def refine(self, features: ClipFeatures, states: DepthState | None, image_size: tuple[int, int]) -> RefineOutput:
+    def observe(self, clip: Tensor, states: DepthState) -> tuple[None, DepthState]:
+        """Return no motion, and the state as it is."""
+        return None, states
+
+    def predict(
+        self,
+        features: ClipFeatures,
+        states: DepthState | None,
+        image_size: tuple[int, int],
+        motion: Motion | None = None,
+        out_size: tuple[int, int] | None = None,
+    ) -> Prediction:
+        """Return the teacher's depth at `out_size`, and count the frames."""
+        refined = self.refine(features, states, image_size)
+        depth = self.decode(refined.features, image_size if out_size is None else out_size)
+        return Prediction(depth, refined.states, refined.summaries)
+
+    def refine(
+        self,
+        features: ClipFeatures,
+        states: DepthState | None,
+        image_size: tuple[int, int],
+        motion: Motion | None = None,
+    ) -> RefineOutput:
         """Return the features as they are, and count the frames."""
         batch, num_frames = next(iter(features.values())).shape[:2]
         fresh = self.init_states(batch, image_size)

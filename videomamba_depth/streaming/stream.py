@@ -140,10 +140,10 @@ class DepthStream:
             features = self.model.encode(rgb.unsqueeze(1))
             states = self._start(image_size) if self._states is None else self._states
             states = self._apply_resets(states, rgb, features["s3"], timestamps_s)
-            refined = self.model.refine(features, states, image_size)
+            motion, states = self.model.observe(rgb.unsqueeze(1), states)
             out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
-            depth = self.model.decode(refined.features, out_size)
-        self._states, self._image_size = refined.states, image_size
+            depth, states, _ = self.model.predict(features, states, image_size, motion, out_size)
+        self._states, self._image_size = states, image_size
         return depth.squeeze(1).float()
 
     def reset(self, streams: Sequence[bool] | None = None) -> None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from videomamba_depth.data.stabilise import stabilise_clip
+from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.objective import ChunkTarget
 from videomamba_depth.utils.flow_utils import FlowEstimator, static_mask
+
+
+class Chunk(NamedTuple):
+    """What the student is given for a piece of a clip, and what it should make of it."""
+
+    inputs: ClipFeatures | Tensor  # features; rgb [B, N, 3, H, W] for an encoder that learns
+    motion: Motion | None
+    target: ChunkTarget
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,14 @@ class LabelledClip:
         features: of the student's input; None where the encoder learns and each chunk is encoded when it is trained on.
         target: of all frames.
         rgb: `[B, N, 3, H, W]` in [0, 1], the student's input; for pictures.
+        motion: between the frames of `rgb`; None for a student that does not want it.
         video_ids: per sample; for messages.
     """
 
     features: ClipFeatures | None
     target: ChunkTarget
     rgb: Tensor
+    motion: Motion | None
     video_ids: tuple[str, ...]
 
     @property
@@ -35,12 +46,13 @@ class LabelledClip:
         """Length N of the clip."""
         return self.rgb.shape[1]
 
-    def chunk(self, start: int, stop: int) -> tuple[ClipFeatures | Tensor, ChunkTarget]:
-        """Return features (rgb, where there are none) and target of the frames [start, stop)."""
+    def chunk(self, start: int, stop: int) -> Chunk:
+        """Return the frames [start, stop)."""
+        inputs: ClipFeatures | Tensor = self.rgb[:, start:stop]
+        if self.features is not None:
+            inputs = {name: x[:, start:stop] for name, x in self.features.items()}
         target = ChunkTarget(*(x[:, start:stop] for x in self.target))
-        if self.features is None:
-            return self.rgb[:, start:stop], target
-        return {name: x[:, start:stop] for name, x in self.features.items()}, target
+        return Chunk(inputs, None if self.motion is None else self.motion.chunk(start, stop), target)
 
 
 class Labeller:
@@ -56,6 +68,8 @@ class Labeller:
         frames_per_pass: frames encoded at once.
         autocast_dtype: None for none.
         stabilise: label with the teacher's depth freed of its flicker, offline and two-sided, see `stabilise_clip`.
+        stabilise_radius, stabilise_sigma: frames, see `stabilise_depth`.
+        motion: the student's own estimator, which sees what the student sees; None where it has none.
     """
 
     def __init__(
@@ -68,13 +82,17 @@ class Labeller:
         frames_per_pass: int,
         autocast_dtype: torch.dtype | None,
         stabilise: bool = False,
+        stabilise_radius: int = 4,
+        stabilise_sigma: float = 2.5,
+        motion: MotionEstimator | None = None,
     ) -> None:
         if stabilise and flow is None:
             raise ValueError("stabilise needs an optical flow estimator; got flow=None")
         self.encoder, self.teacher, self.flow = encoder, teacher, flow
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
         self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
-        self.stabilise = stabilise
+        self.stabilise, self.stabilise_radius, self.stabilise_sigma = stabilise, stabilise_radius, stabilise_sigma
+        self.motion = motion
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
@@ -92,7 +110,14 @@ class Labeller:
         valid = torch.isfinite(depth)
         static = batch["static"].to(device) if "static" in batch else self._static(clean)
         video_ids = tuple(meta.video_id for meta in batch["meta"])
-        return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, video_ids)
+        return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, self._motion(rgb), video_ids)
+
+    def _motion(self, rgb: Tensor) -> Motion | None:
+        if self.motion is None:
+            return None
+        frames = self.motion.shrink(rgb)
+        fresh = torch.ones(len(rgb), dtype=torch.bool, device=rgb.device)
+        return self.motion(frames, frames[:, 0], fresh)
 
     def _encode(self, encoder: nn.Module, clip: Tensor) -> ClipFeatures:
         passes = []
@@ -113,7 +138,8 @@ class Labeller:
     def _stabilised(self, depth: Tensor, clip: Tensor) -> Tensor:
         assert self.flow is not None
         kind = self.teacher.depth_kind
-        clips = [stabilise_clip(d, c, self.flow, depth_kind=kind) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
+        how = {"radius": self.stabilise_radius, "sigma": self.stabilise_sigma, "depth_kind": kind}
+        clips = [stabilise_clip(d, c, self.flow, **how) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
         return torch.stack(clips)
 
     def _static(self, clip: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from videomamba_depth.losses import mean_of_sums
 from videomamba_depth.models.checkpoint import STUDENT_WEIGHTS, load_student_weights, read_weights
+from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.state import DepthState
-from videomamba_depth.models.videomamba_depth import ClipFeatures, RefineOutput, VideoMambaDepth
+from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.labels import LabelledClip, Labeller
 from videomamba_depth.training.objective import Objective
@@ -65,23 +66,26 @@ class StudentForward(nn.Module):
 
     def __init__(self, student: VideoMambaDepth) -> None:
         super().__init__()
-        self.temporal, self.head = student.temporal, student.head
+        self.temporal, self.head, self.output = student.temporal, student.head, student.output
         # Not registered as a submodule: a frozen encoder takes no part in gradient synchronisation.
         self._student = (student,)
         if not student.encoder.frozen:
             self.encoder = student.encoder
 
     def forward(
-        self, inputs: ClipFeatures | Tensor, states: DepthState | None, image_size: tuple[int, int]
-    ) -> tuple[Tensor, RefineOutput]:
-        """Return depth `[B, N, 1, H, W]` and what `VideoMambaDepth.refine` returns.
+        self,
+        inputs: ClipFeatures | Tensor,
+        states: DepthState | None,
+        image_size: tuple[int, int],
+        motion: Motion | None = None,
+    ) -> Prediction:
+        """Return what `VideoMambaDepth.predict` returns.
 
         Args:
             inputs: features, or rgb `[B, N, 3, H, W]` for an encoder that learns.
         """
         features = self._student[0].encode(inputs) if isinstance(inputs, Tensor) else inputs
-        refined = self._student[0].refine(features, states, image_size)
-        return self._student[0].decode(refined.features, image_size), refined
+        return self._student[0].predict(features, states, image_size, motion)
 
 
 class Trainer:
@@ -211,14 +215,14 @@ class Trainer:
         """Forward and backward on the next chunk; return the loss terms and the number of frames."""
         clip = self._current_clip(batches)
         start, stop = self._position.frame, min(self._position.frame + self.settings.chunk_frames, clip.num_frames)
-        inputs, target = clip.chunk(start, stop)
+        chunk = clip.chunk(start, stop)
         image_size = (clip.rgb.shape[-2], clip.rgb.shape[-1])
         defer = not synchronise and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if defer else nullcontext():  # type: ignore[operator]
             with self.labeller.autocast(self.ranks.device):
-                depth, refined = self._forward(inputs, self._carry.states, image_size)
-            summaries = [summary for scale in refined.summaries.values() for summary in scale]
-            sums, tail = self.objective(depth, target, summaries, self._carry.tail)
+                predicted = self._forward(chunk.inputs, self._carry.states, image_size, chunk.motion)
+            summaries = [summary for scale in predicted.summaries.values() for summary in scale]
+            sums, tail = self.objective(predicted.depth, chunk.target, summaries, self._carry.tail)
             # Every mean runs over the valid elements of all ranks; DDP divides gradients by their number.
             losses = {
                 name: mean_of_sums(term.numerators, self.ranks.sum(term.counts)) * self.ranks.world_size
@@ -229,7 +233,7 @@ class Trainer:
                 names = [name for name, value in losses.items() if not torch.isfinite(value)]
                 self._refuse(f"loss {' and '.join(names)}")
             self._scaler.scale(total / self.settings.accumulate).backward()
-        self._advance(clip, stop, refined.states, tail)
+        self._advance(clip, stop, predicted.states, tail)
         terms = {name: float(self.ranks.sum(value.detach())) / self.ranks.world_size for name, value in losses.items()}
         frames = clip.rgb.shape[0] * (stop - start) * self.ranks.world_size
         return {"total": sum(terms.values()), **terms}, frames
@@ -271,14 +275,12 @@ class Trainer:
         """Show the student on the first frames of the clip seen last, from a fresh state."""
         if self._clip is None:
             return
-        inputs, target = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))
+        chunk = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))
         size = (self._clip.rgb.shape[-2], self._clip.rgb.shape[-1])
-        one = inputs[:1] if isinstance(inputs, Tensor) else {name: x[:1] for name, x in inputs.items()}
         with torch.no_grad(), self.labeller.autocast(self.ranks.device):
-            features = self.student.encode(one) if isinstance(one, Tensor) else one
-            depth = self.student.decode(self.student.refine(features, None, size).features, size)
-        last = target.depth.shape[1] - 1
-        picture = preview_picture(self._clip.rgb[0, last], target.depth[0, last], depth[0, last])
+            inputs = self.student.encode(chunk.inputs) if isinstance(chunk.inputs, Tensor) else chunk.inputs
+            depth = self.student.predict(inputs, None, size, chunk.motion).depth
+        picture = preview_picture(self._clip.rgb[0, depth.shape[1] - 1], chunk.target.depth[0, -1], depth[0, -1])
         write_picture(self.run.pictures / f"step_{self.step:08d}.png", picture)
         run_log.picture(self.step, picture)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ class MambaBlock(nn.Module):
         """Return the zero state, see `MambaMixer.init_state`."""
         return self.mixer.init_state(num_sequences, dtype, device)
 
+    def advect(self, state: LayerState, move: Callable[[Tensor, bool], Tensor]) -> LayerState:
+        """Return the state moved with the scene, see `InnovationMixer.advect`; here everything linearly."""
+        conv, ssm = state
+        return move(conv, False), move(ssm, False)
+
     def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None) -> MixerOutput:
         """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B."""
         branch, state, summary = self.mixer(add_per_sample(self.norm(x), self.age_proj(age)), state)
@@ -47,8 +53,8 @@ class MambaBlock(nn.Module):
 class InnovationBlock(nn.Module):
     """Residual block in innovation form: `x + W(h − x)`, h a recurrent estimate of x (ours, after the Kalman filter).
 
-    W starts at zero, so that a fresh block is the identity; and `h = x` on the first frame of a stream, so that a
-    single image passes unchanged whatever was learnt.
+    W starts at `initial_gain`, by default zero, so that a fresh block is the identity; and `h = x` on the first frame
+    of a stream, so that a single image passes unchanged whatever was learnt.
 
     Args:
         d_model: channels of a token.
@@ -65,6 +71,10 @@ class InnovationBlock(nn.Module):
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
         """Return the zero state, see `InnovationMixer.init_state`."""
         return self.mixer.init_state(num_sequences, dtype, device)
+
+    def advect(self, state: LayerState, move: Callable[[Tensor, bool], Tensor]) -> LayerState:
+        """Return the state moved with the scene, see `InnovationMixer.advect`."""
+        return self.mixer.advect(state, move)
 
     def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None) -> MixerOutput:
         """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class InnovationMixer(nn.Module):
         heads: groups of channels with their own Δ, per copy.
         d_control: width of the path that computes Δ, B, C and the gate.
         time_constants: fastest and slowest initial memory in frames; the rates are spread geometrically between them.
+        initial_gain: share of the innovation that passes before training; 0 changes nothing, 1 replaces x by h.
         discretization: a name in `selective_scan.DISCRETIZATIONS`.
         backend: scan backend; None chooses.
     """
@@ -46,6 +48,7 @@ class InnovationMixer(nn.Module):
         heads: int = 4,
         d_control: int | None = None,
         time_constants: tuple[float, float] = (1.5, 12.0),
+        initial_gain: float = 0.0,
         discretization: str = "zoh",
         backend: str | None = None,
     ) -> None:
@@ -63,16 +66,17 @@ class InnovationMixer(nn.Module):
         rates = torch.logspace(-math.log10(time_constants[0]), -math.log10(time_constants[1]), d_state)
         self.A_log = nn.Parameter(torch.log(rates).repeat(self.num_heads, 1))
         self.out_proj = nn.Linear(expand * d_model, d_model, bias=False)
-        self._init_weights()
+        self._init_weights(initial_gain)
 
-    def _init_weights(self) -> None:
-        """Start as a bank of plain smoothers: Δ = B = C = 1 and gate ½ for every input, then W = 0."""
+    def _init_weights(self, gain: float) -> None:
+        """Start as a bank of plain smoothers: Δ = B = C = 1 and gate ½ for every input, then W = 2 · gain."""
         one = inverse_softplus(torch.tensor(1.0)).item()
         nn.init.normal_(self.x_proj.weight, std=0.02)
         with torch.no_grad():
             self.x_proj.bias.fill_(one)
             self.x_proj.bias[self.num_heads : 2 * self.num_heads] = 0.0
-        nn.init.zeros_(self.out_proj.weight)
+            copies = torch.eye(self.d_model).repeat(1, self.expand) / self.expand
+            self.out_proj.weight.copy_(2.0 * gain * copies)
 
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
         """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
@@ -108,6 +112,27 @@ class InnovationMixer(nn.Module):
             innovation = innovation.unflatten(-1, (self.num_heads, -1)) * gate.unsqueeze(-1)
         branch = self.out_proj(innovation.flatten(-2).to(x.dtype))
         return MixerOutput(branch, (conv_state, ssm_state), summary)
+
+    def advect(self, state: LayerState, move: Callable[[Tensor, bool], Tensor]) -> LayerState:
+        """Return the state with every sequence's part taken from where its place in the scene was one frame before.
+
+        Args:
+            move: maps `[T, ...]` to the same shape; the flag asks for a sharp interpolation, which may overshoot.
+
+        The means are moved sharply, and apart from the weights they rest on: those must not become negative.
+        """
+        conv, ssm = state
+        values, mass = self._split_state(ssm)
+        assert values is not None
+        assert mass is not None
+        per_head = self.expand * self.d_model // self.num_heads
+        if values.shape[1] != self.expand * self.d_model:  # two-tap methods carry their last input along: all linear
+            return move(conv, False), move(ssm, False)
+        weight = mass.repeat_interleave(per_head, 1)
+        mean = torch.where(weight > 0, values / weight.clamp(min=torch.finfo(ssm.dtype).tiny), 0.0)
+        mass = move(mass, False)
+        values = move(mean, True) * mass.repeat_interleave(per_head, 1)
+        return move(conv, False), torch.cat([values, mass], dim=1)
 
     def _estimate(self, x: Tensor, controls: Tensor, ssm_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return `(h [T, L, expand·d_model], state, summary)`: the weighted mean of each head's channels."""

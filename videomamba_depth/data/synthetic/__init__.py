@@ -3,7 +3,7 @@
 video = render_video(seed=7, config=WorldConfig(num_frames=48, camera_motion="fast"))
 """
 
-from videomamba_depth.data.synthetic.config import FAST_TIME_SCALE, WorldConfig
+from videomamba_depth.data.synthetic.config import FAST_TIME_SCALE, CameraMotion, SceneFamily, WorldConfig
 from videomamba_depth.data.synthetic.degradations import degrade
 from videomamba_depth.data.synthetic.video import (
     SyntheticFrame,
@@ -15,6 +15,8 @@ from videomamba_depth.data.synthetic.video import (
 
 __all__ = [
     "FAST_TIME_SCALE",
+    "CameraMotion",
+    "SceneFamily",
     "SyntheticFrame",
     "SyntheticVideo",
     "WorldConfig",

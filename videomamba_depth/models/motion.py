@@ -1,0 +1,168 @@
+"""Motion between the frames of a stream, and carrying what belongs to a place along with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from videomamba_depth.utils.flow_estimators import DIS_MIN_SIZE_PX
+from videomamba_depth.utils.flow_utils import FlowEstimator, build_flow, consistency_mask
+
+MOTION_FLOWS = ("dis", "dis_fast", "dis_ultrafast")
+CUBIC = -0.75  # of Keys' kernel, as in PyTorch's bicubic sampling
+
+
+class Motion(NamedTuple):
+    """Where each pixel of a chunk was one frame before; at any resolution."""
+
+    flow_px: Tensor  # [B, N, 2, h, w], frame t → t−1 on the pixels of t, in px of h×w
+    trusted: Tensor  # [B, N, 1, h, w] bool: seen in t−1, and the flow there and back agrees; False where t−1 is missing
+
+    def chunk(self, start: int, stop: int) -> Motion:
+        """Return the motion of the frames [start, stop)."""
+        return Motion(self.flow_px[:, start:stop], self.trusted[:, start:stop])
+
+    def frame(self, t: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return flow `[B, 2, *size]` in px of that size and trust `[B, 1, *size]` bool of frame t of the chunk.
+
+        A cell of a coarser grid moves as its pixels do on average, and is trusted when most of them are.
+        """
+        flow, trusted = self.flow_px[:, t], self.trusted[:, t]
+        height, width = flow.shape[-2:]
+        if (height, width) == size:
+            return flow, trusted
+        unit = torch.tensor([size[1] / width, size[0] / height], dtype=flow.dtype, device=flow.device)
+        return _resize(flow, size) * unit.view(1, 2, 1, 1), _resize(trusted.float(), size) > 0.5
+
+
+@dataclass(frozen=True)
+class MotionSpec:
+    """How motion is estimated.
+
+    Attributes:
+        flow: "dis", "dis_fast" or "dis_ultrafast": dense inverse search on the CPU, which needs no weights.
+        max_short_side: larger frames are shrunk to this short side first, px.
+    """
+
+    flow: str = "dis"
+    max_short_side: int = 224
+
+    def __post_init__(self) -> None:
+        if self.flow not in MOTION_FLOWS or self.max_short_side < DIS_MIN_SIZE_PX:
+            raise ValueError(
+                f"flow must be one of {', '.join(MOTION_FLOWS)} and max_short_side at least {DIS_MIN_SIZE_PX};"
+                f" got '{self.flow}' and {self.max_short_side}"
+            )
+
+
+class MotionEstimator:
+    """Backward motion of a stream's frames, cheap enough to run beside the model.
+
+    It only ever sees a frame and the one before: motion does not depend on how a clip is cut into chunks.
+    """
+
+    def __init__(self, spec: MotionSpec) -> None:
+        self.flow: FlowEstimator = build_flow(spec.flow)
+        self.max_short_side = spec.max_short_side
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px that frames of that size are compared at."""
+        ratio = min(1.0, self.max_short_side / min(height, width))
+        return max(DIS_MIN_SIZE_PX, round(height * ratio)), max(DIS_MIN_SIZE_PX, round(width * ratio))
+
+    def shrink(self, clip: Tensor) -> Tensor:
+        """Return a clip `[B, N, 3, H, W]` at the size that frames are compared at, float32."""
+        size = self.frame_size(clip.shape[-2], clip.shape[-1])
+        frames = clip.flatten(0, 1).float()
+        if frames.shape[-2:] != size:
+            frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
+        return frames.unflatten(0, clip.shape[:2])
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor, before: Tensor, fresh: Tensor) -> Motion:
+        """Estimate the motion of a chunk.
+
+        Args:
+            frames: `[B, N, 3, h, w]` in [0, 1], as `shrink` returns them.
+            before: `[B, 3, h, w]`, the frame before the chunk; not read where `fresh [B]` bool is True.
+        """
+        before = torch.where(fresh.view(-1, 1, 1, 1), frames[:, 0], before)
+        earlier = torch.cat([before.unsqueeze(1), frames[:, :-1]], 1).flatten(0, 1)
+        now = frames.flatten(0, 1)
+        back, forth = self.flow(now, earlier), self.flow(earlier, now)
+        trusted = consistency_mask(back, forth).unflatten(0, frames.shape[:2])
+        trusted[:, 0] &= ~fresh.view(-1, 1, 1, 1)
+        return Motion(back.unflatten(0, frames.shape[:2]), trusted)
+
+
+class TokenWarp:
+    """Brings what tokens carry from where they were to where they are: state of p ← state of p + flow(p).
+
+    Values beyond the border are those at the border. The sums of a few rows that this is run as `embedding_bag`,
+    which is several times faster on wide states than `grid_sample` on images.
+
+    Args:
+        flow_px: `[B, 2, h, w]`, px of the token grid.
+        trusted: `[B, 1, h, w]` bool; where False, states are zeroed: these tokens start afresh.
+    """
+
+    def __init__(self, flow_px: Tensor, trusted: Tensor) -> None:
+        height, width = flow_px.shape[-2:]
+        device = flow_px.device
+        flow = torch.nan_to_num(flow_px.double())
+        x = (torch.arange(width, device=device) + flow[:, 0]).clamp(0, width - 1)
+        y = (torch.arange(height, device=device)[:, None] + flow[:, 1]).clamp(0, height - 1)
+        self._trusted = trusted.flatten().unsqueeze(-1)
+        first = torch.arange(flow.shape[0], device=device).view(-1, 1, 1) * (height * width)
+        self._linear = _taps(x, y, first, width, height, cubic=False)
+        self._cubic = _taps(x, y, first, width, height, cubic=True)
+
+    def __call__(self, tokens: Tensor, cubic: bool = False) -> Tensor:
+        """Return `tokens [B·h·w, ...]` moved, in their dtype; bicubic keeps sharp what is moved again and again."""
+        index, weight = self._cubic if cubic else self._linear
+        rows = tokens.flatten(1)
+        weight = torch.where(self._trusted, weight, 0.0).to(rows.dtype)
+        return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum").view_as(tokens)
+
+
+def warp_map(values: Tensor, flow_px: Tensor) -> Tensor:
+    """Return a map `[B, C, H, W]` float moved along `flow_px [B, 2, H, W]`, bicubic, borders continued."""
+    height, width = values.shape[-2:]
+    x = torch.arange(width, device=values.device, dtype=values.dtype) + flow_px[:, 0].to(values.dtype)
+    y = torch.arange(height, device=values.device, dtype=values.dtype)[:, None] + flow_px[:, 1].to(values.dtype)
+    grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
+    return F.grid_sample(values, grid, mode="bicubic", padding_mode="border", align_corners=True)
+
+
+def _taps(x: Tensor, y: Tensor, first: Tensor, width: int, height: int, cubic: bool) -> tuple[Tensor, Tensor]:
+    """Return the rows to sum and their weights, each `[B·h·w, K²]`, for positions x, y `[B, h, w]`."""
+    columns, column_weights = _taps_1d(x, width, cubic)
+    rows, row_weights = _taps_1d(y, height, cubic)
+    index = first.unsqueeze(-1).unsqueeze(-1) + rows.unsqueeze(-1) * width + columns.unsqueeze(-2)
+    weight = row_weights.unsqueeze(-1) * column_weights.unsqueeze(-2)
+    return index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)
+
+
+def _taps_1d(position: Tensor, length: int, cubic: bool) -> tuple[Tensor, Tensor]:
+    start = position.floor()
+    f = (position - start).unsqueeze(-1)
+    if cubic:
+        offsets = torch.arange(-1, 3, device=position.device)
+        distance = (f - offsets).abs()
+        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance * distance + 1
+        far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+        weight = torch.where(distance <= 1, near, far)
+    else:
+        offsets = torch.arange(2, device=position.device)
+        weight = torch.cat([1 - f, f], dim=-1)
+    return (start.long().unsqueeze(-1) + offsets).clamp(0, length - 1), weight
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
