@@ -140,7 +140,9 @@ def _time_stages(rows: list[Row], index: int, stream: DepthStream, frame: np.nda
     size = (rgb.shape[-2], rgb.shape[-1])
     with autocast(stream.device, stream.dtype):
         features = _timed(rows[0], index, stream.device, lambda: stream.model.encode(rgb.unsqueeze(1)))
-        refined = _timed(rows[1], index, stream.device, lambda: stream.model.refine(features, stream.states, size))
+        states = stream.states if stream.states is not None else stream.model.init_states(1, size, stream.dtype)
+        motion, states = stream.model.observe(rgb.unsqueeze(1), states)
+        refined = _timed(rows[1], index, stream.device, lambda: stream.model.refine(features, states, size, motion))
         _timed(rows[2], index, stream.device, lambda: stream.model.decode(refined.features, size))
 
 

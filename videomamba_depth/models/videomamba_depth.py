@@ -138,9 +138,14 @@ class VideoMambaDepth(nn.Module):
             clip: `[B, N, 3, H, W]` in [0, 1].
 
         A model that does not estimate motion returns (None, states).
+
+        Raises:
+            ValueError: the state belongs to another model, or to frames of another size.
         """
         if self.motion is None:
             return None, states
+        if states.signature != self.signature:
+            raise ValueError(f"the state belongs to another model: it was made by [{states.signature}]")
         frames = self.motion.shrink(clip)
         motion = self.motion(frames, states.maps["frame"], states.frame_index == 0)
         return motion, replace(states, maps={**states.maps, "frame": frames[:, -1].to(states.maps["frame"].dtype)})
