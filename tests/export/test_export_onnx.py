@@ -19,6 +19,7 @@ from videomamba_depth.export.explicit_step import ExplicitStep, evaluate_shape, 
 from videomamba_depth.export.onnx_model import compare, export_onnx, open_session, quantise_int8
 from videomamba_depth.models.checkpoint import describe_encoder, save_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
@@ -41,6 +42,13 @@ def exported(student: VideoMambaDepth, tmp_path_factory: pytest.TempPathFactory)
 
 def frames(height: int, width: int, num: int = 50) -> list[np.ndarray]:
     return [numbered_frame(i, width, height) for i in range(num)]
+
+
+def test_a_student_with_motion_is_refused(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
+    spec = TemporalSpec(*[ScaleSpec(backend="reference")] * 4)
+    student = VideoMambaDepth(tiny_encoder, tiny_encoder.head, spec, motion=MotionSpec())
+    with pytest.raises(UserError, match=r"model\.motion=none"):
+        export_onnx(student, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("size", [(42, 56), (70, 98), (98, 42)])

@@ -52,8 +52,13 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
         image_size: (H, W) px, multiples of the patch, to fix the size; None: any multiples of the patch.
 
     Raises:
-        UserError: the exporter is not installed, or the size does not fit.
+        UserError: the exporter is not installed, the size does not fit, or the model estimates motion.
     """
+    if model.motion is not None:
+        raise UserError(
+            "a student that estimates motion cannot be exported: its optical flow is no ONNX operator;"
+            " train one with model.motion=none"
+        )
     onnx = require("onnx")
     require("onnxscript")
     patch = model.encoder.patch_size
