@@ -83,6 +83,7 @@ def build_stream(config: StreamConfig) -> DepthStream:
         input_size=config.input_size,
         resolution=config.resolution,
         resets=resets,
+        key_frames=config.key_frames.settings(),
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from omegaconf import MISSING
+
+from videomamba_depth.streaming.keyframes import KeyFrameSettings
 
 _CHOICES = {
     "video": ("side_by_side", "depth", "none"),
@@ -18,6 +20,35 @@ _CHOICES = {
 }
 _Number = TypeVar("_Number", int, float)
 _POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s")
+
+
+@dataclass
+class KeyFrameConfig:
+    """`key_frames` of `configs/stream.yaml`; constraints: `streaming.keyframes.KeyFrameSettings`."""
+
+    enabled: bool = MISSING
+    every: int = MISSING
+    capacity: int = MISSING
+    duplicate: float = MISSING
+    enter: float = MISSING
+    leave: float = MISSING
+    blend_frames: int = MISSING
+    grid: int = MISSING
+    align: bool = MISSING
+    time_constant: float = MISSING
+    max_state_change: float = MISSING
+    max_scale: float = MISSING
+
+    def settings(self) -> KeyFrameSettings | None:
+        """Return the settings, or None where key frames are off.
+
+        Raises:
+            ValueError: values that do not fit each other.
+        """
+        values = asdict(self)
+        enabled = values.pop("enabled")
+        settings = KeyFrameSettings(**values)
+        return settings if enabled else None
 
 
 @dataclass
@@ -38,6 +69,7 @@ class StreamConfig:
     colour_range: list[float] | None = None
     reset_at_cuts: bool = MISSING
     max_gap_s: float | None = None
+    key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
     device: str = MISSING
     dtype: str = MISSING
     input_size: int | None = None
@@ -66,6 +98,7 @@ class StreamConfig:
             low, high = _pair("colour_range", self.colour_range)
             if low >= high:
                 raise ValueError(f"colour_range must ascend; got {self.colour_range}")
+        _ = self.key_frames.settings()
         if self.colour_time_constant_s < 0:
             raise ValueError(f"colour_time_constant_s must not be negative; got {self.colour_time_constant_s}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ class DepthFrame:
         rgb: uint8 `[H, W, 3]`, as decoded.
         depth: float32 `[h, w]`; the source's resolution or the model's, see `DepthStream`.
         reset: why the model started afresh at this frame: "" (it did not), "start", "cut" or "gap".
+        key: what was decided about key frames, see `KeyFrames.decision`; None without them.
     """
 
     index: int
@@ -27,6 +29,7 @@ class DepthFrame:
     rgb: np.ndarray
     depth: np.ndarray
     reset: str = ""
+    key: dict[str, Any] | None = None
 
     @property
     def timestamp_s(self) -> float:

@@ -107,7 +107,10 @@ class StreamJob:
 
     def _infer(self, frame: Frame) -> DepthFrame:
         depth = self._stream.step(frame.rgb, frame.timestamp_s)
-        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, self._stream.reset_reasons[0])
+        keys = self._stream.key_frames
+        decision = None if keys is None else dict(keys.decision)
+        why = self._stream.reset_reasons[0]
+        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, why, decision)
 
     def _write_record(self) -> None:
         if self._about_path is None:

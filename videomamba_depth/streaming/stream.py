@@ -16,6 +16,7 @@ from torch import Tensor
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.state import DepthState, check_state
+from videomamba_depth.streaming.keyframes import KeyFrames, KeyFrameSettings
 from videomamba_depth.streaming.precision import place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
@@ -44,6 +45,7 @@ class DepthStream:
         batch_size: number of videos B that are streamed side by side; their frames must have one size.
         resolution: "source" returns depth at the size of the frames, "model" at the size that the model works in.
         resets: when a stream starts afresh by itself; None: never.
+        key_frames: go on from an earlier state where the stream comes back to a view; None: never. One stream only.
 
     Raises:
         UserError: a checkpoint or device that is not there.
@@ -59,6 +61,7 @@ class DepthStream:
         batch_size: int = 1,
         resolution: str = "source",
         resets: ResetPolicy | None = None,
+        key_frames: KeyFrameSettings | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got '{dtype}'")
@@ -66,6 +69,8 @@ class DepthStream:
             raise ValueError(f"resolution must be 'source' or 'model'; got '{resolution}'")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if key_frames is not None and batch_size != 1:
+            raise ValueError(f"key frames need batch_size 1; got {batch_size}: open one stream per video")
         self.device, self.dtype = resolve_device(device), DTYPES[dtype]
         self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
         self.model: Predictor
@@ -74,6 +79,9 @@ class DepthStream:
         else:
             self.model = checkpoint
         place(self.model, self.device, self.dtype)
+        self.key_frames: KeyFrames | None = None
+        if key_frames is not None:
+            self.key_frames = KeyFrames(key_frames, with_shift=self.depth_kind is DepthKind.RELATIVE)
         self.reset_reasons: tuple[str, ...] = ("",) * batch_size
         self._states: DepthState | None = None
         self._image_size: tuple[int, int] | None = None
@@ -138,16 +146,19 @@ class DepthStream:
             )
         with autocast(self.device, self.dtype):
             features = self.model.encode(rgb.unsqueeze(1))
-            states = self._start(image_size) if self._states is None else self._states
-            states = self._apply_resets(states, rgb, features["s3"], timestamps_s)
+            before = self._start(image_size) if self._states is None else self._states
+            states = self._apply_resets(before, rgb, features["s3"], timestamps_s)
+            if self.key_frames is not None:
+                states = self.key_frames.anchor(before, states, rgb, features["s3"].squeeze(1))
             motion, states = self.model.observe(rgb.unsqueeze(1), states)
             out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
             depth, states, _ = self.model.predict(features, states, image_size, motion, out_size)
         self._states, self._image_size = states, image_size
-        return depth.squeeze(1).float()
+        depth = depth.squeeze(1).float()
+        return depth if self.key_frames is None else self.key_frames.take(depth, states)
 
     def reset(self, streams: Sequence[bool] | None = None) -> None:
-        """Start afresh: all streams, or those of the batch that are True. The size of the frames stays."""
+        """Start afresh, without key frames: all streams, or those of the batch that are True. The frame size stays."""
         chosen = torch.tensor([True] * self.batch_size if streams is None else list(streams), device=self.device)
         if chosen.shape != (self.batch_size,):
             raise ValueError(f"streams must hold {self.batch_size} booleans; got {chosen.numel()}")
@@ -157,6 +168,8 @@ class DepthStream:
             self._states = self._states.reset(chosen)
         if self.resets is not None:
             self.resets.forget(chosen)
+        if self.key_frames is not None and bool(chosen.all()):
+            self.key_frames.reset()
 
     def save(self, path: str | Path) -> None:
         """Write what is carried to a safetensors file: `load` then continues to the bit as if never stopped.
@@ -169,7 +182,10 @@ class DepthStream:
         tensors = {f"state.{name}": t for name, t in self._states.tensors().items()}
         if self.resets is not None:
             tensors |= {f"resets.{name}": t for name, t in self.resets.tensors().items()}
-        about = {
+        about = {} if self.key_frames is None else {"key_frames": self.key_frames.metadata()}
+        if self.key_frames is not None:
+            tensors |= {f"keys.{name}": t for name, t in self.key_frames.tensors().items()}
+        about |= {
             "format": _FORMAT,
             "image_size": json.dumps(self._image_size),
             "dtype": str(self.dtype),
@@ -188,6 +204,10 @@ class DepthStream:
         for name, own in (("dtype", str(self.dtype)), ("weights", self._weights_digest())):
             if about[name] != own:
                 raise UserError(f"stream '{path}' was saved with other {name} ({about[name]}; here {own})")
+        if ("key_frames" in about) != (self.key_frames is not None):
+            raise UserError(
+                f"stream '{path}' was saved with{'' if 'key_frames' in about else 'out'} key frames: open it so"
+            )
         state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
         states = DepthState.from_tensors(state, json.loads(about["state"]))
         height, width = json.loads(about["image_size"])
@@ -199,6 +219,9 @@ class DepthStream:
         if self.resets is not None:
             kept = {n.removeprefix("resets."): t for n, t in tensors.items() if n.startswith("resets.")}
             self.resets.load_tensors(kept)
+        if self.key_frames is not None:
+            kept = {n.removeprefix("keys."): t for n, t in tensors.items() if n.startswith("keys.")}
+            self.key_frames.load(kept, about["key_frames"])
 
     def _start(self, image_size: tuple[int, int]) -> DepthState:
         return self.model.init_states(self.batch_size, image_size, self.dtype)

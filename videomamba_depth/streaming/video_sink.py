@@ -79,7 +79,7 @@ class VideoSink:
 
 
 class FrameLog:
-    """One JSON line per frame: index, time, why the model started afresh, range of the depth."""
+    """One JSON line per frame: index, time, range of the depth, why the model started afresh, and about key frames."""
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
@@ -89,8 +89,12 @@ class FrameLog:
         low, high = cv2.minMaxLoc(frame.depth)[:2]
         record: dict[str, object] = {"frame": frame.index, "pts": frame.pts, "time_s": round(frame.timestamp_s, 6)}
         record |= {"depth_min": float(f"{low:.6g}"), "depth_max": float(f"{high:.6g}")}
+        if frame.reset:
+            record["reset"] = frame.reset
+        if frame.key is not None:
+            record["key"] = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in frame.key.items()}
         try:
-            self._lines.write(record | ({"reset": frame.reset} if frame.reset else {}))
+            self._lines.write(record)
         except OSError as error:
             raise disk_error(self._lines.path, error) from error
 
