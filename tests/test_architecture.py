@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from videomamba_depth.configuration.ablate_schema import AblateConfig
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
@@ -122,6 +123,7 @@ def test_the_other_configs_compose() -> None:
     assert load_config("precompute", PrecomputeConfig, ["root=a", "cache=b"]).batch_frames > 0
     assert load_config("evaluate", EvaluateConfig, ["checkpoint=a"]).synthetic.videos > 0
     assert load_config("evaluate_fresh", EvaluateFreshConfig, ["checkpoint=[a:b,c]"]).checkpoint == ["a:b", "c"]
+    assert load_config("ablate", AblateConfig, []).ablations
     assert load_config("stream", StreamConfig, ["checkpoint=a", "input=b", "output=c"]).checkpoint == "a"
 
 

@@ -1,0 +1,100 @@
+"""Which runs an ablation is made of, what is done with them, and what the table says."""
+
+from __future__ import annotations
+
+import math
+import runpy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT, run_command
+
+from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, list_runs
+from videomamba_depth.configuration.cli import load_config
+from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.evaluation.ablation import ablation_markdown, over_seeds, summarise
+from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.utils.errors import UserError
+
+
+def ablate_config(*overrides: str) -> AblateConfig:
+    return load_config("ablate", AblateConfig, list(overrides))
+
+
+def test_every_listed_ablation_is_a_training_that_differs_from_the_recipe() -> None:
+    runs = list_runs(ablate_config("seeds=[0]"))
+    assert len({run.folder for run in runs}) == len(runs)
+    configs = {run.row: asdict(load_config("train", TrainConfig, list(run.overrides))) for run in runs}
+    for config in configs.values():
+        assert config["trainer"].pop("seed") == 0
+        config.pop("run_dir")
+    assert [row for row, config in configs.items() if config == configs[RECIPE]] == [RECIPE]
+
+
+def test_runs_are_named_by_their_overrides_and_ordered_by_seed() -> None:
+    config = ablate_config("only=[form]", "seeds=[3,1]", "output=out", "base=['data.num_worlds=2']")
+    runs = list_runs(config)
+    assert [run.seed for run in runs] == [3] * (len(runs) // 2) + [1] * (len(runs) // 2)
+    assert runs[1].folder == Path("out/model.form=plain/seed=3")
+    assert runs[1].overrides[:3] == ("experiment=ablation", "data.num_worlds=2", "model.form=plain")
+    with pytest.raises(UserError, match="no group 'shape'"):
+        list_runs(ablate_config("only=[shape]"))
+    with pytest.raises(UserError, match="workers must be at least 1"):
+        ablate_config("workers=0")
+
+
+def test_finished_runs_are_skipped_and_changed_ones_refused(tmp_path: Path) -> None:
+    is_finished = runpy.run_path(str(ROOT / "scripts" / "ablate.py"))["is_finished"]
+    overrides = ("base=['trainer.steps=3']", f"output={tmp_path}", "seeds=[0]")
+    run = list_runs(ablate_config(*overrides))[0]
+    assert not is_finished(run)
+    RunFolder(run.folder).write_config(asdict(load_config("train", TrainConfig, list(run.overrides))))
+    for step, finished in ((2, False), (3, True)):
+        (run.folder / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+        assert is_finished(run) == finished
+    other = list_runs(ablate_config(*overrides[1:], "base=['trainer.steps=3','optim.lr=0.5']"))[0]
+    with pytest.raises(UserError, match=r"optim.lr=0.001, now it is 0.5"):
+        is_finished(other)
+
+
+def changes(**tge: float) -> dict[str, Any]:
+    return {"moving": {"changes": {name: {"tge": [value, 1.0, 4]} for name, value in tge.items()}}}
+
+
+def test_seeds_are_averaged_and_paired_with_the_recipe() -> None:
+    kinds = changes(teacher=0.0, r0=-50.0, r1=-40.0, a0=-30.0, a1=-22.0)
+    rows = summarise(kinds, {"recipe": {0: "r0", 1: "r1"}, "a=1": {0: "a0", 1: "a1"}}, "recipe")
+    assert rows["recipe"]["change"]["moving"]["tge"]["mean"] == -45.0
+    paired = rows["a=1"]["minus_recipe"]["moving"]["tge"]
+    assert paired["values"] == [20.0, 18.0]
+    assert paired["std"] == pytest.approx(2**0.5)
+    assert math.isnan(over_seeds([1.0, None])["std"])
+
+
+def test_the_table_shows_spread_and_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videomamba_depth.evaluation.ablation.COLUMNS", (("moving", "tge"), ("fast", "tge")))
+    kinds = changes(r0=-50.0, r1=-40.0, a0=-30.0, a1=-22.0)
+    rows = summarise(kinds, {"recipe": {0: "r0", 1: "r1"}, "a=1": {0: "a0", 1: "a1"}}, "recipe")
+    groups = {"recipe": "recipe", "a=1": "letters"}
+    text = ablation_markdown(
+        {"rows": rows, "groups": groups, "reference": "recipe", "failed": {"b=1#0": "x"}, "about": "Made."}
+    )
+    assert "| recipe | 2 | −45.0 ± 7.1 |" in text
+    assert "| a=1 | 2 | −26.0 ± 5.7 (+19.0 ± 1.0) |" in text
+    assert "b=1#0: x" in text
+
+
+@pytest.mark.slow
+def test_the_command_trains_judges_and_goes_on(tmp_path: Path) -> None:
+    tiny = "base=['debug=smoke','trainer.steps=2','data.num_worlds=2']"
+    judged = "evaluation=['split=tuning','worlds.videos=1','worlds.frames=6','worlds.height=56','worlds.width=70',"
+    judged += "'worlds.long_videos=0','cache=worlds','input_size=56']"
+    command = ("scripts/ablate.py", "output=out", "+ablations.mine=['model.form=plain']", "only=[mine]", tiny, judged)
+    first = run_command(tmp_path, *command, "seeds=[0]", timeout_s=900)
+    assert first.status == 0, first.err
+    assert "2 runs, 0 of them finished" in first.err
+    second = run_command(tmp_path, *command, "seeds=[0,1]", timeout_s=900)
+    assert "4 runs, 2 of them finished" in second.err
+    assert "| model.form=plain | 2 |" in (tmp_path / "out" / "ablation.md").read_text()

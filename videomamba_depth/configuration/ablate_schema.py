@@ -1,0 +1,79 @@
+"""Names and types of `configs/ablate.yaml`, and the runs that it lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from videomamba_depth.utils.errors import UserError
+
+RECIPE = "recipe"
+"""Name of the group and the row of the unchanged recipe."""
+
+
+@dataclass
+class AblateConfig:
+    """`configs/ablate.yaml`."""
+
+    recipe: str = MISSING
+    base: list[str] = MISSING
+    seeds: list[int] = MISSING
+    only: list[str] = MISSING
+    output: str = MISSING
+    workers: int = MISSING
+    evaluation: list[str] = MISSING
+    ablations: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.workers != MISSING and self.workers < 1:
+            raise ValueError(f"workers must be at least 1; got {self.workers}")
+
+    def groups(self) -> dict[str, str]:
+        """Return {row: group} of what is trained, the recipe first; a row is named by its overrides.
+
+        Raises:
+            UserError: `only` names a group that is not there, or nothing is to be trained.
+        """
+        unknown = sorted(set(self.only) - set(self.ablations))
+        if unknown:
+            raise UserError(f"only: there is no group '{unknown[0]}'; there are {', '.join(self.ablations)}")
+        if not self.seeds:
+            raise UserError("seeds is empty; give at least one, such as seeds=[0]")
+        chosen = {group: rows for group, rows in self.ablations.items() if not self.only or group in self.only}
+        return {RECIPE: RECIPE} | {row: group for group, rows in chosen.items() for row in rows}
+
+
+@dataclass(frozen=True)
+class AblationRun:
+    """One training: the overrides `row` of the recipe, and a seed."""
+
+    row: str
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The row's and the seed's name in one, without spaces."""
+        return f"{row_folder(self.row)}#{self.seed}"
+
+
+def row_folder(row: str) -> str:
+    """Return a row's folder name: its overrides, joined by commas."""
+    return ",".join(row.split())
+
+
+def list_runs(config: AblateConfig) -> list[AblationRun]:
+    """Return all runs, seed by seed, so that the first seed gives a whole table early."""
+    runs = []
+    for seed in config.seeds:
+        for row in config.groups():
+            folder = Path(config.output) / row_folder(row) / f"seed={seed}"
+            changes = [] if row == RECIPE else row.split()
+            shared = (f"experiment={config.recipe}", *config.base)
+            runs.append(
+                AblationRun(row, seed, folder, (*shared, *changes, f"trainer.seed={seed}", f"run_dir='{folder}'"))
+            )
+    return runs
