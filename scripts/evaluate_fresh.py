@@ -32,8 +32,13 @@ def main(config: EvaluateFreshConfig) -> None:
         raise UserError(f"nothing to evaluate: kinds={config.kinds} names no kind with videos")
     checkpoints = name_checkpoints(config.checkpoint)
     teacher, students = load_all(
-        config.teacher, tuple(checkpoints.items()), config.input_size, (worlds.height, worlds.width)
+        config.teacher,
+        tuple(checkpoints.items()),
+        tuple(config.memory),
+        config.input_size,
+        (worlds.height, worlds.width),
     )
+    names = [student.name for student in students]
     task = partial(score_fresh_world, config=config)
     jobs = [(spec, is_shown(spec, worlds)) for spec in specs]
     scores: dict[str, dict[str, Scores]] = {}
@@ -42,7 +47,7 @@ def main(config: EvaluateFreshConfig) -> None:
             scores.setdefault(spec.kind, {})[spec.name] = rows
             bar.update()
     result = {
-        "kinds": {kind: compare(list(videos.values()), list(checkpoints)) for kind, videos in scores.items()},
+        "kinds": {kind: compare(list(videos.values()), names) for kind, videos in scores.items()},
         "videos": scores,
         "worlds": asdict(worlds),
         "specs": {spec.name: asdict(spec) for spec in specs},

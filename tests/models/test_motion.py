@@ -229,3 +229,19 @@ def test_missing_motion_and_bad_specs_are_refused(tiny_encoder: DepthAnythingEnc
     _, states = other(sliding_clip(1))
     with pytest.raises(ValueError, match="another model"):
         model(sliding_clip(1), states)
+
+
+def test_memory_runs_from_the_teacher_to_a_long_average(tiny_encoder: DepthAnythingEncoder) -> None:
+    student = moving_student(tiny_encoder)
+    clip = sliding_clip()
+    with torch.no_grad():
+        teacher = tiny_encoder.decode(tiny_encoder.encode_frame(clip[0]), (42, 56))
+        changes = []
+        for memory in (1e-6, 1.0, 4.0):
+            student.set_memory(memory)
+            depth = student(clip)[0][0]
+            changes.append(float((depth - teacher).abs().mean()))
+    assert changes[0] < 1e-3 * changes[1]
+    assert changes[1] < changes[2]
+    with pytest.raises(ValueError, match="memory must be positive"):
+        student.set_memory(0.0)

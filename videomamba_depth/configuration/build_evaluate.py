@@ -58,9 +58,16 @@ def load_students(
 
 @cache
 def load_all(
-    teacher_name: str, checkpoints: tuple[tuple[str, str], ...], input_size: int | None, size: tuple[int, int]
+    teacher_name: str,
+    checkpoints: tuple[tuple[str, str], ...],
+    memories: tuple[float, ...],
+    input_size: int | None,
+    size: tuple[int, int],
 ) -> tuple[Teacher, list[Student]]:
-    """Load students and teacher for frames of `size` = (H, W), once per process; without students `teacher_name`."""
+    """Load students, each with all memories, and teacher for frames of `size` = (H, W), once per process.
+
+    teacher_name: read only where there are no students.
+    """
     loaded: dict[str, VideoMambaDepth] = {}
     if checkpoints:
         encoder, loaded = load_students(dict(checkpoints), input_size)
@@ -70,15 +77,24 @@ def load_all(
         raise UserError("fresh worlds judge relative inverse depth; use scripts/evaluate.py for a metric teacher")
     height, width = encoder.input_resolution(*size)
     digest = f"{encoder.weights_sha256()[:12]}-{height}x{width}"
-    return Teacher(encoder, digest), [build_student(name, path, loaded[name]) for name, path in checkpoints]
+    students = [build_student(name, path, loaded[name], memory) for name, path in checkpoints for memory in memories]
+    return Teacher(encoder, digest), students
 
 
-def build_student(name: str, path: str, model: VideoMambaDepth) -> Student:
-    """Return a student with the digest under which its scores are kept: weights, description and the models' source."""
+def build_student(name: str, path: str, model: VideoMambaDepth, memory: float) -> Student:
+    """Return a student with the digest under which its scores are kept: weights, description and the models' source.
+
+    Its row is called NAME, or NAME@MEMORY for another memory than it was trained with.
+    """
+    try:
+        model.set_memory(memory)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     weights = hash_tensors(model.student_state_dict().items())
     sources = sources_digest(str(Path(models.__file__ or "").parent), str(Path(video_mamba.__file__).parent))
-    about = json.dumps([weights, sources, read_description(path), model.encoder.input_size], sort_keys=True)
-    return Student(name, model, weights, hashlib.sha256(about.encode()).hexdigest())
+    about = json.dumps([weights, sources, read_description(path), model.encoder.input_size, memory], sort_keys=True)
+    row = name if memory == 1.0 else f"{name}@{memory:g}"
+    return Student(row, model, weights, hashlib.sha256(about.encode()).hexdigest(), memory)
 
 
 def score_fresh_world(job: tuple[WorldSpec, bool], config: EvaluateFreshConfig) -> Scores:
@@ -90,7 +106,11 @@ def score_fresh_world(job: tuple[WorldSpec, bool], config: EvaluateFreshConfig) 
     spec, keep_depth = job
     checkpoints = tuple(name_checkpoints(config.checkpoint).items())
     teacher, students = load_all(
-        config.teacher, checkpoints, config.input_size, (config.worlds.height, config.worlds.width)
+        config.teacher,
+        checkpoints,
+        tuple(config.memory),
+        config.input_size,
+        (config.worlds.height, config.worlds.width),
     )
     flow = build_flow_estimator(config.flow, torch.device("cpu"))
     desk = Desk(Path(config.cache), teacher, flow, config.flow.name, config.worlds.max_depth_m)

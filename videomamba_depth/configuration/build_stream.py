@@ -84,6 +84,7 @@ def build_stream(config: StreamConfig) -> DepthStream:
         resolution=config.resolution,
         resets=resets,
         key_frames=config.key_frames.settings(),
+        memory=config.memory,
     )
 
 

@@ -81,6 +81,7 @@ class EvaluateFreshConfig:
     """`configs/evaluate_fresh.yaml`."""
 
     checkpoint: Any = MISSING
+    memory: list[float] = MISSING
     teacher: str = MISSING
     output: str = MISSING
     name: str = MISSING
@@ -95,6 +96,8 @@ class EvaluateFreshConfig:
     def __post_init__(self) -> None:
         if self.split not in (*SPLITS, MISSING):
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got '{self.split}'")
+        if self.memory != MISSING and (not self.memory or min(self.memory) <= 0):
+            raise ValueError(f"memory must hold positive numbers; got {self.memory}")
 
 
 def name_checkpoints(value: Any) -> dict[str, str]:

@@ -19,7 +19,7 @@ _CHOICES = {
     "colour_map": ("inferno", "magma", "turbo", "viridis", "grey"),
 }
 _Number = TypeVar("_Number", int, float)
-_POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s")
+_POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s", "memory")
 
 
 @dataclass
@@ -67,6 +67,7 @@ class StreamConfig:
     colour_percentiles: list[float] = MISSING
     colour_time_constant_s: float = MISSING
     colour_range: list[float] | None = None
+    memory: float = MISSING
     reset_at_cuts: bool = MISSING
     max_gap_s: float | None = None
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)

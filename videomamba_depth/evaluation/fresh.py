@@ -40,12 +40,13 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Student:
-    """A student to be judged: its row's name, and a digest of all that decides its depth."""
+    """A student to be judged: its row's name, how long it remembers, and a digest of all that decides its depth."""
 
     name: str
     model: VideoMambaDepth
     weights_sha256: str
     digest: str
+    memory: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def score_world(spec: WorldSpec, desk: Desk, students: list[Student], keep_depth
         path = folder / f"student-{student.digest[:16]}.json"
         kept = path.with_suffix(".npy")
         if keep_depth and not kept.is_file():
-            _save(kept, run_student(student.model, world))
-        depth = partial(read_array, kept) if kept.is_file() else partial(run_student, student.model, world)
+            _save(kept, run_student(student, world))
+        depth = partial(read_array, kept) if kept.is_file() else partial(run_student, student, world)
         scores[student.name] = _judged(path, depth, world, desk, judges)
     return scores
 
@@ -108,12 +109,13 @@ def teacher_folder(world: World, desk: Desk) -> Path:
     return folder
 
 
-def run_student(student: VideoMambaDepth, world: World) -> np.ndarray:
+def run_student(student: Student, world: World) -> np.ndarray:
     """Return a student's depth [F,H,W] on a world, streamed in chunks: the same as frame by frame."""
+    student.model.set_memory(student.memory)
     states: DepthState | None = None
     depths = []
     for clip in _chunks(world.rgb):
-        depth, states = student(clip[None], states)
+        depth, states = student.model(clip[None], states)
         depths.append(depth[0, :, 0].float().cpu().numpy())
     return np.concatenate(depths)
 

@@ -29,6 +29,8 @@ def fresh_markdown(result: Mapping[str, Any]) -> str:
         parts.append(f"\n## {KINDS.get(kind, kind)}: {summary['num_videos']} videos\n")
         parts.append("Change against the teacher per video, mean ± standard error.\n")
         parts.append(_table(summary["changes"], list(HEADINGS)))
+        if summary["students"]:
+            parts.append(_beaten_table(summary["students"]))
         for student, compared in summary["students"].items():
             parts.append(f"\n### {student} minus each row ({KINDS.get(kind, kind)})\n")
             parts.append(
@@ -54,6 +56,26 @@ def _table(
             continue
         cells = [cell(values[m]) for m in metrics]
         cells += [dominance[row][axis] for axis in AXES] if dominance else []
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _beaten_table(students: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return which students are steadier than each filter and no worse on the axis: their front against its own."""
+    rows = next(iter(students.values()))["dominance"]
+    lines = [
+        "\nSteadier than the filter and no worse on the axis, by the means (\\*: by more than two standard errors):\n",
+        "| filter | " + " | ".join(AXES) + " |",
+        "|---|" + "---|" * len(AXES),
+    ]
+    for row in rows:
+        if row in students or row in ("teacher", "constant"):
+            continue
+        cells = []
+        for axis in AXES:
+            verdicts = {name: compared["dominance"][row][axis] for name, compared in students.items()}
+            better = [name + "\\*" * v.endswith("*") for name, v in verdicts.items() if v.startswith("student")]
+            cells.append(", ".join(better) or "–")
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

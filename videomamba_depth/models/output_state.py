@@ -43,12 +43,13 @@ class OutputRefiner(nn.Module):
 
     c the trust in the motion and in p, near 0 where r stands out, g the gain: fixed, or of a small convolutional
     network that starts at the fixed one and sees r in units of its own mean, so that depth's gauge does not matter.
-    A frame without a past passes unchanged.
+    A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the odds (1 − g) / g of the past.
     """
 
     def __init__(self, spec: OutputSpec) -> None:
         super().__init__()
         self.outlier = spec.outlier
+        self.memory = 1.0
         self.base_logit = math.log(spec.gain / (1.0 - spec.gain))
         self.gain_net: nn.Sequential | None = None
         if spec.hidden:
@@ -101,11 +102,12 @@ class OutputRefiner(nn.Module):
         return x - keep * innovation
 
     def _gain_logit(self, unit: Tensor, confidence: Tensor, speed_px: Tensor) -> Tensor:
+        start = self.base_logit - math.log(self.memory)
         if self.gain_net is None:
-            return torch.full_like(unit, self.base_logit)
+            return torch.full_like(unit, start)
         bounded = unit / (1 + unit.abs())
         inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
-        logit: Tensor = self.base_logit + self.gain_net(inputs)
+        logit: Tensor = start + self.gain_net(inputs)
         return logit
 
 

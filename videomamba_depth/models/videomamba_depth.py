@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from videomamba_depth.models.output_state import OutputRefiner, OutputSpec
 from videomamba_depth.models.state import DepthState, check_state
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.video_mamba.innovation import InnovationMixer
 
 ClipFeatures = dict[str, Tensor]
 """Feature maps of a clip by scale name, each `[B, N, C_i, H_i, W_i]`."""
@@ -240,6 +242,24 @@ class VideoMambaDepth(nn.Module):
         """Return the depth `[B, 1, H, W]` of one frame `[B, 3, H, W]` in [0, 1] and the next state."""
         depth, states = self(frame.unsqueeze(1), states)
         return depth.squeeze(1), states
+
+    def set_memory(self, memory: float) -> None:
+        """Let the student remember longer or shorter than it was trained to: steadiness against reaction (ours).
+
+        Args:
+            memory: > 0; multiplies the time constants of the innovation blocks and the past's odds in the carried
+                output. 1: as trained; towards 0: the teacher's frames.
+
+        Raises:
+            ValueError: not positive, or the student has nothing whose memory can be set (plain blocks alone).
+        """
+        if not (math.isfinite(memory) and memory > 0):
+            raise ValueError(f"memory must be positive; got {memory}")
+        averages = [m for m in self.modules() if isinstance(m, InnovationMixer | OutputRefiner)]
+        if not averages and memory != 1.0:
+            raise ValueError("memory can be set for students with innovation blocks or a carried output")
+        for average in averages:
+            average.memory = memory
 
     def student_state_dict(self) -> dict[str, Tensor]:
         """Return the weights that are the student's own: all but a frozen encoder's."""

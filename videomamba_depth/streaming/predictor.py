@@ -36,6 +36,15 @@ class FrameByFrame(nn.Module):
         features = self.encoder.encode_frame(clip.flatten(0, 1))
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
+    def set_memory(self, memory: float) -> None:
+        """Refuse any memory but that of 1.
+
+        Raises:
+            ValueError: another.
+        """
+        if memory != 1.0:
+            raise ValueError(f"the bare teacher remembers nothing; memory={memory:g} needs a student")
+
     def observe(self, clip: Tensor, states: DepthState) -> tuple[None, DepthState]:
         """Return no motion, and the state as it is."""
         return None, states

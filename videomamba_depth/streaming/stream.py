@@ -46,9 +46,11 @@ class DepthStream:
         resolution: "source" returns depth at the size of the frames, "model" at the size that the model works in.
         resets: when a stream starts afresh by itself; None: never.
         key_frames: go on from an earlier state where the stream comes back to a view; None: never. One stream only.
+        memory: how long the student remembers, relative to its training: 2 is steadier, 0.5 reacts faster. A property
+            of the model, not of the stream; None leaves it as it is.
 
     Raises:
-        UserError: a checkpoint or device that is not there.
+        UserError: a checkpoint or device that is not there, or a memory that the student does not have.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class DepthStream:
         resolution: str = "source",
         resets: ResetPolicy | None = None,
         key_frames: KeyFrameSettings | None = None,
+        memory: float | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got '{dtype}'")
@@ -78,6 +81,8 @@ class DepthStream:
             self.model = load_predictor(checkpoint, input_size)
         else:
             self.model = checkpoint
+        if memory is not None:
+            _set_memory(self.model, memory)
         place(self.model, self.device, self.dtype)
         self.key_frames: KeyFrames | None = None
         if key_frames is not None:
@@ -242,6 +247,13 @@ class DepthStream:
         if self._digest is None:
             self._digest = hash_tensors(self.model.state_dict().items())
         return self._digest
+
+
+def _set_memory(model: Predictor, memory: float) -> None:
+    try:
+        model.set_memory(memory)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _read(path: str | Path, device: torch.device) -> tuple[dict[str, str], dict[str, Tensor]]:

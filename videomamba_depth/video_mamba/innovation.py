@@ -37,6 +37,8 @@ class InnovationMixer(nn.Module):
         initial_gain: share of the innovation that passes before training; 0 changes nothing, 1 replaces x by h.
         discretization: a name in `selective_scan.DISCRETIZATIONS`.
         backend: scan backend; None chooses.
+
+    `memory`, 1 as trained, lengthens all time constants by that factor; towards 0, h becomes x.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class InnovationMixer(nn.Module):
         self.num_heads = heads * expand
         self.d_control = d_control if d_control is not None else max(16, d_model // 2)
         self.discretization, self.backend = discretization, backend
+        self.memory = 1.0
         self.in_proj = nn.Linear(d_model, self.d_control)
         self.conv1d = nn.Conv1d(self.d_control, self.d_control, d_conv, groups=self.d_control)
         # rows: Δ per head, gate per head, B, C
@@ -139,7 +142,7 @@ class InnovationMixer(nn.Module):
         heads, n = self.num_heads, self.d_state
         dt, _, B, C = controls.split([heads, heads, n, n], dim=-1)
         B, C = F.softplus(B), F.softplus(C)
-        rates = -torch.exp(self.A_log.to(x.dtype))  # [heads, N]
+        rates = -torch.exp(self.A_log.to(x.dtype)) / self.memory  # [heads, N]
         delta = F.softplus(dt)
         if self.discretization in ("bilinear", "tustin"):
             delta = torch.minimum(delta, _MAX_STEP_BILINEAR / rates.abs().amax(-1))
