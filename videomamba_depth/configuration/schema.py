@@ -91,12 +91,13 @@ class OutputConfig:
 
     enabled: bool = MISSING
     gain: float = MISSING
+    coarse_gain: float = MISSING
     outlier: float = MISSING
     hidden: int = MISSING
 
     def spec(self) -> OutputSpec | None:
         """Return what the model is built from; None where it is switched off."""
-        return OutputSpec(self.gain, self.outlier, self.hidden) if self.enabled else None
+        return OutputSpec(self.gain, self.coarse_gain, self.outlier, self.hidden) if self.enabled else None
 
 
 @dataclass

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videomamba_depth import __version__
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.motion import MotionSpec
@@ -23,6 +23,8 @@ from videomamba_depth.utils.errors import UserError
 
 STUDENT_JSON = "student.json"
 STUDENT_WEIGHTS = "student.safetensors"
+EMBEDDED_STUDENT = EMBEDDED_TEACHER.with_name("embedded_student")
+"""The student of the embedded teacher that is shipped; checkpoints may be called "embedded" for short."""
 _FORMAT = "videomamba-depth student 1"
 
 
@@ -75,13 +77,18 @@ def describe_video_mamba(encoder: VideoMambaEncoder, teacher: DepthAnythingEncod
     return {"video_mamba": encoder.description(), "decoder": decoder, "teacher": describe_encoder(teacher, folder)}
 
 
+def student_folder(checkpoint: str | Path) -> Path:
+    """Return the folder of a checkpoint: "embedded" names the student that is shipped."""
+    return EMBEDDED_STUDENT if str(checkpoint) == "embedded" else Path(checkpoint)
+
+
 def read_description(folder: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint's `student.json`.
 
     Raises:
         UserError: no such folder, or not a student.
     """
-    path = Path(folder) / STUDENT_JSON
+    path = student_folder(folder) / STUDENT_JSON
     if not path.is_file():
         raise UserError(
             f"'{folder}' is not a student checkpoint (no {STUDENT_JSON}); give a folder such as runs/NAME/last"
@@ -101,12 +108,13 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
     A frozen encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
 
     Args:
-        folder: what `save_student` wrote, e.g. `runs/NAME/last`.
+        folder: what `save_student` wrote, e.g. `runs/NAME/last`, or "embedded".
         input_size: short side in px; None takes the checkpoint's.
 
     Raises:
         UserError: missing or damaged files, or an encoder with other weights.
     """
+    folder = student_folder(folder)
     description = read_description(folder)
     about, size = description["encoder"], input_size or description["input_size"]
     encoder: VideoMambaEncoder | DepthAnythingEncoder
@@ -116,13 +124,13 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
             DPTHead.from_config(about["decoder"]),
         )
     else:
-        encoder = _load_encoder(Path(folder), about, size)
+        encoder = _load_encoder(folder, about, size)
         head = encoder.head
     temporal = TemporalSpec(**{name: ScaleSpec(**spec) for name, spec in description["temporal"].items()})
     motion = MotionSpec(**description["motion"]) if description.get("motion") else None
     output = OutputSpec(**description["output"]) if description.get("output") else None
     student = VideoMambaDepth(encoder, head, temporal, motion=motion, output=output)
-    load_student_weights(student, read_weights(Path(folder) / STUDENT_WEIGHTS), str(folder))
+    load_student_weights(student, read_weights(folder / STUDENT_WEIGHTS), str(folder))
     return student.eval()
 
 
@@ -132,9 +140,10 @@ def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnyt
     Raises:
         UserError: as `load_student`.
     """
+    folder = student_folder(folder)
     description = read_description(folder)
     about = description["encoder"]
-    return _load_encoder(Path(folder), about.get("teacher", about), input_size or description["input_size"])
+    return _load_encoder(folder, about.get("teacher", about), input_size or description["input_size"])
 
 
 def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], source: str) -> None:

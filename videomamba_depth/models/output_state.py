@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from videomamba_depth.models.motion import Motion, warp_map
 
 EDGE_PX = 2  # trust fades out this far from pixels that are not trusted, so that none of their edges is drawn
+CELL_PX = 14  # what is coarser than this is smoothed and continued as coarse: a token of Depth Anything
+_FLOOR = 0.05  # trust below which a cell takes its correction from its neighbours
 
 
 @dataclass(frozen=True)
@@ -19,41 +21,47 @@ class OutputSpec:
     """What the recurrent refinement after the decoder is made of.
 
     Attributes:
-        gain: weight of the newest frame before training, in (0, 1).
+        gain: weight of the newest frame before training, in (0, 1), for what is finer than `CELL_PX`.
+        coarse_gain: the same for what is coarser.
         outlier: a pixel whose innovation is this many times the frame's mean counts half as much in the estimate.
-        hidden: channels of the small network that learns to adapt the gain; 0 leaves it fixed.
+        hidden: channels of the small network that learns to adapt the gains; 0 leaves them fixed.
     """
 
-    gain: float = 0.5
+    gain: float = 0.6
+    coarse_gain: float = 0.25
     outlier: float = 4.0
     hidden: int = 8
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.gain < 1.0 or self.outlier <= 0.0 or self.hidden < 0:
+        gains = (self.gain, self.coarse_gain)
+        if not (min(gains) > 0.0 and max(gains) < 1.0) or self.outlier <= 0.0 or self.hidden < 0:
             raise ValueError(
-                "gain must be in (0, 1), outlier positive and hidden at least 0;"
-                f" got {self.gain}, {self.outlier}, {self.hidden}"
+                "gain and coarse_gain must be in (0, 1), outlier positive and hidden at least 0;"
+                f" got {self.gain}, {self.coarse_gain}, {self.outlier}, {self.hidden}"
             )
 
 
 class OutputRefiner(nn.Module):
     """Recurrent estimate y of the depth x that the decoder returns (ours):
 
-        p_t = warp(y_{t−1}),  r_t = x_t − p_t,  y_t = x_t − (1 − g_t) c_t r_t,
+        p_t = warp(y_{t−1}),  r_t = x_t − p_t,  y_t = x_t − (1 − a_t) l_t − (1 − g_t) c_t (r_t − l_t),
 
-    c the trust in the motion and in p, near 0 where r stands out, g the gain: fixed, or of a small convolutional
-    network that starts at the fixed one and sees r in units of its own mean, so that depth's gauge does not matter.
-    A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the odds (1 − g) / g of the past.
+    c the trust in the motion and in p, near 0 where r stands out; l the coarse part of r, an average over cells of
+    the pixels that are trusted, continued to those that are not: what flickers together is corrected together, and
+    a pixel that has just come into view is drawn at the level of what was there before. a and g are gains, fixed,
+    or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so that
+    depth's gauge does not matter. A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the odds
+    (1 − g) / g of the past.
     """
 
     def __init__(self, spec: OutputSpec) -> None:
         super().__init__()
         self.outlier = spec.outlier
         self.memory = 1.0
-        self.base_logit = math.log(spec.gain / (1.0 - spec.gain))
+        self.base_logits = [math.log(gain / (1.0 - gain)) for gain in (spec.coarse_gain, spec.gain)]
         self.gain_net: nn.Sequential | None = None
         if spec.hidden:
-            last = nn.Conv2d(spec.hidden, 1, kernel_size=3, padding=1)
+            last = nn.Conv2d(spec.hidden, 2, kernel_size=3, padding=1)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
             first = nn.Conv2d(4, spec.hidden, kernel_size=3, padding=1)
@@ -98,20 +106,52 @@ class OutputRefiner(nn.Module):
         unit = innovation / (scale + 1e-6 * x.detach().abs().mean((1, 2, 3), keepdim=True) + 1e-12)
         local = F.avg_pool2d(unit, 3, stride=1, padding=1, count_include_pad=False)
         confidence = trust / (1 + (local / self.outlier).square())
-        keep = torch.sigmoid(-self._gain_logit(unit, confidence, speed_px)) * confidence
-        return x - keep * innovation
+        keep_coarse, keep = self._keep(unit, confidence, speed_px)
+        coarse = _continued(innovation, confidence)
+        return x - _smooth(keep_coarse) * coarse - keep * confidence * (innovation - coarse)
 
-    def _gain_logit(self, unit: Tensor, confidence: Tensor, speed_px: Tensor) -> Tensor:
-        start = self.base_logit - math.log(self.memory)
+    def _keep(self, unit: Tensor, confidence: Tensor, speed_px: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights `1 − gain` of the past, for what is coarse and for what is fine."""
+        base = unit.new_tensor(self.base_logits).view(1, 2, 1, 1) - math.log(self.memory)
         if self.gain_net is None:
-            return torch.full_like(unit, start)
-        bounded = unit / (1 + unit.abs())
-        inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
-        logit: Tensor = start + self.gain_net(inputs)
-        return logit
+            logits = base.expand(unit.shape[0], 2, *unit.shape[2:])
+        else:
+            bounded = unit / (1 + unit.abs())
+            inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
+            logits = base + self.gain_net(inputs)
+        keep = torch.sigmoid(-logits)
+        return keep[:, :1], keep[:, 1:]
 
 
 def _fade(seen: Tensor) -> Tensor:
     """Return the share of trusted pixels in a small neighbourhood, 0 where a pixel is not trusted itself."""
     width = 2 * EDGE_PX + 1
     return seen * F.avg_pool2d(seen, width, stride=1, padding=EDGE_PX, count_include_pad=False)
+
+
+def _continued(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean over cells; where a cell has little weight, that of its neighbours, then of the frame.
+
+    Args:
+        values, weight: `[B, 1, H, W]`.
+    """
+    amount, total = _cells(values * weight), _cells(weight)
+    mean = amount.mean((2, 3), keepdim=True) / (total.mean((2, 3), keepdim=True) + _FLOOR)
+    around = (_around(amount) + _FLOOR * mean) / (_around(total) + _FLOOR)
+    return _up((amount + _FLOOR * around) / (total + _FLOOR), values)
+
+
+def _smooth(values: Tensor) -> Tensor:
+    return _up(_cells(values), values)
+
+
+def _cells(values: Tensor) -> Tensor:
+    return F.avg_pool2d(values, CELL_PX, ceil_mode=True)
+
+
+def _around(cells: Tensor) -> Tensor:
+    return F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def _up(cells: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(cells, (like.shape[-2], like.shape[-1]), mode="bilinear", align_corners=False)
