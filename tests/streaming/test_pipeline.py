@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -135,3 +136,15 @@ def test_a_slow_sink_holds_the_source_back() -> None:
     assert sink.seen == list(range(100))
     # 0 in the sink, 1 and 2 queued behind the model, 3 in it, 4 and 5 queued before it, 6 in the reader's hand
     assert taken == [7]
+
+
+def test_a_live_source_is_read_only_when_the_model_is_free() -> None:
+    source, taken = Source(20), []
+
+    def watch(frame: Frame) -> DepthFrame:
+        time.sleep(0.01)  # a reader that runs ahead would have read on by now
+        taken.append(source.taken)
+        return infer(frame)
+
+    run_pipeline(source, watch, [ListSink()], queue_frames=0)
+    assert taken == list(range(1, 21))

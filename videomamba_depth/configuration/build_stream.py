@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from videomamba_depth.configuration.stream_schema import StreamConfig
+from videomamba_depth.data.video_decode import without_password
 from videomamba_depth.streaming.colour import Colouriser, ColourRange
 from videomamba_depth.streaming.job import StreamJob, summary
 from videomamba_depth.streaming.live import LatestFrames
@@ -55,7 +56,7 @@ def stream_main(config: StreamConfig) -> None:
         about_path=None if paths is None else paths.about,
         about=_about(config, source),
         overlap=config.overlap,
-        queue_frames=1 if isinstance(source, LatestFrames) else 4,
+        queue_frames=0 if isinstance(source, LatestFrames) else 4,
     )
     report = job.run()
     log.info(summary(report))
@@ -69,7 +70,12 @@ def build_source(config: StreamConfig) -> FrameSource:
     """Return the source that `config` names."""
     size = None if config.raw_input_size is None else (config.raw_input_size[0], config.raw_input_size[1])
     return open_source(
-        config.input, fps=config.fps, max_frames=config.max_frames, raw_input_size=size, live=config.live
+        config.input,
+        fps=config.fps,
+        max_frames=config.max_frames,
+        raw_input_size=size,
+        live=config.live,
+        reconnect_s=config.reconnect_s,
     )
 
 
@@ -115,9 +121,9 @@ def _about(config: StreamConfig, source: FrameSource) -> dict[str, Any]:
     colours = "near is bright: relative depth as it is, metric depth by its inverse (1/m)"
     return {
         "checkpoint": config.checkpoint,
-        "input": config.input,
+        "input": without_password(config.input),
         "source_frames": source.num_frames,
         "time_base": str(source.time_base),
         "colours": colours,
-        "config": asdict(config),
+        "config": {**asdict(config), "input": without_password(config.input)},
     }

@@ -77,6 +77,7 @@ class StreamConfig:
     threads: int | None = None
     overlap: bool = MISSING
     live: bool | None = None
+    reconnect_s: float = MISSING
     raw_input_size: list[int] | None = None
     fps: float | None = None
     max_frames: int | None = None
@@ -100,8 +101,9 @@ class StreamConfig:
             if low >= high:
                 raise ValueError(f"colour_range must ascend; got {self.colour_range}")
         _ = self.key_frames.settings()
-        if self.colour_time_constant_s < 0:
-            raise ValueError(f"colour_time_constant_s must not be negative; got {self.colour_time_constant_s}")
+        for name in ("colour_time_constant_s", "reconnect_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
 
 
 def _pair(name: str, values: Sequence[_Number]) -> tuple[_Number, _Number]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from videomamba_depth.data.video_info import Orientation, VideoReadError
 
+_REMEDY = "it is damaged, cut off or not a video: replace or remove it"
 # Decoders that honour a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
 _SKIP_ON_REQUEST = {"h264", "hevc", "mpeg4", "mpeg2video"}
 
@@ -21,13 +23,28 @@ def is_url(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def without_password(path: str | Path) -> str:
+    """Return `path` as it may be shown: a URL without the user name and the password that it may hold."""
+    return re.sub(r"(://)[^/@]*@", r"\1", str(path)) if is_url(path) else str(path)
+
+
 @contextmanager
-def open_video(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+def open_video(
+    path: str | Path,
+    threads: int = 1,
+    *,
+    options: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    max_pixels: int | None = None,
+) -> Iterator[tuple[Any, Any]]:
     """Open a file's best video stream; yields (container, stream) and closes both.
 
     Args:
         path: file or URL.
         threads: decoder threads; 0 lets FFmpeg choose. Loader workers use 1.
+        options: of FFmpeg's demuxer and protocol, by their names there.
+        timeout_s: of a network call that does not return; None: no limit.
+        max_pixels: of a frame; larger ones are not decoded.
 
     Raises:
         VideoReadError: missing, empty, not a video, or without a video stream.
@@ -36,17 +53,20 @@ def open_video(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         _check_file(Path(path).expanduser())
         path = Path(path).expanduser()
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), options=dict(options or {}), timeout=timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise VideoReadError(
-            f"cannot open video {path}: {reason}; it is damaged, cut off or not a video: replace or remove it"
-        ) from error
+        remedy = "is the address right and the server on?" if is_url(path) else _REMEDY
+        raise VideoReadError(f"cannot open video {without_password(path)}: {reason}; {remedy}") from error
     with container, _reported(path):
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
-            raise VideoReadError(f"cannot read video {path}: it has no video stream that can be decoded")
+            raise VideoReadError(
+                f"cannot read video {without_password(path)}: it has no video stream that can be decoded"
+            )
         stream.codec_context.thread_count = threads
+        if max_pixels is not None:
+            stream.codec_context.options = {"max_pixels": str(max_pixels)}
         if threads != 1:
             stream.thread_type = "AUTO"
         yield container, stream
@@ -121,7 +141,8 @@ def _reported(path: str | Path) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
-        raise VideoReadError(f"cannot read video {path}: {error.strerror or error}; replace or remove it") from error
+        name = without_password(path)
+        raise VideoReadError(f"cannot read video {name}: {error.strerror or error}; replace or remove it") from error
 
 
 def _check_file(path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +29,7 @@ from videomamba_depth.data.video_decode import (
     is_url,
     open_video,
     to_rgb,
+    without_password,
 )
 from videomamba_depth.data.video_info import Orientation, VideoInfo, VideoReadError, average_fps
 from videomamba_depth.data.video_writer import VideoWriter
@@ -40,6 +41,7 @@ __all__ = [
     "VideoWriter",
     "count_frames",
     "iter_frames",
+    "iter_stream",
     "probe_video",
     "read_frames",
     "read_image",
@@ -58,12 +60,18 @@ _SEEK_ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One decoded frame: its index, its exact time (`pts * time_base` seconds), and uint8 RGB [H,W,3]."""
+    """One decoded frame: its index, its exact time (`pts * time_base` seconds), and uint8 RGB [H,W,3].
+
+    Live sources also tell how many frames they dropped just before it, because the reader was slower, and for how many
+    seconds they were away before it, if they lost their connection.
+    """
 
     index: int
     pts: int
     time_base: Fraction
     rgb: np.ndarray
+    dropped: int = 0
+    outage_s: float = 0.0
 
     @property
     def timestamp_s(self) -> float:
@@ -200,11 +208,24 @@ def iter_frames(
                 rgb = to_rgb(frame, info.orientation, info.width, info.height)
                 yield Frame(index, int(info.pts[index]), info.time_base, rgb)
         return
-    yield from _iter_from_start(path, threads)
+    yield from iter_stream(path, threads)
 
 
-def _iter_from_start(path: str | Path, threads: int) -> Iterator[Frame]:
-    with open_video(path, threads) as (container, stream):
+def iter_stream(
+    path: str | Path,
+    threads: int = 0,
+    *,
+    options: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    max_pixels: int | None = None,
+) -> Iterator[Frame]:
+    """Decode a file or URL from its start to wherever it ends; nothing is known beforehand. Else as `iter_frames`.
+
+    Args:
+        options, timeout_s, max_pixels: see `open_video`.
+    """
+    opened = open_video(path, threads, options=options, timeout_s=timeout_s, max_pixels=max_pixels)
+    with opened as (container, stream):
         frames = decode_frames(container, stream)
         first = next(frames, None)
         if first is None:
@@ -376,4 +397,5 @@ def _unchanged(rgb: np.ndarray) -> np.ndarray:
 
 
 def _nothing_decodable(path: str | Path) -> VideoReadError:
-    return VideoReadError(f"cannot read video {path}: no frame can be decoded; it is damaged: replace or remove it")
+    name = without_password(path)
+    return VideoReadError(f"cannot read video {name}: no frame can be decoded; it is damaged: replace or remove it")

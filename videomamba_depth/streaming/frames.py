@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from videomamba_depth.data.video_io import Frame
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DepthFrame:
@@ -21,6 +23,8 @@ class DepthFrame:
         depth: float32 `[h, w]`; the source's resolution or the model's, see `DepthStream`.
         reset: why the model started afresh at this frame: "" (it did not), "start", "cut" or "gap".
         key: what was decided about key frames, see `KeyFrames.decision`; None without them.
+        dropped: frames that a live source dropped just before this one, because the model was slower.
+        outage_s: seconds that a live source was away just before this frame.
     """
 
     index: int
@@ -30,11 +34,37 @@ class DepthFrame:
     depth: np.ndarray
     reset: str = ""
     key: dict[str, Any] | None = None
+    dropped: int = 0
+    outage_s: float = 0.0
 
     @property
     def timestamp_s(self) -> float:
         """Presentation time in seconds on the source's own clock."""
         return self.pts * self.time_base.numerator / self.time_base.denominator
+
+
+@dataclass
+class LiveLosses:
+    """What did not come through from a live source, up to the last frame that did."""
+
+    dropped_frames: int = 0
+    outages: int = 0
+    outage_s: float = 0.0
+
+    def add(self, frame: Frame) -> None:
+        """Count what was lost just before a frame."""
+        self.dropped_frames += frame.dropped
+        self.outages += frame.outage_s > 0
+        self.outage_s += frame.outage_s
+
+    def any(self) -> bool:
+        """Tell whether anything was lost."""
+        return bool(self.dropped_frames or self.outages)
+
+    def described(self) -> str:
+        """Return the end of a summary line; "" where nothing was lost."""
+        dropped = f"; {self.dropped_frames} frames dropped, the model is slower" if self.dropped_frames else ""
+        return dropped + (f"; {self.outages} outages of {self.outage_s:.1f} s in all" if self.outages else "")
 
 
 def to_storage(depth: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from videomamba_depth import __version__
 from videomamba_depth.data.video_io import Frame
-from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.streaming.frames import DepthFrame, LiveLosses
 from videomamba_depth.streaming.outputs import write_json
 from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeline
 from videomamba_depth.streaming.sources import FrameSource
@@ -54,6 +55,7 @@ class StreamJob:
         self._source, self._stream, self._sinks = source, stream, sinks
         self._overlap, self._queue_frames = overlap, queue_frames
         self._about_path, self._memory = about_path, dict[str, float]()
+        self._losses = LiveLosses()
         self._record: dict[str, Any] = {
             "status": "running",
             "depth_kind": stream.depth_kind.value,
@@ -71,7 +73,7 @@ class StreamJob:
         Raises:
             UserError: the source is damaged or an output cannot be written; what could be done before is done.
         """
-        stop, report = threading.Event(), PipelineReport()
+        stop, report = threading.Event(), PipelineReport(losses=self._losses)
         self._write_record()
         progress = tqdm(total=self._source.num_frames, unit="frame", mininterval=0.5, desc=self._source.name)
         try:
@@ -97,6 +99,7 @@ class StreamJob:
     def _finish_record(self, report: PipelineReport, status: str) -> None:
         self._record |= {"status": status, "num_frames": report.num_frames, "ms_per_frame": _timings(report)}
         self._record["resident_mb"] = self._memory
+        self._record |= {"live_losses": asdict(self._losses)} if self._losses.any() else {}
         self._write_record()
 
     def _count(self, progress: Any) -> None:
@@ -110,7 +113,9 @@ class StreamJob:
         keys = self._stream.key_frames
         decision = None if keys is None else dict(keys.decision)
         why = self._stream.reset_reasons[0]
-        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, why, decision)
+        self._losses.add(frame)
+        lost = {"dropped": frame.dropped, "outage_s": frame.outage_s}
+        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, why, decision, **lost)
 
     def _write_record(self) -> None:
         if self._about_path is None:
@@ -128,7 +133,7 @@ def summary(report: PipelineReport) -> str:
     return (
         f"{report.num_frames} frames in {report.wall_s:.1f} s ({report.num_frames / max(report.wall_s, 1e-9):.1f}"
         f" frames/s); ms per frame: {timing['wall']} wall = decode {timing['decode']} | infer {timing['infer']}"
-        f" (p50 {p50}, p95 {p95}, p99 {p99}) | write {timing['write']}, side by side"
+        f" (p50 {p50}, p95 {p95}, p99 {p99}) | write {timing['write']}, side by side{report.losses.described()}"
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from videomamba_depth.data.video_io import Frame, VideoReadError
+from videomamba_depth.streaming.frames import LiveLosses
 from videomamba_depth.streaming.sources import FrameSource
 
-log = logging.getLogger(__name__)
-
-_CLOCK = Fraction(1, 90_000)  # seconds per unit of the pts that arrivals are stamped with
+ARRIVAL_CLOCK = Fraction(1, 90_000)
+"""Seconds per unit of the pts that live sources stamp frames with."""
 
 
 class CameraSource:
@@ -30,7 +30,7 @@ class CameraSource:
 
     name = "camera"
     num_frames: int | None = None
-    time_base = _CLOCK
+    time_base = ARRIVAL_CLOCK
 
     def __init__(self, number: int, max_frames: int | None = None) -> None:
         self._camera = open_camera(number)
@@ -48,8 +48,8 @@ class CameraSource:
                     raise VideoReadError(f"camera {self._number} stopped delivering after {index} frames")
                 now_s = time.monotonic()
                 start_s = now_s if start_s is None else start_s
-                last_pts = max(last_pts + 1, round((now_s - start_s) / _CLOCK))
-                yield Frame(index, last_pts, _CLOCK, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+                last_pts = max(last_pts + 1, round((now_s - start_s) / ARRIVAL_CLOCK))
+                yield Frame(index, last_pts, ARRIVAL_CLOCK, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
         finally:
             self._camera.release()
 
@@ -97,6 +97,7 @@ class LatestFrames:
         self.name, self.num_frames = source.name, source.num_frames
         self.fps, self.time_base = source.fps, source.time_base
         self.num_dropped = 0
+        self._lost = LiveLosses()  # since the frame that was taken last
         self._news = threading.Condition()
         self._frame: Frame | None = None
         self._error: BaseException | None = None
@@ -111,8 +112,6 @@ class LatestFrames:
         finally:
             with self._news:
                 self._left = True
-            if self.num_dropped:
-                log.info("%s: %d frames were dropped because the model is slower", self.name, self.num_dropped)
         if self._error is not None:
             raise self._error
 
@@ -120,7 +119,8 @@ class LatestFrames:
         with self._news:
             self._news.wait_for(lambda: self._frame is not None or self._ended)
             frame, self._frame = self._frame, None
-            return frame
+            lost, self._lost = self._lost, LiveLosses()
+            return None if frame is None else replace(frame, dropped=lost.dropped_frames, outage_s=lost.outage_s)
 
     def _read(self) -> None:
         error: BaseException | None = None
@@ -129,7 +129,10 @@ class LatestFrames:
                 with self._news:
                     if self._left:
                         break
-                    self.num_dropped += self._frame is not None
+                    self._lost.add(frame)
+                    if self._frame is not None:
+                        self._lost.dropped_frames += 1
+                        self.num_dropped += 1
                     self._frame = frame
                     self._news.notify()
         except BaseException as caught:

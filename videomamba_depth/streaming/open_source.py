@@ -7,6 +7,7 @@ from pathlib import Path
 
 from videomamba_depth.data.video_decode import is_url
 from videomamba_depth.streaming.live import CameraSource, LatestFrames, RawFrameSource
+from videomamba_depth.streaming.network import NetworkCamera
 from videomamba_depth.streaming.sources import FileSource, FrameSource, UrlSource
 from videomamba_depth.utils.errors import UserError
 
@@ -18,6 +19,7 @@ def open_source(
     max_frames: int | None = None,
     raw_input_size: tuple[int, int] | None = None,
     live: bool | None = None,
+    reconnect_s: float = 60.0,
 ) -> FrameSource:
     """Open a video file, image folder, glob, image, URL, camera ("0", "1", …) or raw frames from stdin ("-").
 
@@ -25,7 +27,8 @@ def open_source(
         fps: of image sequences and raw frames; default 30.
         max_frames: stop after that many frames of the source.
         raw_input_size: (width, height) px of raw frames.
-        live: drop frames rather than fall behind; None: for cameras and rtsp.
+        live: drop frames rather than fall behind, and connect again when a URL breaks off; None: for cameras and rtsp.
+        reconnect_s: give up on a live URL after that long without a frame; 0: never connect again.
 
     Raises:
         UserError: nothing there, or nothing that can be decoded.
@@ -40,6 +43,8 @@ def open_source(
         source = RawFrameSource(sys.stdin.buffer, raw_input_size, fps, max_frames)
     elif is_camera:
         source = CameraSource(int(text), max_frames)
+    elif is_url(text) and live:
+        source = NetworkCamera(text, max_frames, reconnect_s=reconnect_s)
     elif is_url(text):
         source = UrlSource(text, max_frames)
     else:

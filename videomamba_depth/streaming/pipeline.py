@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from videomamba_depth.data.video_io import Frame
-from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.streaming.frames import DepthFrame, LiveLosses
 from videomamba_depth.streaming.timing import StageTimes
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class PipelineReport:
     decode: StageTimes = field(default_factory=StageTimes)
     infer: StageTimes = field(default_factory=StageTimes)
     write: StageTimes = field(default_factory=StageTimes)
+    losses: LiveLosses = field(default_factory=LiveLosses)
     wall_s: float = 0.0
     num_frames: int = 0
     stopped: bool = False
@@ -48,11 +49,13 @@ class PipelineReport:
 class Lane(Generic[T]):
     """A bounded queue between two threads that either side can close.
 
-    After `finish` the items that are in it still come out; after `abandon` nothing goes in or out.
+    After `finish` the items that are in it still come out; after `abandon` nothing goes in or out. One of size 0 is
+    filled on request: `wanted` waits until somebody asks, so that what goes in is as new as can be.
     """
 
     def __init__(self, size: int) -> None:
-        self._items: queue.Queue[T] = queue.Queue(size)
+        self._items: queue.Queue[T] = queue.Queue(max(1, size))
+        self._requests = threading.Semaphore(0) if size == 0 else None
         self._finished, self._abandoned = threading.Event(), threading.Event()
         self.error: BaseException | None = None
 
@@ -66,8 +69,17 @@ class Lane(Generic[T]):
                 continue
         return False
 
+    def wanted(self) -> bool:
+        """Wait until an item may be fetched for `put`; False when the other side has gone."""
+        while not self._abandoned.is_set():
+            if self._requests is None or self._requests.acquire(timeout=_POLL_S):
+                return True
+        return False
+
     def get(self, stop: Callable[[], bool] = lambda: False) -> T | None:
         """Wait for an item; None when no more will come or `stop()` says so."""
+        if self._requests is not None:
+            self._requests.release()
         while not (self._abandoned.is_set() or stop()):
             # Looked at before the queue: what was put before the end is not missed.
             finished = self._finished.is_set()
@@ -103,8 +115,9 @@ def run_pipeline(
     """Stream every frame of `source` through `infer` into all `sinks`, then close the sinks.
 
     The source is read in one thread and the sinks are written in another; `infer` and `on_frame` run in the caller's.
-    At most `queue_frames` wait before and behind `infer`. An error of any stage ends the others after what they have
-    in hand, closes the sinks and is then raised; what was inferred before it is written, if the sinks can.
+    At most `queue_frames` wait before and behind `infer`; with 0, for live sources, a frame is taken when `infer` is
+    free, and one may wait behind it. An error of any stage ends the others after what they have in hand, closes the
+    sinks and is then raised; what was inferred before it is written, if the sinks can.
 
     Args:
         stop: set from outside (a signal handler) to end after the frame in hand; not an error.
@@ -162,7 +175,7 @@ def _run_overlapped(
     report: PipelineReport,
 ) -> None:
     decoded: Lane[Frame] = Lane(queue_frames)
-    inferred: Lane[DepthFrame] = Lane(queue_frames)
+    inferred: Lane[DepthFrame] = Lane(max(1, queue_frames))
     reader = threading.Thread(target=_read, args=(source, decoded, report.decode), daemon=True, name="reader")
     writer = threading.Thread(target=_write, args=(inferred, sinks, report), name="writer")
     reader.start()
@@ -188,7 +201,7 @@ def _read(source: Iterable[Frame], lane: Lane[Frame], times: StageTimes) -> None
     try:
         frames = iter(source)
         with closing(frames) if isinstance(frames, Generator) else nullcontext():
-            while True:
+            while lane.wanted():
                 start = time.perf_counter()
                 frame = next(frames, None)
                 if frame is None:

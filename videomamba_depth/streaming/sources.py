@@ -48,7 +48,7 @@ class FileSource:
     def __init__(self, path: str | Path, fps: float | None = None, max_frames: int | None = None) -> None:
         self._info = probe_video(path, fps=fps)
         self._path, self._max_frames = path, max_frames
-        self.name = _name(str(path))
+        self.name = name_of(str(path))
         self.num_frames: int | None = min(self._info.num_frames, max_frames or self._info.num_frames)
         self.fps, self.time_base = self._info.fps, self._info.time_base
 
@@ -76,7 +76,7 @@ class UrlSource:
         self._frames = iter_frames(url)
         self._first = next(self._frames)
         self._max_frames = max_frames
-        self.name = _name(urlparse(url).path) or "stream"
+        self.name = name_of(urlparse(url).path) or "stream"
         self.num_frames: int | None = None
         self.fps, self.time_base = 30.0, self._first.time_base
 
@@ -84,7 +84,7 @@ class UrlSource:
         return itertools.islice(itertools.chain([self._first], self._frames), self._max_frames)
 
 
-def _name(path: str) -> str:
+def name_of(path: str) -> str:
     """Return what to call the outputs of an input: the file's stem or the folder's name, without glob signs."""
     plain = "".join("_" if c in "*?[]" else c for c in Path(path).name)
     resolved = Path(path).expanduser().resolve()

@@ -79,7 +79,7 @@ class VideoSink:
 
 
 class FrameLog:
-    """One JSON line per frame: index, time, range of the depth, why the model started afresh, and about key frames."""
+    """One JSON line per frame: index, time, range of the depth, why the model started afresh, key frames, losses."""
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
@@ -93,6 +93,10 @@ class FrameLog:
             record["reset"] = frame.reset
         if frame.key is not None:
             record["key"] = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in frame.key.items()}
+        if frame.dropped:
+            record["dropped"] = frame.dropped
+        if frame.outage_s:
+            record["outage_s"] = round(frame.outage_s, 3)
         try:
             self._lines.write(record)
         except OSError as error:
