@@ -20,10 +20,11 @@ class MjpegServer:
 
     Args:
         size: (width, height) px.
+        cycle: number of different pictures.
     """
 
-    def __init__(self, fps: float = 50.0, size: tuple[int, int] = (64, 48)) -> None:
-        self.fps, self._size, self._start_s = fps, size, time.monotonic()
+    def __init__(self, fps: float = 50.0, size: tuple[int, int] = (64, 48), cycle: int = 256) -> None:
+        self.fps, self._size, self._cycle, self._start_s = fps, size, cycle, time.monotonic()
         self._server: ThreadingHTTPServer | None = None
         self._connections: set[socket.socket] = set()
         self.port = 0
@@ -69,7 +70,7 @@ class MjpegServer:
     def _deliver(self, file: Any) -> None:
         for number in itertools.count(round((time.monotonic() - self._start_s) * self.fps)):
             time.sleep(max(0.0, self._start_s + number / self.fps - time.monotonic()))
-            data = _jpeg(number % 256, *self._size)
+            data = _jpeg(number % self._cycle, *self._size)
             file.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data))
             file.write(data + b"\r\n")
 

@@ -119,7 +119,7 @@ def test_the_command_says_what_it_dropped(
 
 @pytest.mark.slow
 def test_memory_does_not_grow_behind_a_fast_camera() -> None:
-    camera = MjpegServer(fps=60, size=(640, 360))
+    camera = MjpegServer(fps=60, size=(640, 360), cycle=8)
     frames = iter(open_source(camera.url, live=True))
     resident = []
     for _ in range(100):

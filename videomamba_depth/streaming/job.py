@@ -114,8 +114,8 @@ class StreamJob:
         decision = None if keys is None else dict(keys.decision)
         why = self._stream.reset_reasons[0]
         self._losses.add(frame)
-        lost = {"dropped": frame.dropped, "outage_s": frame.outage_s}
-        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, why, decision, **lost)
+        lost = (frame.dropped, frame.outage_s)
+        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, why, decision, *lost)
 
     def _write_record(self) -> None:
         if self._about_path is None:
