@@ -21,7 +21,9 @@ from videomamba_depth.data.synthetic import WorldConfig, render_video
 from videomamba_depth.data.video_io import iter_frames, probe_video
 from videomamba_depth.evaluation.clips import EvaluationClip, clip_from_synthetic
 from videomamba_depth.evaluation.feature_average import FEATURE_ROW, feature_average_stream
-from videomamba_depth.evaluation.protocol import Stream, evaluate_videos
+from videomamba_depth.evaluation.html import Gallery, clips_page, write_html
+from videomamba_depth.evaluation.memory import Stream
+from videomamba_depth.evaluation.protocol import evaluate_videos
 from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
 from videomamba_depth.evaluation.rgbd import find_sequences, load_rgbd
 from videomamba_depth.models.encoder_da import hash_tensors
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate, print the table, write JSON and Markdown."""
+    """Evaluate, print the table, write JSON, Markdown and HTML."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
@@ -51,6 +53,7 @@ def main(config: EvaluateConfig) -> None:
         with torch.no_grad(), autocast(device, dtype):
             return own.predict_depth(frame.to(device)).float().cpu()
 
+    gallery = Gallery([*config.html.rows, *checkpoints], config.html.video_frames)
     clips = synthetic_clips(config) if config.input == "synthetic" else find_clips(config)
     with tqdm(desc="clips", unit="clip") as bar:
         result = evaluate_videos(
@@ -64,6 +67,7 @@ def main(config: EvaluateConfig) -> None:
             max_gt_side=config.max_gt_side,
             max_frames=config.max_frames,
             palindrome=config.palindrome,
+            cut_frames=config.cut_frames,
             metadata={
                 "checkpoints": checkpoints,
                 "weights_sha256": {n: hash_tensors(m.student_state_dict().items()) for n, m in students.items()},
@@ -72,11 +76,14 @@ def main(config: EvaluateConfig) -> None:
                 "input": config.input,
                 "command": " ".join(["python", *sys.argv]),
             },
+            viewer=gallery if config.html.enabled else None,
         )
     folder = Path(config.output or Path(next(iter(checkpoints.values()))).parent / "evaluation")
-    paths = write_json(result, folder / f"{config.name}.json"), write_markdown(result, folder / f"{config.name}.md")
+    paths = [write_json(result, folder / f"{config.name}.json"), write_markdown(result, folder / f"{config.name}.md")]
+    if config.html.enabled:
+        paths.append(write_html(clips_page(result, gallery.pictures()), folder / f"{config.name}.html"))
     print(to_markdown(result, per_clip=False))
-    print(f"\nwrote {paths[0]} and {paths[1]}")
+    print(f"\nwrote {', '.join(map(str, paths))}")
 
 
 def on_device(stream: Stream, device: torch.device, dtype: torch.dtype) -> Stream:

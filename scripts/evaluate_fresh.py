@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from videomamba_depth.configuration.build_evaluate import load_all, score_fresh_world, world_set
+from videomamba_depth.configuration.build_evaluate import load_all, score_fresh_world, show_fresh_world, world_set
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.evaluate_schema import EvaluateFreshConfig, name_checkpoints
 from videomamba_depth.evaluation.fresh import Scores
 from videomamba_depth.evaluation.fresh_report import fresh_markdown
+from videomamba_depth.evaluation.html import fresh_page, write_html
 from videomamba_depth.evaluation.paired import compare
 from videomamba_depth.evaluation.report import write_json, write_text
 from videomamba_depth.evaluation.summary import versions
@@ -25,7 +26,7 @@ from videomamba_depth.utils.errors import UserError
 
 
 def main(config: EvaluateFreshConfig) -> None:
-    """Score every world, print the report, write JSON and Markdown."""
+    """Score every world, print the report, write JSON, Markdown and HTML."""
     worlds = world_set(config)
     specs = [spec for spec in worlds.specs() if spec.kind in config.kinds]
     if not specs:
@@ -67,9 +68,12 @@ def main(config: EvaluateFreshConfig) -> None:
     }
     text = fresh_markdown(result)
     folder = Path(config.output)
-    paths = write_json(result, folder / f"{config.name}.json"), write_text(folder / f"{config.name}.md", text)
+    paths = [write_json(result, folder / f"{config.name}.json"), write_text(folder / f"{config.name}.md", text)]
+    if config.html.enabled:
+        pictures = {spec.kind: [show_fresh_world(spec, config)] for spec, shown in jobs if shown}
+        paths.append(write_html(fresh_page(result, pictures), folder / f"{config.name}.html"))
     print(text)
-    print(f"wrote {paths[0]} and {paths[1]}")
+    print(f"wrote {', '.join(map(str, paths))}")
 
 
 def is_shown(spec: WorldSpec, worlds: WorldSet) -> bool:

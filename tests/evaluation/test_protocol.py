@@ -159,7 +159,7 @@ def test_several_students_are_judged_and_counted_apart(room: Room) -> None:
         "steadier": 0,
         "steadier_guards_kept": 0,
         "better": 0,
-        "per_metric": {"flk2": 0, "opw": 0, "rtc_1.02": 0},
+        "per_metric": {"flk2": 0, "opw": 0, "rtc_1.02": 0, "static_std/flicker": 0},
         "failing": {"room": ["not steadier"], "again": ["not steadier"]},
     }
     # The stand-in has no flicker of its own: its average only ghosts.

@@ -12,8 +12,9 @@ import torch
 from videomamba_depth import models, video_mamba
 from videomamba_depth.configuration.build import build_flow_estimator
 from videomamba_depth.configuration.evaluate_schema import SPLITS, EvaluateFreshConfig, name_checkpoints
-from videomamba_depth.evaluation.fresh import Desk, Scores, Student, Teacher, score_world
-from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, sources_digest
+from videomamba_depth.evaluation.fresh import Desk, Scores, Student, Teacher, depth_rows, score_world
+from videomamba_depth.evaluation.html import ClipPictures, ClipView
+from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, load_world, sources_digest
 from videomamba_depth.models.checkpoint import load_student, load_teacher, read_description
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -104,14 +105,25 @@ def score_fresh_world(job: tuple[WorldSpec, bool], config: EvaluateFreshConfig) 
     """
     torch.set_num_threads(1)
     spec, keep_depth = job
-    checkpoints = tuple(name_checkpoints(config.checkpoint).items())
-    teacher, students = load_all(
-        config.teacher,
-        checkpoints,
-        tuple(config.memory),
-        config.input_size,
-        (config.worlds.height, config.worlds.width),
-    )
-    flow = build_flow_estimator(config.flow, torch.device("cpu"))
-    desk = Desk(Path(config.cache), teacher, flow, config.flow.name, config.worlds.max_depth_m)
+    desk, students = _desk(config)
     return score_world(spec, desk, students, keep_depth)
+
+
+def show_fresh_world(spec: WorldSpec, config: EvaluateFreshConfig) -> ClipPictures:
+    """Draw the rows of a world whose depth was kept by `score_fresh_world`."""
+    desk, students = _desk(config)
+    rows = depth_rows(spec, desk, students, config.html.rows)
+    world = load_world(desk.cache, spec, desk.flow, desk.flow_name)
+    view = ClipView(spec.name, world.rgb, spec.config().fps, rows["teacher"](), config.html.video_frames)
+    for name in (*config.html.rows, *(student.name for student in students)):
+        if name in rows:
+            view.add(name, rows[name]())
+    return view.finish(4_000_000)
+
+
+def _desk(config: EvaluateFreshConfig) -> tuple[Desk, list[Student]]:
+    checkpoints = tuple(name_checkpoints(config.checkpoint).items())
+    size = (config.worlds.height, config.worlds.width)
+    teacher, students = load_all(config.teacher, checkpoints, tuple(config.memory), config.input_size, size)
+    flow = build_flow_estimator(config.flow, torch.device("cpu"))
+    return Desk(Path(config.cache), teacher, flow, config.flow.name, config.worlds.max_depth_m), students

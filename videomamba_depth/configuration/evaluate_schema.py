@@ -38,6 +38,15 @@ class RgbdEvalConfig:
 
 
 @dataclass
+class HtmlConfig:
+    """The page beside JSON and Markdown, and which rows its pictures show besides the students."""
+
+    enabled: bool = MISSING
+    rows: list[str] = MISSING
+    video_frames: int = MISSING
+
+
+@dataclass
 class EvaluateConfig:
     """`configs/evaluate.yaml`."""
 
@@ -48,11 +57,13 @@ class EvaluateConfig:
     synthetic: SyntheticEvalConfig = field(default_factory=SyntheticEvalConfig)
     rgbd: RgbdEvalConfig = field(default_factory=RgbdEvalConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    html: HtmlConfig = field(default_factory=HtmlConfig)
     input_size: int | None = None
     max_frames: int | None = None
     max_side: int = MISSING
     max_gt_side: int | None = None
     palindrome: bool = MISSING
+    cut_frames: int = MISSING
     precision: str = MISSING
     device: str = MISSING
     threads: int | None = None
@@ -90,6 +101,7 @@ class EvaluateFreshConfig:
     worlds: FreshWorldsConfig = field(default_factory=FreshWorldsConfig)
     kinds: list[str] = MISSING
     flow: FlowConfig = field(default_factory=FlowConfig)
+    html: HtmlConfig = field(default_factory=HtmlConfig)
     input_size: int | None = None
     workers: int = MISSING
 

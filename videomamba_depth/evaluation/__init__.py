@@ -2,7 +2,8 @@
 
 from .baselines import default_baselines
 from .clips import EvaluationClip, clip_from_synthetic, shrink_clip
-from .protocol import evaluate_video, evaluate_videos, run_palindrome, settle_after_cut
+from .memory import run_palindrome, settle_after_cut, settle_after_own_cut
+from .protocol import evaluate_video, evaluate_videos
 from .report import to_jsonable, to_markdown, write_json, write_markdown
 from .rgbd import load_rgbd
 from .summary import mean_rows, verdict
@@ -17,6 +18,7 @@ __all__ = [
     "mean_rows",
     "run_palindrome",
     "settle_after_cut",
+    "settle_after_own_cut",
     "shrink_clip",
     "to_jsonable",
     "to_markdown",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils import metrics_accuracy, metrics_guards, metrics_stability
 from videomamba_depth.utils.flow_utils import FlowEstimator
+from videomamba_depth.utils.metrics import align_scale_shift
 
 from . import baselines, feature_average, judge
 from .baselines import Baseline, default_baselines
@@ -76,8 +77,7 @@ def score_world(spec: WorldSpec, desk: Desk, students: list[Student], keep_depth
     for name, depth in untrained_rows(world, desk).items():
         scores[name] = _judged(folder / f"{name}.json", depth, world, desk, judges)
     for student in students:
-        path = folder / f"student-{student.digest[:16]}.json"
-        kept = path.with_suffix(".npy")
+        path, kept = (_student_path(folder, student, suffix) for suffix in (".json", ".npy"))
         if keep_depth and not kept.is_file():
             _save(kept, run_student(student, world))
         depth = partial(read_array, kept) if kept.is_file() else partial(run_student, student, world)
@@ -91,6 +91,33 @@ def untrained_rows(world: World, desk: Desk) -> dict[str, Callable[[], np.ndarra
     teacher = read_array(folder / "teacher.npy")
     filters = {name: partial(_filtered, baseline, teacher, world) for name, baseline in default_baselines().items()}
     return {"teacher": lambda: teacher, **filters, FEATURE_ROW: partial(read_array, folder / f"{FEATURE_ROW}.npy")}
+
+
+def depth_rows(
+    spec: WorldSpec, desk: Desk, students: list[Student], rows: Sequence[str]
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Return functions that give the depth [F,H,W] of the teacher, of some untrained rows and of all students.
+
+    Every row is brought to the teacher by one affine for the whole video. A student's depth must have been kept by
+    `score_world`.
+    """
+    world = load_world(desk.cache, spec, desk.flow, desk.flow_name)
+    untrained, folder = untrained_rows(world, desk), scores_folder(world, desk)
+    found: dict[str, Callable[[], np.ndarray]] = {n: untrained[n] for n in ("teacher", *rows) if n in untrained}
+    for student in students:
+        found[student.name] = partial(read_array, _student_path(folder, student, ".npy"))
+    teacher = untrained["teacher"]()
+    return {name: partial(_like_teacher, depth, teacher) for name, depth in found.items()}
+
+
+def _like_teacher(depth: Callable[[], np.ndarray], teacher: np.ndarray) -> np.ndarray:
+    values = depth()
+    scale, shift = align_scale_shift(values, teacher, np.ones(values.shape, dtype=bool))
+    return (scale * values + shift).astype(np.float32)
+
+
+def _student_path(folder: Path, student: Student, suffix: str) -> Path:
+    return folder / f"student-{student.digest[:16]}{suffix}"
 
 
 def scores_folder(world: World, desk: Desk) -> Path:

@@ -24,7 +24,7 @@ KINDS = {"moving": "moving camera", "fast": "3× speed", "static": "static camer
 
 def fresh_markdown(result: Mapping[str, Any]) -> str:
     """Return the report: changes against the teacher, then paired differences and fronts of every student."""
-    parts = ["# Fresh worlds\n", _set_line(result)]
+    parts = ["# Fresh worlds\n", set_line(result)]
     for kind, summary in result["kinds"].items():
         parts.append(f"\n## {KINDS.get(kind, kind)}: {summary['num_videos']} videos\n")
         parts.append("Change against the teacher per video, mean ± standard error.\n")
@@ -39,7 +39,8 @@ def fresh_markdown(result: Mapping[str, Any]) -> str:
             )
             metrics = ["tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag"]
             parts.append(_table(compared["minus_row"], metrics, compared["dominance"]))
-            parts.append(_statement(student, compared))
+            parts.append("\n".join(f"- {line}" for line in statement(student, compared)))
+            parts.append("\n\\* by more than two standard errors in TGE.\n")
     parts.append(_notes(result))
     return "\n".join(parts).rstrip() + "\n"
 
@@ -89,8 +90,8 @@ def cell(estimate: Estimate) -> str:
     return f"{estimate.value:+.{decimals}f}{error}".replace("-", "−")
 
 
-def _statement(student: str, compared: Mapping[str, Any]) -> str:
-    """Return in words whom the student dominates, who dominates it, and its distance from every family's front."""
+def statement(student: str, compared: Mapping[str, Any]) -> list[str]:
+    """Say for every axis whom the student dominates, who dominates it, and its distance from every family's front."""
     lines = []
     for axis in AXES:
         sides: dict[str, list[str]] = {"student": [], "row": []}
@@ -103,13 +104,14 @@ def _statement(student: str, compared: Mapping[str, Any]) -> str:
             for family, gap in compared["front_gaps"].items()
         )
         lines.append(
-            f"- TGE against {axis}: {student} dominates {', '.join(sides['student']) or 'nothing'}; dominated by"
+            f"TGE against {axis}: {student} dominates {', '.join(sides['student']) or 'nothing'}; dominated by"
             f" {', '.join(sides['row']) or 'nothing'}; points of TGE below each family's front: {gaps}."
         )
-    return "\n".join(lines) + "\n\n\\* by more than two standard errors in TGE.\n"
+    return lines
 
 
-def _set_line(result: Mapping[str, Any]) -> str:
+def set_line(result: Mapping[str, Any]) -> str:
+    """Say which worlds were used."""
     worlds = result["worlds"]
     return (
         f"Family {worlds['family']}, seeds from {worlds['seed']}, {worlds['height']}×{worlds['width']} px, ground truth"

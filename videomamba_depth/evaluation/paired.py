@@ -18,6 +18,8 @@ RELATIVE = ("tge", "abs_rel/video", "abs_rel/first_frame", "abs_rel/per_frame", 
 ABSOLUTE = {"sDrift": 100.0, "sJit": 100.0, "lag": 1.0}
 """Metrics whose change is a difference, and its factor: sDrift and sJit in per cent, lag in frames."""
 METRICS = (*RELATIVE, *ABSOLUTE)
+SHARES = {"teacher_diff/per_frame": 100.0, "settle_after_cut": 1.0}
+"""Metrics of single clips that are differences too: the teacher's own is 0."""
 AXES = {"edges": "edge_ratio", "lag": "lag", "accuracy": "abs_rel/video", "fast pixels": "abs_rel/fast_pixels"}
 """What flicker is traded for; edges and lag count by their distance from the teacher's."""
 
@@ -40,10 +42,16 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def change(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
-    """Return a row's change against the teacher on one video: per cent, or a difference (`ABSOLUTE`)."""
+    """Return a row's change against the teacher on one video: per cent, or a difference (`ABSOLUTE`, `SHARES`).
+
+    Of `rtc_τ` it is the change of what is not consistent, 1 − rTC, so that less is better.
+    """
     ours, theirs = row.get(metric, math.nan), teacher.get(metric, math.nan)
-    if metric in ABSOLUTE:
-        return ABSOLUTE[metric] * (ours - theirs)
+    if metric.startswith("rtc_"):
+        ours, theirs = 1.0 - ours, 1.0 - theirs
+    differences_of = {**ABSOLUTE, **SHARES}
+    if metric in differences_of:
+        return differences_of[metric] * (ours - theirs)
     return 100.0 * (ours / theirs - 1.0) if theirs else math.nan
 
 
@@ -51,6 +59,14 @@ def cost(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) ->
     """Return `change` so that less is better: edges and lag by their distance from the teacher's."""
     value = change(row, teacher, metric)
     return abs(value) if metric in ("edge_ratio", "lag") else value
+
+
+def costs(videos: Sequence[Scores], metrics: Sequence[str] = METRICS) -> dict[str, dict[str, Estimate]]:
+    """Return {row: {metric: mean `cost`}} over the videos of one kind; the teacher's are 0."""
+    return {
+        row: {m: estimate([cost(video[row], video["teacher"], m) for video in videos]) for m in metrics}
+        for row in videos[0]
+    }
 
 
 def changes(videos: Sequence[Scores]) -> dict[str, dict[str, Estimate]]:
@@ -98,15 +114,14 @@ def front_gaps(videos: Sequence[Scores], student: str) -> dict[str, dict[str, fl
     it at the least TGE that the family reaches for the student's price on the axis. Positive: the student is better.
     NaN where nothing of the family, not even the teacher, is as cheap as the student.
     """
-    costs = {
-        row: {m: estimate([cost(v[row], v["teacher"], m) for v in videos]).value for m in METRICS} for row in videos[0]
-    }
+    prices = costs(videos)
+    ours = prices[student]
     gaps: dict[str, dict[str, float]] = {}
     for family in AVERAGES:
         rows = ["teacher", *(f"{family}_{alpha:g}" for alpha in STRENGTHS)]
         gaps[family] = {
-            axis: _tge_at([(costs[row][metric], costs[row]["tge"]) for row in rows], costs[student][metric])
-            - costs[student]["tge"]
+            axis: _tge_at([(prices[row][metric].value, prices[row]["tge"].value) for row in rows], ours[metric].value)
+            - ours["tge"].value
             for axis, metric in AXES.items()
         }
     return gaps

@@ -8,8 +8,7 @@ rows are made one at a time. Clips are evaluated one after another; an iterator 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -17,34 +16,27 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import FlowEstimator
-from videomamba_depth.utils.metrics import (
-    Score,
-    frames_to_settle,
-    palindrome_drift,
-    palindrome_indices,
-)
+from videomamba_depth.utils.metrics import Score
 from videomamba_depth.utils.motion import ClipMotion, estimate_motion
 
 from .baselines import Baseline, default_baselines
 from .clips import EvaluationClip, shrink_clip
+from .memory import Stream, resize_depth, run_palindrome, settle_after_own_cut, to_tensor
 from .rows import Scene, row_flags, row_metrics
 from .summary import count_better, mean_rows, verdict, versions
 
 logger = logging.getLogger(__name__)
 
-Stream = Callable[[Tensor], Tensor]
-"""Maps the next frame, float32 [1,3,H,W] RGB in [0,1], to its depth [1,1,h,w]; may remember what came
-before.
-"""
-
 Progress = Callable[[str, int], None]
 """Called with what was done ("frame", "flow", "row") and for which frame or row."""
+
+Viewer = Callable[[EvaluationClip, str, np.ndarray, np.ndarray, Scene], None]
+"""Called for every row of a clip with (clip, row, its depth [F,H,W], the teacher's, scene), the teacher first."""
 
 
 @torch.no_grad()
@@ -59,6 +51,7 @@ def evaluate_video(
     max_gt_side: int | None = None,
     max_frames: int | None = None,
     progress: Progress | None = None,
+    viewer: Viewer | None = None,
 ) -> dict[str, Any]:
     """Judge one clip.
 
@@ -73,7 +66,7 @@ def evaluate_video(
         max_side: longer side of evaluation in px when there is no ground truth; with one, its size is used.
         max_gt_side: bring larger ground truth to this longer side first (`shrink_clip`); published numbers
             use None.
-        max_frames: stop after so many frames. progress: see `Progress`.
+        max_frames: stop after so many frames. progress: see `Progress`. viewer: see `Viewer`, for pictures.
 
     Returns:
         {"name", "num_frames", "frame_ids", "size" [H,W], "fps", "coverage", "cuts", "alignment",
@@ -96,6 +89,8 @@ def evaluate_video(
     for name in ["teacher", *filters, *others]:
         depth = depths[name] if name in depths else filters[name](teacher, visible)
         scores[name], flags[name] = row_metrics(depth, teacher, scene), row_flags(depth)
+        if viewer is not None:
+            viewer(clip, name, depth, teacher, scene)
         if progress is not None:
             progress("row", len(scores))
     frame_ids = list(clip.frame_ids or range(len(rgb)))[: len(rgb)]
@@ -128,8 +123,10 @@ def evaluate_videos(
     max_gt_side: int | None = None,
     max_frames: int | None = None,
     palindrome: bool = False,
+    cut_frames: int = 0,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    viewer: Viewer | None = None,
 ) -> dict[str, Any]:
     """Judge teacher, baselines and students on clips, and average.
 
@@ -138,8 +135,10 @@ def evaluate_videos(
         students: row's name → function that returns a fresh stream; called once per clip (twice with `palindrome`).
         untrained: the same for streams that count as baselines, such as `feature_average_stream`.
         palindrome: also run the students over each clip forward and back ("palindrome_drift").
+        cut_frames: also run them across a cut within each clip, see `settle_after_own_cut`; 0: not.
         metadata: checkpoint path and hash, seed, command, …; copied into the result.
-        depth_kind, flow, baselines, max_side, max_gt_side, max_frames, progress: see `evaluate_video`.
+        depth_kind, flow, baselines, max_side, max_gt_side, max_frames, progress, viewer: see
+            `evaluate_video`.
 
     Returns:
         {"clips": [per clip, see `evaluate_video`], "mean": {row: {metric: {"value", "std_error",
@@ -150,7 +149,7 @@ def evaluate_videos(
     for clip in clips:
         streams = {**(untrained or {}), **students}
         rows: dict[str, Stream] = {"teacher": teacher, **{name: make() for name, make in streams.items()}}
-        if palindrome:
+        if palindrome or cut_frames:
             clip = _with_kept_frames(clip, max_frames)
         result = evaluate_video(
             clip,
@@ -162,10 +161,14 @@ def evaluate_videos(
             max_gt_side=max_gt_side,
             max_frames=max_frames,
             progress=progress,
+            viewer=viewer,
         )
-        for name, make in students.items() if palindrome else ():
-            drift = run_palindrome(make(), list(clip.frames), tuple(result["size"]))
-            result["rows"][name]["palindrome_drift"] = drift
+        for name, make in students.items():
+            if palindrome:
+                drift = run_palindrome(make(), clip.frames, tuple(result["size"]))
+                result["rows"][name]["palindrome_drift"] = drift
+            if cut_frames:
+                result["rows"][name]["settle_after_cut"] = settle_after_own_cut(make, clip.frames, cut_frames)
         logger.info("evaluated %s: %d frames", clip.name, result["num_frames"])
         results.append(result)
     if not results:
@@ -182,38 +185,12 @@ def evaluate_videos(
             "max_side": max_side,
             "max_gt_side": max_gt_side,
             "max_frames": max_frames,
+            "cut_frames": cut_frames,
             "averaging": "pixels of a frame, then frames, then clips",
         },
         "versions": versions(),
         "metadata": dict(metadata or {}),
     }
-
-
-@torch.no_grad()
-def run_palindrome(stream: Stream, frames: Sequence[np.ndarray], size: tuple[int, int]) -> Score:
-    """Run a fresh stream over the frames forward and back; return `palindrome_drift` at size (H, W) px."""
-    depths = [_resize_depth(stream(_to_tensor(frames[i])), size) for i in palindrome_indices(len(frames))]
-    return palindrome_drift(np.stack(depths))
-
-
-@torch.no_grad()
-def settle_after_cut(
-    factory: Callable[[], Stream],
-    before: Sequence[np.ndarray],
-    after: Sequence[np.ndarray],
-    tolerance: float = 0.02,
-) -> Score:
-    """Return for how many frames of `after` a stream that saw `before` differs from a fresh one
-    (`frames_to_settle`).
-
-    factory: returns a fresh stream. before, after: uint8 [H,W,3] frames of two shots, of one size.
-    """
-    carried, fresh = factory(), factory()
-    for frame in before:
-        carried(_to_tensor(frame))
-    pairs = [(carried(_to_tensor(f)), fresh(_to_tensor(f))) for f in after]
-    outputs = [np.stack([pair[i].float().cpu().numpy()[0, 0] for pair in pairs]) for i in (0, 1)]
-    return frames_to_settle(outputs[0], outputs[1], tolerance)
 
 
 def _run_streams(
@@ -233,10 +210,10 @@ def _run_streams(
             break
         size = size or _evaluation_size(clip, frame.shape[:2], max_side)
         rgb.append(_resize_rgb(frame, size))
-        tensor = _to_tensor(frame)
+        tensor = to_tensor(frame)
         for name, row in rows.items():
             depth = row(tensor) if callable(row) else _given_frame(name, row, index)
-            outputs[name].append(_resize_depth(depth, size))
+            outputs[name].append(resize_depth(depth, size))
         if progress is not None:
             progress("frame", index)
     if len(rgb) < 2:
@@ -313,21 +290,7 @@ def _alignment(scene: Scene) -> str:
     return "one affine per clip to " + ("ground truth" if scene.gt_depth_m is not None else "the teacher")
 
 
-def _to_tensor(frame: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255.0
-
-
 def _resize_rgb(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frame.shape[:2] == size:
         return np.asarray(frame)
     return cv2.resize(np.asarray(frame), (size[1], size[0]), interpolation=cv2.INTER_AREA)
-
-
-def _resize_depth(depth: Tensor, size: tuple[int, int]) -> np.ndarray:
-    if depth.ndim != 4 or depth.shape[:2] != (1, 1):
-        raise ValueError(f"a stream must return depth [1,1,H,W]; got {list(depth.shape)}")
-    values = depth.detach().float().cpu()
-    if tuple(values.shape[-2:]) != size:
-        smaller = math.prod(size) < math.prod(values.shape[-2:])
-        values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=smaller)
-    return values[0, 0].numpy()

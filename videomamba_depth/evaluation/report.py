@@ -51,6 +51,7 @@ GUARD_COLUMNS = (
     Column("edge_ratio", "edges", factor=1.0, better="1"),
     Column("boundary_f1", "edge F1", factor=1.0, better="↑"),
     Column("lag", "lag (frames)", factor=1.0, better="0"),
+    Column("settle_after_cut", "settled after a cut (frames)", factor=1.0, decimals=1),
 )
 
 
@@ -89,8 +90,8 @@ def to_markdown(result: Mapping[str, Any], per_clip: bool = True) -> str:
     flags = {row: sorted({f for clip in clips for f in clip["flags"].get(row, [])}) for row in result["mean"]}
     parts.append(table(result["mean"], flags))
     for student, checks in result["verdicts"].items():
-        parts.append(_verdict_line(student, checks))
-        parts.append(_count_line(student, result["counts"][student]))
+        parts.append(verdict_line(student, checks))
+        parts.append(count_line(student, result["counts"][student]))
     parts.append(_notes(result))
     for clip in clips if per_clip and len(clips) > 1 else []:
         rows = {
@@ -115,21 +116,23 @@ def table(
     """
     wanted = (*ACCURACY_COLUMNS, *STABILITY_COLUMNS, *GUARD_COLUMNS)
     columns = [c for c in wanted if any(math.isfinite(_value(m, c.metric)) for m in rows.values())]
-    lines = ["| row | " + " | ".join(_heading(c) for c in columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines = ["| row | " + " | ".join(column_heading(c) for c in columns) + " |", "|---|" + "---:|" * len(columns)]
     for row, metrics in rows.items():
         note = ", ".join((flags or {}).get(row, []))
-        cells = [_cell(metrics.get(c.metric, {}), c) for c in columns]
+        cells = [metric_cell(metrics.get(c.metric, {}), c) for c in columns]
         lines.append(f"| {row}{f' ({note})' if note else ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _heading(column: Column) -> str:
+def column_heading(column: Column) -> str:
+    """Return the heading with its factor and which way is better."""
     unit = " ×100" if column.factor == 100.0 or column.metric == "tae_z" else ""
     better = {"1": "→ 1", "0": "→ 0"}.get(column.better, column.better)
     return f"{column.heading}{unit} {better}"
 
 
-def _cell(entry: Mapping[str, float], column: Column) -> str:
+def metric_cell(entry: Mapping[str, float], column: Column) -> str:
+    """Return "value ± standard error" in the column's unit, "–" where there is none."""
     value = entry.get("value", math.nan)
     if not math.isfinite(value):
         return "–"
@@ -142,7 +145,8 @@ def _value(metrics: Mapping[str, Mapping[str, float]], metric: str) -> float:
     return metrics.get(metric, {}).get("value", math.nan)
 
 
-def _verdict_line(student: str, checks: Mapping[str, Any]) -> str:
+def verdict_line(student: str, checks: Mapping[str, Any]) -> str:
+    """Return what `verdict` found, in words."""
     names = ("beats_teacher", "beats_baselines", "lag_kept", "edges_kept", "accuracy_kept")
     detail = ", ".join(f"{name.replace('_', ' ')}: {'yes' if checks[name] else 'no'}" for name in names)
     answer = "better" if checks["better"] else "not better"
@@ -153,7 +157,8 @@ def _verdict_line(student: str, checks: Mapping[str, Any]) -> str:
     )
 
 
-def _count_line(student: str, count: Mapping[str, Any]) -> str:
+def count_line(student: str, count: Mapping[str, Any]) -> str:
+    """Return what `count_better` found, in words."""
     total = count["num_clips"]
     metrics = ", ".join(f"{metric} {k}" for metric, k in count["per_metric"].items())
     failing = "; ".join(f"{clip}: {', '.join(why)}" for clip, why in count["failing"].items())

@@ -70,7 +70,7 @@ def verdict(
     return {**found, "baselines_not_beaten": unbeaten, **checks}
 
 
-SHORT_TERM = {"flk2": -1.0, "opw": -1.0, "rtc_1.02": 1.0}
+SHORT_TERM = {"flk2": -1.0, "opw": -1.0, "rtc_1.02": 1.0, "static_std/flicker": -1.0}
 """Short-term stability without ground truth, and the sign of better."""
 
 

@@ -1,0 +1,65 @@
+"""The page of `scripts/evaluate_fresh.py`: kinds of worlds, each with its fronts and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from videomamba_depth.evaluation.fresh_report import HEADINGS, KINDS, cell, set_line, statement
+from videomamba_depth.evaluation.paired import AXES, Estimate, costs
+
+from .clips_page import PRICES, row_class
+from .front_plot import Axis, front_plot, points_of
+from .page import Page, Section, Table
+from .pictures import ClipPictures
+
+PAIRED = ("tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag")
+
+
+def fresh_page(result: Mapping[str, Any], pictures: Mapping[str, Sequence[ClipPictures]] | None = None) -> Page:
+    """Return the page of a result of `scripts/evaluate_fresh.py`. pictures: {kind: of some of its worlds}."""
+    students = list(result["metadata"]["checkpoints"])
+    sections = [_kind_section(kind, result, students, (pictures or {}).get(kind, ())) for kind in result["kinds"]]
+    metadata = {
+        **{key: value for key, value in result["metadata"].items() if value is not None},
+        "protocol": result["protocol"],
+        "worlds": {name: ", ".join(f"{k} {v}" for k, v in spec.items()) for name, spec in result["specs"].items()},
+        "versions": result["versions"],
+    }
+    return Page("Fresh worlds", [set_line(result)], sections, metadata, students)
+
+
+def _kind_section(
+    kind: str, result: Mapping[str, Any], students: Sequence[str], pictures: Sequence[ClipPictures]
+) -> Section:
+    summary = result["kinds"][kind]
+    table = costs(list(result["videos"][kind].values()), ["tge", *AXES.values()])
+    upwards = Axis("TGE: change, %", 150.0)
+    plots = [
+        front_plot(points_of(table, price, "tge", students), students, PRICES[price], upwards)
+        for price in AXES.values()
+    ]
+    told = [line for student in students for line in statement(student, summary["students"][student])]
+    changes = _table("Change against the teacher per video, mean ± standard error", summary["changes"], list(HEADINGS))
+    paired = [
+        _table(f"{student} minus each row, paired by video, in points of the teacher's value; below 0 the student is"
+               " better", compared["minus_row"], PAIRED, compared["dominance"])
+        for student, compared in summary["students"].items()
+    ]  # fmt: skip
+    title = f"{KINDS.get(kind, kind)}: {summary['num_videos']} videos".capitalize()
+    return Section(title, told, [plots], [changes], paired, pictures)
+
+
+def _table(
+    caption: str,
+    rows: Mapping[str, Mapping[str, Estimate]],
+    metrics: Sequence[str],
+    dominance: Mapping[str, Mapping[str, str]] | None = None,
+) -> Table:
+    columns = [HEADINGS[m] for m in metrics] + ([f"better: TGE × {axis}" for axis in AXES] if dominance else [])
+    lines = []
+    for row, values in rows.items():
+        if row != "teacher" or dominance:
+            verdicts = [dominance[row][axis] for axis in AXES] if dominance else []
+            lines.append((row, row_class(row), [cell(values[m]) for m in metrics] + verdicts))
+    return Table(caption, columns, lines)

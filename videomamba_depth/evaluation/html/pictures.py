@@ -1,0 +1,200 @@
+"""Pictures of a clip that make flicker visible: x–t slices, and a video of all rows side by side."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from videomamba_depth.data.video_writer import VideoWriter
+from videomamba_depth.evaluation.clips import EvaluationClip
+from videomamba_depth.evaluation.rows import Scene, common_disparity
+
+log = logging.getLogger(__name__)
+
+MAX_TILE_PX = 320
+MAX_SLICE_FRAMES = 240
+DEFAULT_ROWS = ("teacher", "ema_0.5", "feature_ema")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One row's x–t slice and what changes in it from frame to frame, as data URIs of PNG files."""
+
+    row: str
+    picture: str
+    jumps: str = ""
+
+
+@dataclass(frozen=True)
+class ClipPictures:
+    """Pictures of one clip.
+
+    image_row: which line of pixels the slices follow, of `height`. video: data URI of an MP4 file, or why there is
+    none in `why_no_video`.
+    """
+
+    name: str
+    image_row: int
+    height: int
+    num_frames: int
+    slices: tuple[Slice, ...]
+    video: str = ""
+    video_frames: int = 0
+    video_rows: tuple[str, ...] = ()
+    video_size: tuple[int, int] = (0, 0)
+    why_no_video: str = ""
+
+
+@dataclass
+class ClipView:
+    """Gather what is shown of one clip; 1 byte per pixel, frame and row that is in the video.
+
+    Colours span the 2nd to 98th percentile of the teacher's whole clip for every row and frame, so a flicker that is
+    seen is a flicker of the depth. The slices follow the image row (of the middle three fifths) in which the
+    teacher jumps most.
+
+    rgb: uint8 [F,H,W,3]. teacher: disparity [F,H,W]. video_frames: at most so many are in the video; 0: none.
+    """
+
+    name: str
+    rgb: np.ndarray
+    fps: float
+    teacher: np.ndarray
+    video_frames: int = 96
+    _slices: dict[str, np.ndarray] = field(default_factory=dict)
+    _levels: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        frames = self.teacher[:MAX_SLICE_FRAMES]
+        self._range = tuple(float(v) for v in np.percentile(self.teacher, [2, 98]))
+        jumps = np.abs(_second_difference(frames)).mean(axis=(0, 2)) if len(frames) > 2 else np.ones(frames.shape[1])
+        margin = frames.shape[1] // 5
+        self.image_row = margin + int(np.argmax(jumps[margin : frames.shape[1] - margin]))
+        self.teacher = np.empty(0)
+
+    def add(self, row: str, disparity: np.ndarray) -> None:
+        """Take a row [F,H,W], aligned like the teacher."""
+        self._slices[row] = disparity[:MAX_SLICE_FRAMES, self.image_row].astype(np.float32)
+        if self.video_frames:
+            self._levels[row] = self._to_levels(disparity[: self.video_frames])
+
+    def finish(self, max_video_bytes: int) -> ClipPictures:
+        """Draw everything. max_video_bytes: a longer video is left out."""
+        slices = [Slice("input", _png(_enlarged(self.rgb[:MAX_SLICE_FRAMES, self.image_row])))]
+        unit = max(0.15 * (self._range[1] - self._range[0]), 1e-12)
+        for row, values in self._slices.items():
+            coloured = cv2.applyColorMap(self._to_levels(values), cv2.COLORMAP_INFERNO)[..., ::-1]
+            jumps = np.clip(_second_difference(values) / unit, -1, 1)
+            slices.append(Slice(row, _png(_enlarged(coloured)), _png(_enlarged(_diverging(jumps)))))
+        video, why = (b"", "not asked for") if not self.video_frames else (self._encode(), "")
+        if len(video) > max_video_bytes:
+            video, why = b"", f"its {len(video) / 1e6:.1f} MB would make the page too large"
+        shown = min(self.video_frames, len(self.rgb))
+        frame = self._frame(0) if video else np.empty((0, 0))
+        return ClipPictures(
+            self.name, self.image_row, int(self.rgb.shape[1]), len(self.rgb), tuple(slices),
+            _data_uri("video/mp4", video) if video else "", shown if video else 0, tuple(self._levels),
+            (frame.shape[1], frame.shape[0]), why,
+        )  # fmt: skip
+
+    def _to_levels(self, disparity: np.ndarray) -> np.ndarray:
+        low, high = self._range
+        return np.clip(255 * (disparity - low) / max(high - low, 1e-12), 0, 255).astype(np.uint8)
+
+    def _encode(self) -> bytes:
+        height, width = self._frame(0).shape[:2]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.mp4"
+            with VideoWriter(path, size=(width, height), fps=self.fps, crf=25, preset="medium") as writer:
+                for t in range(min(self.video_frames, len(self.rgb))):
+                    writer.write(self._frame(t))
+            return path.read_bytes()
+
+    def _frame(self, t: int) -> np.ndarray:
+        tiles = [_tile(self.rgb[t], "input")]
+        for row, levels in self._levels.items():
+            tiles.append(_tile(cv2.applyColorMap(levels[t], cv2.COLORMAP_INFERNO)[..., ::-1], row))
+        columns = len(tiles) if len(tiles) <= 3 else (len(tiles) + 1) // 2
+        tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+        rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+        return np.ascontiguousarray(np.concatenate(rows))
+
+
+class Gallery:
+    """A viewer for `evaluate_videos` that keeps pictures of every clip; whole videos as far as they fit.
+
+    rows: shown of every clip besides the input, in the order of the evaluation. max_bytes: of all videos together.
+    video_frames: of each clip.
+    """
+
+    def __init__(self, rows: Sequence[str], video_frames: int = 96, max_bytes: int = 12_000_000) -> None:
+        self._rows, self._video_frames, self._bytes_left = tuple(rows), video_frames, max_bytes
+        self._view: ClipView | None = None
+        self._done: list[ClipPictures] = []
+
+    def __call__(self, clip: EvaluationClip, row: str, depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> None:
+        """Take one row; a clip begins with its teacher."""
+        if row == "teacher":
+            self._finish()
+            reference = common_disparity(teacher, teacher, scene)
+            self._view = ClipView(clip.name, scene.rgb, clip.fps, reference, self._video_frames)
+        if self._view is not None and row in self._rows and np.isfinite(depth).all():
+            self._view.add(row, common_disparity(depth, teacher, scene))
+
+    def pictures(self) -> list[ClipPictures]:
+        """Return the pictures of all clips."""
+        self._finish()
+        return self._done
+
+    def _finish(self) -> None:
+        if self._view is not None:
+            self._done.append(self._view.finish(self._bytes_left))
+            self._bytes_left -= len(self._done[-1].video) * 3 // 4
+            self._view = None
+
+
+def _second_difference(values: np.ndarray) -> np.ndarray:
+    """Return x_t − (x_{t−1} + x_{t+1}) / 2 along the first axis: a steady change cancels, a jump does not."""
+    if len(values) < 3:
+        return np.zeros_like(values)
+    return values[1:-1] - 0.5 * (values[:-2] + values[2:])
+
+
+def _diverging(values: np.ndarray) -> np.ndarray:
+    """Return uint8 RGB of values in [−1, 1]: blue, white, red."""
+    strength = np.abs(values)[..., None]
+    end = np.where(values[..., None] > 0, np.array([178.0, 24.0, 43.0]), np.array([33.0, 102.0, 172.0]))
+    return np.round(255 * (1 - strength) + end * strength).astype(np.uint8)
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    """Return [frames,W,3] with frames two pixels high, so that short clips are seen."""
+    return np.repeat(picture, 2, axis=0)
+
+
+def _tile(picture: np.ndarray, label: str) -> np.ndarray:
+    """Return a picture of even size, at most `MAX_TILE_PX` wide and high, below its label."""
+    scale = MAX_TILE_PX / max(picture.shape[:2])
+    size = [max(2, 2 * round(side * scale / 2)) for side in (picture.shape[1], picture.shape[0])]
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    strip = np.full((22, size[0], 3), 24, np.uint8)
+    cv2.putText(strip, label, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
+    return np.concatenate([strip, cv2.resize(np.ascontiguousarray(picture), size, interpolation=way)])
+
+
+def _png(rgb: np.ndarray) -> str:
+    done, data = cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))
+    if not done:
+        raise ValueError(f"cannot encode a picture of shape {rgb.shape}")
+    return _data_uri("image/png", data.tobytes())
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

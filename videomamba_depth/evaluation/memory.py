@@ -1,0 +1,76 @@
+"""What a stream remembers and for how long: a clip forward and back, and a stream across a cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from videomamba_depth.utils.metrics import Score, frames_to_settle, palindrome_drift, palindrome_indices
+from videomamba_depth.utils.metrics_score import undefined
+
+Stream = Callable[[Tensor], Tensor]
+"""Maps the next frame, float32 [1,3,H,W] RGB in [0,1], to its depth [1,1,h,w]; may remember what came
+before.
+"""
+
+
+@torch.no_grad()
+def run_palindrome(stream: Stream, frames: Iterable[np.ndarray], size: tuple[int, int]) -> Score:
+    """Run a fresh stream over the frames forward and back; return `palindrome_drift` at size (H, W) px."""
+    kept = list(frames)
+    depths = [resize_depth(stream(to_tensor(kept[i])), size) for i in palindrome_indices(len(kept))]
+    return palindrome_drift(np.stack(depths))
+
+
+@torch.no_grad()
+def settle_after_cut(
+    factory: Callable[[], Stream],
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    tolerance: float = 0.02,
+) -> Score:
+    """Return for how many frames of `after` a stream that saw `before` differs from a fresh one
+    (`frames_to_settle`).
+
+    factory: returns a fresh stream. before, after: uint8 [H,W,3] frames of two shots, of one size.
+    """
+    carried, fresh = factory(), factory()
+    for frame in before:
+        carried(to_tensor(frame))
+    pairs = [(carried(to_tensor(f)), fresh(to_tensor(f))) for f in after]
+    outputs = [np.stack([pair[i].float().cpu().numpy()[0, 0] for pair in pairs]) for i in (0, 1)]
+    return frames_to_settle(outputs[0], outputs[1], tolerance)
+
+
+def settle_after_own_cut(factory: Callable[[], Stream], frames: Iterable[np.ndarray], num_frames: int) -> Score:
+    """Return `settle_after_cut` for a cut that every clip can be given: its end, upside down, then its beginning.
+
+    Near and far change places over the cut, so the state is as wrong as it can be. num_frames: of each of both shots;
+    half a clip at most.
+    """
+    kept = list(frames)
+    count = min(num_frames, len(kept) // 2)
+    if count < 2:
+        return undefined("fewer than four frames")
+    return settle_after_cut(factory, [frame[::-1, ::-1] for frame in kept[-count:]], kept[:count])
+
+
+def to_tensor(frame: np.ndarray) -> Tensor:
+    """Return a frame uint8 [H,W,3] as float32 [1,3,H,W] in [0,1]."""
+    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255.0
+
+
+def resize_depth(depth: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Return a stream's depth [1,1,h,w] as [H,W] of `size`."""
+    if depth.ndim != 4 or depth.shape[:2] != (1, 1):
+        raise ValueError(f"a stream must return depth [1,1,H,W]; got {list(depth.shape)}")
+    values = depth.detach().float().cpu()
+    if tuple(values.shape[-2:]) != size:
+        smaller = math.prod(size) < math.prod(values.shape[-2:])
+        values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=smaller)
+    return values[0, 0].numpy()
