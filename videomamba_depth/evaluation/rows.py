@@ -133,7 +133,8 @@ def _ground_truth_scores(depth: np.ndarray, disparity: np.ndarray, scene: Scene)
     scores["tge"] = temporal_gradient_error(disparity, gt_disparity, motion.flow_fwd, motion.trusted_fwd, valid)
     if scene.intrinsics is not None and scene.camera_to_world is not None:
         cameras = (scene.intrinsics, scene.camera_to_world)
-        scores["tae"] = Score(tae(depth_m, *cameras), 1.0, "" if len(gt) > 1 else "a single frame")
+        known = tae(depth_m, *cameras) if valid.any() else float("nan")
+        scores["tae"] = Score(known, 1.0, why or ("" if len(gt) > 1 else "a single frame"))
         scores["tae_z"] = tae_z(depth_m, *cameras, valid, gt_depth_m=np.where(valid, gt, 0.0))
     return scores
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .flow_utils import backward_warp
-from .metrics_score import Score, as_frames, as_mask, mean_score, undefined
+from .metrics_score import Score, as_frames, as_mask, is_flat, mean_score, undefined
 
 MIN_Z_M = 1e-6
 
@@ -66,9 +66,12 @@ def tae_z(
         min_coverage: share of the target's valid pixels that must be hit.
 
     Returns:
-        Score: mean over directed pairs; coverage = mean share of target pixels hit over *all* pairs.
+        Score: mean over directed pairs; coverage = mean share of target pixels hit over *all* pairs. NaN for a flat
+        prediction, which a camera that hardly moves would call better than the truth.
     """
     depth, masks, k, poses = _check_cameras(depth_m, intrinsics, camera_to_world, valid)
+    if is_flat(depth):
+        return undefined("the prediction is flat")
     gt = None if gt_depth_m is None else as_frames("gt_depth_m", gt_depth_m).astype(np.float64)
     errors, coverage = [], []
     for source, target in _both_directions(len(depth)):
