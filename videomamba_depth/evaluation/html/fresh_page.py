@@ -18,7 +18,7 @@ PAIRED = ("tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fa
 
 def fresh_page(result: Mapping[str, Any], pictures: Mapping[str, Sequence[ClipPictures]] | None = None) -> Page:
     """Return the page of a result of `scripts/evaluate_fresh.py`. pictures: {kind: of some of its worlds}."""
-    students = list(result["metadata"]["checkpoints"])
+    students = list(next(iter(result["kinds"].values()))["students"])
     sections = [_kind_section(kind, result, students, (pictures or {}).get(kind, ())) for kind in result["kinds"]]
     metadata = {
         **{key: value for key, value in result["metadata"].items() if value is not None},
