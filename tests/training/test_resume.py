@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
+from media import write_video
 from safetensors.torch import load_file
 
 from videomamba_depth.configuration.build import build_trainer
@@ -129,6 +131,51 @@ def test_sigterm_saves_and_the_run_continues(tmp_path: Path, tiny_teacher_folder
     assert 1 <= list_steps(run / "checkpoints")[-1] < STEPS
     assert finish(start(lambda: train(run, tiny_teacher_folder))) == 0
     assert_same_end(run, uninterrupted)
+
+
+EVERYTHING = (
+    "data.stride=[1,2]",
+    "data.reverse_probability=0.5",
+    "trainer.reset_probability=0.5",
+    "trainer.accumulate=2",
+    "data.batch_size=2",
+    "loss=stabilised",
+    "loss.temporal_gradient_strides=[1,2]",
+    "model.motion=flow",
+    "model.output.enabled=true",
+)
+
+
+def assert_resumes_in_the_middle(tmp_path: Path, teacher: str, *options: str) -> None:
+    """Compare a whole run with copies of it that went back some steps and were continued."""
+    whole = tmp_path / "whole"
+    assert finish(start(lambda: train(whole, teacher, *options))) == 0
+    for kept in (2, 3):
+        run = tmp_path / f"from_{kept}"
+        shutil.copytree(whole, run, symlinks=True)
+        for step in range(kept + 1, STEPS + 1):
+            shutil.rmtree(run / "checkpoints" / f"step_{step:08d}")
+        assert finish(start(lambda run=run: train(run, teacher, *options))) == 0  # type: ignore[misc]
+        assert_same_end(run, whole)
+
+
+@pytest.mark.parametrize("worlds", ["null", "3"])
+def test_everything_that_is_random_comes_back(tmp_path: Path, tiny_teacher_folder: str, worlds: str) -> None:
+    assert_resumes_in_the_middle(tmp_path, tiny_teacher_folder, *EVERYTHING, f"data.num_worlds={worlds}")
+
+
+def test_everything_comes_back_on_videos_with_cached_labels(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    (tmp_path / "videos").mkdir()
+    for seed in range(2):
+        write_video(tmp_path / "videos" / f"{seed}.mp4", num_frames=12, seed=seed)
+    done = run_command(
+        tmp_path, "scripts/precompute_teacher_depth.py", f"teacher.name={tiny_teacher_folder}", "root=videos",
+        "cache=cache", "short_side=28", "device=cpu", "threads=1", "store_flow=true",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    source = ("data=video_folder", f"data.root={tmp_path / 'videos'}", f"data.teacher_cache={tmp_path / 'cache'}")
+    loader = ("data.num_workers=0", "data.clip_frames=5", "data.short_side=28", "data.crop=[28,42]")
+    assert_resumes_in_the_middle(tmp_path, tiny_teacher_folder, *source, *loader, *EVERYTHING)
 
 
 def kill_and_finish(run: Path, teacher: str, kills: int, rng: random.Random) -> None:

@@ -175,3 +175,15 @@ def test_dis_on_flow_pairs_beside_the_test_clips() -> None:
         assert trusted.float().mean() > 0.1
         # The check must do its work: trusted pixels are far better than the rest.
         assert error[trusted].mean() < 0.5 * error[~trusted].mean()
+
+
+@pytest.mark.parametrize("size", [(28, 42), (45, 45), (56, 70)])
+def test_flow_depends_on_the_pair_alone(size: tuple[int, int]) -> None:
+    """OpenCV's estimator remembers earlier pairs on some sizes; chunks of a clip would then differ from the whole."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.nn.functional.interpolate(torch.rand(3, 3, 7, 7, generator=generator), size, mode="bicubic")
+    frames = frames.clamp(0, 1)
+    flow = DISFlow("fast")
+    fresh = DISFlow("fast")(frames[:1], frames[1:2])
+    flow(frames[1:2], frames[2:])
+    assert torch.equal(flow(frames[:1], frames[1:2]), fresh)

@@ -121,7 +121,13 @@ def build_dataset(config: DataConfig, seed: int, teacher: DepthAnythingEncoder) 
         motions = get_args(CameraMotion) if config.motion == "mixed" else (config.motion,)
         worlds = [WorldConfig(height=height, width=width, family=config.world, camera_motion=m) for m in motions]  # type: ignore[arg-type]
         return SyntheticClipDataset(
-            worlds, clip_frames=config.clip_frames, seed=seed, transform=transform, num_worlds=config.num_worlds
+            worlds,
+            clip_frames=config.clip_frames,
+            seed=seed,
+            transform=transform,
+            num_worlds=config.num_worlds,
+            stride=config.strides(),
+            reverse_probability=config.reverse_probability,
         )
     cache = None
     if config.teacher_cache:
@@ -130,7 +136,8 @@ def build_dataset(config: DataConfig, seed: int, teacher: DepthAnythingEncoder) 
     return VideoClipDataset(
         config.root or "",
         clip_frames=config.clip_frames,
-        stride=config.stride,
+        stride=config.strides(),
+        reverse_probability=config.reverse_probability,
         seed=seed,
         transform=transform,
         teacher_cache=cache,
@@ -180,6 +187,8 @@ def trainer_settings(config: TrainConfig, device: torch.device) -> TrainerSettin
         keep_checkpoints=trainer.keep_checkpoints,
         log_every=trainer.log_every,
         picture_every=trainer.picture_every,
+        reset_probability=trainer.reset_probability,
+        seed=trainer.seed,
     )
 
 

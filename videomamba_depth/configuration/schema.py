@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from omegaconf import MISSING
 
@@ -26,6 +27,11 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _check_positive(name: str, value: float) -> None:
     if value != MISSING and value <= 0:
         raise ValueError(f"{name} must be positive; got {value}")
+
+
+def _check_share(name: str, value: float) -> None:
+    if value != MISSING and not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1]; got {value}")
 
 
 @dataclass
@@ -148,7 +154,8 @@ class DataConfig:
     kind: str = MISSING
     root: str | None = MISSING
     clip_frames: int = MISSING
-    stride: int = MISSING
+    stride: Any = MISSING  # int or list[int]
+    reverse_probability: float = MISSING
     short_side: int = MISSING
     crop: list[int] | None = None
     batch_size: int = MISSING
@@ -166,8 +173,18 @@ class DataConfig:
         _check_choice("data.kind", self.kind, ("synthetic", "video_folder"))
         _check_choice("data.world", self.world, get_args(SceneFamily))
         _check_choice("data.motion", self.motion, (*get_args(CameraMotion), "mixed"))
-        for name in ("clip_frames", "stride", "short_side", "batch_size"):
+        for name in ("clip_frames", "short_side", "batch_size"):
             _check_positive(f"data.{name}", getattr(self, name))
+        if self.stride != MISSING and not (
+            self.strides() and all(type(stride) is int and stride > 0 for stride in self.strides())
+        ):
+            raise ValueError(f"data.stride must be a positive whole number or a list of them; got {self.stride}")
+        _check_share("data.reverse_probability", self.reverse_probability)
+        _check_share("data.p_single_frame", self.p_single_frame)
+
+    def strides(self) -> tuple[int, ...]:
+        """Return the distances between frames that a clip may have."""
+        return tuple(self.stride) if isinstance(self.stride, Sequence) else (self.stride,)
 
 
 @dataclass
@@ -222,6 +239,7 @@ class TrainerConfig:
 
     steps: int = MISSING
     chunk_frames: int = MISSING
+    reset_probability: float = MISSING
     accumulate: int = MISSING
     precision: str = MISSING
     channels_last: bool = MISSING
@@ -238,6 +256,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         _check_choice("trainer.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        _check_share("trainer.reset_probability", self.reset_probability)
         _check_choice("trainer.logger", self.logger, ("tensorboard", "wandb", "none"))
         for name in ("steps", "chunk_frames", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             _check_positive(f"trainer.{name}", getattr(self, name))

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from videomamba_depth.data.clip import ClipMeta
+from videomamba_depth.data.playback import Playback, adapt_relative_maps
 from videomamba_depth.data.synthetic import SyntheticVideo, WorldConfig, render_video
 from videomamba_depth.data.transforms import ClipTransform
 
@@ -37,8 +38,10 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         clean_teacher_input: give the teacher ("rgb_clean") the render without the camera's defects; otherwise it sees
             what the student sees before `transform.perturbations`, as with real video.
         ground_truth: add the exact maps to every item; False gives what a folder of videos would give.
-        num_worlds: draw from this many videos of `2 · clip_frames` frames each, rendered when first needed and kept in
-            memory, instead of rendering a new one for every item.
+        num_worlds: draw from this many videos of `2 · clip_frames` frames each (more where a stride needs them),
+            rendered when first needed and kept in memory, instead of rendering a new one for every item.
+        stride: distance between the clip's frames in frames of the render; with several, each clip draws one.
+        reverse_probability: of playing a clip backwards.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         clean_teacher_input: bool = False,
         ground_truth: bool = True,
         num_worlds: int | None = None,
+        stride: int | Sequence[int] = 1,
+        reverse_probability: float = 0.0,
     ) -> None:
         self.worlds = (worlds,) if isinstance(worlds, WorldConfig) else tuple(worlds)
         if not self.worlds:
@@ -65,6 +70,7 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         if num_worlds is not None and num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1 or None; got {num_worlds}")
         self.num_worlds = num_worlds
+        self.playback = Playback((stride,) if isinstance(stride, int) else tuple(stride), reverse_probability)
         self._kept: dict[int, _Rendered] = {}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
@@ -80,22 +86,21 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"item index must not be negative; got {index}")
         rng = np.random.default_rng((self.seed, index))
         if self.num_worlds is None:
-            rendered, start = self._render(rng, frames), 0
+            playback = self.playback.one_stride(rng)
+            rendered = self._render(rng, (frames - 1) * playback.strides[0] + 1)
         else:
-            rendered = self._keep(int(rng.integers(self.num_worlds)))
-            start = int(rng.integers(max(1, len(rendered.times_s) - frames + 1)))
-        maps = {name: values[start : start + frames] for name, values in rendered.maps.items()}
-        item: dict[str, Any] = dict(self.transform(maps, rng))
-        item["meta"] = ClipMeta(
-            rendered.name, tuple(range(start, start + frames)), rendered.times_s[start : start + frames]
-        )
+            playback, rendered = self.playback, self._keep(int(rng.integers(self.num_worlds)))
+        indices = playback.draw(frames, len(rendered.times_s), rng)
+        maps = {name: values[list(indices)] for name, values in rendered.maps.items()}
+        item: dict[str, Any] = dict(self.transform(adapt_relative_maps(maps, indices), rng))
+        item["meta"] = ClipMeta(rendered.name, tuple(indices), tuple(rendered.times_s[i] for i in indices))
         return item
 
     def _keep(self, world: int) -> _Rendered:
         """Return video `world` of `num_worlds`, the same for every item and worker."""
         if world not in self._kept:
             rng = np.random.default_rng((_WORLD_STREAM, self.seed, world))
-            self._kept[world] = self._render(rng, 2 * self.clip_frames)
+            self._kept[world] = self._render(rng, max(2, *self.playback.strides) * self.clip_frames)
         return self._kept[world]
 
     def _render(self, rng: np.random.Generator, frames: int) -> _Rendered:

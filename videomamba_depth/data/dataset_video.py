@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from videomamba_depth.data.clip import ClipMeta, SharedFlags
+from videomamba_depth.data.playback import Playback, adapt_relative_maps
 from videomamba_depth.data.sources import VideoSource, find_sources, scan_sources, summarise, unique_ids
 from videomamba_depth.data.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.transforms import ClipTransform, resize_images
@@ -38,7 +39,9 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         stride: distance between the clip's frames in frames of the video; with several, each clip draws one that fits.
         seed: not negative.
         transform: resize, crop, colour and perturbations; default: the video's own size, rounded to the patch.
-        teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored and stride is 1.
+        reverse_probability: of playing a clip backwards.
+        teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored, for clips that play
+            forwards at stride 1.
         stills: folder or sources for single-image items (N = 1) instead of `sources`, such as photographs.
         progress: show a bar while scanning many files.
 
@@ -55,17 +58,17 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         *,
         clip_frames: int = 8,
         stride: int | Sequence[int] = 1,
+        reverse_probability: float = 0.0,
         seed: int = 0,
         transform: ClipTransform | None = None,
         teacher_cache: TeacherCacheReader | None = None,
         stills: str | Path | Sequence[VideoSource] | None = None,
         progress: bool = True,
     ) -> None:
-        self.strides = (stride,) if isinstance(stride, int) else tuple(stride)
-        if clip_frames < 1 or min(self.strides) < 1 or seed < 0:
-            raise ValueError(
-                f"clip_frames and stride must be at least 1 and seed not negative; got {clip_frames}, {stride}, {seed}"
-            )
+        strides = (stride,) if isinstance(stride, int) else tuple(stride)
+        self.playback = Playback(strides, reverse_probability)
+        if clip_frames < 1 or seed < 0:
+            raise ValueError(f"clip_frames must be at least 1 and seed not negative; got {clip_frames} and {seed}")
         self.clip_frames, self.seed = clip_frames, seed
         self.transform = ClipTransform() if transform is None else transform
         self.teacher_cache = teacher_cache
@@ -113,34 +116,27 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
     def _read(self, source: VideoSource, frames: int, rng: np.random.Generator, use_cache: bool) -> dict[str, Any]:
         """Draw and read one clip; the order of the draws is part of the data set's definition."""
         info = self._info(source)
-        fitting = [stride for stride in self.strides if (frames - 1) * stride < info.num_frames]
-        if not fitting:
-            raise VideoReadError(_too_short(info.num_frames, frames, min(self.strides)))
-        stride = fitting[int(rng.integers(len(fitting)))]
-        start = int(rng.integers(info.num_frames - (frames - 1) * stride))
-        indices = range(start, start + (frames - 1) * stride + 1, stride)
+        if not self.playback.fitting(frames, info.num_frames):
+            raise VideoReadError(_too_short(info.num_frames, frames, min(self.playback.strides)))
+        indices = self.playback.draw(frames, info.num_frames, rng)
+        forwards = indices[::-1] if indices.step < 0 else indices
         clip: dict[str, np.ndarray] = {}
         geometry = None
         if frames == 1 and info.image_paths:
-            clip["rgb"] = read_image(info.image_paths[start])[None]  # stills of one folder may differ in size
+            clip["rgb"] = read_image(info.image_paths[indices[0]])[None]  # stills of one folder may differ in size
         else:
             geometry = self.transform.draw_geometry(info.height, info.width, rng)
             resize = functools.partial(_resize_one, size=geometry.resized)
-            clip["rgb"] = read_frames(source.path, indices, info=info, convert=resize)
+            clip["rgb"] = read_frames(source.path, forwards, info=info, convert=resize)
         if use_cache and self.teacher_cache is not None:
-            clip |= self._cached_maps(self.teacher_cache, source, indices)
+            clip |= self.teacher_cache.lookup_maps(source.video_id, forwards, source.path) or {}
+        clip = adapt_relative_maps(clip, indices)
+        if indices.step < 0:
+            clip = {name: values[::-1] for name, values in clip.items()}
         item: dict[str, Any] = dict(self.transform(clip, rng, geometry))
         times = tuple(float(time) for time in info.timestamps_s[list(indices)])
         item["meta"] = ClipMeta(source.video_id, tuple(indices), times)
         return item
-
-    def _cached_maps(self, cache: TeacherCacheReader, source: VideoSource, indices: range) -> dict[str, np.ndarray]:
-        maps = cache.lookup_maps(source.video_id, indices, source.path) or {}
-        if indices.step > 1:
-            maps = {name: values for name, values in maps.items() if name == "teacher_depth"}
-        for name in maps.keys() & {"flow_bwd", "static"}:
-            maps[name][0] = 0  # there is no frame before the clip's first
-        return maps
 
     def _info(self, source: VideoSource) -> VideoInfo:
         if source.path not in self._infos:
@@ -155,10 +151,10 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         found = find_sources(sources) if isinstance(sources, str | Path) else unique_ids(sources)
         scanned, skipped = scan_sources(found, progress)
         usable = []
-        needed = (clip_frames - 1) * min(self.strides) + 1
+        needed = (clip_frames - 1) * min(self.playback.strides) + 1
         for source, num_frames in scanned:
             if num_frames is not None and num_frames < needed:
-                skipped[source.video_id] = _too_short(num_frames, clip_frames, min(self.strides))
+                skipped[source.video_id] = _too_short(num_frames, clip_frames, min(self.playback.strides))
             else:
                 usable.append(source)
         where = sources if isinstance(sources, str | Path) else "the list of videos"

@@ -24,9 +24,10 @@ from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
-from videomamba_depth.training.labels import LabelledClip, Labeller
+from videomamba_depth.training.labels import Chunk, LabelledClip, Labeller
 from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.preview import preview_picture, write_picture
+from videomamba_depth.training.restarts import draw_restarts, restart
 from videomamba_depth.training.run_folder import RunFolder, RunLog
 from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
 from videomamba_depth.training.snapshot import Carry, Position, load_carry, load_shared, save_carry, save_shared
@@ -59,6 +60,8 @@ class TrainerSettings:
     keep_checkpoints: int
     log_every: int
     picture_every: int
+    reset_probability: float = 0.0
+    seed: int = 0  # of the resets
 
 
 class StudentForward(nn.Module):
@@ -215,7 +218,7 @@ class Trainer:
         """Forward and backward on the next chunk; return the loss terms and the number of frames."""
         clip = self._current_clip(batches)
         start, stop = self._position.frame, min(self._position.frame + self.settings.chunk_frames, clip.num_frames)
-        chunk = clip.chunk(start, stop)
+        chunk = self._restart_some(clip.chunk(start, stop), clip.rgb.shape[0])
         image_size = (clip.rgb.shape[-2], clip.rgb.shape[-1])
         defer = not synchronise and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if defer else nullcontext():  # type: ignore[operator]
@@ -237,6 +240,13 @@ class Trainer:
         terms = {name: float(self.ranks.sum(value.detach())) / self.ranks.world_size for name, value in losses.items()}
         frames = clip.rgb.shape[0] * (stop - start) * self.ranks.world_size
         return {"total": sum(terms.values()), **terms}, frames
+
+    def _restart_some(self, chunk: Chunk, batch_size: int) -> Chunk:
+        """Let some streams start afresh here; which ones depends on the position alone, so that resuming is exact."""
+        settings = self.settings
+        streams = draw_restarts(settings.reset_probability, settings.seed, self._position, self.ranks.rank, batch_size)
+        self._carry, chunk = restart(self._carry, chunk, streams)
+        return chunk
 
     def _current_clip(self, batches: Iterator[dict[str, Any]]) -> LabelledClip:
         if self._clip is None or self._clip_batch != self._position.batch:

@@ -32,14 +32,13 @@ class DISFlow:
     Args:
         preset: "ultrafast", "fast" or "medium": from coarser and faster to finer and slower.
 
-    Runs on the CPU, frame by frame; the result returns to the source's device. Can be pickled.
+    Runs on the CPU, frame by frame; the result returns to the source's device and depends on the pair alone.
     """
 
     def __init__(self, preset: str = "medium") -> None:
         if preset not in DIS_PRESETS:
             raise ValueError(f"preset must be one of {DIS_PRESETS}; got {preset!r}")
         self.preset = preset
-        self._estimator: Any = None
 
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
@@ -52,14 +51,10 @@ class DISFlow:
         return stacked.float().to(source.device)
 
     def _dis(self) -> Any:
-        if self._estimator is None:
-            import cv2
+        """Return a new estimator: used again, it gives other flow on some sizes (OpenCV 5.0, 28×42 px)."""
+        import cv2
 
-            self._estimator = cv2.DISOpticalFlow_create(DIS_PRESETS.index(self.preset))
-        return self._estimator
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"preset": self.preset, "_estimator": None}
+        return cv2.DISOpticalFlow_create(DIS_PRESETS.index(self.preset))
 
 
 class RAFTFlow:
