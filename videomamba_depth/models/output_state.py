@@ -51,7 +51,7 @@ class OutputRefiner(nn.Module):
     a pixel that has just come into view is drawn at the level of what was there before. a and g are gains, fixed,
     or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so that
     depth's gauge does not matter. A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the odds
-    (1 − g) / g of the past.
+    (1 − a) / a of the past; those of fine detail only below 1, since more would blur edges.
     """
 
     def __init__(self, spec: OutputSpec) -> None:
@@ -112,7 +112,9 @@ class OutputRefiner(nn.Module):
 
     def _keep(self, unit: Tensor, confidence: Tensor, speed_px: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights `1 − gain` of the past, for what is coarse and for what is fine."""
-        base = unit.new_tensor(self.base_logits).view(1, 2, 1, 1) - math.log(self.memory)
+        shifts = [math.log(self.memory), math.log(min(self.memory, 1.0))]
+        start = [logit - shift for logit, shift in zip(self.base_logits, shifts, strict=True)]
+        base = unit.new_tensor(start).view(1, 2, 1, 1)
         if self.gain_net is None:
             logits = base.expand(unit.shape[0], 2, *unit.shape[2:])
         else:
