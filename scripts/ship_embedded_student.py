@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     EMBEDDED_STUDENT.mkdir(exist_ok=True)
     weights = {name: _smallest(t) for name, t in load_student(checkpoint).student_state_dict().items()}
     save_file(weights, EMBEDDED_STUDENT / STUDENT_WEIGHTS)
+    (EMBEDDED_STUDENT / STUDENT_WEIGHTS).chmod(0o644)
     (EMBEDDED_STUDENT / STUDENT_JSON).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     shipped = load_student("embedded").student_state_dict()
     assert all(torch.equal(shipped[name], t.float()) for name, t in weights.items())
