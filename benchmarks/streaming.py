@@ -2,10 +2,13 @@
 
     python benchmarks/streaming.py --dtype bfloat16                    # a Small-sized encoder with random weights
     python benchmarks/streaming.py --encoder t                         # a VideoMamba in the student, beside it
+    python benchmarks/streaming.py --parts                             # what each part of the student costs
     python benchmarks/streaming.py --checkpoint runs/x/last --sizes 266 --video clip.mp4
 
 Per size a table: latency of a frame (p50, p95, p99) of the teacher, of the student and of its stages (encode, temporal
-part, decode), the ratio of the medians, and frames per second. With `--video`, also from file to file, over what the
+part, decode), the ratio of the medians, and frames per second. With `--parts` instead: a whole streamed frame of the
+teacher, of a student with the temporal part alone, with motion as well, with the output refiner as well, and of the
+optical flow by itself. With `--video`, also from file to file, over what the
 model alone does on the same frames. Random weights serve for timing: nothing here depends on the values.
 """
 
@@ -30,6 +33,8 @@ from videomamba_depth.data.video_io import Frame
 from videomamba_depth.models.checkpoint import load_student, load_teacher
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaEncoder, VideoMambaSpec
+from videomamba_depth.models.motion import MotionSpec
+from videomamba_depth.models.output_state import OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.colour import Colouriser, ColourRange
@@ -105,7 +110,8 @@ def main() -> None:
     results: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
     for size in arguments.sizes:
         student.encoder.input_size = encoder.input_size = size
-        rows = _measure_models(student, teacher, size, arguments)
+        measure = _measure_parts if arguments.parts else _measure_models
+        rows = measure(student, teacher, size, arguments)
         results[f"size_{size}"] = [row.record() for row in rows]
         _print_table(f"{size} px, {arguments.dtype}, {arguments.device}", rows)
     if arguments.video:
@@ -132,6 +138,36 @@ def _measure_models(
             _timed(row, index, streams[0].device, partial(stream.step, frame))
         _time_stages(rows[2:], index, streams[1], frame)
     return rows
+
+
+def _measure_parts(
+    student: VideoMambaDepth, teacher: FrameByFrame, size: int, arguments: argparse.Namespace
+) -> list[Row]:
+    """Time whole frames of the teacher and of students with one part more each, and the flow, in turn."""
+    encoder, head = student.encoder, student.head
+    moving = VideoMambaDepth(encoder, head, TemporalSpec(), motion=MotionSpec()).eval()
+    refining = VideoMambaDepth(encoder, head, TemporalSpec(), motion=MotionSpec(), output=OutputSpec()).eval()
+    still = VideoMambaDepth(encoder, head, TemporalSpec(), output=OutputSpec()).eval()
+    models = {
+        "teacher": teacher,
+        "+ temporal": student,
+        "+ motion": moving,
+        "+ output": refining,
+        "output, still": still,
+    }
+    options = {"device": arguments.device, "dtype": arguments.dtype, "resolution": "model"}
+    streams = {name: DepthStream(model, **options) for name, model in models.items()}
+    rows = {name: Row(name) for name in (*models, "flow alone")}
+    frames = _random_frames(size, arguments.aspect)
+    for index in range(-arguments.warm_up, arguments.frames):
+        frame = next(frames)
+        for name, stream in streams.items():
+            _timed(rows[name], index, stream.device, partial(stream.step, frame))
+        rgb = torch.from_numpy(frame).to(arguments.device).permute(2, 0, 1)[None, None].float() / 255
+        states = streams["+ motion"].states
+        assert states is not None
+        _timed(rows["flow alone"], index, streams["teacher"].device, partial(moving.observe, rgb, states))
+    return list(rows.values())
 
 
 @torch.inference_mode()
@@ -224,6 +260,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="a student's folder; default: random weights of Small size")
     parser.add_argument("--encoder", choices=tuple(VARIANTS), help="without a checkpoint: VideoMamba in the student")
+    parser.add_argument("--parts", action="store_true", help="time the student part by part instead")
     parser.add_argument("--sizes", type=int, nargs="+", default=[266, 392, 518], help="short sides in px")
     parser.add_argument("--aspect", type=float, default=1.0, help="width over height of the frames")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from selective_scan.build import load_library
+from selective_scan.build import BuildError, load_library
 from selective_scan.discretization import get_discretization
 from selective_scan.memory import fresh
 from selective_scan.state import state_dtype, state_shape
@@ -64,6 +65,10 @@ class _ConvArguments(ctypes.Structure):
 
 class _ConvGradients(ctypes.Structure):
     _fields_ = _fields("", "y x", "final_state weight bias initial_state")
+
+
+class _MeanStepArguments(ctypes.Structure):
+    _fields_ = _fields("batch channels heads states threads", "x controls y", "rates initial_state final_state summary")
 
 
 def scan_library(discretization: str, dtype: torch.dtype) -> ctypes.CDLL:
@@ -240,6 +245,39 @@ def conv_forward(*args: object, state: Tensor | None = None) -> tuple[Tensor, Te
         conv.parameters[-1] = final_state = state
     conv.library.causal_conv1d_forward(ctypes.byref(conv.arguments(y, final_state)))
     return y.to(x.dtype), final_state
+
+
+@functools.cache
+def mean_step_works() -> bool:
+    """Tell whether the fused step is there: it needs AVX-512, and GCC."""
+    try:
+        return bool(load_library("mean_step.cpp").mean_step_works())
+    except BuildError:
+        return False
+
+
+def mean_step(state: Tensor, x: Tensor, controls: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the fused step; see `mean_step.mean_step`."""
+    dtype, (batch, channels) = torch.float32, x.shape
+    heads, states = rates.shape
+    rows = [_as_rows(t.unsqueeze(1), dtype) for t in (x, controls)]
+    state, rates = state.contiguous(), rates.to(dtype).contiguous()
+    y, next_state = fresh(rows[0].shape, rows[0].dtype), fresh(state.shape, dtype)
+    summary = torch.empty(batch, states, dtype=dtype)
+    arguments = _MeanStepArguments(
+        batch,
+        channels,
+        heads,
+        states,
+        _threads(batch * channels * states),
+        *(_rows(t) for t in (*rows, y)),
+        *(_pointer(t) for t in (rates, state, next_state, summary)),
+    )
+    run = load_library("mean_step.cpp").mean_step_forward
+    run.restype = ctypes.c_int64
+    if run(ctypes.byref(arguments)):
+        raise ValueError(f"mean_step does not run on {channels} channels in {heads} heads of {states} states here")
+    return y.squeeze(1).to(x.dtype), next_state, summary
 
 
 def conv_backward(args: Sequence[object], grad_y: Tensor, grad_final_state: Tensor | None) -> list[Tensor]:

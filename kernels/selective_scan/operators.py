@@ -146,5 +146,23 @@ def _needed(ctx: Any, tensors: tuple[Any, ...], gradients: tuple[Tensor, ...]) -
     return [g if x is not None and needed else None for x, g, needed in pairs]
 
 
+def _register_mean_step() -> None:
+    """Define the fused step of `mean_step.py`, which the CPU kernels alone have; it has no gradient."""
+
+    def run(*a: Any) -> Any:
+        return importlib.import_module("selective_scan.cpp_backend").mean_step(*a)
+
+    def fake(state: Tensor, x: Tensor, controls: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x.new_empty(x.shape), state.new_empty(state.shape), state.new_empty(state.shape[0], state.shape[2])
+
+    qualified = f"{NAMESPACE}::cpp_mean_step"
+    torch.library.define(
+        qualified, "(Tensor state, Tensor x, Tensor controls, Tensor rates) -> (Tensor, Tensor, Tensor)"
+    )
+    torch.library.impl(qualified, DEVICES["cpp"], run)
+    torch.library.register_fake(qualified, fake)
+
+
 for _backend in DEVICES:
     register(_backend)
+_register_mean_step()

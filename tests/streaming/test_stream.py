@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.motion import MotionSpec
+from videomamba_depth.models.output_state import OutputSpec
+from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
@@ -152,3 +157,12 @@ def test_unknown_device_and_checkpoint(student: VideoMambaDepth, tmp_path: Path)
         DepthStream(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         DepthStream(f"teacher:{tmp_path}/missing")
+
+
+def test_a_carried_output_streams_in_bfloat16(tiny_encoder: DepthAnythingEncoder, frames: np.ndarray) -> None:
+    student = VideoMambaDepth(
+        tiny_encoder, tiny_encoder.head, TemporalSpec(), motion=MotionSpec(), output=OutputSpec()
+    ).eval()
+    precise = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu")(frames)))
+    rough = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu", dtype="bfloat16")(frames)))
+    assert np.abs(rough - precise).max() < 0.05 * np.ptp(precise)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape
+from selective_scan import causal_conv1d, mean_step, mean_step_fits, selective_scan_with_summary, state_shape
 from videomamba_depth.video_mamba.mixer import LayerState, MixerOutput, inverse_softplus
 
 _MAX_STEP_BILINEAR = 1.9
@@ -109,11 +109,16 @@ class InnovationMixer(nn.Module):
         precise = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             controls = F.linear(control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise))
-            estimate, ssm_state, summary = self._estimate(x.to(precise), controls, ssm_state)
-            gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()
-            innovation = estimate - x.to(precise).repeat(1, 1, self.expand)
-            innovation = innovation.unflatten(-1, (self.num_heads, -1)) * gate.unsqueeze(-1)
-        branch = self.out_proj(innovation.flatten(-2).to(x.dtype))
+            if ssm_state is not None and self._fuses(x, ssm_state):
+                u = x[:, 0].repeat(1, self.expand) if self.expand > 1 else x[:, 0]
+                step, ssm_state, summary = mean_step(ssm_state, u, controls[:, 0], -torch.exp(self.A_log))
+                innovation, summary = step.unsqueeze(1), summary.unsqueeze(1)
+            else:
+                estimate, ssm_state, summary = self._estimate(x.to(precise), controls, ssm_state)
+                gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()
+                innovation = estimate - x.to(precise).repeat(1, 1, self.expand)
+                innovation = (innovation.unflatten(-1, (self.num_heads, -1)) * gate.unsqueeze(-1)).flatten(-2)
+        branch = self.out_proj(innovation.to(x.dtype))
         return MixerOutput(branch, (conv_state, ssm_state), summary)
 
     def advect(self, state: LayerState, move: Callable[[Tensor, bool], Tensor]) -> LayerState:
@@ -172,6 +177,13 @@ class InnovationMixer(nn.Module):
         mean = weighted.unflatten(-1, (heads, per_head)) / mass.unsqueeze(-1)
         state = torch.cat([values_state, mass_state], dim=1)
         return mean.flatten(-2), state, values_summary / mass_summary
+
+    def _fuses(self, x: Tensor, ssm_state: Tensor) -> bool:
+        """Tell whether this is a streamed step that can run as one kernel."""
+        channels = self.expand * self.d_model
+        return x.shape[1] == 1 and mean_step_fits(
+            ssm_state, channels, self.num_heads, self.d_state, self.discretization, self.backend
+        )
 
     def _split_state(self, ssm_state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Cut the carried state into the scan's over the values and the scan's over the constant 1."""

@@ -1,5 +1,6 @@
 // Causal depthwise convolution with silu and carried state, in float or double; compiled by ../build.py.
 #include "arguments.h"
+#include "lanes.h"
 
 namespace {
 
@@ -53,6 +54,35 @@ void forward(const ConvArguments& a, int64_t first, int64_t last) {
     }
 }
 
+#ifdef HAVE_TABLES
+template <size_t... i>
+INLINE V shift_in(V old, V x, std::index_sequence<i...>) {  // per channel: drop the oldest of 4 inputs, append x
+  return SHUFFLE(old, x, (i % 4 == 3 ? W + i : i + 1)...);
+}
+
+// One step of width 4, the state as it lies in memory. Streaming lives on this.
+void step_of_four(const ConvArguments& a, int64_t first, int64_t last) {
+  for (int64_t t = first; t < last; ++t)
+    for (int64_t d = 0; d < a.channels; d += W) {
+      const int lanes = a.channels - d < W ? a.channels - d : W;
+      const int64_t offset = (t * a.channels + d) * 4;
+      if (a.initial_state) prefetch(a.initial_state + offset + kBlocksAhead * W * 4, W * 4 * sizeof(S));
+      S by_channel[W];
+      store(by_channel, load_as(a.x.data, row(a.x, t, 0) + d, lanes, a.x.dtype));
+      const V sum = add_all<4>(0, [&](int j) INLINE_LAMBDA {
+        if (j * W >= lanes * 4) return V{};
+        const V old = a.initial_state ? load(a.initial_state + offset + j * W) : V{};
+        const V now = shift_in(old, spread<4>(by_channel, j), Lanes{});
+        store(a.final_state + offset + j * W, now);
+        return now * load(a.weight + d * 4 + j * W);
+      });
+      V y = in_order<4>(sum, Lanes{}) + load_or(a.bias, d, lanes, 0);
+      if (a.silu) y *= sigmoid(y);
+      store_as(a.y.data, row(a.y, t, 0) + d, lanes, a.y.dtype, y);
+    }
+}
+#endif
+
 // dweight [blocks, K] and dbias [blocks] collect over the sequences of one group.
 void backward(const ConvArguments& a, const ConvGradients& grads, int64_t t, Scratch& s, V* dweight, V* dbias) {
   const int64_t K = a.width;
@@ -84,6 +114,10 @@ void backward(const ConvArguments& a, const ConvGradients& grads, int64_t t, Scr
 }  // namespace
 
 extern "C" void causal_conv1d_forward(const ConvArguments* a) {
+#ifdef HAVE_TABLES
+  if (a->length == 1 && a->width == 4 && a->channels % 4 == 0)
+    return parallel(a->batch, a->threads, [&](int64_t first, int64_t last) { step_of_four(*a, first, last); });
+#endif
   parallel(a->batch, a->threads, [&](int64_t first, int64_t last) { forward(*a, first, last); });
 }
 
