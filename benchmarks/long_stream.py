@@ -54,9 +54,15 @@ class LongStream:
 
 
 def stream_long(
-    model: Predictor, frames: int, height: int, width: int, clip_frames: int, key_frames: bool = False
+    model: Predictor,
+    frames: int,
+    height: int,
+    width: int,
+    clip_frames: int,
+    key_frames: bool = False,
+    progress: bool = False,
 ) -> LongStream:
-    """Stream a looped synthetic clip."""
+    """Stream a looped synthetic clip; `progress` prints a line every 500 frames."""
     world = WorldConfig(height=height, width=width, num_frames=clip_frames)
     clip = [frame.rgb for frame in iter_video(_SEED, world)]
     loop = [*clip, *clip[-2:0:-1]]
@@ -76,6 +82,8 @@ def stream_long(
             found.warm_mb = resident_mb()
         if index + 1 >= WARM_FRAMES and (index + 1) % 100 == 0:
             found.largest_mb = max(found.largest_mb, resident_mb())
+        if progress and (index + 1) % 500 == 0:
+            print(f"frame {index + 1}: {resident_mb():.1f} MB, drift {100 * found.drift:.4f} %", flush=True)
     return found
 
 
