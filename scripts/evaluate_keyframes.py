@@ -41,7 +41,7 @@ _FRESH_FRAMES = 8  # behind each cut, that are compared with a fresh start
 _ON = KeyFrameSettings()
 _VARIANTS: dict[str, KeyFrameSettings | None] = {
     "off": None,
-    "state": replace(_ON, align=False),
+    "state": _ON,
     "state + scale": replace(_ON, align=True),
 }
 

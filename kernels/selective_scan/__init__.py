@@ -9,7 +9,6 @@ from selective_scan.interface import (
     selective_scan_step,
     selective_scan_with_summary,
 )
-from selective_scan.mean_step import mean_step, mean_step_fits, mean_step_ref
 from selective_scan.reference import causal_conv1d_ref, selective_scan_ref, selective_scan_with_summary_ref
 from selective_scan.state import pack_state, state_dtype, state_shape, unpack_state
 
@@ -19,9 +18,6 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_ref",
     "causal_conv1d_step",
-    "mean_step",
-    "mean_step_fits",
-    "mean_step_ref",
     "pack_state",
     "selective_scan",
     "selective_scan_ref",

@@ -43,7 +43,7 @@ class KeyFrameSettings:
     leave: float = 0.65
     blend_frames: int = 4
     grid: int = 4
-    align: bool = True
+    align: bool = False
     time_constant: float = 16.0
     max_state_change: float = 0.05
     max_scale: float = 1.25
@@ -132,7 +132,7 @@ class KeyFrames:
             features: `[1, C, h, w]`, coarse features of the frozen encoder.
         """
         self._number += 1
-        self.decision = {"event": ""}
+        self.decision = {"event": "", "followed": False}
         self._afresh = bool(states.frame_index[0] == 0)
         if self._afresh:
             self._leave_all(before)
@@ -248,7 +248,6 @@ class KeyFrames:
     def _align(self, depth: Tensor, change: float) -> None:
         """Follow the scale that the anchor's depth asks for, on what has not moved since."""
         key = next((key for key in self._ring if key.number == self._anchor), None)
-        self.decision["followed"] = False
         if key is None or (change > self.settings.max_state_change and not self._afresh):
             return
         assert self._look is not None

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selective_scan import causal_conv1d, mean_step, mean_step_fits, selective_scan_with_summary, state_shape
+from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape
+from selective_scan.mean_step import mean_step, mean_step_fits
 from videomamba_depth.video_mamba.mixer import LayerState, MixerOutput, inverse_softplus
 
 _MAX_STEP_BILINEAR = 1.9
