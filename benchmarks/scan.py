@@ -2,6 +2,7 @@
 
     python benchmarks/scan.py                      # the default shapes, zoh; a table, scan.json and scan.png
     python benchmarks/scan.py --methods all --quick
+    python benchmarks/scan.py --quick --second-threads 2   # also `cpp` on two threads, in turn with one
 
 Times are interleaved (one call of each contender per round, so that a busy machine hurts all alike); the table shows
 the fastest round and the median. One element is one state of one channel at one step: T·L·D·N of them per call.
@@ -28,11 +29,17 @@ from selective_scan import (
     selective_scan_ref,
     selective_scan_step,
     state_shape,
+    zero_state,
 )
 
 SHAPES = ((1369, 384), (21904, 96))
 STATES = 16
 Call = Callable[[], Any]
+
+
+def own_state(source: Tensor) -> Tensor:
+    """Copy a state into memory as the package itself gives to states."""
+    return zero_state(source.shape).copy_(source)
 
 
 def make_inputs(batch: int, length: int, channels: int, method: str) -> dict[str, Any]:
@@ -51,15 +58,27 @@ def make_inputs(batch: int, length: int, channels: int, method: str) -> dict[str
         "D": normal(channels),
         "z": normal(batch, length, channels),
         "delta_bias": normal(channels) * 0.1,
-        "initial_state": normal(*state_shape(batch, channels, STATES, method)),
+        "initial_state": own_state(normal(*state_shape(batch, channels, STATES, method))),
         "discretization": method,
     }
+
+
+def on_threads(threads: int, call: Call) -> Call:
+    """Return the call on another number of threads."""
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        call()
+        torch.set_num_threads(before)
+
+    return run
 
 
 def forward_calls(inputs: dict[str, Any], with_compile: bool) -> dict[str, Call]:
     """The forward pass without gradients."""
     source = inputs["initial_state"]
-    target = torch.empty_like(source)
+    target = own_state(source)
     calls: dict[str, Call] = {
         "copy of the state": lambda: target.copy_(source),
         "reference": lambda: selective_scan_ref(**inputs),
@@ -78,8 +97,8 @@ def step_calls(inputs: dict[str, Any]) -> dict[str, Call]:
         for name, x in inputs.items()
         if name != "initial_state"
     }
-    source = inputs["initial_state"]
-    target, states = torch.empty_like(source), {name: source.clone() for name in ("reference", "cpp")}
+    source = own_state(inputs["initial_state"])
+    target, states = own_state(source), {name: own_state(source) for name in ("reference", "cpp")}
 
     def step(backend: str) -> Call:
         return lambda: selective_scan_step(states[backend], **flat, backend=backend, inplace=True)
@@ -121,13 +140,16 @@ def measure(what: str, batch: int, channels: int, length: int, method: str, args
     """Time one kind of call at one shape; return one record per contender."""
     inputs = make_inputs(batch, length, channels, method)
     slow = 2 if args.quick else 4
-    if what == "forward+backward":
-        calls = training_calls(inputs)
-        times = interleaved(calls, {"": 3 * slow, "reference": slow})
-    else:
-        with torch.no_grad():
+    training = what == "forward+backward"
+    with torch.set_grad_enabled(training):
+        if training:
+            calls = training_calls(inputs)
+        else:
             calls = step_calls(inputs) if what == "step" else forward_calls(inputs, args.compile and method == "zoh")
-            times = interleaved(calls, {"": 8 * slow, "reference": slow, "torch.compile": 2 * slow})
+        if args.second_threads:
+            calls[f"cpp, {args.second_threads} threads"] = on_threads(args.second_threads, calls["cpp"])
+        rounds = {"": 3 * slow if training else 8 * slow, "reference": slow, "torch.compile": 2 * slow}
+        times = interleaved(calls, rounds)
     elements = batch * length * channels * STATES
     reference = min(times["reference"])
     # Bytes that a perfect kernel moves: the state in and out, u, delta, z and y.
@@ -186,6 +208,7 @@ def main() -> None:
     parser.add_argument("--calls", nargs="+", default=["forward", "step", "forward+backward"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[16])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--second-threads", type=int, help="also cpp on this many, in turn with --threads")
     parser.add_argument("--compile", action="store_true", help="also torch.compile of the reference (zoh)")
     parser.add_argument("--quick", action="store_true", help="half the rounds, and the first shape alone")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for scan.json and scan.png")

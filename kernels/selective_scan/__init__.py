@@ -9,6 +9,7 @@ from selective_scan.interface import (
     selective_scan_step,
     selective_scan_with_summary,
 )
+from selective_scan.memory import zero_state
 from selective_scan.reference import causal_conv1d_ref, selective_scan_ref, selective_scan_with_summary_ref
 from selective_scan.state import pack_state, state_dtype, state_shape, unpack_state
 
@@ -27,4 +28,5 @@ __all__ = [
     "state_dtype",
     "state_shape",
     "unpack_state",
+    "zero_state",
 ]

@@ -19,7 +19,9 @@ _DEVICE_OF = {"cpp": "cpu", "triton": "cuda", "mamba_ssm": "cuda"}
 
 
 @torch.compiler.assume_constant_result
-def resolve_backend(requested: str | None, device: str, discretization: str, wide: bool) -> str:
+def resolve_backend(
+    requested: str | None, device: str, discretization: str, wide: bool, preferred: str | None = None
+) -> str:
     """Return the name of the backend to run.
 
     In order of precedence: VIDEOMAMBA_DISABLE_FUSED=1 (the reference, whatever else is asked for); `requested`;
@@ -31,6 +33,7 @@ def resolve_backend(requested: str | None, device: str, discretization: str, wid
         device: type of the tensors' device, as "cpu" or "cuda".
         discretization: name of a discretization, or "conv" for the convolution.
         wide: arithmetic is in float64.
+        preferred: what to choose before the fastest of ours if it is installed and nobody asks for anything else.
 
     Raises:
         ValueError: an unknown name, or a backend that does not run on `device`.
@@ -44,7 +47,10 @@ def resolve_backend(requested: str | None, device: str, discretization: str, wid
     ):
         if name and name != "auto":
             return _log_once(_explicit(name, origin, device, discretization, wide), discretization, origin)
-    return _automatic(os.environ.get("VIM_USE_CUDA_KERNEL", ""), device, discretization, wide)
+    use_kernel = os.environ.get("VIM_USE_CUDA_KERNEL", "")
+    if preferred is not None and use_kernel != "0" and _problem(preferred, discretization, wide) is None:
+        return _log_once(preferred, discretization, "automatic")
+    return _automatic(use_kernel, device, discretization, wide)
 
 
 def _explicit(name: str, origin: str, device: str, discretization: str, wide: bool) -> str:

@@ -227,7 +227,8 @@ def causal_conv1d(
         bias: [D]; None: 0.
         initial_state: [T, D, K] the last K inputs before x, oldest first; None: zeros. Unchanged.
         activation: "silu" or None.
-        backend: as in `selective_scan`.
+        backend: as in `selective_scan`; None: the causal-conv1d package first, where it is installed and knows the
+            call (`mamba_ssm_backend.conv_is_supported`).
 
     Returns:
         y [T, L, D] in x's dtype, and the final state [T, D, K], a fresh tensor, float64 for float64 x and
@@ -239,7 +240,8 @@ def causal_conv1d(
     Source: Gu & Dao, "Mamba", section 3.4; K columns of state, not K − 1, as mamba-ssm's `step` publishes it.
     """
     check_conv(x, weight, bias, initial_state, activation)
-    chosen = resolve_backend(backend, x.device.type, "conv", x.dtype == torch.float64)
+    preferred = "mamba_ssm" if mamba_ssm_backend.conv_is_supported(x, weight.shape[1]) else None
+    chosen = resolve_backend(backend, x.device.type, "conv", x.dtype == torch.float64, preferred)
     if chosen == "reference":
         return reference.causal_conv1d_ref(x, weight, bias, initial_state, activation)
     if chosen == "mamba_ssm":

@@ -48,9 +48,18 @@ def selective_scan(
 
 
 def conv_is_supported(x: Tensor, width: int) -> bool:
-    """Is this a call that the causal-conv1d package computes correctly (its offsets have 32 bits)."""
-    fits = x.numel() < 2**32 and x.shape[2] % 8 == 0
-    return x.is_cuda and 2 <= width <= 4 and fits and x.dtype != torch.float64
+    """Is this a call that the causal-conv1d package computes correctly.
+
+    It wants CUDA tensors, no float64, a width of 2 to 4, D a multiple of 8 (for a state in channel-last layout) and
+    fewer than 2^32 elements (its offsets have 32 bits). `torch.compile` cannot look into it.
+    """
+    if torch.compiler.is_compiling() or not _is_on_gpu(x):
+        return False
+    return 2 <= width <= 4 and x.shape[2] % 8 == 0 and x.numel() < 2**32 and x.dtype != torch.float64
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def causal_conv1d(

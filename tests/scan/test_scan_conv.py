@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from scan_cases import relative_rms
 from torch import Tensor
 
-from selective_scan import causal_conv1d, causal_conv1d_ref, causal_conv1d_step
+from selective_scan import backends, causal_conv1d, causal_conv1d_ref, causal_conv1d_step, mamba_ssm_backend, zero_state
 
 DOUBLE = torch.float64
 
@@ -98,3 +102,84 @@ def test_contract_violations_name_the_argument() -> None:
         causal_conv1d(x, weight[:3], bias)
     with pytest.raises(ValueError, match="activation must be"):
         causal_conv1d(x, weight, bias, activation="relu")
+
+
+class FakeCausalConv1d(ModuleType):
+    """Stands for the causal-conv1d package: its layouts and contracts on CPU tensors, and a count of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__("causal_conv1d")
+        self.__spec__ = importlib.machinery.ModuleSpec("causal_conv1d", None)
+        self.calls = 0
+
+    def causal_conv1d_fn(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor, activation: str | None
+    ) -> Tensor:
+        """x [T, D, L] and initial_states [T, D, K - 1], both with D fastest."""
+        assert x.stride(1) == initial_states.stride(1) == 1
+        assert x.shape[1] % 8 == 0
+        assert weight.dtype == initial_states.dtype == x.dtype
+        self.calls += 1
+        past = torch.nn.functional.pad(initial_states, (1, 0))
+        return causal_conv1d_ref(x.transpose(1, 2), weight, bias, past, activation)[0].transpose(1, 2)
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> FakeCausalConv1d:
+    """The package is installed, and CPU tensors count as CUDA ones."""
+    fake = FakeCausalConv1d()
+    monkeypatch.setitem(sys.modules, "causal_conv1d", fake)
+    monkeypatch.setattr(mamba_ssm_backend, "_is_on_gpu", lambda x: True)
+    monkeypatch.setattr(backends, "_installed", lambda name: name == "causal_conv1d")
+    return fake
+
+
+def test_the_installed_package_runs_what_it_supports(package: FakeCausalConv1d) -> None:
+    for width in (2, 3, 4):
+        leaves = tuple(t.detach().float().requires_grad_() for t in make(2, 5, 16, width))
+        truth = results(leaves, "silu", "reference")
+        y, state = causal_conv1d(*leaves)
+        loss = (y * torch.arange(16)).sum() + state.sin().sum()
+        for got, expected in zip((y, state, *torch.autograd.grad(loss, leaves)), truth, strict=True):
+            assert relative_rms(got, expected) < 1e-6
+    assert package.calls == 3
+    causal_conv1d(leaves[0].detach().bfloat16(), *leaves[1:3])
+    assert package.calls == 4
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12, 4), (2, 3, 16, 5), (2, 3, 16, 1)], ids=str)
+def test_the_installed_package_is_left_alone_otherwise(
+    package: FakeCausalConv1d, shape: tuple[int, int, int, int]
+) -> None:
+    tensors = make(*shape)
+    single = tuple(t.detach().float() for t in tensors)
+    assert not mamba_ssm_backend.conv_is_supported(tensors[0], 4)  # float64
+    causal_conv1d(*single)
+    assert package.calls == 0
+    with pytest.raises(ValueError, match="needs CUDA tensors, a width of 2 to 4, D a multiple of 8"):
+        mamba_ssm_backend.causal_conv1d(*single, "silu")
+
+
+def test_the_environment_overrules_the_installed_package(
+    package: FakeCausalConv1d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight, bias, state = (t.detach().float() for t in make(2, 3, 16, 4))
+    causal_conv1d(x, weight, bias, state, backend="cpp")
+    for name, value in (
+        ("VIM_USE_CUDA_KERNEL", "0"),
+        ("VIDEOMAMBA_SCAN_BACKEND", "reference"),
+        ("VIDEOMAMBA_DISABLE_FUSED", "1"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            causal_conv1d(x, weight, bias, state)
+    assert package.calls == 0
+
+
+def test_states_start_at_zero_in_any_size() -> None:
+    for batch in (2, 3000):  # below and above the size from which huge pages are asked for
+        state = zero_state((batch, 384, 4))
+        assert state.shape == (batch, 384, 4)
+        assert state.is_contiguous()
+        assert not state.any()
+    assert zero_state((2, 3, 4), torch.float64, "meta").device.type == "meta"

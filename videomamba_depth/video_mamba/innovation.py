@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape
+from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape, zero_state
 from selective_scan.mean_step import mean_step, mean_step_fits
 from videomamba_depth.video_mamba.mixer import LayerState, MixerOutput, inverse_softplus
 
@@ -85,10 +85,10 @@ class InnovationMixer(nn.Module):
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
         """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
         dtype = torch.promote_types(dtype, torch.float32)
-        conv = torch.zeros(num_sequences, self.d_control, self.d_conv, dtype=dtype, device=device)
+        conv = zero_state((num_sequences, self.d_control, self.d_conv), dtype, device)
         rows = self._state_rows(self.expand * self.d_model) + self._state_rows(self.num_heads)
         columns = state_shape(1, 1, self.d_state, self.discretization)[2]
-        return conv, torch.zeros(num_sequences, rows, columns, dtype=dtype, device=device)
+        return conv, zero_state((num_sequences, rows, columns), dtype, device)
 
     def forward(self, x: Tensor, control: Tensor, state: LayerState | None = None) -> MixerOutput:
         """Mix a chunk.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape
+from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape, zero_state
 
 LayerState = tuple[Tensor, Tensor]
 """`(conv_state [T, d_inner, d_conv], ssm_state [T, d_inner, d_state])`; T is the number of sequences."""
@@ -81,9 +81,9 @@ class MambaMixer(nn.Module):
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
         """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
         dtype = torch.promote_types(dtype, torch.float32)
-        conv = torch.zeros(num_sequences, self.d_inner, self.d_conv, dtype=dtype, device=device)
+        conv = zero_state((num_sequences, self.d_inner, self.d_conv), dtype, device)
         shape = state_shape(num_sequences, self.d_inner, self.d_state, self.discretization)
-        return conv, torch.zeros(shape, dtype=dtype, device=device)
+        return conv, zero_state(shape, dtype, device)
 
     def forward(self, x: Tensor, state: LayerState | None = None) -> MixerOutput:
         """Mix a chunk.

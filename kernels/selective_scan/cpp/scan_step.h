@@ -18,13 +18,18 @@ bool flat_step_fits(const ScanArguments& a) {
 // chain of softplus before it and leave the silu after it waiting.
 struct FlatStep {
   std::vector<S> delta, source, y;  // source: u, times c0 where that is the same for all states
-  std::vector<S> zeros;             // [D, N], what a sequence without an initial state starts from
-  FlatStep(const ScanArguments& a)
-      : delta(a.channels), source(a.channels), y(a.channels), zeros(a.initial_state ? 0 : a.channels * a.states) {}
+  V B, C;
+  FlatStep(const ScanArguments& a) : delta(a.channels), source(a.channels), y(a.channels) {}
 };
 
-template <class M>
+template <class M, int N>
 INLINE void read_flat(const ScanArguments& a, int64_t t, bool prefetch_next, FlatStep& s) {
+  S weights[2 * W];
+  for (int i = 0; i < W; i += N) {
+    read_weights(a.B, row(a.B, t, 0), N, weights + i);
+    read_weights(a.C, row(a.C, t, 0), N, weights + W + i);
+  }
+  s.B = load(weights), s.C = load(weights + W);
   for (int64_t d = 0; d < a.channels; d += W) {
     const int64_t at_u = row(a.u, t, 0) + d, at_delta = row(a.delta, t, 0) + d;
     if (prefetch_next) {
@@ -51,33 +56,35 @@ INLINE void write_flat(const ScanArguments& a, int64_t t, bool prefetch_next, co
   }
 }
 
+// One block of W channels of one sequence.
+template <class M, int N, bool kStream>
+INLINE void flat_block(const ScanArguments& a, const S* A_log2e, int64_t d, const S* in, S* out, FlatStep& s) {
+  // Further ahead than the end does no harm: a prefetch never faults. A does not fit L1 beside the state.
+  prefetch(in + kBlocksAhead * W * N, W * N * sizeof(S));
+  prefetch(A_log2e + (d + W) * N, W * N * sizeof(S));
+  const V y = add_all<N>(0, [&](int j) INLINE_LAMBDA {
+    const int64_t at_j = d * N + j * W;
+    const Inputs x = {spread<N>(&s.delta[d], j), load(a.A + at_j), load(A_log2e + at_j), V{}};
+    const Taps taps = M::taps(x, M::core(x));
+    V source = spread<N>(&s.source[d], j);
+    if constexpr (M::kInputDependsOnA) source *= taps.c0;
+    const V h = taps.a * load(in + j * W) + source * s.B;
+    store_line(out + j * W, h, kStream);
+    return h * s.C;
+  });
+  store(&s.y[d], in_order<N>(y, Lanes{}));
+}
+
 template <class M, int N, bool kStream>
 void flat_step(const ScanArguments& a, const S* A_log2e, int64_t first, int64_t last) {
   FlatStep s(a);
+  const std::vector<S> zeros(a.initial_state ? 0 : W * N);  // what a sequence without an initial state starts from
   for (int64_t t = first; t < last; ++t) {
-    S weights[2 * W];
-    for (int i = 0; i < W; i += N) {
-      read_weights(a.B, row(a.B, t, 0), N, weights + i);
-      read_weights(a.C, row(a.C, t, 0), N, weights + W + i);
-    }
-    const V B = load(weights), C = load(weights + W);
-    const S* state_in = a.initial_state ? a.initial_state + t * a.channels * N : s.zeros.data();
-    S* state_out = a.final_state + t * a.channels * N;
-    read_flat<M>(a, t, t + 1 < last, s);
+    read_flat<M, N>(a, t, t + 1 < last, s);
     for (int64_t d = 0; d < a.channels; d += W) {
-      // Further ahead than the end of the state does no harm: a prefetch never faults.
-      prefetch(state_in + d * N + kBlocksAhead * W * N, W * N * sizeof(S));
-      const V y = add_all<N>(0, [&](int j) INLINE_LAMBDA {
-        const int64_t at_j = d * N + j * W;
-        const Inputs x = {spread<N>(&s.delta[d], j), load(a.A + at_j), load(A_log2e + at_j), V{}};
-        const Taps taps = M::taps(x, M::core(x));
-        V source = spread<N>(&s.source[d], j);
-        if constexpr (M::kInputDependsOnA) source *= taps.c0;
-        const V h = taps.a * load(state_in + at_j) + source * B;
-        store_line(state_out + at_j, h, kStream);
-        return h * C;
-      });
-      store(&s.y[d], in_order<N>(y, Lanes{}));
+      const int64_t at = (t * a.channels + d) * N;
+      const S* in = a.initial_state ? a.initial_state + at : zeros.data();
+      flat_block<M, N, kStream>(a, A_log2e, d, in, a.final_state + at, s);
     }
     write_flat(a, t, t + 1 < last, s);
   }
