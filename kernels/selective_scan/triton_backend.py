@@ -128,6 +128,7 @@ def scan_backward(
     s = _Scan(*args)  # type: ignore[arg-type]
     batch, length, channels, states = s.shape
     two_taps = bool(s.options["TWO_TAPS"])
+    s.A = s.A.t().contiguous()
     block = _block(channels, BACKWARD_BLOCK)
     blocks, programs = triton.cdiv(channels, block), max(1, min(batch, BACKWARD_PROGRAMS))
     dy = _as_rows(grad_y, s.dtype)
@@ -140,7 +141,7 @@ def scan_backward(
     du, ddelta = empty(*full, dtype=s.u.dtype), empty(*full, dtype=s.delta.dtype)
     dz = None if s.z is None else empty(*full, dtype=s.z.dtype)
     dh0 = None if s.h0 is None else empty(*s.state_shape)
-    dB, dC = empty(blocks, batch, length + two_taps, states), empty(blocks, batch, length, states)
+    dB, dC = empty(1 + two_taps, blocks, batch, length, states), empty(blocks, batch, length, states)
     dA = empty(programs, channels, states)
     dD, dbias, dlam = (empty(programs, channels) for _ in range(3))
     history = empty(programs, blocks, length + 1, states, block)
@@ -162,14 +163,15 @@ def scan_backward(
             HAS_DSUMMARY=dsummary is not None,
             num_warps=BACKWARD_WARPS,
         )
-    dB_total = dB.sum(0)
-    if two_taps:  # row 0 belongs to the B that the state carries
+    dB_total = dB[0].sum(0)
+    if two_taps:  # row l of dB[1] belongs to step l − 1, row 0 to the B that the state carries
+        dB_before = dB[1].sum(0)
+        dB_total[:, :-1] += dB_before[:, 1:]
         if dhT is not None:
             dB_total[:, -1] += dhT[:, -1, :-1]
         if dh0 is not None:
-            dh0[:, -1, :-1] = dB_total[:, 0]
+            dh0[:, -1, :-1] = dB_before[:, 0]
             dh0[:, -1, -1] = 0
-        dB_total = dB_total[:, 1:]
     gradients = (du, ddelta, dA.sum(0), dB_total, dC.sum(0), dD.sum(0), dz, dbias.sum(0), dh0, dlam.sum(0))
     return _like_inputs(args, gradients)
 

@@ -37,27 +37,33 @@ def test_every_method_in_the_interpreter() -> None:
     assert interpret(*rest) == [f"{name} agrees" for name in rest]
 
 
-# Bounds of registers for N = 16: 168 lets 12 warps run per scheduler group, 128 lets 16, 255 is the hardware's end.
+CAPABILITIES = (80, 90, 120)
+# Registers at N = 16: 128 lets 16 warps run on a multiprocessor, 255 is the hardware's end. A step is the forward
+# kernel with L = 1.
+BOUNDS = {"scan_forward": 128, "scan_backward": 255}
+# Bytes set aside once per sequence, outside the loops over time: four values.
+SPILLED = {("scan_backward", "foh_exact"): 16}
+
+
 @pytest.mark.parametrize(
-    ("kernel", "method", "capability", "bound"),
+    ("kernel", "method", "capability"),
     [
-        ("scan_forward", "zoh", 90, 96),
+        ("scan_forward", "zoh", 90),
         *[
-            pytest.param("scan_forward", method, 90, 168, marks=pytest.mark.slow)
+            pytest.param(kernel, method, capability, marks=pytest.mark.slow)
+            for kernel in BOUNDS
             for method in METHODS
-            if method != "zoh"
+            for capability in CAPABILITIES
+            if (kernel, method, capability) != ("scan_forward", "zoh", 90)
         ],
-        *[pytest.param("scan_backward", method, 90, 255, marks=pytest.mark.slow) for method in METHODS],
-        pytest.param("scan_forward", "zoh", 80, 128, marks=pytest.mark.slow),
-        pytest.param("scan_forward", "zoh", 120, 128, marks=pytest.mark.slow),
     ],
 )
-def test_offline_compilation_spills_nothing(kernel: str, method: str, capability: int, bound: int) -> None:
+def test_offline_compilation_spills_nothing(kernel: str, method: str, capability: int) -> None:
     from selective_scan.triton_kernels.offline import kernel_usage
 
     usage = kernel_usage(kernel, method, capability=capability)
-    assert usage.spill_bytes == 0
-    assert usage.registers <= bound
+    assert usage.spill_bytes <= SPILLED.get((kernel, method), 0)
+    assert usage.registers <= BOUNDS[kernel]
     assert usage.barriers == 0
     if kernel == "scan_forward":
         assert usage.shuffles == 0

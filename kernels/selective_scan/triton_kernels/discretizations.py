@@ -58,10 +58,11 @@ def phi_functions(z, e, ORDER: tl.constexpr):
     small = tl.where(is_small, z, 0.0)
     large = tl.where(is_small, 1.0, z)
 
-    # φ_ORDER = Σ z^k / (k + ORDER)!, by Horner with 1 / (k + ORDER) taken out step by step.
+    # φ_ORDER = Σ z^k / (k + ORDER)!, by Horner with 1 / (k + ORDER) taken out step by step, as constants: division
+    # takes many instructions.
     top = tl.zeros_like(z) + 1.0
     for k in tl.static_range(degree):
-        top = 1.0 + top * small / (degree - k + ORDER)
+        top = 1.0 + top * (small * (1.0 / (degree - k + ORDER)))
     if ORDER == 1:
         down1 = top
         down2 = top
@@ -82,10 +83,11 @@ def phi_functions(z, e, ORDER: tl.constexpr):
         down3 = small * down4 + (1.0 / 6.0)
         down2 = small * down3 + 0.5
         down1 = small * down2 + 1.0
-    up1 = (e - 1.0) / large
-    up2 = (up1 - 1.0) / large
-    up3 = (up2 - 0.5) / large
-    up4 = (up3 - 1.0 / 6.0) / large
+    inverse = 1.0 / large
+    up1 = (e - 1.0) * inverse
+    up2 = (up1 - 1.0) * inverse
+    up3 = (up2 - 0.5) * inverse
+    up4 = (up3 - 1.0 / 6.0) * inverse
     return (
         tl.where(is_small, down1, up1),
         tl.where(is_small, down2, up2),
@@ -105,9 +107,13 @@ def core(delta, A, METHOD: tl.constexpr):
 
 
 @triton.jit
-def coefficients(delta, A, lam, e, METHOD: tl.constexpr):
-    """Return (a, c0, c1) from delta, A, λ and their `core`."""
+def coefficients(delta, A, lam, e, METHOD: tl.constexpr, SHARED: tl.constexpr):
+    """Return (a, c0, c1) from delta, A, λ and their `core`.
+
+    SHARED: `coefficient_gradients` follows, so take the φ functions that it needs; the compiler merges the two.
+    """
     z = delta * A
+    more: tl.constexpr = 1 if SHARED else 0
     a = e
     c0 = delta
     c1 = tl.zeros_like(delta)
@@ -119,13 +125,13 @@ def coefficients(delta, A, lam, e, METHOD: tl.constexpr):
         c0 = 0.5 * delta * e
         c1 = c0
     elif METHOD == FOH:
-        _, phi2, _, _ = phi_functions(z, e, 2)
+        _, phi2, _, _ = phi_functions(z, e, 2 + more)
         c0 = delta * delta * phi2
     elif METHOD == POLY:
-        phi1, phi2, _, _ = phi_functions(z, e, 2)
+        phi1, phi2, _, _ = phi_functions(z, e, 2 + more)
         c0 = delta * (phi1 + 0.5 * delta * phi2)
     elif METHOD == HIGHORDER:
-        phi1, phi2, phi3, _ = phi_functions(z, e, 3)
+        phi1, phi2, phi3, _ = phi_functions(z, e, 3 + more)
         c0 = delta * (phi1 + delta * (phi2 + 0.5 * delta * phi3))
     elif METHOD == RK4:
         is_small = z >= -1.0
@@ -133,10 +139,10 @@ def coefficients(delta, A, lam, e, METHOD: tl.constexpr):
         beyond = (RK4_SCALE * e - 1.0) / tl.where(is_small, -1.0, z)
         c0 = delta * tl.where(is_small, polynomial, beyond)
     elif METHOD == ZOH_EXACT:
-        phi1, _, _, _ = phi_functions(z, e, 1)
+        phi1, _, _, _ = phi_functions(z, e, 1 + more)
         c0 = delta * phi1
     elif METHOD == FOH_EXACT:
-        phi1, phi2, _, _ = phi_functions(z, e, 2)
+        phi1, phi2, _, _ = phi_functions(z, e, 2 + more)
         c0 = delta * phi2
         c1 = delta * (phi1 - phi2)
     elif METHOD == TRAPEZOID:

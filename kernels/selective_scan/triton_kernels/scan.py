@@ -54,6 +54,15 @@ def read_delta(pointer, offsets, mask, bias, dtype, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
+def load_previous_B(B_ptr, h0_ptr, before, at_state, step, dtype, HAS_H0: tl.constexpr):
+    """Return one weight of the step before `step`, the state's at step 0; masks, since branches cost registers."""
+    B = tl.load(B_ptr + before, mask=step > 0, other=0.0).to(dtype)
+    if HAS_H0:
+        B += tl.load(h0_ptr + at_state, mask=step == 0, other=0.0).to(dtype)
+    return B
+
+
+@triton.jit
 def scan_forward(
     u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, lam_ptr,
     h0_ptr, y_ptr, hT_ptr, summary_ptr,
@@ -89,13 +98,11 @@ def scan_forward(
         new = ()
         for n in tl.static_range(N):
             e = core(delta, A[n], METHOD)
-            a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD)
+            a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, False)
             h_n = a * h[n] + (c0 * u) * tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
             if TWO_TAPS:
-                if l > 0:
-                    B_old = tl.load(B_ptr + t * B_t + (l - 1) * B_l + n).to(dtype)
-                else:
-                    B_old = load_or(h0_ptr, t * rows * row + D * row + n, True, 0.0, dtype, HAS_H0)
+                before, at_state = t * B_t + (l - 1) * B_l + n, t * rows * row + D * row + n
+                B_old = load_previous_B(B_ptr, h0_ptr, before, at_state, l, dtype, HAS_H0)
                 h_n += (c1 * u_old) * B_old
             y += h_n * tl.load(C_ptr + t * C_t + l * C_l + n).to(dtype)
             new = new + (h_n,)  # noqa: RUF005
@@ -129,21 +136,20 @@ def scan_backward(
     """Grid [P, D / BLOCK]: a program owns a block of channels and every P-th sequence.
 
     Gradients of parameters stay in registers over its sequences and are written once per program ([P, D, N] and
-    [P, D]); dB and dC are written per block ([D / BLOCK, T, L, N], two-tap: [.., L + 1, N], row 0 for the state's B).
-    No atomics, so the bits do not depend on scheduling. `history` [P, D / BLOCK, L + 1, N, BLOCK] holds the states of
-    the sequence at hand; each thread reads only what it wrote itself.
+    [P, D]); dB and dC are written per block, [D / BLOCK, T, L, N]; with two taps dB is followed by as much again, the
+    gradients of the weights of the step before. No atomics, so the bits do not depend on scheduling. A, [N, D] here, is
+    read again at every step, since there are no registers for it. `history` [P, D / BLOCK, L + 1, N, BLOCK] holds the
+    states of the sequence at hand; each thread reads only what it wrote itself.
     """
     dtype = history_ptr.dtype.element_ty
-    first, block, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    first, block, programs, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1)
     lane = tl.arange(0, BLOCK)
     d = block * BLOCK + lane
     mask = d < D
     row: tl.constexpr = N + 1 if TWO_TAPS else N
     rows = D + 1 if TWO_TAPS else D
-    steps_B = L + 1 if TWO_TAPS else L
-    history = history_ptr + (first.to(tl.int64) * tl.num_programs(1) + block) * (L + 1) * N * BLOCK + lane
+    history = history_ptr + (first.to(tl.int64) * blocks + block) * (L + 1) * N * BLOCK + lane
 
-    A = load_columns(A_ptr, d * N, mask, dtype, N, True)
     bias = load_or(bias_ptr, d, mask, 0.0, dtype, HAS_BIAS)
     skip = load_or(D_ptr, d, mask, 0.0, dtype, HAS_D)
     lam = load_or(lam_ptr, d, mask, 0.5, dtype, HAS_LAM)
@@ -170,14 +176,13 @@ def scan_backward(
             u = tl.load(u_ptr + t * u_t + l * u_l + d, mask=mask, other=0.0).to(dtype)
             new = ()
             for n in tl.static_range(N):
-                e = core(delta, A[n], METHOD)
-                a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD)
+                A = tl.load(A_ptr + n * D + d, mask=mask, other=0.0)
+                e = core(delta, A, METHOD)
+                a, c0, c1 = coefficients(delta, A, lam, e, METHOD, False)
                 h_n = a * h[n] + (c0 * u) * tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
                 if TWO_TAPS:
-                    if l > 0:
-                        B_old = tl.load(B_ptr + t * B_t + (l - 1) * B_l + n).to(dtype)
-                    else:
-                        B_old = load_or(h0_ptr, t * rows * row + D * row + n, True, 0.0, dtype, HAS_H0)
+                    before, at_state = t * B_t + (l - 1) * B_l + n, t * rows * row + D * row + n
+                    B_old = load_previous_B(B_ptr, h0_ptr, before, at_state, l, dtype, HAS_H0)
                     h_n += (c1 * u_old) * B_old
                 tl.store(history + ((l + 1) * N + n) * BLOCK, h_n)
                 new = new + (h_n,)  # noqa: RUF005
@@ -195,10 +200,9 @@ def scan_backward(
             delta, slope = read_delta(delta_ptr, t * delta_t + l * delta_l + d, mask, bias, dtype, SOFTPLUS)
             u = tl.load(u_ptr + t * u_t + l * u_l + d, mask=mask, other=0.0).to(dtype)
             if TWO_TAPS:
-                if l > 0:
-                    u_old = tl.load(u_ptr + t * u_t + (l - 1) * u_l + d, mask=mask, other=0.0).to(dtype)
-                else:
-                    u_old = u_first
+                before = tl.maximum(l - 1, 0)
+                u_old = tl.load(u_ptr + t * u_t + before * u_l + d, mask=mask, other=0.0).to(dtype)
+                u_old = tl.where(l > 0, u_old, u_first)
             dy_out = tl.load(dy_ptr + t * dy_t + l * dy_l + d, mask=mask, other=0.0).to(dtype)
             dy = dy_out
             if HAS_Z:
@@ -212,9 +216,10 @@ def scan_backward(
             new_g = ()
             new_dA = ()
             for n in tl.static_range(N):
-                e = core(delta, A[n], METHOD)
-                a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD)
-                by = coefficient_gradients(delta, A[n], lam, e, METHOD)
+                A = tl.load(A_ptr + n * D + d, mask=mask, other=0.0)
+                e = core(delta, A, METHOD)
+                a, c0, c1 = coefficients(delta, A, lam, e, METHOD, True)
+                by = coefficient_gradients(delta, A, lam, e, METHOD)
                 B = tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
                 C = tl.load(C_ptr + t * C_t + l * C_l + n).to(dtype)
                 h_n = tl.load(history + ((l + 1) * N + n) * BLOCK)
@@ -231,23 +236,16 @@ def scan_backward(
                 dB = tl.sum(tl.where(mask, grad * c0 * u, 0.0), 0)
                 dC = tl.sum(tl.where(mask, dy * h_n, 0.0), 0)
                 if TWO_TAPS:
-                    if l > 0:
-                        B_old = tl.load(B_ptr + t * B_t + (l - 1) * B_l + n).to(dtype)
-                    else:
-                        B_old = load_or(h0_ptr, t * rows * row + D * row + n, True, 0.0, dtype, HAS_H0)
+                    before, at_state = t * B_t + (l - 1) * B_l + n, t * rows * row + D * row + n
+                    B_old = load_previous_B(B_ptr, h0_ptr, before, at_state, l, dtype, HAS_H0)
                     grad_c1 = grad * B_old * u_old
                     ddelta += grad_c1 * by[4]
                     dA_n += grad_c1 * by[5]
                     dlam += grad_c0 * by[6] + grad_c1 * by[7]
                     du_old += grad * B_old * c1
-                    # Row l is B_{l−1}'s; the step after has already written to row l + 1.
-                    dB_row = dB_ptr + ((block * T + t) * steps_B + l) * N + n
-                    tl.store(dB_row, tl.sum(tl.where(mask, grad * c1 * u_old, 0.0), 0))
-                    if l < L - 1:
-                        dB += tl.load(dB_row + N)
-                    tl.store(dB_row + N, dB)
-                else:
-                    tl.store(dB_ptr + ((block * T + t) * L + l) * N + n, dB)
+                    dB_old = tl.sum(tl.where(mask, grad * c1 * u_old, 0.0), 0)
+                    tl.store(dB_ptr + (((blocks + block) * T + t) * L + l) * N + n, dB_old)
+                tl.store(dB_ptr + ((block * T + t) * L + l) * N + n, dB)
                 tl.store(dC_ptr + ((block * T + t) * L + l) * N + n, dC)
                 new_g = new_g + (grad * a,)  # noqa: RUF005
                 new_dA = new_dA + (dA_n,)  # noqa: RUF005
