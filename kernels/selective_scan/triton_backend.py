@@ -128,7 +128,6 @@ def scan_backward(
     s = _Scan(*args)  # type: ignore[arg-type]
     batch, length, channels, states = s.shape
     two_taps = bool(s.options["TWO_TAPS"])
-    s.A = s.A.t().contiguous()
     block = _block(channels, BACKWARD_BLOCK)
     blocks, programs = triton.cdiv(channels, block), max(1, min(batch, BACKWARD_PROGRAMS))
     dy = _as_rows(grad_y, s.dtype)

@@ -41,8 +41,12 @@ CAPABILITIES = (80, 90, 120)
 # Registers at N = 16: 128 lets 16 warps run on a multiprocessor, 255 is the hardware's end. A step is the forward
 # kernel with L = 1.
 BOUNDS = {"scan_forward": 128, "scan_backward": 255}
-# Bytes set aside once per sequence, outside the loops over time: four values.
-SPILLED = {("scan_backward", "foh_exact"): 16}
+# Bytes that the assembler sets aside outside the loop over states: a few values that it needs once per sequence.
+SPILLED = {
+    ("scan_backward", "foh_exact"): 16,
+    ("scan_backward", "trapezoid"): 8,
+    ("scan_backward", "zoh_exact"): 8,
+}
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,9 @@ def scan_backward(
 
     Gradients of parameters stay in registers over its sequences and are written once per program ([P, D, N] and
     [P, D]); dB and dC are written per block, [D / BLOCK, T, L, N]; with two taps dB is followed by as much again, the
-    gradients of the weights of the step before. No atomics, so the bits do not depend on scheduling. A, [N, D] here, is
-    read again at every step, since there are no registers for it. `history` [P, D / BLOCK, L + 1, N, BLOCK] holds the
-    states of the sequence at hand; each thread reads only what it wrote itself.
+    gradients of the weights of the step before. No atomics, so the bits do not depend on scheduling.
+    `history` [P, D / BLOCK, L + 1, N, BLOCK] holds the states of the sequence at hand; each thread reads only what it
+    wrote itself.
     """
     dtype = history_ptr.dtype.element_ty
     first, block, programs, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1)
@@ -150,6 +150,7 @@ def scan_backward(
     rows = D + 1 if TWO_TAPS else D
     history = history_ptr + (first.to(tl.int64) * blocks + block) * (L + 1) * N * BLOCK + lane
 
+    A = load_columns(A_ptr, d * N, mask, dtype, N, True)
     bias = load_or(bias_ptr, d, mask, 0.0, dtype, HAS_BIAS)
     skip = load_or(D_ptr, d, mask, 0.0, dtype, HAS_D)
     lam = load_or(lam_ptr, d, mask, 0.5, dtype, HAS_LAM)
@@ -176,9 +177,8 @@ def scan_backward(
             u = tl.load(u_ptr + t * u_t + l * u_l + d, mask=mask, other=0.0).to(dtype)
             new = ()
             for n in tl.static_range(N):
-                A = tl.load(A_ptr + n * D + d, mask=mask, other=0.0)
-                e = core(delta, A, METHOD)
-                a, c0, c1 = coefficients(delta, A, lam, e, METHOD, False)
+                e = core(delta, A[n], METHOD)
+                a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, False)
                 h_n = a * h[n] + (c0 * u) * tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
                 if TWO_TAPS:
                     before, at_state = t * B_t + (l - 1) * B_l + n, t * rows * row + D * row + n
@@ -216,10 +216,9 @@ def scan_backward(
             new_g = ()
             new_dA = ()
             for n in tl.static_range(N):
-                A = tl.load(A_ptr + n * D + d, mask=mask, other=0.0)
-                e = core(delta, A, METHOD)
-                a, c0, c1 = coefficients(delta, A, lam, e, METHOD, True)
-                by = coefficient_gradients(delta, A, lam, e, METHOD)
+                e = core(delta, A[n], METHOD)
+                a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, True)
+                by = coefficient_gradients(delta, A[n], lam, e, METHOD)
                 B = tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
                 C = tl.load(C_ptr + t * C_t + l * C_l + n).to(dtype)
                 h_n = tl.load(history + ((l + 1) * N + n) * BLOCK)
