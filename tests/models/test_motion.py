@@ -239,8 +239,11 @@ def test_memory_runs_from_the_teacher_to_a_long_average(tiny_encoder: DepthAnyth
         changes = []
         for memory in (1e-6, 1.0, 4.0):
             student.set_memory(memory)
-            depth = student(clip)[0][0]
+            depth, states = student(clip)[0][0], None
             changes.append(float((depth - teacher).abs().mean()))
+            for t in range(clip.shape[1]):
+                streamed, states = student.step(clip[:, t], states)
+                torch.testing.assert_close(streamed[0], depth[t], rtol=1e-4, atol=1e-5)
     assert changes[0] < 1e-3 * changes[1]
     assert changes[1] < changes[2]
     with pytest.raises(ValueError, match="memory must be positive"):

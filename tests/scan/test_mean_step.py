@@ -57,10 +57,11 @@ def test_threads_do_not_change_a_bit() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("expand", [1, 2])
-def test_a_mixer_streams_as_it_scans(expand: int) -> None:
+@pytest.mark.parametrize(("expand", "memory"), [(1, 1.0), (2, 1.0), (1, 3.0)])
+def test_a_mixer_streams_as_it_scans(expand: int, memory: float) -> None:
     torch.manual_seed(0)
     mixer = InnovationMixer(48, expand=expand, initial_gain=0.5, backend="cpp")
+    mixer.memory = memory
     x, control = torch.randn(50, 6, 48), torch.randn(50, 6, mixer.d_control)
     with torch.no_grad():
         whole = mixer(x, control)

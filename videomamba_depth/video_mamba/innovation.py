@@ -112,7 +112,7 @@ class InnovationMixer(nn.Module):
             controls = F.linear(control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise))
             if ssm_state is not None and self._fuses(x, ssm_state):
                 u = x[:, 0].repeat(1, self.expand) if self.expand > 1 else x[:, 0]
-                step, ssm_state, summary = mean_step(ssm_state, u, controls[:, 0], -torch.exp(self.A_log))
+                step, ssm_state, summary = mean_step(ssm_state, u, controls[:, 0], self._rates(torch.float32))
                 innovation, summary = step.unsqueeze(1), summary.unsqueeze(1)
             else:
                 estimate, ssm_state, summary = self._estimate(x.to(precise), controls, ssm_state)
@@ -148,7 +148,7 @@ class InnovationMixer(nn.Module):
         heads, n = self.num_heads, self.d_state
         dt, _, B, C = controls.split([heads, heads, n, n], dim=-1)
         B, C = F.softplus(B), F.softplus(C)
-        rates = -torch.exp(self.A_log.to(x.dtype)) / self.memory  # [heads, N]
+        rates = self._rates(x.dtype)
         delta = F.softplus(dt)
         if self.discretization in ("bilinear", "tustin"):
             delta = torch.minimum(delta, _MAX_STEP_BILINEAR / rates.abs().amax(-1))
@@ -185,6 +185,10 @@ class InnovationMixer(nn.Module):
         return x.shape[1] == 1 and mean_step_fits(
             ssm_state, channels, self.num_heads, self.d_state, self.discretization, self.backend
         )
+
+    def _rates(self, dtype: torch.dtype) -> Tensor:
+        """Return the decay rates A, `[heads, N]`, negative."""
+        return -torch.exp(self.A_log.to(dtype)) / self.memory
 
     def _split_state(self, ssm_state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Cut the carried state into the scan's over the values and the scan's over the constant 1."""
