@@ -14,6 +14,8 @@ from videomamba_depth.evaluation.paired import Estimate
 
 WIDTH, HEIGHT = 400, 316
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
+LABEL_OFFSETS = {"affine_ema": (6, 12), "warped_ema": (-6, 12)}
+"""px from a point to its label, so that families that lie close stay readable; < 0: on the left."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _mark(frame: _Frame, point: Point) -> Markup:
     x, y = frame.x(point.x.value), frame.y(point.y.value)
     shape = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4"/>').format(x, y)
     strength = point.row.rpartition("_")[2] if point.row != point.family else point.row.replace("_", " ")
-    return _group(frame, point, point.family, shape + _label(x, y, 6, -5, strength))
+    return _group(frame, point, point.family, shape + _label(x, y, *LABEL_OFFSETS.get(point.family, (6, -5)), strength))
 
 
 def _star(frame: _Frame, point: Point, number: int) -> Markup:
@@ -165,15 +167,15 @@ def _star(frame: _Frame, point: Point, number: int) -> Markup:
         radius, angle = (8.5 if k % 2 == 0 else 3.6), math.pi * k / 5
         corners.append(f"{x + radius * math.sin(angle):.1f},{y - radius * math.cos(angle):.1f}")
     shape = Markup('<polygon points="{}"/>').format(" ".join(corners))
-    label = _label(x, y, 10, 13, point.row)
+    label = _label(x, y, -11, 4, point.row)
     return _group(frame, point, f"student student-{number % 3}", shape + label)
 
 
 def _label(x: float, y: float, dx: float, dy: float, text: str) -> Markup:
     """Return a text beside (x, y): on the right, or on the left near the right end of the plot."""
-    left = x + dx + 6.5 * len(text) > WIDTH - RIGHT
+    left = dx < 0 or x + dx + 6.5 * len(text) > WIDTH - RIGHT
     form = Markup('<text class="label{}" x="{:.1f}" y="{:.1f}">{}</text>')
-    return form.format(" left" if left else "", x - dx if left else x + dx, y + dy, text)
+    return form.format(" left" if left else "", x - abs(dx) if left else x + dx, y + dy, text)
 
 
 def _group(frame: _Frame, point: Point, classes: str, shape: Markup) -> Markup:
