@@ -13,6 +13,7 @@ from videomamba_depth.configuration.ablate_schema import AblateConfig
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
+from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.utils.errors import UserError
 
@@ -30,7 +31,18 @@ MAY_IMPORT = {
     "streaming": {"models", "data", "utils"},
     "evaluation": {"models", "losses", "data", "utils"},
     "export": {"models", "utils"},
-    "configuration": {"training", "streaming", "evaluation", "models", "losses", "data", "utils", "selective_scan"},
+    "serving": {"streaming", "data", "utils"},
+    "configuration": {
+        "training",
+        "streaming",
+        "serving",
+        "evaluation",
+        "models",
+        "losses",
+        "data",
+        "utils",
+        "selective_scan",
+    },
 }
 ONLY_AT_THE_TOP = ("hydra", "omegaconf")
 
@@ -124,6 +136,7 @@ def test_the_other_configs_compose() -> None:
     assert load_config("evaluate", EvaluateConfig, ["checkpoint=a"]).synthetic.videos > 0
     assert load_config("evaluate_fresh", EvaluateFreshConfig, ["checkpoint=[a:b,c]"]).checkpoint == ["a:b", "c"]
     assert load_config("ablate", AblateConfig, []).ablations
+    assert load_config("serve", ServeConfig, ["checkpoint=a"]).max_streams > 0
     assert load_config("stream", StreamConfig, ["checkpoint=a", "input=b", "output=c"]).checkpoint == "a"
 
 

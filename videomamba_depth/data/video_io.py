@@ -106,18 +106,18 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
         return _make_info(path, stream, first, pts, keyframes)
 
 
-def count_frames(path: str | Path) -> int | None:
+def count_frames(path: str | Path, options: Mapping[str, str] | None = None) -> int | None:
     """Return the number of frames that the container states, quickly, or None where it states none.
 
-    For scanning large folders: opens the file and reads no frame. Exact for sound mp4 and mov files; a cut-off
-    file may hold fewer than it states (`probe_video` knows).
+    For scanning large folders: opens the file (with FFmpeg's `options`) and reads no frame. Exact for sound mp4 and
+    mov files; a cut-off file may hold fewer than it states (`probe_video` knows).
 
     Raises:
         VideoReadError: not a readable video.
     """
     if is_image_sequence(path):
         return len(probe_images(path).image_paths)
-    with open_video(path) as (_, stream):
+    with open_video(path, options=options) as (_, stream):
         return int(stream.frames) or None
 
 

@@ -93,6 +93,10 @@ class Colouriser:
         table = np.repeat(ramp, 3, 1)[:, None] if code is None else cv2.applyColorMap(ramp, code)[..., ::-1]
         self._table = np.ascontiguousarray(table)  # [256, 1, 3] RGB
 
+    def ramp(self, count: int) -> list[str]:
+        """Return `count` colours from far to near, as "#rrggbb"."""
+        return ["#" + bytes(self._table[round(i)][0]).hex() for i in np.linspace(0, 255, count)]
+
     def __call__(self, near: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
         """Colour nearness `[h, w]`; values outside `bounds` take the colours at the ends."""
         low, high = bounds

@@ -1,0 +1,78 @@
+"""What strangers may send: files and pictures are looked at before they are decoded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from videomamba_depth.data.video_io import Frame, VideoReadError, count_frames, iter_stream
+from videomamba_depth.utils.errors import UserError
+
+# Containers that hold their own data. Playlists, scripts and session descriptions (hls, dash, concat, sdp, …) name
+# other files and servers, which FFmpeg would open for the one who uploaded them.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,flv,ogg,asf,gif,apng"
+GUEST_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+"""FFmpeg options under which a file of a stranger is opened: nothing but that file is read."""
+
+
+class GuestVideo:
+    """Frames of a file that a stranger sent.
+
+    Args:
+        path: where it was put; never a name that the stranger gave.
+
+    Raises:
+        UserError: not a video, nothing in it, or frames above `max_pixels`. The path is not named.
+    """
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self._path = path
+        try:
+            self._stated = count_frames(path, options=GUEST_OPTIONS) or 0
+            self._frames = iter_stream(path, 1, options=GUEST_OPTIONS, max_pixels=max_pixels)
+            self._first = next(self._frames)
+        except VideoReadError as error:
+            raise UserError(self._anonymous(error, max_pixels)) from error
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield every frame that can be decoded.
+
+        Raises:
+            UserError: behind the last one, where the file states more.
+        """
+        num_frames = 1
+        yield self._first
+        for frame in self._frames:
+            yield frame
+            num_frames += 1
+        if num_frames < self._stated:
+            raise UserError(f"the file is damaged or cut off: {num_frames} of its {self._stated} frames can be decoded")
+
+    def _anonymous(self, error: Exception, max_pixels: int) -> str:
+        said = str(error)
+        if "no frame can be decoded" in said:
+            return f"no frame of this file can be decoded: it is damaged, or larger than {max_pixels / 1e6:.1f} Mpx"
+        if "no video stream" in said:
+            return "this file has no pictures that can be decoded"
+        return "this file is not a video, or it is damaged or cut off"
+
+
+def read_picture(data: bytes, max_pixels: int) -> np.ndarray:
+    """Return a JPEG as uint8 RGB `[H, W, 3]`.
+
+    Raises:
+        UserError: not a JPEG, a damaged one, or one of more than `max_pixels`, which is not decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:  # reads the header
+            if picture.width * picture.height > max_pixels:
+                raise Image.DecompressionBombError
+            return np.array(picture.convert("RGB"))
+    except Image.DecompressionBombError as error:  # Pillow has a limit of its own, far above
+        raise UserError(f"a picture is larger than {max_pixels / 1e6:.1f} Mpx") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise UserError("this is not a JPEG picture, or it is damaged") from error
