@@ -17,6 +17,7 @@ from videomamba_depth.configuration.schema import PrecomputeConfig
 from videomamba_depth.data.cache_verify import verify_cache
 from videomamba_depth.data.precompute import precompute_videos
 from videomamba_depth.data.sources import VideoSource, find_sources
+from videomamba_depth.data.stabilised_cache import StabiliseKey, precompute_stabilised
 from videomamba_depth.data.teacher_cache import TeacherKey
 from videomamba_depth.training.distributed import start_ranks, stop_ranks
 from videomamba_depth.utils.errors import UserError
@@ -52,6 +53,12 @@ def main(config: PrecomputeConfig) -> None:
             flow=build_flow_estimator(config.flow, ranks.device) if config.store_flow else None,
             progress=ranks.is_main,
         )
+        if config.stabilise:
+            how = StabiliseKey(config.target_radius, config.target_sigma, config.flow.name)
+            mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
+            flow = build_flow_estimator(config.flow, ranks.device)
+            frames = precompute_stabilised(mine, config.cache, key, how, flow, progress=ranks.is_main)
+            log.info("%d frames stabilised", frames)
     finally:
         stop_ranks()
     log.info(

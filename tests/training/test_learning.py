@@ -10,7 +10,7 @@ from test_resume import train
 from tiny import tiny_teacher
 
 from videomamba_depth.data.clip import ClipMeta
-from videomamba_depth.models.checkpoint import read_weights
+from videomamba_depth.models.checkpoint import load_student, read_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.training.labels import Labeller
 from videomamba_depth.utils.errors import UserError
@@ -78,3 +78,21 @@ def test_a_stabilised_target_flickers_less_than_the_teacher(tiny_encoder: DepthA
 def test_stabilising_needs_flow(tiny_encoder: DepthAnythingEncoder) -> None:
     with pytest.raises(ValueError, match="flow"):
         Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, stabilise=True)
+
+
+@pytest.mark.parametrize("options", [(), ("model.motion=flow", "model.output.enabled=true")])
+def test_a_trained_student_gives_single_images_the_teacher_s_depth(
+    tmp_path: Path, tiny_teacher_folder: str, options: tuple[str, ...]
+) -> None:
+    """N = 1 is the first frame of a stream: states and carried output have nothing to add, whatever was learnt."""
+    run = tmp_path / "run"
+    assert train(run, tiny_teacher_folder, "loss=stabilised", "optim.lr=0.05", "trainer.steps=4", *options)
+    student = load_student(run / "last")
+    teacher = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, input_size=28)
+    images = torch.rand(3, 3, 28, 42, generator=torch.Generator().manual_seed(0))
+    moving = torch.stack([images, images.flip(-1)], 1)
+    with torch.no_grad():
+        wanted = teacher.predict_depth(images)
+        torch.testing.assert_close(student(images[:, None])[0][:, 0], wanted, rtol=1e-5, atol=1e-6)
+        second = student(moving)[0][:, 1]
+        assert not torch.allclose(second, teacher.predict_depth(moving[:, 1]), rtol=1e-3)  # it did learn

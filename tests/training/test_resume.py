@@ -171,11 +171,14 @@ def test_everything_comes_back_on_videos_with_cached_labels(tmp_path: Path, tiny
     done = run_command(
         tmp_path, "scripts/precompute_teacher_depth.py", f"teacher.name={tiny_teacher_folder}", "root=videos",
         "cache=cache", "short_side=28", "device=cpu", "threads=1", "store_flow=true",
+        "stabilise=true",
     )  # fmt: skip
     assert done.status == 0, done.err
     source = ("data=video_folder", f"data.root={tmp_path / 'videos'}", f"data.teacher_cache={tmp_path / 'cache'}")
     loader = ("data.num_workers=0", "data.clip_frames=5", "data.short_side=28", "data.crop=[28,42]")
     assert_resumes_in_the_middle(tmp_path, tiny_teacher_folder, *source, *loader, *EVERYTHING)
+    with pytest.raises(UserError, match=r"stabilised targets of .* do not fit: radius is 4, wanted 2"):
+        train(tmp_path / "other", tiny_teacher_folder, *source, *loader, *EVERYTHING, "loss.target_radius=2")
 
 
 def kill_and_finish(run: Path, teacher: str, kills: int, rng: random.Random) -> None:

@@ -24,6 +24,7 @@ from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader
+from videomamba_depth.data.stabilised_cache import StabiliseKey
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
 from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform, ColourJitter
@@ -113,8 +114,10 @@ def build_transform(config: DataConfig) -> ClipTransform:
     )
 
 
-def build_dataset(config: DataConfig, seed: int, teacher: DepthAnythingEncoder) -> Dataset[dict[str, Any]]:
-    """Return the clips to train on."""
+def build_dataset(
+    config: DataConfig, seed: int, teacher: DepthAnythingEncoder, stabilised: StabiliseKey | None = None
+) -> Dataset[dict[str, Any]]:
+    """Return the clips to train on; with `stabilised`, targets made like that are taken from the teacher cache."""
     transform = build_transform(config)
     if config.kind == "synthetic":
         height, width = config.crop or (config.short_side, config.short_side * 5 // 4)
@@ -132,7 +135,7 @@ def build_dataset(config: DataConfig, seed: int, teacher: DepthAnythingEncoder) 
     cache = None
     if config.teacher_cache:
         key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
-        cache = TeacherCacheReader(config.teacher_cache, key)
+        cache = TeacherCacheReader(config.teacher_cache, key, stabilised)
     return VideoClipDataset(
         config.root or "",
         clip_frames=config.clip_frames,
@@ -225,7 +228,10 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         stabilise_sigma=loss.target_sigma,
         motion=student.motion,
     )
-    dataset = build_dataset(config.data, config.trainer.seed, teacher)
+    stabilised = StabiliseKey(loss.target_radius, loss.target_sigma, config.flow.name)
+    dataset = build_dataset(
+        config.data, config.trainer.seed, teacher, stabilised if loss.target == "stabilised" else None
+    )
     if ranks.is_main:
         save_encoder(run, origin)
     return Trainer(

@@ -288,6 +288,9 @@ class PrecomputeConfig:
     short_side: int = MISSING
     batch_frames: int = MISSING
     store_flow: bool = MISSING
+    stabilise: bool = MISSING
+    target_radius: int = MISSING
+    target_sigma: float = MISSING
     verify: bool = MISSING
     device: str = MISSING
     threads: int | None = None

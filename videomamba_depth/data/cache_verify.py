@@ -87,7 +87,7 @@ def _verify_group(group: Any, key: TeacherKey | None, source: VideoSource | None
         problem = _chunk_problem(group, int(chunk), layout)
         if problem:
             return problem
-    if (scales == 0).any():
+    if (scales == 0).any() or ("stabilised_scale" in group and (group["stabilised_scale"][:] == 0).any()):
         report.unfinished.append(attributes["source"]["video_id"])
     else:
         report.videos += 1
@@ -116,7 +116,7 @@ def _shape_problem(group: Any, attributes: dict[str, Any]) -> str:
 def _chunk_problem(group: Any, chunk: int, layout: dict[str, Any]) -> str:
     start = chunk * layout["chunk_frames"]
     rows = slice(start, start + layout["chunk_frames"])
-    for name in ("depth", "flow_bwd", "static"):
+    for name in ("depth", "flow_bwd", "static", "stabilised"):
         if name not in group:
             continue
         try:

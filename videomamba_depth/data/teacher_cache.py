@@ -26,6 +26,7 @@ from videomamba_depth.data.cache_format import (
 )
 from videomamba_depth.data.clip import SharedFlags
 from videomamba_depth.data.sources import VideoSource
+from videomamba_depth.data.stabilised_cache import StabiliseKey, read_stabilised
 from videomamba_depth.data.video_info import VideoInfo
 from videomamba_depth.utils.errors import UserError
 
@@ -184,12 +185,13 @@ class TeacherCacheReader:
     Args:
         cache_root: folder or URL of the cache.
         key: of the teacher whose labels are wanted.
+        stabilised: also look up targets stabilised like this, where there are any.
     """
 
     _KINDS = ("no cache", "no entry", "other teacher", "other source", "not finished", "unreadable")
 
-    def __init__(self, cache_root: str | Path, key: TeacherKey) -> None:
-        self.cache_root, self.key = str(cache_root), key
+    def __init__(self, cache_root: str | Path, key: TeacherKey, stabilised: StabiliseKey | None = None) -> None:
+        self.cache_root, self.key, self.stabilised = str(cache_root), key, stabilised
         self._said = SharedFlags(len(self._KINDS))
         self._open: dict[str, Any] = {}
         self._owner = os.getpid()
@@ -212,7 +214,11 @@ class TeacherCacheReader:
 
         Returns:
             "teacher_depth" float32 [N,h,w]; "flow_bwd" float32 [N,h,w,2] and "static" bool [N,h,w] where stored. Both
-            refer to the frame before in the video, whatever `frame_indices` says. None where the cache does not fit.
+            refer to the frame before in the video, whatever `frame_indices` says. "stabilised_depth" float32 [N,h,w]
+            where it is asked for and finished. None where the cache does not fit.
+
+        Raises:
+            UserError: there are stabilised targets, but of other parameters.
         """
         try:
             arrays = self._arrays(video_id, path)
@@ -256,7 +262,17 @@ class TeacherCacheReader:
             raise _Misfit("other source", f"{video_id} has changed since it was cached")
         if "chunk_scale" not in group:
             raise _Misfit("not finished", f"{video_id} is not finished")
-        arrays = {name: group[name] for name in ("depth", "flow_bwd", "static") if name in group}
+        names = ["depth", "flow_bwd", "static"]
+        stored = attributes.get("stabilised")
+        if self.stabilised is not None and stored is not None and "stabilised_scale" in group:
+            problem = self.stabilised.difference(stored)
+            if problem:
+                raise UserError(
+                    f"stabilised targets of {video_id} in the teacher cache {self.cache_root} do not fit: {problem};"
+                    " set loss.target_radius, loss.target_sigma and flow.name like the cache, or use another cache"
+                )
+            names += ["stabilised", "stabilised_scale"]
+        arrays = {name: group[name] for name in names if name in group}
         return {**arrays, "scales": group["chunk_scale"][:], "chunk_frames": group["depth"].chunks[0]}
 
     def _read(self, arrays: dict[str, Any], video_id: str, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -277,6 +293,12 @@ class TeacherCacheReader:
             maps["flow_bwd"] = np.moveaxis(rows("flow_bwd").astype(np.float32), 1, -1)
         if "static" in arrays:
             maps["static"] = rows("static")
+        if "stabilised" in arrays:
+            stabilised = read_stabilised(arrays, indices)
+            if stabilised is None:
+                self._say(_Misfit("not finished", f"stabilised targets of {video_id} are not finished"))
+            else:
+                maps["stabilised_depth"] = stabilised
         return maps
 
     def _say(self, misfit: _Misfit) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from videomamba_depth.data.perturbations import Perturbations
 
 _IMAGES = ("rgb", "rgb_clean")
-_SMOOTH = ("teacher_depth",)
+_SMOOTH = ("teacher_depth", "stabilised_depth")
 _NEAREST = ("inv_depth",)
 _FLOWS = ("flow_bwd", "flow_fwd")
 _NEAREST_MASKS = ("valid",)
@@ -118,8 +118,8 @@ class ClipTransform:
 
         Args:
             clip: "rgb" uint8 [N,H,W,3]; optional "rgb_clean" alike; optional maps, each at its own resolution but
-                covering the same view: "teacher_depth", "inv_depth" float32 [N,h,w]; "valid", "static" bool [N,h,w];
-                "flow_bwd", "flow_fwd" float32 [N,h,w,2] in px of their own grid.
+                covering the same view: "teacher_depth", "stabilised_depth", "inv_depth" float32 [N,h,w]; "valid",
+                "static" bool [N,h,w]; "flow_bwd", "flow_fwd" float32 [N,h,w,2] in px of their own grid.
             rng: source of all randomness.
             geometry: a draw made before, where frames were resized to `geometry.resized` as they were decoded.
 

@@ -106,7 +106,8 @@ class Labeller:
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
         if self.stabilise and depth.shape[1] > 1:
-            depth = self._stabilised(depth, clean)
+            cached = batch.get("stabilised_depth")
+            depth = self._stabilised(depth, clean) if cached is None else cached.to(device)
         valid = torch.isfinite(depth)
         static = batch["static"].to(device) if "static" in batch else self._static(clean)
         video_ids = tuple(meta.video_id for meta in batch["meta"])
