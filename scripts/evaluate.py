@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,13 @@ def main(config: EvaluateConfig) -> None:
         with torch.no_grad(), autocast(device, dtype):
             return own.predict_depth(frame.to(device)).float().cpu()
 
+    folder = Path(config.output or Path(next(iter(checkpoints.values()))).parent / "evaluation")
+    so_far = [folder / f"{config.name}.so_far{suffix}" for suffix in (".json", ".md")]
+
+    def keep(result: Mapping[str, Any]) -> None:
+        write_json(result, so_far[0])
+        write_markdown(result, so_far[1])
+
     gallery = Gallery([*config.html.rows, *checkpoints], config.html.video_frames)
     clips = synthetic_clips(config) if config.input == "synthetic" else find_clips(config)
     with tqdm(desc="clips", unit="clip") as bar:
@@ -77,11 +85,13 @@ def main(config: EvaluateConfig) -> None:
                 "command": " ".join(["python", *sys.argv]),
             },
             viewer=gallery if config.html.enabled else None,
+            keep=keep,
         )
-    folder = Path(config.output or Path(next(iter(checkpoints.values()))).parent / "evaluation")
     paths = [write_json(result, folder / f"{config.name}.json"), write_markdown(result, folder / f"{config.name}.md")]
     if config.html.enabled:
         paths.append(write_html(clips_page(result, gallery.pictures()), folder / f"{config.name}.html"))
+    for path in so_far:
+        path.unlink()
     print(to_markdown(result, per_clip=False))
     print(f"\nwrote {', '.join(map(str, paths))}")
 

@@ -107,6 +107,7 @@ def test_evaluation_prints_and_writes_the_table(trained: Path) -> None:
     result = json.loads((trained / "evaluation" / "evaluation.json").read_text())
     assert np.isfinite(result["mean"]["teacher"]["abs_rel/video"]["value"])
     assert "student" in (trained / "evaluation" / "evaluation.md").read_text()
+    assert not list((trained / "evaluation").glob("*.so_far.*"))
 
 
 def test_fresh_worlds_are_judged_by_one_command(trained: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,6 +138,23 @@ def test_videos_without_ground_truth(room: Room, tmp_path: Path) -> None:
     assert "## second" in text
     assert "AbsRel" not in text  # no ground truth, no such column
     assert list((tmp_path / "out").glob("*.partial")) == []
+
+
+def test_an_interrupted_evaluation_keeps_the_clips_that_are_done(room: Room) -> None:
+    def interrupted() -> Iterator[EvaluationClip]:
+        yield clip_of(room)
+        yield clip_of(room, name="again", frames=list(room.rgb))
+        raise KeyboardInterrupt
+
+    kept: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_videos(
+            interrupted(), brightness, {"student": averaging_stream}, depth_kind=DepthKind.RELATIVE, baselines={},
+            keep=kept.append,
+        )  # fmt: skip
+    assert [[clip["name"] for clip in result["clips"]] for result in kept] == [["room"], ["room", "again"]]
+    assert kept[0]["counts"]["student"]["num_clips"] == 1
+    assert "| student |" in to_markdown(kept[0])
 
 
 def test_several_students_are_judged_and_counted_apart(room: Room) -> None:

@@ -127,6 +127,7 @@ def evaluate_videos(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     viewer: Viewer | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Judge teacher, baselines and students on clips, and average.
 
@@ -139,13 +140,23 @@ def evaluate_videos(
         metadata: checkpoint path and hash, seed, command, …; copied into the result.
         depth_kind, flow, baselines, max_side, max_gt_side, max_frames, progress, viewer: see
             `evaluate_video`.
+        keep: called after every clip with the result so far, so that an interrupted run loses one clip at most.
 
     Returns:
         {"clips": [per clip, see `evaluate_video`], "mean": {row: {metric: {"value", "std_error",
         "num_clips"}}}, "verdicts": {student: see `verdict`}, "counts": {student: see `count_better`}, "protocol":
         {...}, "versions": {...}, "metadata": {...}}.
     """
-    results = []
+    results: list[dict[str, Any]] = []
+    protocol = {
+        "depth_kind": depth_kind.value,
+        "flow": "none" if flow is None else type(flow).__name__,
+        "max_side": max_side,
+        "max_gt_side": max_gt_side,
+        "max_frames": max_frames,
+        "cut_frames": cut_frames,
+        "averaging": "pixels of a frame, then frames, then clips",
+    }
     for clip in clips:
         streams = {**(untrained or {}), **students}
         rows: dict[str, Stream] = {"teacher": teacher, **{name: make() for name, make in streams.items()}}
@@ -171,23 +182,26 @@ def evaluate_videos(
                 result["rows"][name]["settle_after_cut"] = settle_after_own_cut(make, clip.frames, cut_frames)
         logger.info("evaluated %s: %d frames", clip.name, result["num_frames"])
         results.append(result)
+        if keep is not None:
+            keep(_summarise(results, students, protocol, metadata))
     if not results:
         raise UserError("there is nothing to evaluate: no clip was given")
+    return _summarise(results, students, protocol, metadata)
+
+
+def _summarise(
+    results: list[dict[str, Any]],
+    students: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     mean = mean_rows(results)
     return {
-        "clips": results,
+        "clips": list(results),
         "mean": mean,
         "verdicts": {name: verdict(mean, name, students=list(students)) for name in students},
         "counts": {name: count_better(results, name, students=list(students)) for name in students},
-        "protocol": {
-            "depth_kind": depth_kind.value,
-            "flow": "none" if flow is None else type(flow).__name__,
-            "max_side": max_side,
-            "max_gt_side": max_gt_side,
-            "max_frames": max_frames,
-            "cut_frames": cut_frames,
-            "averaging": "pixels of a frame, then frames, then clips",
-        },
+        "protocol": dict(protocol),
         "versions": versions(),
         "metadata": dict(metadata or {}),
     }
