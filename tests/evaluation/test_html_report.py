@@ -211,6 +211,20 @@ def test_points_keep_the_order_of_strength_and_leave_out_what_is_far() -> None:
     assert "Not measured" in str(front_plot({}, ["ours"], Axis("edges"), Axis("TGE")))
 
 
+def test_labels_cover_no_mark_and_no_other_label() -> None:
+    from videomamba_depth.evaluation.html.labels import Label, place_labels
+
+    crowd = [Label(50.0, 50.0, "ours", needed=True)] + [Label(50.0 + i, 50.0, "0.5") for i in range(12)]
+    spots = place_labels(crowd, (0.0, 0.0, 100.0, 100.0))
+    assert spots[0] is not None
+    written = [spot for spot in spots if spot is not None]
+    assert 1 < len(written) == len(set(written)) < len(crowd)
+    (right,) = place_labels([Label(97.0, 50.0, "0.75")], (0.0, 0.0, 100.0, 100.0))
+    assert right is not None
+    assert right[0] < 0
+    assert place_labels([Label(1.0, 1.0, "long name")], (0.0, 0.0, 20.0, 20.0)) == [None]
+
+
 def test_frame_lists_are_short() -> None:
     assert folded_ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
     assert folded_ranges(["frame-0", "frame-1"]) == "frame-0, frame-1"

@@ -14,6 +14,10 @@ from .page import Page, Section, Table
 from .pictures import ClipPictures
 
 PAIRED = ("tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag")
+DOMINATES = (
+    "A row dominates another when it is steadier (TGE) and no worse on the other axis, by the means; * by more than two"
+    " standard errors in TGE. Points below a family's front: how much steadier than its filter of the same price."
+)
 
 
 def fresh_page(result: Mapping[str, Any], pictures: Mapping[str, Sequence[ClipPictures]] | None = None) -> Page:
@@ -26,7 +30,7 @@ def fresh_page(result: Mapping[str, Any], pictures: Mapping[str, Sequence[ClipPi
         "worlds": {name: ", ".join(f"{k} {v}" for k, v in spec.items()) for name, spec in result["specs"].items()},
         "versions": result["versions"],
     }
-    return Page("Fresh worlds", [set_line(result)], sections, metadata, students)
+    return Page("Fresh worlds", [set_line(result), DOMINATES], sections, metadata, students)
 
 
 def _kind_section(

@@ -12,10 +12,10 @@ from videomamba_depth.evaluation.baselines import AVERAGES, STRENGTHS
 from videomamba_depth.evaluation.feature_average import FEATURE_ROW
 from videomamba_depth.evaluation.paired import Estimate
 
+from .labels import Label, place_labels
+
 WIDTH, HEIGHT = 400, 316
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
-LABEL_OFFSETS = {"affine_ema": (6, 12), "warped_ema": (-6, 12)}
-"""px from a point to its label, so that families that lie close stay readable; < 0: on the left."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def front_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str],
     if not drawn:
         return Markup('<figure class="plot empty"><p>Not measured: {}.</p></figure>').format(x.title)
     frame = _Frame(_span(p.x for p in drawn), _span(p.y for p in drawn))
+    texts = _labels(frame, drawn, students)
     parts = [_axes(frame, x, y), _front(frame, [p for p in drawn if p.family not in students])]
     for family, members in families.items():
         inside = [p for p in members if p in drawn]
@@ -73,9 +74,9 @@ def front_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str],
         line = " ".join(f"{frame.x(p.x.value):.1f},{frame.y(p.y.value):.1f}" for p in inside)
         if len(inside) > 1:
             parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(family, line))
-        parts += [_mark(frame, p) for p in inside if p.row != "teacher" or family == "teacher"]
+        parts += [_mark(frame, p, texts[p.row]) for p in inside if p.row != "teacher" or family == "teacher"]
     for number, student in enumerate(students):  # on top of everything
-        parts += [_star(frame, p, number) for p in families.get(student, ()) if p in drawn]
+        parts += [_star(frame, p, number, texts[p.row]) for p in families.get(student, ()) if p in drawn]
     left_out = {p.row: p for p in points if p not in drawn}
     note = "; ".join(f"{p.row} ({_number(p.x.value)}, {_number(p.y.value)})" for p in left_out.values())
     svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{} against {}">{}</svg>').format(
@@ -153,29 +154,41 @@ def _front(frame: _Frame, points: Sequence[Point]) -> Markup:
     return Markup('<polyline class="front" points="{}"/>').format(line)
 
 
-def _mark(frame: _Frame, point: Point) -> Markup:
+def _labels(frame: _Frame, points: Sequence[Point], students: Sequence[str]) -> dict[str, Markup]:
+    """Return {row: its label}: students first, then whatever stands alone, then strengths as far as there is room."""
+    once = {p.row: p for p in sorted(points, key=lambda p: (p.family not in students, p.row != p.family))}
+    labels = []
+    for p in once.values():
+        text = p.row if p.family in students else p.row.replace("_", " ")
+        alone = p.row == p.family or p.row == "teacher"
+        text, size = text if alone else p.row.rpartition("_")[2], 12.0 if p.family in students else 10.0
+        labels.append(Label(frame.x(p.x.value), frame.y(p.y.value), text, size, alone))
+    spots = place_labels(labels, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
+    return {row: _label(label, spot) for row, label, spot in zip(once, labels, spots, strict=True)}
+
+
+def _mark(frame: _Frame, point: Point, label: Markup) -> Markup:
     x, y = frame.x(point.x.value), frame.y(point.y.value)
     shape = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4"/>').format(x, y)
-    strength = point.row.rpartition("_")[2] if point.row != point.family else point.row.replace("_", " ")
-    return _group(frame, point, point.family, shape + _label(x, y, *LABEL_OFFSETS.get(point.family, (6, -5)), strength))
+    return _group(frame, point, point.family, shape + label)
 
 
-def _star(frame: _Frame, point: Point, number: int) -> Markup:
+def _star(frame: _Frame, point: Point, number: int, label: Markup) -> Markup:
     x, y = frame.x(point.x.value), frame.y(point.y.value)
     corners = []
     for k in range(10):
         radius, angle = (8.5 if k % 2 == 0 else 3.6), math.pi * k / 5
         corners.append(f"{x + radius * math.sin(angle):.1f},{y - radius * math.cos(angle):.1f}")
     shape = Markup('<polygon points="{}"/>').format(" ".join(corners))
-    label = _label(x, y, -11, 4, point.row)
     return _group(frame, point, f"student student-{number % 3}", shape + label)
 
 
-def _label(x: float, y: float, dx: float, dy: float, text: str) -> Markup:
-    """Return a text beside (x, y): on the right, or on the left near the right end of the plot."""
-    left = dx < 0 or x + dx + 6.5 * len(text) > WIDTH - RIGHT
+def _label(label: Label, spot: tuple[float, float] | None) -> Markup:
+    if spot is None:
+        return Markup("")
+    side = "" if spot[0] > 0 else " left" if spot[0] < 0 else " middle"
     form = Markup('<text class="label{}" x="{:.1f}" y="{:.1f}">{}</text>')
-    return form.format(" left" if left else "", x - abs(dx) if left else x + dx, y + dy, text)
+    return form.format(side, label.x + spot[0], label.y + spot[1], label.text)
 
 
 def _group(frame: _Frame, point: Point, classes: str, shape: Markup) -> Markup:
