@@ -33,7 +33,8 @@ def place_labels(labels: Sequence[Label], plot: Box) -> list[tuple[float, float]
     for label in labels:
         inside = [spot for spot in SPOTS if _holds(plot, _box(label, spot))]
         free = [spot for spot in inside if not any(_meet(_box(label, spot), box) for box in taken)]
-        spot = (free or (inside[:1] or [SPOTS[0]] if label.needed else [None]))[0]
+        fallback = next(iter(inside), SPOTS[0]) if label.needed else None
+        spot = free[0] if free else fallback
         if spot is not None:
             taken.append(_box(label, spot))
         chosen.append(spot)
