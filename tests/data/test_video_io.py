@@ -235,11 +235,12 @@ def test_index_outside_the_video_is_a_mistake_of_the_code(files: dict[str, Path]
         (Fraction(1001, 30000), [0, 1, 2, 3]),
     ],
 )
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
 def test_written_timestamps_and_count_equal_the_input(
-    tmp_path: Path, time_base: Fraction, pts: list[int], mode: dict[str, bool]
+    tmp_path: Path, time_base: Fraction, pts: list[int], mode: dict[str, bool], codec: str
 ) -> None:
     path = tmp_path / "out" / "w.mp4"
-    with VideoWriter(path, size=(67, 51), time_base=time_base, **mode) as writer:
+    with VideoWriter(path, size=(67, 51), time_base=time_base, codec=codec, **mode) as writer:
         for number, at in enumerate(pts):
             writer.write(numbered_frame(number, 67, 51), at)
     frames = list(iter_frames(path))
@@ -249,7 +250,7 @@ def test_written_timestamps_and_count_equal_the_input(
     assert [p.name for p in path.parent.iterdir()] == ["w.mp4"]
     with av.open(str(path)) as container:
         video = container.streams.video[0]
-        assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (video.codec_context.name, video.codec_context.pix_fmt) == (codec, "yuv420p")
 
 
 def test_writer_refuses_wrong_frames_and_times(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def build_stream(config: StreamConfig) -> DepthStream:
         resets=resets,
         key_frames=config.key_frames.settings(),
         memory=config.memory,
+        compile=config.compile,
     )
 
 
@@ -104,7 +105,9 @@ def build_sinks(config: StreamConfig, paths: OutputPaths, stream: DepthStream, s
         colour_range = ColourRange((low, high), config.colour_time_constant_s, fixed)
         colouriser = Colouriser(config.colour_map)
         side_by_side = config.video == "side_by_side"
-        sinks.append(VideoSink(paths.video, kind, colour_range, colouriser, source.fps, side_by_side))
+        sinks.append(
+            VideoSink(paths.video, kind, colour_range, colouriser, source.fps, side_by_side, config.video_codec)
+        )
     if config.raw == "npz":
         sinks.append(NpzSink(paths.depth, kind, config.raw_dtype, config.shard_frames))
     elif config.raw == "png16":

@@ -12,6 +12,7 @@ from videomamba_depth.streaming.keyframes import KeyFrameSettings
 
 _CHOICES = {
     "video": ("side_by_side", "depth", "none"),
+    "video_codec": ("h264", "hevc"),
     "raw": ("none", "npz", "png16", "exr", "zarr"),
     "raw_dtype": ("float16", "float32"),
     "resolution": ("source", "model"),
@@ -59,6 +60,7 @@ class StreamConfig:
     input: str = MISSING
     output: str = MISSING
     video: str = MISSING
+    video_codec: str = MISSING
     raw: str = MISSING
     raw_dtype: str = MISSING
     shard_frames: int = MISSING
@@ -74,6 +76,7 @@ class StreamConfig:
     device: str = MISSING
     dtype: str = MISSING
     input_size: int | None = None
+    compile: bool = MISSING
     threads: int | None = None
     overlap: bool = MISSING
     live: bool | None = None

@@ -1,4 +1,4 @@
-"""Write H.264 in MP4 with the timestamps of the input, frame by frame."""
+"""Write H.264 or HEVC in MP4 with the timestamps of the input, frame by frame."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+CODECS = {"h264": "libx264", "hevc": "libx265"}
 _BT709 = 1  # AVCOL_SPC_BT709, AVCOL_PRI_BT709 and AVCOL_TRC_BT709 share this value
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 _MIN_TIMESCALE = 10_000  # the MP4 muxer doubles smaller timescales up to at least this
@@ -24,7 +25,7 @@ _MAX_TIMESCALE = 2**31 - 1
 
 
 class VideoWriter:
-    """H.264 (yuv420p, BT.709) MP4 writer for uint8 RGB frames with explicit timestamps; a context manager.
+    """H.264 or HEVC (yuv420p, BT.709) MP4 writer for uint8 RGB frames with explicit timestamps; a context manager.
 
     Frame count and timestamps of the file equal what was written: the track keeps the given `time_base` (times a
     power of two), and a stream that starts late keeps its start. Odd sizes are padded to even by repeating the
@@ -35,15 +36,16 @@ class VideoWriter:
         size: (width, height) px of the frames.
         fps: frames per second; alone, frame i is at i / fps seconds. With `time_base` only a hint for the encoder.
         time_base: seconds per unit of the `pts` given to `write`.
-        crf: x264 quality, 0 (lossless) to 51; 18 is visually lossless.
-        preset: x264 speed preset.
+        codec: "h264", which plays everywhere, or "hevc": half the size, several times the time.
+        crf: quality of x264 and x265, 0 (lossless) to 51; 18 is visually lossless.
+        preset: their speed preset.
         fragmented: write fragments of about a second of video, so that a killed process leaves a playable file that
             lacks the last one or two.
         atomic: write to a hidden file beside `path` and rename it on success, so that `path` is always whole;
             after an exception nothing is left. Not together with `fragmented`.
 
     Raises:
-        UserError: the folder cannot be written, or this build of PyAV has no H.264 encoder.
+        UserError: the folder cannot be written, or this build of PyAV lacks the encoder.
         ValueError: contradictory arguments, a frame of another size, or a `pts` that does not increase.
     """
 
@@ -54,6 +56,7 @@ class VideoWriter:
         size: tuple[int, int],
         fps: float | Fraction | None = None,
         time_base: Fraction | None = None,
+        codec: str = "h264",
         crf: int = 18,
         preset: str = "veryfast",
         fragmented: bool = False,
@@ -63,6 +66,8 @@ class VideoWriter:
             raise ValueError("VideoWriter needs fps or time_base; got neither")
         if fragmented and atomic:
             raise ValueError("fragmented and atomic exclude each other: a fragmented file is meant to be seen early")
+        if codec not in CODECS:
+            raise ValueError(f"codec must be one of {', '.join(CODECS)}; got '{codec}'")
         rate = Fraction(fps).limit_denominator(1001) if fps is not None else Fraction(30)
         self.path = Path(path).expanduser()
         self.time_base = _exact_time_base(1 / rate if time_base is None else Fraction(time_base))
@@ -72,7 +77,7 @@ class VideoWriter:
         self._last_pts: int | None = None
         self._target = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial") if atomic else self.path
         self._container: Any = self._open(fragmented)
-        self._stream = self._add_stream(rate, crf, preset)
+        self._stream = self._add_stream(codec, rate, crf, preset)
 
     def write(self, rgb: np.ndarray, pts: int | None = None) -> None:
         """Append one frame.
@@ -145,12 +150,17 @@ class VideoWriter:
         except (av.error.FFmpegError, OSError) as error:
             raise UserError(f"cannot write video {self.path}: {error}") from error
 
-    def _add_stream(self, rate: Fraction, crf: int, preset: str) -> Any:
-        if "libx264" not in av.codecs_available:
-            raise UserError("this build of PyAV cannot encode H.264 (no libx264); install the wheel: pip install av")
+    def _add_stream(self, codec: str, rate: Fraction, crf: int, preset: str) -> Any:
+        encoder = CODECS[codec]
+        if encoder not in av.codecs_available:
+            raise UserError(f"this PyAV cannot encode {codec} (no {encoder}); install the wheel: pip install av")
         # A key frame at least every second keeps seeking quick and fragments short.
         options = {"crf": str(crf), "preset": preset, "g": str(max(1, round(rate)))}
-        stream = self._container.add_stream("libx264", rate=rate, options=options)
+        if codec == "hevc":
+            options["x265-params"] = "log-level=error"
+        stream = self._container.add_stream(encoder, rate=rate, options=options)
+        if codec == "hevc":
+            stream.codec_context.codec_tag = "hvc1"  # the name that QuickTime and Safari ask for
         width, height = self._size
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         stream.time_base = self.time_base

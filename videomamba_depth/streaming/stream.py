@@ -17,7 +17,7 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensor
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.state import DepthState, check_state
 from videomamba_depth.streaming.keyframes import KeyFrames, KeyFrameSettings
-from videomamba_depth.streaming.precision import place
+from videomamba_depth.streaming.precision import compile_frames, place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -48,6 +48,7 @@ class DepthStream:
         key_frames: go on from an earlier state where the stream comes back to a view; None: never. One stream only.
         memory: how long the student remembers, relative to its training: 2 is steadier, 0.5 reacts faster. A property
             of the model, not of the stream; None leaves it as it is.
+        compile: compile encoder and decoder (`torch.compile`, on CUDA as graphs), in the model.
 
     Raises:
         UserError: a checkpoint or device that is not there, or a memory that the student does not have.
@@ -65,6 +66,7 @@ class DepthStream:
         resets: ResetPolicy | None = None,
         key_frames: KeyFrameSettings | None = None,
         memory: float | None = None,
+        compile: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got '{dtype}'")
@@ -84,6 +86,8 @@ class DepthStream:
         if memory is not None:
             _set_memory(self.model, memory)
         place(self.model, self.device, self.dtype)
+        if compile:
+            compile_frames(self.model, self.device)
         self.key_frames: KeyFrames | None = None
         if key_frames is not None:
             self.key_frames = KeyFrames(key_frames, with_shift=self.depth_kind is DepthKind.RELATIVE)
@@ -134,7 +138,10 @@ class DepthStream:
         if frame.dtype != np.uint8 or (*frame.shape[:-3], frame.shape[-1]) != shape:
             expected = "[H, W, 3]" if self.batch_size == 1 else f"[{self.batch_size}, H, W, 3]"
             raise ValueError(f"frame must be uint8 {expected}; got {frame.dtype} {list(frame.shape)}")
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(frame))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, non_blocking=True)
         rgb = pixels.reshape(self.batch_size, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
         depth = self.step_tensor(rgb, None if timestamp_s is None else [timestamp_s] * self.batch_size)
         return depth[:, 0].reshape(*frame.shape[:-3], *depth.shape[-2:]).cpu().numpy()

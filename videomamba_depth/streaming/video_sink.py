@@ -24,7 +24,7 @@ _MAX_TIMESCALE = 2**31 - 1
 
 
 class VideoSink:
-    """H.264 of the coloured depth, alone or beside the frame it belongs to, with the source's timestamps.
+    """Video of the coloured depth, alone or beside the frame it belongs to, with the source's timestamps.
 
     While it grows the file consists of fragments, so that it plays even after a kill; on closing it is rewritten
     (packets are copied) as an ordinary MP4 with its index in front.
@@ -34,6 +34,7 @@ class VideoSink:
         kind: what the depth means; metric depth is coloured by its inverse, so that near is bright for both kinds.
         fps: a hint for the encoder.
         side_by_side: the frame on the left.
+        codec: "h264" or "hevc".
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class VideoSink:
         colouriser: Colouriser,
         fps: float,
         side_by_side: bool = True,
+        codec: str = "h264",
     ) -> None:
         self.path, self._kind, self._fps, self._side_by_side = path, kind, fps, side_by_side
-        self._range, self._colouriser = colour_range, colouriser
+        self._range, self._colouriser, self._codec = colour_range, colouriser, codec
         self._writer: VideoWriter | None = None
 
     def write(self, frame: DepthFrame) -> None:
@@ -55,7 +57,9 @@ class VideoSink:
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
             fps = Fraction(self._fps).limit_denominator(1001)
-            self._writer = VideoWriter(self.path, size=size, fps=fps, time_base=frame.time_base, fragmented=True)
+            self._writer = VideoWriter(
+                self.path, size=size, fps=fps, time_base=frame.time_base, codec=self._codec, fragmented=True
+            )
         self._writer.write(picture, frame.pts)
 
     def close(self) -> None:
