@@ -20,6 +20,7 @@ from videomamba_depth.streaming.open_source import open_source
 from videomamba_depth.streaming.outputs import OutputPaths
 from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink
 from videomamba_depth.streaming.pipeline import Sink
+from videomamba_depth.streaming.point_cloud_sink import Intrinsics, PointCloudSink, load_intrinsics
 from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.sources import FrameSource
@@ -40,6 +41,7 @@ def stream_main(config: StreamConfig) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    intrinsics = None if config.intrinsics is None else load_intrinsics(config.intrinsics)
     source = build_source(config)
     stream = build_stream(config)
     paths = None if config.output == "-" else OutputPaths(Path(config.output).expanduser(), source.name)
@@ -48,7 +50,7 @@ def stream_main(config: StreamConfig) -> None:
         sinks: list[Sink] = [RawStreamSink(stdout, config.raw_dtype)]
     else:
         paths.prepare(config.overwrite)
-        sinks = build_sinks(config, paths, stream, source)
+        sinks = build_sinks(config, paths, stream, source, intrinsics)
     job = StreamJob(
         source,
         stream,
@@ -95,19 +97,27 @@ def build_stream(config: StreamConfig) -> DepthStream:
     )
 
 
-def build_sinks(config: StreamConfig, paths: OutputPaths, stream: DepthStream, source: FrameSource) -> list[Sink]:
+def build_colours(config: StreamConfig) -> tuple[ColourRange, Colouriser]:
+    """Return how depth is coloured; the range follows one viewer's frames, so that each needs its own."""
+    low, high = config.colour_percentiles
+    fixed = None if config.colour_range is None else (config.colour_range[0], config.colour_range[1])
+    return ColourRange((low, high), config.colour_time_constant_s, fixed), Colouriser(config.colour_map)
+
+
+def build_sinks(
+    config: StreamConfig,
+    paths: OutputPaths,
+    stream: DepthStream,
+    source: FrameSource,
+    intrinsics: Intrinsics | None = None,
+) -> list[Sink]:
     """Return the sinks that `config` asks for."""
     kind = stream.depth_kind
     sinks: list[Sink] = [FrameLog(paths.frames)]
     if config.video != "none":
-        low, high = config.colour_percentiles
-        fixed = None if config.colour_range is None else (config.colour_range[0], config.colour_range[1])
-        colour_range = ColourRange((low, high), config.colour_time_constant_s, fixed)
-        colouriser = Colouriser(config.colour_map)
         side_by_side = config.video == "side_by_side"
-        sinks.append(
-            VideoSink(paths.video, kind, colour_range, colouriser, source.fps, side_by_side, config.video_codec)
-        )
+        video = VideoSink(paths.video, kind, *build_colours(config), source.fps, side_by_side, config.video_codec)
+        sinks.append(video)
     if config.raw == "npz":
         sinks.append(NpzSink(paths.depth, kind, config.raw_dtype, config.shard_frames))
     elif config.raw == "png16":
@@ -116,6 +126,9 @@ def build_sinks(config: StreamConfig, paths: OutputPaths, stream: DepthStream, s
         sinks.append(ExrSink(paths.depth, kind, config.raw_dtype))
     elif config.raw == "zarr":
         sinks.append(ZarrSink(paths.zarr, kind, config.raw_dtype))
+    if intrinsics is not None:
+        every = None if config.key_frames.enabled else config.ply_every
+        sinks.append(PointCloudSink(paths.points, kind, intrinsics, every))
     return sinks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
@@ -20,7 +20,7 @@ _CHOICES = {
     "colour_map": ("inferno", "magma", "turbo", "viridis", "grey"),
 }
 _Number = TypeVar("_Number", int, float)
-_POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s", "memory")
+_POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s", "memory", "ply_every")
 
 
 @dataclass
@@ -65,6 +65,8 @@ class StreamConfig:
     raw_dtype: str = MISSING
     shard_frames: int = MISSING
     resolution: str = MISSING
+    intrinsics: Any = None
+    ply_every: int = MISSING
     colour_map: str = MISSING
     colour_percentiles: list[float] = MISSING
     colour_time_constant_s: float = MISSING
@@ -103,10 +105,19 @@ class StreamConfig:
             low, high = _pair("colour_range", self.colour_range)
             if low >= high:
                 raise ValueError(f"colour_range must ascend; got {self.colour_range}")
+        _check_intrinsics(self.intrinsics, self.output)
         _ = self.key_frames.settings()
         for name in ("colour_time_constant_s", "reconnect_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+
+
+def _check_intrinsics(given: Any, output: str) -> None:
+    numbers = isinstance(given, list) and all(isinstance(value, int | float) for value in given)
+    if given is not None and not (isinstance(given, str) or numbers):
+        raise ValueError(f"intrinsics must be [fx,fy,cx,cy] in px or a text file; got {given}")
+    if given is not None and output == "-":
+        raise ValueError("intrinsics asks for point clouds, which need a folder: output=FOLDER, not output=-")
 
 
 def _pair(name: str, values: Sequence[_Number]) -> tuple[_Number, _Number]:

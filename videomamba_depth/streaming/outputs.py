@@ -35,6 +35,11 @@ class OutputPaths:
         return self.folder / f"{self.name}_depth.zarr"
 
     @property
+    def points(self) -> Path:
+        """The folder of point clouds."""
+        return self.folder / f"{self.name}_points"
+
+    @property
     def about(self) -> Path:
         """What was done, as JSON."""
         return self.folder / f"{self.name}.json"
@@ -46,7 +51,7 @@ class OutputPaths:
 
     def all(self) -> tuple[Path, ...]:
         """Return every path."""
-        return self.video, self.depth, self.zarr, self.about, self.frames
+        return self.video, self.depth, self.zarr, self.points, self.about, self.frames
 
     def prepare(self, overwrite: bool) -> None:
         """Make the folder, and see to what an earlier run of that name has left.
