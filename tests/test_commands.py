@@ -190,9 +190,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, videos: Path, trained: Path
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_ends_in_one_clear_line(
-    case: str, places: dict[str, str], tmp_path: Path, tiny_teacher_folder: str, monkeypatch: pytest.MonkeyPatch
+    case: str, places: dict[str, str], tmp_path: Path, tiny_teacher_folder: str
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     script, arguments, said = MISTAKES[case]
     arguments = [argument.format(**places) for argument in arguments]
     if script == "train.py":
