@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from videomamba_depth.configuration.checks import COLOUR_MAPS, DTYPES, check_values
+
 _CHOICES = {
-    "dtype": ("float32", "bfloat16", "float16"),
-    "colour_map": ("inferno", "magma", "turbo", "viridis", "grey"),
+    "dtype": DTYPES,
+    "colour_map": COLOUR_MAPS,
 }
 _POSITIVE = (
     "input_size",
@@ -45,12 +47,6 @@ class ServeConfig:
     idle_s: float = MISSING
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got '{getattr(self, name)}'")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive; got {value}")
+        check_values(self, _CHOICES, _POSITIVE)
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must lie in [0, 65535]; got {self.port}")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
+from videomamba_depth.configuration.checks import COLOUR_MAPS, DTYPES, check_values
 from videomamba_depth.streaming.keyframes import KeyFrameSettings
 
 _CHOICES = {
@@ -16,8 +17,8 @@ _CHOICES = {
     "raw": ("none", "npz", "png16", "exr", "zarr"),
     "raw_dtype": ("float16", "float32"),
     "resolution": ("source", "model"),
-    "dtype": ("float32", "bfloat16", "float16"),
-    "colour_map": ("inferno", "magma", "turbo", "viridis", "grey"),
+    "dtype": DTYPES,
+    "colour_map": COLOUR_MAPS,
 }
 _Number = TypeVar("_Number", int, float)
 _POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s", "memory", "ply_every")
@@ -89,13 +90,7 @@ class StreamConfig:
     overwrite: bool = MISSING
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got '{getattr(self, name)}'")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive; got {value}")
+        check_values(self, _CHOICES, _POSITIVE)
         low, high = _pair("colour_percentiles", self.colour_percentiles)
         if not 0 <= low < high <= 100:
             raise ValueError(f"colour_percentiles must ascend within [0, 100]; got {self.colour_percentiles}")

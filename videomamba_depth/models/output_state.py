@@ -112,17 +112,15 @@ class OutputRefiner(nn.Module):
 
     def _keep(self, unit: Tensor, confidence: Tensor, speed_px: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights `1 − gain` of the past, for what is coarse and for what is fine."""
-        shifts = [math.log(self.memory), math.log(min(self.memory, 1.0))]
-        start = [logit - shift for logit, shift in zip(self.base_logits, shifts, strict=True)]
-        base = unit.new_tensor(start).view(1, 2, 1, 1)
+        coarse = self.base_logits[0] - math.log(self.memory)
+        fine = self.base_logits[1] - math.log(min(self.memory, 1.0))
         if self.gain_net is None:
-            logits = base.expand(unit.shape[0], 2, *unit.shape[2:])
+            learnt = unit.new_zeros(unit.shape[0], 2, *unit.shape[2:])
         else:
             bounded = unit / (1 + unit.abs())
             inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
-            logits = base + self.gain_net(inputs)
-        keep = torch.sigmoid(-logits)
-        return keep[:, :1], keep[:, 1:]
+            learnt = self.gain_net(inputs)
+        return torch.sigmoid(-(coarse + learnt[:, :1])), torch.sigmoid(-(fine + learnt[:, 1:]))
 
 
 def _fade(seen: Tensor) -> Tensor:
