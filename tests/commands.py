@@ -1,11 +1,7 @@
-"""Run a command of the repository as a user would, in a child of a server that has imported what all of them need.
-
-Not a child of the test's own process: that has threads by then, and a fork of it may wait forever for their locks.
-"""
+"""Run a command of the repository as a user would."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import sys
@@ -13,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
+from processes import finish, start
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,21 +27,12 @@ class Result(NamedTuple):
         return [line for line in self.err.splitlines() if line.startswith("error:")]
 
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["videomamba_depth.training.trainer", "videomamba_depth.streaming.stream"])
-
-
 def run_command(folder: Path, script: str, *arguments: str, timeout_s: float = 120) -> Result:
     """Run `python SCRIPT ARGUMENTS` in `folder`, without network, and wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = _SERVER.Process(target=_run, args=(folder, script, arguments, dict(os.environ)))
-    process.start()
-    process.join(timeout_s)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    status = finish(start(_run, folder, script, arguments, dict(os.environ)), timeout_s)
     texts = [(folder / name).read_text() for name in ("stdout.txt", "stderr.txt")]
-    return Result(process.exitcode if process.exitcode is not None else -1, *texts)
+    return Result(-1 if status is None else status, *texts)
 
 
 def _run(folder: Path, script: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:

@@ -168,7 +168,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_resume(root: Path) ->
 
     whole = batches(0, 0)
     assert {batch["rgb"].shape[1] for batch in whole} == {1, 3}
-    for start, workers, context in ((2, 0, None), (0, 2, "fork")):
+    for start, workers, context in ((2, 0, None), (0, 2, "forkserver")):
         again = batches(start, workers, context)
         assert len(again) == 6 - start
         assert all(same(a, b) for a, b in zip(whole[start:], again, strict=True))

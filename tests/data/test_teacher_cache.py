@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from media import flat_depth, write_empty, write_images, write_video
+from processes import finish, make_event, start
 from torch import Tensor
 
 from videomamba_depth.data.cache_format import chunk_scale, group_name
@@ -275,29 +274,19 @@ def test_data_set_adds_cached_labels_in_the_clip_s_geometry(
     assert len([r for r in caplog.records if "live teacher" in r.getMessage()]) == 1
 
 
-def in_process(work: Callable[[], Any]) -> Any:
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    return process
+def crash_at_commit(number: int, videos: list[VideoSource], cache: Path) -> None:
+    """Precompute until the `number`-th file is about to be put in place, then die without any clean-up."""
+    real, calls = pathlib.Path.replace, 0
 
+    def counting(self: Path, target: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os._exit(9)
+        return real(self, target)
 
-def crash_at_commit(number: int, videos: list[VideoSource], cache: Path) -> int:
-    """Precompute in a process that dies, without any clean-up, as its `number`-th file is about to be put in place."""
-    real, calls = pathlib.Path.replace, [0]
-
-    def work() -> None:
-        def counting(self: Path, target: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == number:
-                os._exit(9)
-            return real(self, target)
-
-        pathlib.Path.replace = counting  # type: ignore[method-assign]
-        run(videos, cache, flow=shifted_flow)
-
-    process = in_process(work)
-    process.join(60)
-    return int(process.exitcode)
+    pathlib.Path.replace = counting  # type: ignore[method-assign]
+    run(videos, cache, flow=shifted_flow)
 
 
 @pytest.mark.parametrize("numbers", [(1, 2, 3), (5, 8), (11, 1), (14, 17)])
@@ -305,30 +294,32 @@ def test_death_at_any_commit_is_made_good(
     videos: list[VideoSource], cache: Path, tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:
     for number in numbers:
-        assert crash_at_commit(number, videos, tmp_path) == 9
+        assert finish(start(crash_at_commit, number, videos, tmp_path)) == 9
     report = verify_cache(tmp_path, key=KEY, progress=False) if any(tmp_path.iterdir()) else None
     assert report is None or report.videos < 3
     run(videos, tmp_path, flow=shifted_flow)
     assert tree(tmp_path) == tree(cache)
 
 
+def slow_depth(rgb: Tensor) -> Tensor:
+    time.sleep(0.01)
+    return flat_depth(rgb)
+
+
+def precompute_slowly(videos: list[VideoSource], cache: Path, started: Any) -> None:
+    started.set()
+    precompute_videos(videos, slow_depth, KEY, cache, chunk_frames=8, batch_frames=3, flow=shifted_flow, progress=False)
+
+
 def kill_at_random(kills: int, videos: list[VideoSource], cache: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
-
-    def slow_depth(rgb: Tensor) -> Tensor:
-        time.sleep(0.01)
-        return flat_depth(rgb)
-
-    def work() -> None:
-        precompute_videos(
-            videos, slow_depth, KEY, cache, chunk_frames=8, batch_frames=3, flow=shifted_flow, progress=False
-        )
-
     for _ in range(kills):
-        process = in_process(work)
-        time.sleep(rng.uniform(0.05, 0.3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join(60)
+        started = make_event()
+        process = start(precompute_slowly, videos, cache, started)
+        assert started.wait(60)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.kill()
+        assert finish(process) in (-signal.SIGKILL, 0)
 
 
 def test_kill_and_run_again_equals_no_kill(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import warnings
+from typing import Any
 
 import pytest
 import torch
+from processes import finish, start
 from scan_cases import (
     FORWARD_TOLERANCE,
     METHODS,
+    Case,
     assert_close,
     make_case,
     relative_rms,
@@ -262,24 +264,22 @@ def test_empty_batch() -> None:
 
 
 def test_works_in_a_forked_process_after_threads_ran() -> None:
+    assert finish(start(_scan_here_and_in_a_fork)) == 0
+
+
+def _scan_here_and_in_a_fork() -> None:
     case = make_case(130, 4, 48, 8).to(SINGLE)
     torch.set_num_threads(2)
-    try:
-        expected, _ = selective_scan(**case.arguments, backend="cpp")  # type: ignore[arg-type]
-        queue = multiprocessing.get_context("fork").SimpleQueue()
-        process = multiprocessing.get_context("fork").Process(target=_scan_sum, args=(case, queue), daemon=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork: what is tested here
-            process.start()
-        process.join(timeout=30)
-        process.kill()
-    finally:
-        torch.set_num_threads(1)
-    assert process.exitcode == 0
+    expected, _ = selective_scan(**case.arguments, backend="cpp")  # type: ignore[arg-type]
+    fork = multiprocessing.get_context("fork")
+    queue = fork.SimpleQueue()
+    process = fork.Process(target=_scan_sum, args=(case, queue))
+    process.start()
+    assert finish(process, timeout_s=30) == 0
     assert queue.get() == expected.double().numpy().sum()
 
 
-def _scan_sum(case, queue) -> None:  # type: ignore[no-untyped-def]
+def _scan_sum(case: Case, queue: Any) -> None:
     torch.use_deterministic_algorithms(False)  # PyTorch's own threads, that fill empty tensors, are gone
-    y, _ = selective_scan(**case.arguments, backend="cpp")
+    y, _ = selective_scan(**case.arguments, backend="cpp")  # type: ignore[arg-type]
     queue.put(y.double().numpy().sum())

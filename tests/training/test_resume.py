@@ -1,26 +1,24 @@
 """A run that was stopped and continued, however it was stopped, ends in the same bits as one that was not.
 
-Training runs in forked children, which share this process's imports: stopping and starting is then quick enough to be
+Training runs in children of a server that has imported everything: stopping and starting is then quick enough to be
 done often. The real command line is run by `tests/test_commands.py`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import asdict
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from commands import run_command
 from media import write_video
+from processes import finish, start
 from safetensors.torch import load_file
 
 from videomamba_depth.configuration.build import build_trainer
@@ -68,21 +66,10 @@ def train(run_path: Path, teacher: str, *extra: str) -> bool:
         stop_ranks()
 
 
-def start(target: Callable[[], object]) -> BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=target)
-    process.start()
-    return process
-
-
-def finish(process: BaseProcess) -> int | None:
-    process.join(timeout=120)
-    return process.exitcode
-
-
 def interrupt(run: Path, teacher: str, number: int, delay_s: float) -> int | None:
     """Train in a child, send it a signal `delay_s` after its next checkpoint, return its exit code."""
     before = list_steps(run / "checkpoints")
-    process = start(lambda: train(run, teacher))
+    process = start(train, run, teacher)
     deadline = time.monotonic() + 60
     while process.is_alive() and list_steps(run / "checkpoints") == before and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -111,7 +98,7 @@ def assert_same_end(a: Path, b: Path, ranks: int = 1) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_folder: str) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    assert finish(start(lambda: train(run, tiny_teacher_folder))) == 0
+    assert finish(start(train, run, tiny_teacher_folder)) == 0
     assert list_steps(run / "checkpoints") == [1, 2, 3, 4, 5, 6]
     return run
 
@@ -121,7 +108,7 @@ def test_three_and_three_steps_equal_six(tmp_path: Path, tiny_teacher_folder: st
     shutil.copytree(uninterrupted, run, symlinks=True)
     for step in (4, 5, 6):
         shutil.rmtree(run / "checkpoints" / f"step_{step:08d}")
-    assert finish(start(lambda: train(run, tiny_teacher_folder))) == 0
+    assert finish(start(train, run, tiny_teacher_folder)) == 0
     assert_same_end(run, uninterrupted)
 
 
@@ -129,7 +116,7 @@ def test_sigterm_saves_and_the_run_continues(tmp_path: Path, tiny_teacher_folder
     run = tmp_path / "run"
     assert interrupt(run, tiny_teacher_folder, signal.SIGTERM, 0.0) == 0
     assert 1 <= list_steps(run / "checkpoints")[-1] < STEPS
-    assert finish(start(lambda: train(run, tiny_teacher_folder))) == 0
+    assert finish(start(train, run, tiny_teacher_folder)) == 0
     assert_same_end(run, uninterrupted)
 
 
@@ -149,13 +136,13 @@ EVERYTHING = (
 def assert_resumes_in_the_middle(tmp_path: Path, teacher: str, *options: str) -> None:
     """Compare a whole run with copies of it that went back some steps and were continued."""
     whole = tmp_path / "whole"
-    assert finish(start(lambda: train(whole, teacher, *options))) == 0
+    assert finish(start(train, whole, teacher, *options)) == 0
     for kept in (2, 3):
         run = tmp_path / f"from_{kept}"
         shutil.copytree(whole, run, symlinks=True)
         for step in range(kept + 1, STEPS + 1):
             shutil.rmtree(run / "checkpoints" / f"step_{step:08d}")
-        assert finish(start(lambda run=run: train(run, teacher, *options))) == 0  # type: ignore[misc]
+        assert finish(start(train, run, teacher, *options)) == 0
         assert_same_end(run, whole)
 
 
@@ -184,7 +171,7 @@ def test_everything_comes_back_on_videos_with_cached_labels(tmp_path: Path, tiny
 def kill_and_finish(run: Path, teacher: str, kills: int, rng: random.Random) -> None:
     for _ in range(kills):
         assert interrupt(run, teacher, signal.SIGKILL, rng.uniform(0, 0.1)) in (-signal.SIGKILL, 0)
-    assert finish(start(lambda: train(run, teacher))) == 0
+    assert finish(start(train, run, teacher)) == 0
 
 
 def test_kill_9_loses_nothing(tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path) -> None:
@@ -216,13 +203,14 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(
         train(run, tiny_teacher_folder)
 
 
-def train_on_two_ranks(run: Path, teacher: str, port: int, *extra: str) -> None:
-    def one(rank: int) -> None:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in names.items()})
-        train(run, teacher, *extra)
+def train_rank(rank: int, port: int, run: Path, teacher: str, *extra: str) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    train(run, teacher, *extra)
 
-    processes = [start(lambda rank=rank: one(rank)) for rank in (0, 1)]  # type: ignore[misc]
+
+def train_on_two_ranks(run: Path, teacher: str, port: int, *extra: str) -> None:
+    processes = [start(train_rank, rank, port, run, teacher, *extra) for rank in (0, 1)]
     assert [finish(process) for process in processes] == [0, 0]
 
 

@@ -1,0 +1,42 @@
+"""Child processes of a server that has imported what most tests need.
+
+Not children of the test's own process: that has threads by then, and a fork of it may wait forever for their locks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    [
+        "pytest",
+        "videomamba_depth.data.precompute",
+        "videomamba_depth.streaming.stream",
+        "videomamba_depth.training.trainer",
+    ]
+)
+
+
+def start(target: Callable[..., object], *arguments: Any) -> BaseProcess:
+    """Start `target(*arguments)`, a function of a module, with arguments that can be pickled."""
+    process = _SERVER.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess, timeout_s: float = 120) -> int | None:
+    """Wait for a process, kill it when that takes too long, and return its exit code."""
+    process.join(timeout_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def make_event() -> Any:
+    """Return an event that a started process and this one share."""
+    return _SERVER.Event()
