@@ -56,12 +56,23 @@ INLINE void write_flat(const ScanArguments& a, int64_t t, bool prefetch_next, co
   }
 }
 
+// The state is fetched twice: long before its turn into the second cache, which keeps many more requests in flight than
+// the first, and shortly before it into the first, which A needs almost whole. In vectors, each of them a cache line.
+// Further ahead than the end does no harm: a prefetch never faults.
+constexpr int kFarAhead = 512, kNearAhead = 64;
+
+template <int N>
+INLINE void prefetch_state(const S* in) {
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) __builtin_prefetch(in + (kFarAhead + j) * W, 0, 2);
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) __builtin_prefetch(in + (kNearAhead + j) * W, 0, 3);
+}
+
 // One block of W channels of one sequence.
 template <class M, int N, bool kStream>
 INLINE void flat_block(const ScanArguments& a, const S* A_log2e, int64_t d, const S* in, S* out, FlatStep& s) {
-  // Further ahead than the end does no harm: a prefetch never faults. A does not fit L1 beside the state.
-  prefetch(in + kBlocksAhead * W * N, W * N * sizeof(S));
-  prefetch(A_log2e + (d + W) * N, W * N * sizeof(S));
+  prefetch_state<N>(in);
   const V y = add_all<N>(0, [&](int j) INLINE_LAMBDA {
     const int64_t at_j = d * N + j * W;
     const Inputs x = {spread<N>(&s.delta[d], j), load(a.A + at_j), load(A_log2e + at_j), V{}};
