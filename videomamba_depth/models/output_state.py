@@ -50,8 +50,9 @@ class OutputRefiner(nn.Module):
     the pixels that are trusted, continued to those that are not: what flickers together is corrected together, and
     a pixel that has just come into view is drawn at the level of what was there before. a and g are gains, fixed,
     or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so that
-    depth's gauge does not matter. A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the odds
-    (1 − a) / a of the past; those of fine detail only below 1, since more would blur edges.
+    depth's gauge does not matter. 1 − a is halved where a cell's width is crossed in one frame: what moves that fast
+    brings little of its past along. A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the
+    odds (1 − a) / a of the past; those of fine detail only below 1, since more would blur edges.
     """
 
     def __init__(self, spec: OutputSpec) -> None:
@@ -120,7 +121,8 @@ class OutputRefiner(nn.Module):
             bounded = unit / (1 + unit.abs())
             inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
             learnt = self.gain_net(inputs)
-        return torch.sigmoid(-(coarse + learnt[:, :1])), torch.sigmoid(-(fine + learnt[:, 1:]))
+        slow = 1 / (1 + (speed_px / CELL_PX).square())
+        return slow * torch.sigmoid(-(coarse + learnt[:, :1])), torch.sigmoid(-(fine + learnt[:, 1:]))
 
 
 def _fade(seen: Tensor) -> Tensor:
