@@ -38,7 +38,7 @@ def read_ply(path: Path) -> tuple[str, np.ndarray]:
 
 
 def frame(index: int, depth: np.ndarray, reset: str = "", added: int | None = None) -> DepthFrame:
-    key = {} if added is None else {"added": added}
+    key = {"added": [] if added is None else [added]}
     return DepthFrame(index, index, Fraction(1, 10), numbered_frame(index), depth.astype(np.float32), reset, key)
 
 
@@ -128,7 +128,7 @@ def test_the_command_writes_one_cloud_per_key_frame(tmp_path: Path, checkpoint: 
     options = ["key_frames.enabled=true", "key_frames.every=3", "key_frames.duplicate=1"]
     folder = stream(tmp_path, checkpoint, source, f"intrinsics={tmp_path}/camera.txt", "resolution=model", *options)
     lines = read_json_lines(tmp_path / "out" / "clip.frames.jsonl")
-    added = [line["key"]["added"] for line in lines if "added" in line["key"]]
+    added = [number for line in lines for number in line["key"]["added"]]
     assert added
     assert [p.name for p in sorted(folder.iterdir())] == [f"{number:06d}.ply" for number in added]
     assert len(read_ply(folder / f"{added[0]:06d}.ply")[1]) > 0

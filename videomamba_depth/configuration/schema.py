@@ -9,6 +9,7 @@ from typing import Any, get_args
 from omegaconf import MISSING
 
 from selective_scan import DISCRETIZATIONS
+from videomamba_depth.configuration.checks import check_choice, check_positive, check_share
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
 from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
@@ -17,21 +18,6 @@ from videomamba_depth.models.temporal_mamba import ScaleSpec
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
 # choices are checked in __post_init__, which also sees the placeholder of a value that is not there yet.
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value != MISSING and value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got '{value}'")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if value != MISSING and value <= 0:
-        raise ValueError(f"{name} must be positive; got {value}")
-
-
-def _check_share(name: str, value: float) -> None:
-    if value != MISSING and not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1]; got {value}")
 
 
 @dataclass
@@ -43,7 +29,7 @@ class TeacherConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        _check_choice("teacher.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        check_choice("teacher.dtype", self.dtype, ("float32", "bfloat16", "float16"))
 
 
 @dataclass
@@ -77,12 +63,12 @@ class VideoMambaConfig:
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("model.video_mamba.variant", self.variant, tuple(VARIANTS))
+        check_choice("model.video_mamba.variant", self.variant, tuple(VARIANTS))
         if self.num_layers is not None and self.num_layers < 4:
             raise ValueError(f"model.video_mamba.num_layers must be at least 4, one per scale; got {self.num_layers}")
         for name in ("embed_dim", "img_size"):
             if getattr(self, name) is not None:
-                _check_positive(f"model.video_mamba.{name}", getattr(self, name))
+                check_positive(f"model.video_mamba.{name}", getattr(self, name))
 
     def spec(self, backend: str | None) -> VideoMambaSpec:
         """Return what the encoder is built from."""
@@ -126,10 +112,10 @@ class ModelConfig:
     s3: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
-        _check_choice("model.form", self.form, ("innovation", "plain"))
-        _check_choice("model.motion", self.motion, ("none", "flow"))
-        _check_choice("model.motion_flow", self.motion_flow, MOTION_FLOWS)
-        _check_choice("model.discretization", self.discretization, tuple(DISCRETIZATIONS))
+        check_choice("model.form", self.form, ("innovation", "plain"))
+        check_choice("model.motion", self.motion, ("none", "flow"))
+        check_choice("model.motion_flow", self.motion_flow, MOTION_FLOWS)
+        check_choice("model.discretization", self.discretization, tuple(DISCRETIZATIONS))
 
     def motion_spec(self) -> MotionSpec | None:
         """Return what motion is estimated by; None where states stay in place."""
@@ -170,17 +156,17 @@ class DataConfig:
     num_worlds: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("data.kind", self.kind, ("synthetic", "video_folder"))
-        _check_choice("data.world", self.world, get_args(SceneFamily))
-        _check_choice("data.motion", self.motion, (*get_args(CameraMotion), "mixed"))
+        check_choice("data.kind", self.kind, ("synthetic", "video_folder"))
+        check_choice("data.world", self.world, get_args(SceneFamily))
+        check_choice("data.motion", self.motion, (*get_args(CameraMotion), "mixed"))
         for name in ("clip_frames", "short_side", "batch_size"):
-            _check_positive(f"data.{name}", getattr(self, name))
+            check_positive(f"data.{name}", getattr(self, name))
         if self.stride != MISSING and not (
             self.strides() and all(type(stride) is int and stride > 0 for stride in self.strides())
         ):
             raise ValueError(f"data.stride must be a positive whole number or a list of them; got {self.stride}")
-        _check_share("data.reverse_probability", self.reverse_probability)
-        _check_share("data.p_single_frame", self.p_single_frame)
+        check_share("data.reverse_probability", self.reverse_probability)
+        check_share("data.p_single_frame", self.p_single_frame)
 
     def strides(self) -> tuple[int, ...]:
         """Return the distances between frames that a clip may have."""
@@ -197,7 +183,7 @@ class FlowConfig:
     max_rgb_change: float = MISSING
 
     def __post_init__(self) -> None:
-        _check_choice("flow.name", self.name, ("dis", "dis_fast", "dis_ultrafast", "raft"))
+        check_choice("flow.name", self.name, ("dis", "dis_fast", "dis_ultrafast", "raft"))
 
 
 @dataclass
@@ -215,8 +201,8 @@ class LossConfig:
     state_smoothness_weight: float = MISSING
 
     def __post_init__(self) -> None:
-        _check_choice("loss.target", self.target, ("raw", "stabilised"))
-        _check_choice("loss.ssi_alignment", self.ssi_alignment, ("frame", "clip", "none"))
+        check_choice("loss.target", self.target, ("raw", "stabilised"))
+        check_choice("loss.ssi_alignment", self.ssi_alignment, ("frame", "clip", "none"))
 
 
 @dataclass
@@ -255,11 +241,11 @@ class TrainerConfig:
     logger: str = MISSING
 
     def __post_init__(self) -> None:
-        _check_choice("trainer.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
-        _check_share("trainer.reset_probability", self.reset_probability)
-        _check_choice("trainer.logger", self.logger, ("tensorboard", "wandb", "none"))
+        check_choice("trainer.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        check_share("trainer.reset_probability", self.reset_probability)
+        check_choice("trainer.logger", self.logger, ("tensorboard", "wandb", "none"))
         for name in ("steps", "chunk_frames", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
-            _check_positive(f"trainer.{name}", getattr(self, name))
+            check_positive(f"trainer.{name}", getattr(self, name))
 
 
 @dataclass

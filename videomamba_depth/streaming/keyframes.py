@@ -132,7 +132,7 @@ class KeyFrames:
             features: `[1, C, h, w]`, coarse features of the frozen encoder.
         """
         self._number += 1
-        self.decision = {"event": "", "followed": False}
+        self.decision = {"event": "", "followed": False, "added": [], "dropped": []}
         self._afresh = bool(states.frame_index[0] == 0)
         if self._afresh:
             self._leave_all(before)
@@ -163,7 +163,7 @@ class KeyFrames:
         self.decision |= {"anchor": self._anchor, "scale": self._scale.a, "shift": self._scale.b, "change": change}
         self._look = replace(self._look, depth=self._scale(small))
         if self._number % self.settings.every == self.settings.every - 1:
-            self._add(states)
+            self._add(self._number, states)
         self.decision["held"] = len(self._ring)
         return self._scale(depth)
 
@@ -202,9 +202,7 @@ class KeyFrames:
     def _leave_all(self, before: DepthState) -> None:
         """Take leave of the view at a cut: what was shown last is worth returning to."""
         if self._look is not None:
-            self._number -= 1
-            self._add(before)
-            self._number += 1
+            self._add(self._number - 1, before)
         for key in self._ring:
             key.left = True
         self._anchor, self._blended = None, 0
@@ -230,8 +228,8 @@ class KeyFrames:
 
     def _blend(self, states: DepthState) -> DepthState:
         """Move one frame's share towards the anchor's state: the stream's own part fades linearly."""
-        key = next((key for key in self._ring if key.number == self._anchor), None)
-        if key is None:  # it has gone from the ring
+        key = self._anchored()
+        if key is None:
             self._blended = 0
             return states
         share = 1 / (self.settings.blend_frames - self._blended)
@@ -247,7 +245,7 @@ class KeyFrames:
 
     def _align(self, depth: Tensor, change: float) -> None:
         """Follow the scale that the anchor's depth asks for, on what has not moved since."""
-        key = next((key for key in self._ring if key.number == self._anchor), None)
+        key = self._anchored()
         if key is None or (change > self.settings.max_state_change and not self._afresh):
             return
         assert self._look is not None
@@ -257,15 +255,20 @@ class KeyFrames:
             self._scale.follow(fitted, float(key.look.depth.mean()), at_once=self._afresh)
             self.decision["followed"] = True
 
-    def _add(self, state: DepthState) -> None:
+    def _anchored(self) -> KeyFrame | None:
+        """Return the key frame that the stream is anchored to; None where it has gone from the ring."""
+        return next((key for key in self._ring if key.number == self._anchor), None)
+
+    def _add(self, number: int, state: DepthState) -> None:
+        """Remember the frame of that number, the one that was looked at last, unless a key frame is like it."""
         assert self._look is not None
         descriptor = self._look.descriptor
         if any(float((descriptor * key.look.descriptor).sum()) > self.settings.duplicate for key in self._ring):
             return
-        self._ring.append(KeyFrame(self._number, self._look, state))
-        self.decision["added"] = self._number
+        self._ring.append(KeyFrame(number, self._look, state))
+        self.decision["added"].append(number)
         if len(self._ring) > self.settings.capacity:
-            self.decision["dropped"] = self._ring.pop(0).number
+            self.decision["dropped"].append(self._ring.pop(0).number)
 
 
 def describe(features: Tensor, grid: int) -> Tensor:

@@ -42,12 +42,12 @@ class PointCloudSink:
     def write(self, frame: DepthFrame) -> None:
         """Write the points of a frame whose turn it is, or of the one before, if a cut made that a key frame."""
         self._number += 1
-        added = None if frame.key is None else frame.key.get("added")
-        if self._every is None and self._before is not None and added == self._number - 1:
+        added = [] if frame.key is None else frame.key["added"]
+        if self._every is None and self._before is not None and self._number - 1 in added:
             self._write(self._before)
         if frame.reset:
             self._unit = None
-        if added == self._number if self._every is None else frame.index >= self._next_index:
+        if self._number in added if self._every is None else frame.index >= self._next_index:
             self._next_index = frame.index + (self._every or 0)
             self._write(frame)
         self._before = frame
