@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -86,9 +87,10 @@ class DepthAnythingEncoder(nn.Module):
         source = str(EMBEDDED_TEACHER) if name_or_path == "embedded" else name_or_path
         _check_is_depth_anything(source)
         try:
-            model, report = DepthAnythingForDepthEstimation.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            with _no_bar() if Path(source).is_dir() else nullcontext():
+                model, report = DepthAnythingForDepthEstimation.from_pretrained(
+                    source, dtype=dtype, use_safetensors=True, output_loading_info=True
+                )
         except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
             raise _loading_error(name_or_path, error) from error
         missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -220,6 +222,18 @@ def _quiet_hub() -> Iterator[None]:
         yield
     finally:
         hub_logger.setLevel(level)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Show no progress of what takes a moment, as reading a folder does; a download keeps its bars."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _loading_error(name_or_path: str, error: Exception) -> UserError:
