@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec, TokenWarp, warp_map
-from videomamba_depth.models.output_state import CELL_PX, OutputRefiner, OutputSpec
+from videomamba_depth.models.output_state import CELL_PX, SLOW_PX, OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.flow_utils import backward_warp
@@ -200,7 +200,7 @@ def test_refined_output_is_steadier_than_its_input_and_follows_the_motion() -> N
     assert (in_place - truth)[inner].square().mean().sqrt() > 1.2 * error
 
 
-def test_a_correction_counts_half_where_a_cell_is_crossed_in_one_frame() -> None:
+def test_a_correction_counts_half_where_half_a_cell_is_crossed_in_one_frame() -> None:
     refine = OutputRefiner(OutputSpec(hidden=0))
     height, width = 2 * CELL_PX, 4 * CELL_PX
     brighter = torch.stack([torch.ones(1, 1, height, width), torch.full((1, 1, height, width), 2.0)], 1)
@@ -213,7 +213,7 @@ def test_a_correction_counts_half_where_a_cell_is_crossed_in_one_frame() -> None
         refined, _ = refine(brighter, torch.zeros(1, 1, height, width), torch.zeros(1, dtype=torch.int64), motion)
         return 2.0 - float(refined[0, 1].mean())
 
-    still, moved = correction(0.0), correction(CELL_PX)
+    still, moved = correction(0.0), correction(SLOW_PX)
     assert still > 0.5
     assert moved == pytest.approx(still / 2, rel=0.05)
 

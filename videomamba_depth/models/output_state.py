@@ -13,6 +13,7 @@ from videomamba_depth.models.motion import Motion, warp_map
 
 EDGE_PX = 2  # trust fades out this far from pixels that are not trusted, so that none of their edges is drawn
 CELL_PX = 14  # what is coarser than this is smoothed and continued as coarse: a token of Depth Anything
+SLOW_PX = CELL_PX / 2  # speed per frame at which the coarse correction counts half
 _FLOOR = 0.05  # trust below which a cell takes its correction from its neighbours
 
 
@@ -50,7 +51,7 @@ class OutputRefiner(nn.Module):
     the pixels that are trusted, continued to those that are not: what flickers together is corrected together, and
     a pixel that has just come into view is drawn at the level of what was there before. a and g are gains, fixed,
     or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so that
-    depth's gauge does not matter. 1 − a is halved where a cell's width is crossed in one frame: what moves that fast
+    depth's gauge does not matter. 1 − a is halved where half a cell is crossed in one frame: what moves that fast
     brings little of its past along. A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the
     odds (1 − a) / a of the past; those of fine detail only below 1, since more would blur edges.
     """
@@ -121,7 +122,7 @@ class OutputRefiner(nn.Module):
             bounded = unit / (1 + unit.abs())
             inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
             learnt = self.gain_net(inputs)
-        slow = 1 / (1 + (speed_px / CELL_PX).square())
+        slow = 1 / (1 + (speed_px / SLOW_PX).square())
         return slow * torch.sigmoid(-(coarse + learnt[:, :1])), torch.sigmoid(-(fine + learnt[:, 1:]))
 
 
