@@ -44,7 +44,7 @@ from videomamba_depth.streaming.predictor import FrameByFrame
 from videomamba_depth.streaming.sources import FileSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import StageTimes
-from videomamba_depth.streaming.video_sink import VideoSink
+from videomamba_depth.streaming.video_sink import FramePainter, VideoSink
 from videomamba_depth.utils.precision import autocast
 
 _PATCH = 14
@@ -227,7 +227,8 @@ def _file_to_file(stream: DepthStream, source: FileSource, overlap: bool) -> flo
         return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth)
 
     with tempfile.TemporaryDirectory() as folder:
-        sink = VideoSink(Path(folder) / "out.mp4", stream.depth_kind, ColourRange(), Colouriser(), source.fps)
+        painter = FramePainter(stream.depth_kind, ColourRange(), Colouriser())
+        sink = VideoSink(Path(folder) / "out.mp4", painter, source.fps)
         return run_pipeline(source, infer, [sink], overlap=overlap).wall_s
 
 

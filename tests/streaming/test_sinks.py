@@ -18,7 +18,7 @@ from videomamba_depth.streaming.frames import DepthFrame
 from videomamba_depth.streaming.npz_sink import NpzSink
 from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink
 from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
-from videomamba_depth.streaming.video_sink import FrameLog, VideoSink
+from videomamba_depth.streaming.video_sink import FrameLog, FramePainter, VideoSink
 from videomamba_depth.streaming.zarr_sink import ZarrSink
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
@@ -36,7 +36,7 @@ def depth_frames(pts: list[int], height: int = 23, width: int = 31, peak: float 
 
 
 def video_sink(path: Path, kind: DepthKind = DepthKind.RELATIVE, side_by_side: bool = True) -> VideoSink:
-    return VideoSink(path, kind, ColourRange(), Colouriser("grey"), 30.0, side_by_side)
+    return VideoSink(path, FramePainter(kind, ColourRange(), Colouriser("grey"), side_by_side), 30.0)
 
 
 def decode(path: Path) -> list[tuple[Fraction, np.ndarray]]:

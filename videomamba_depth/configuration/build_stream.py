@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from videomamba_depth.streaming.outputs import OutputPaths
 from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink
 from videomamba_depth.streaming.pipeline import Sink
 from videomamba_depth.streaming.point_cloud_sink import Intrinsics, PointCloudSink, load_intrinsics
+from videomamba_depth.streaming.preview_window import PreviewWindow
 from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.sources import FrameSource
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.streaming.video_sink import FrameLog, VideoSink
+from videomamba_depth.streaming.video_sink import FrameLog, FramePainter, PreviewSink, VideoSink
 from videomamba_depth.streaming.zarr_sink import ZarrSink
+from videomamba_depth.utils.depth_kind import DepthKind
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ def stream_main(config: StreamConfig) -> None:
         torch.set_num_threads(config.threads)
     intrinsics = None if config.intrinsics is None else load_intrinsics(config.intrinsics)
     source = build_source(config)
+    window = PreviewWindow(f"depth of {source.name}") if config.preview else None
     stream = build_stream(config)
     paths = None if config.output == "-" else OutputPaths(Path(config.output).expanduser(), source.name)
     if paths is None:
@@ -51,6 +55,9 @@ def stream_main(config: StreamConfig) -> None:
     else:
         paths.prepare(config.overwrite)
         sinks = build_sinks(config, paths, stream, source, intrinsics)
+    stop = threading.Event()
+    if window is not None:
+        sinks.append(PreviewSink(window, build_painter(config, stream.depth_kind), stop))
     job = StreamJob(
         source,
         stream,
@@ -60,7 +67,7 @@ def stream_main(config: StreamConfig) -> None:
         overlap=config.overlap,
         queue_frames=0 if isinstance(source, LatestFrames) else 4,
     )
-    report = job.run()
+    report = job.run(stop)
     log.info(summary(report))
     if paths is not None:
         log.info("wrote %s", ", ".join(str(path) for path in paths.all() if path.exists()))
@@ -97,11 +104,12 @@ def build_stream(config: StreamConfig) -> DepthStream:
     )
 
 
-def build_colours(config: StreamConfig) -> tuple[ColourRange, Colouriser]:
-    """Return how depth is coloured; the range follows one viewer's frames, so that each needs its own."""
+def build_painter(config: StreamConfig, kind: DepthKind) -> FramePainter:
+    """Return what paints depth for one viewer."""
     low, high = config.colour_percentiles
     fixed = None if config.colour_range is None else (config.colour_range[0], config.colour_range[1])
-    return ColourRange((low, high), config.colour_time_constant_s, fixed), Colouriser(config.colour_map)
+    colour_range = ColourRange((low, high), config.colour_time_constant_s, fixed)
+    return FramePainter(kind, colour_range, Colouriser(config.colour_map), config.video != "depth")
 
 
 def build_sinks(
@@ -115,9 +123,7 @@ def build_sinks(
     kind = stream.depth_kind
     sinks: list[Sink] = [FrameLog(paths.frames)]
     if config.video != "none":
-        side_by_side = config.video == "side_by_side"
-        video = VideoSink(paths.video, kind, *build_colours(config), source.fps, side_by_side, config.video_codec)
-        sinks.append(video)
+        sinks.append(VideoSink(paths.video, build_painter(config, kind), source.fps, config.video_codec))
     if config.raw == "npz":
         sinks.append(NpzSink(paths.depth, kind, config.raw_dtype, config.shard_frames))
     elif config.raw == "png16":

@@ -62,6 +62,7 @@ class StreamConfig:
     output: str = MISSING
     video: str = MISSING
     video_codec: str = MISSING
+    preview: bool = MISSING
     raw: str = MISSING
     raw_dtype: str = MISSING
     shard_frames: int = MISSING

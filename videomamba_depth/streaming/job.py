@@ -67,13 +67,13 @@ class StreamJob:
             },
         }
 
-    def run(self) -> PipelineReport:
-        """Stream until the source ends, Ctrl-C or SIGTERM; the outputs are finished in every case.
+    def run(self, stop: threading.Event | None = None) -> PipelineReport:
+        """Stream until the source ends, `stop` is set, Ctrl-C or SIGTERM; the outputs are finished in every case.
 
         Raises:
             UserError: the source is damaged or an output cannot be written; what could be done before is done.
         """
-        stop, report = threading.Event(), PipelineReport(losses=self._losses)
+        stop, report = stop or threading.Event(), PipelineReport(losses=self._losses)
         self._write_record()
         progress = tqdm(total=self._source.num_frames, unit="frame", mininterval=0.5, desc=self._source.name)
         try:

@@ -1,9 +1,10 @@
-"""The video that a person looks at, and the per-frame log that says what its colours mean."""
+"""What a person looks at, as a video or in a window, and the per-frame log that says what its colours mean."""
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from videomamba_depth.data.video_io import VideoWriter
 from videomamba_depth.streaming.colour import Colouriser, ColourRange, nearness
 from videomamba_depth.streaming.frames import DepthFrame
 from videomamba_depth.streaming.outputs import disk_error
+from videomamba_depth.streaming.preview_window import PreviewWindow
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.logger import JsonLines
 
@@ -23,37 +25,72 @@ log = logging.getLogger(__name__)
 _MAX_TIMESCALE = 2**31 - 1
 
 
+class FramePainter:
+    """Coloured depth, alone or beside the frame it belongs to.
+
+    Args:
+        kind: what the depth means; metric depth is coloured by its inverse, so that near is bright for both kinds.
+        colour_range: follows the frames that are painted; not to be shared.
+        side_by_side: the frame on the left.
+    """
+
+    def __init__(
+        self, kind: DepthKind, colour_range: ColourRange, colouriser: Colouriser, side_by_side: bool = True
+    ) -> None:
+        self._kind, self._side_by_side = kind, side_by_side
+        self._range, self._colouriser = colour_range, colouriser
+
+    def __call__(self, frame: DepthFrame) -> np.ndarray:
+        """Return the picture of a frame, uint8 RGB `[h, w, 3]`."""
+        near = nearness(frame.depth, self._kind)
+        if frame.reset:
+            self._range.reset()
+        coloured = self._colouriser(near, self._range.update(near, frame.timestamp_s))
+        if not self._side_by_side:
+            return coloured
+        rgb, (height, width) = frame.rgb, coloured.shape[:2]
+        if rgb.shape != coloured.shape:
+            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+        return np.concatenate([rgb, coloured], axis=1)
+
+
+class PreviewSink:
+    """Show the newest frame in a window; where the window is closed, `stop` is set."""
+
+    def __init__(self, window: PreviewWindow, painter: FramePainter, stop: threading.Event) -> None:
+        self._window, self._painter, self._stop = window, painter, stop
+
+    def write(self, frame: DepthFrame) -> None:
+        """Show one frame, or leave it out while the window is busy."""
+        if self._window.wants():
+            self._window.show(self._painter(frame))
+        if self._window.closed:
+            self._stop.set()
+
+    def close(self) -> None:
+        """Close the window."""
+        self._window.close()
+
+
 class VideoSink:
-    """Video of the coloured depth, alone or beside the frame it belongs to, with the source's timestamps.
+    """Video of painted frames with the source's timestamps.
 
     While it grows the file consists of fragments, so that it plays even after a kill; on closing it is rewritten
     (packets are copied) as an ordinary MP4 with its index in front.
 
     Args:
         path: the file.
-        kind: what the depth means; metric depth is coloured by its inverse, so that near is bright for both kinds.
         fps: a hint for the encoder.
-        side_by_side: the frame on the left.
         codec: "h264" or "hevc".
     """
 
-    def __init__(
-        self,
-        path: Path,
-        kind: DepthKind,
-        colour_range: ColourRange,
-        colouriser: Colouriser,
-        fps: float,
-        side_by_side: bool = True,
-        codec: str = "h264",
-    ) -> None:
-        self.path, self._kind, self._fps, self._side_by_side = path, kind, fps, side_by_side
-        self._range, self._colouriser, self._codec = colour_range, colouriser, codec
+    def __init__(self, path: Path, painter: FramePainter, fps: float, codec: str = "h264") -> None:
+        self.path, self._painter, self._fps, self._codec = path, painter, fps, codec
         self._writer: VideoWriter | None = None
 
     def write(self, frame: DepthFrame) -> None:
         """Append one frame."""
-        picture = self._draw(frame)
+        picture = self._painter(frame)
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
             fps = Fraction(self._fps).limit_denominator(1001)
@@ -68,18 +105,6 @@ class VideoSink:
             self._writer.close()
             self._writer = None
             _index_in_front(self.path)
-
-    def _draw(self, frame: DepthFrame) -> np.ndarray:
-        near = nearness(frame.depth, self._kind)
-        if frame.reset:
-            self._range.reset()
-        coloured = self._colouriser(near, self._range.update(near, frame.timestamp_s))
-        if not self._side_by_side:
-            return coloured
-        rgb, (height, width) = frame.rgb, coloured.shape[:2]
-        if rgb.shape != coloured.shape:
-            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-        return np.concatenate([rgb, coloured], axis=1)
 
 
 class FrameLog:
