@@ -18,7 +18,7 @@ from videomamba_depth.configuration.build_evaluate import load_students
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints
 from videomamba_depth.data.sources import find_sources
-from videomamba_depth.data.synthetic import WorldConfig, render_video
+from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.data.video_io import iter_frames, probe_video
 from videomamba_depth.evaluation.clips import EvaluationClip, clip_from_synthetic
 from videomamba_depth.evaluation.feature_average import FEATURE_ROW, feature_average_stream
@@ -124,7 +124,7 @@ def synthetic_clips(config: EvaluateConfig) -> Iterator[EvaluationClip]:
     s = config.synthetic
     world = WorldConfig(s.height, s.width, s.frames, family=s.world, camera_motion=s.motion)  # type: ignore[arg-type]
     for seed in range(s.seed, s.seed + s.videos):
-        yield clip_from_synthetic(f"{s.world}-{s.motion}-{seed}", render_video(seed, world))
+        yield clip_from_synthetic(f"{s.world}-{s.motion}-{seed}", iter_video(seed, world))
 
 
 def find_clips(config: EvaluateConfig) -> Iterator[EvaluationClip]:

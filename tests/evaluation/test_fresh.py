@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_student, tiny_teacher
 
 from videomamba_depth.configuration.evaluate_schema import name_checkpoints
-from videomamba_depth.data.synthetic import render_video
+from videomamba_depth.data.synthetic import iter_video, render_video
 from videomamba_depth.evaluation import clip_from_synthetic
 from videomamba_depth.evaluation.baselines import default_baselines
 from videomamba_depth.evaluation.feature_average import AdvectedFeatureAverage, feature_average_stream, resize_flow
@@ -69,13 +69,13 @@ def test_a_kept_world_is_the_rendered_one(world: World, cache: Path) -> None:
 
 def test_the_quick_judge_agrees_with_the_thorough_one(world: World) -> None:
     video = render_video(world.spec.seed, world.spec.config())
-    clip = clip_from_synthetic("world", video)
+    clip = clip_from_synthetic("world", iter_video(world.spec.seed, world.spec.config()))
     scene = Scene(video.rgb, clip.motion, DepthKind.RELATIVE, clip.gt_depth_m, None, 30.0)  # type: ignore[arg-type]
     noise = np.random.default_rng(0).normal(size=(len(video.rgb), 1, 1))
     teacher = (1.0 + 5.0 / video.depth_m * (1 + 0.05 * noise)).astype(np.float32)
     judge = Judge(world, teacher, 30.0)
     for name in ("ema_0.5", "warped_ema_0.25"):
-        row = default_baselines()[name](teacher, world.estimated_motion())
+        row = np.stack(list(default_baselines()[name](teacher, world.estimated_motion())))
         thorough = row_metrics(row, teacher, scene)
         for metric, value in judge.scores(row).items():
             if metric != "abs_rel/single_image":

@@ -49,15 +49,15 @@ def test_loads_in_numeric_order_with_units(folder: Path) -> None:
     assert clip.name == "kitchen"
     assert clip.frame_ids == ("1", "2", "10")
     assert [int(frame[0, 0, 0]) for frame in clip.frames] == [10, 20, 100]
-    assert clip.gt_depth_m[:, 10, 10].tolist() == [1.0, 2.0, 10.0]
-    assert not clip.valid[:, :3].any()
-    assert clip.valid[:, 3:-3, 3:-3].all()
+    assert clip.gt_depth_m[:][:, 10, 10].tolist() == [1.0, 2.0, 10.0]
+    assert not clip.valid[:][:, :3].any()
+    assert clip.valid[:][:, 3:-3, 3:-3].all()
     assert clip.intrinsics[0, 0] == 50.0
     assert clip.camera_to_world[:, 0, 3].tolist() == [1.0, 2.0, 10.0]
     rows = load_rgbd(folder, depth_scale=1000.0, poses=folder / "pose.txt", max_frames=2)
     assert rows.camera_to_world.shape == (2, 4, 4)
-    assert not rows.valid[:, 0].any()
-    assert rows.valid[:, 1].all()
+    assert not rows.valid[:][:, 0].any()
+    assert rows.valid[:][:, 1].all()
     np.testing.assert_array_equal(rows.camera_to_world[1], clip.camera_to_world[1])
 
 

@@ -10,10 +10,11 @@ import pytest
 from faults import faulty_rows
 from tiny_room import render_room
 
-from videomamba_depth.data.synthetic import WorldConfig, render_video
+from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.evaluation import clip_from_synthetic
 from videomamba_depth.evaluation.rows import Scene, row_metrics
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.frames import in_memory
 from videomamba_depth.utils.metrics import ClipMotion, Score
 
 Scores = dict[str, dict[str, Score]]
@@ -62,11 +63,11 @@ TABLE = {
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    video = render_video(7, WorldConfig(48, 64, 60, family="rooms", camera_motion="moving"))
-    clip = clip_from_synthetic("room", video)
+    frames = iter_video(7, WorldConfig(48, 64, 60, family="rooms", camera_motion="moving"))
+    clip = clip_from_synthetic("room", frames, keep=in_memory)
     return Scene(
-        video.rgb, clip.motion, DepthKind.RELATIVE, clip.gt_depth_m, None, 80.0, clip.intrinsics, clip.camera_to_world,
-        exact_motion=True,
+        clip.frames, clip.motion, DepthKind.RELATIVE, clip.gt_depth_m, None, 80.0,
+        clip.intrinsics, clip.camera_to_world, exact_motion=True,
     )  # type: ignore[arg-type]  # fmt: skip
 
 

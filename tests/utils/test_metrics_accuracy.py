@@ -128,7 +128,7 @@ def test_nothing_valid_nan_and_constants_are_never_perfect() -> None:
 
 def test_valid_ground_truth_and_shapes() -> None:
     gt = np.array([[[0.0, 1e-4, 1.0, 10.0, np.nan, np.inf]]])
-    assert valid_ground_truth(gt, max_depth_m=10.0).ravel().tolist() == [False, False, True, False, False, False]
+    assert valid_ground_truth(gt, max_depth_m=10.0)[0].ravel().tolist() == [False, False, True, False, False, False]
     with pytest.raises(ValueError, match="ground truth's shape"):
         accuracy(np.ones((2, 3, 3)), np.ones((2, 3, 4)), depth_kind=DepthKind.METRIC)
     with pytest.raises(TypeError, match="valid must be a bool mask"):

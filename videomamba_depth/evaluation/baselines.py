@@ -1,35 +1,35 @@
 """Simple causal filters over the teacher's depth: the bar that a student has to clear.
 
-Every filter maps [F,H,W] to [F,H,W], and frame t of its output depends on frames 0 … t alone. `alpha` is the weight of
+Every filter goes over the frames of a clip and gives one [H,W] for each as it comes; frame t of its output depends on
+frames 0 … t alone. `alpha` is the weight of
 the newest frame: alpha = 0.1 is what is often called "EMA 0.9". They run on the teacher's own output (inverse depth or
 metres), with motion estimated from the pictures, and are not told about cuts, just like a student.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate, repeat
 
 import numpy as np
 
+from videomamba_depth.utils.frames import Frames
 from videomamba_depth.utils.motion import ClipMotion, warp_frame
 
-Baseline = Callable[[np.ndarray, ClipMotion], np.ndarray]
+Baseline = Callable[[Frames, ClipMotion], Iterable[np.ndarray]]
 
 STRENGTHS = (0.75, 0.5, 0.25, 0.1)
 """Weights of the newest frame at which every average is shown."""
 
 
-def exponential_average(depth: np.ndarray, alpha: float) -> np.ndarray:
+def exponential_average(depth: Iterable[np.ndarray], alpha: float) -> Iterator[np.ndarray]:
     """Return y_t = alpha · x_t + (1 − alpha) · y_{t−1}, y_0 = x_0."""
     _check_alpha(alpha)
-    smooth = np.array(depth, copy=True)
-    for t in range(1, len(depth)):
-        smooth[t] = alpha * depth[t] + (1.0 - alpha) * smooth[t - 1]
-    return smooth
+    return accumulate(depth, lambda smooth, new: alpha * new + (1.0 - alpha) * smooth)
 
 
-def causal_affine(depth: np.ndarray, leak: float = 0.95) -> np.ndarray:
+def causal_affine(depth: Iterable[np.ndarray], leak: float = 0.95) -> Iterator[np.ndarray]:
     """Give every frame the mean and spread of the aligned frame before it: y_t = s_t · x_t + b_t, all pixels
     (ours).
 
@@ -38,31 +38,34 @@ def causal_affine(depth: np.ndarray, leak: float = 0.95) -> np.ndarray:
     frame, so that the output follows true changes. Removes what flickers globally, blurs nothing. A flat
     frame is left as it is.
     """
-    aligned = np.array(depth, copy=True)
-    for t in range(1, len(depth)):
-        spread = float(depth[t].std(dtype=np.float64))
-        if spread > 0.0:
-            scale = float(aligned[t - 1].std(dtype=np.float64)) / spread
-            shift = float(aligned[t - 1].mean(dtype=np.float64)) - scale * float(depth[t].mean(dtype=np.float64))
-            aligned[t] = (1.0 + leak * (scale - 1.0)) * depth[t] + leak * shift
-    return aligned
+
+    def align(before: np.ndarray, new: np.ndarray) -> np.ndarray:
+        spread = float(new.std(dtype=np.float64))
+        if spread <= 0.0:
+            return new
+        scale = float(before.std(dtype=np.float64)) / spread
+        shift = float(before.mean(dtype=np.float64)) - scale * float(new.mean(dtype=np.float64))
+        return (1.0 + leak * (scale - 1.0)) * new + leak * shift
+
+    return accumulate(depth, align)
 
 
-def flow_warped_average(depth: np.ndarray, motion: ClipMotion, alpha: float) -> np.ndarray:
+def flow_warped_average(depth: Frames, motion: ClipMotion, alpha: float) -> Iterator[np.ndarray]:
     """Return y_t = alpha · x_t + (1 − alpha) · warp(y_{t−1}) where the flow to t−1 can be trusted, x_t
     elsewhere.
     """
     _check_alpha(alpha)
-    smooth = np.array(depth, copy=True)
-    for t in range(1, len(depth)):
-        warped = warp_frame(smooth[t - 1], motion.flow_bwd[t])
-        smooth[t] = np.where(motion.trusted_bwd[t], alpha * depth[t] + (1.0 - alpha) * warped, depth[t])
-    return smooth
+
+    def average(smooth: np.ndarray, t: int) -> np.ndarray:
+        new, warped = depth[t], warp_frame(smooth, motion.flow_bwd[t])
+        return np.where(motion.trusted_bwd[t], alpha * new + (1.0 - alpha) * warped, new)
+
+    return accumulate(range(1, len(depth)), average, initial=np.array(depth[0]))
 
 
-def constant(depth: np.ndarray) -> np.ndarray:
+def constant(depth: Frames) -> Iterator[np.ndarray]:
     """Return the median of frame 0 everywhere: what wins stability and loses everything else."""
-    return np.full_like(depth, np.median(depth[0]))
+    return repeat(np.full_like(depth[0], np.median(depth[0])), len(depth))
 
 
 def default_baselines(strengths: Sequence[float] = STRENGTHS) -> dict[str, Baseline]:
@@ -76,15 +79,15 @@ def default_baselines(strengths: Sequence[float] = STRENGTHS) -> dict[str, Basel
     return {**rows, "constant": lambda depth, motion: constant(depth)}
 
 
-def _ema(depth: np.ndarray, motion: ClipMotion, alpha: float) -> np.ndarray:
+def _ema(depth: Frames, motion: ClipMotion, alpha: float) -> Iterator[np.ndarray]:
     return exponential_average(depth, alpha)
 
 
-def _affine_ema(depth: np.ndarray, motion: ClipMotion, alpha: float) -> np.ndarray:
+def _affine_ema(depth: Frames, motion: ClipMotion, alpha: float) -> Iterator[np.ndarray]:
     return exponential_average(causal_affine(depth), alpha)
 
 
-AVERAGES: dict[str, Callable[..., np.ndarray]] = {
+AVERAGES: dict[str, Callable[..., Iterator[np.ndarray]]] = {
     "ema": _ema,
     "affine_ema": _affine_ema,
     "warped_ema": flow_warped_average,

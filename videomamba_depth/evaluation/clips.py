@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from videomamba_depth.data.synthetic import SyntheticFrame
+from videomamba_depth.utils.frames import Frames, Keep, mapped, on_disk
 from videomamba_depth.utils.motion import ClipMotion
 
 
@@ -17,6 +18,7 @@ class EvaluationClip:
 
     name: identifies the clip in reports.
     frames: F × uint8 [H,W,3] RGB; an array, a sequence or an iterator (read once, in order).
+    Arrays may be `FrameView`s, which hold nothing in memory.
     fps: frames per second, for the report alone.
     frame_ids: which frames of the source these are; default 0 … F−1.
     gt_depth_m: [F,h,w] float, z in metres; anything not positive is invalid. Its size is the size of
@@ -31,35 +33,40 @@ class EvaluationClip:
     frames: Iterable[np.ndarray]
     fps: float = 30.0
     frame_ids: tuple[int | str, ...] | None = None
-    gt_depth_m: np.ndarray | None = None
-    valid: np.ndarray | None = None
+    gt_depth_m: Frames | None = None
+    valid: Frames | None = None
     max_depth_m: float = 10.0
     motion: ClipMotion | None = None
     intrinsics: np.ndarray | None = None
     camera_to_world: np.ndarray | None = None
 
 
-def clip_from_synthetic(name: str, video: Any, max_depth_m: float = 80.0) -> EvaluationClip:
-    """Build a clip with complete ground truth from a rendered video.
+def clip_from_synthetic(
+    name: str, frames: Iterable[SyntheticFrame], max_depth_m: float = 80.0, keep: Keep = on_disk
+) -> EvaluationClip:
+    """Build a clip with complete ground truth from frames as they are rendered (`iter_video`).
 
-    video: has rgb uint8 [N,H,W,3], depth_m [N,H,W], flow_fwd and flow_bwd [N,H,W,2] px, visible_fwd and
-    visible_bwd [N,H,W] bool, intrinsics [3,3], camera_to_world [N,4,4] and timestamps_s [N].
+    keep: where pictures, depth and flow go, 25 bytes per pixel and frame: `on_disk` or `in_memory`.
     """
-    times = np.asarray(video.timestamps_s, dtype=np.float64)
+    cameras: list[tuple[float, np.ndarray, np.ndarray]] = []
+
+    def arrays() -> Iterator[tuple[np.ndarray, ...]]:
+        for frame in frames:
+            cameras.append((frame.timestamp_s, frame.intrinsics, frame.camera_to_world))
+            flows = (_channels_first(frame.flow_bwd), _channels_first(frame.flow_fwd))
+            yield frame.rgb, frame.depth_m, *flows, frame.visible_bwd, frame.visible_fwd
+
+    rgb, depth_m, flow_bwd, flow_fwd, visible_bwd, visible_fwd = keep(arrays())
+    times, intrinsics, poses = zip(*cameras, strict=True)
     return EvaluationClip(
         name=name,
-        frames=video.rgb,
+        frames=rgb,
         fps=float((len(times) - 1) / (times[-1] - times[0])) if len(times) > 1 else 30.0,
-        gt_depth_m=video.depth_m,
+        gt_depth_m=depth_m,
         max_depth_m=max_depth_m,
-        motion=ClipMotion(
-            flow_bwd=_channels_first(video.flow_bwd),
-            flow_fwd=_channels_first(video.flow_fwd),
-            trusted_bwd=np.asarray(video.visible_bwd, dtype=bool),
-            trusted_fwd=np.asarray(video.visible_fwd, dtype=bool),
-        ),
-        intrinsics=np.asarray(video.intrinsics, dtype=np.float64),
-        camera_to_world=np.asarray(video.camera_to_world, dtype=np.float64),
+        motion=ClipMotion(flow_bwd, flow_fwd, visible_bwd, visible_fwd),
+        intrinsics=np.asarray(intrinsics[0], dtype=np.float64),
+        camera_to_world=np.asarray(poses, dtype=np.float64),
     )
 
 
@@ -68,8 +75,8 @@ def shrink_clip(clip: EvaluationClip, max_side: int) -> EvaluationClip:
     px.
 
     Nearest sampling at pixel centres, so that no depth is invented at edges. Frames are left alone: a model
-    sees them in full, and its depth is resized to the evaluation size. A clip that is small enough is
-    returned as it is.
+    sees them in full, and its depth is resized to the evaluation size. The smaller clip lies on disk; one that is
+    small enough is returned as it is.
     """
     known = clip.gt_depth_m
     if known is None and clip.motion is not None:
@@ -83,15 +90,16 @@ def shrink_clip(clip: EvaluationClip, max_side: int) -> EvaluationClip:
     columns = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(int)
     scale = np.array([size[1] / width, size[0] / height])
 
-    def pick(values: np.ndarray) -> np.ndarray:
-        return values[..., rows[:, None], columns[None]]
+    def pick(values: Frames, unit: np.ndarray | None = None) -> Frames:
+        smaller = mapped(lambda frame: frame[..., rows[:, None], columns[None]], values)
+        return on_disk([frame if unit is None else frame * unit] for frame in smaller)[0]
 
     motion = None
     if clip.motion is not None:
         unit = scale.astype(np.float32)[:, None, None]
         motion = ClipMotion(
-            pick(clip.motion.flow_bwd) * unit,
-            pick(clip.motion.flow_fwd) * unit,
+            pick(clip.motion.flow_bwd, unit),
+            pick(clip.motion.flow_fwd, unit),
             pick(clip.motion.trusted_bwd),
             pick(clip.motion.trusted_fwd),
             clip.motion.cuts,
@@ -115,4 +123,4 @@ def _scale_intrinsics(intrinsics: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _channels_first(flow: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(np.asarray(flow, dtype=np.float32), -1, 1))
+    return np.ascontiguousarray(np.moveaxis(np.asarray(flow, dtype=np.float32), -1, 0))

@@ -156,7 +156,7 @@ def write_json_atomically(path: Path, value: object) -> None:
 
 
 def _filtered(baseline: Baseline, teacher: np.ndarray, world: World) -> np.ndarray:
-    return baseline(teacher, world.estimated_motion())
+    return np.stack(list(baseline(teacher, world.estimated_motion())))
 
 
 def _judged(

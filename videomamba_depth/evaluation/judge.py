@@ -35,7 +35,7 @@ class Judge:
 
     def __init__(self, world: World, teacher: np.ndarray, max_depth_m: float) -> None:
         self.gt_m = np.asarray(world.depth_m)
-        self.valid = valid_ground_truth(self.gt_m, None, max_depth_m)
+        self.valid = valid_ground_truth(self.gt_m, None, max_depth_m)[:]
         self.max_depth_m = max_depth_m
         self.inverse = (1.0 / (self.gt_m.astype(np.float64) + 1e-8)).astype(np.float32)
         self.teacher = np.asarray(teacher)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from videomamba_depth.utils.frames import FrameView, on_disk
 from videomamba_depth.utils.metrics import Score, frames_to_settle, palindrome_drift, palindrome_indices
 from videomamba_depth.utils.metrics_score import undefined
 
@@ -20,11 +21,11 @@ before.
 
 
 @torch.no_grad()
-def run_palindrome(stream: Stream, frames: Iterable[np.ndarray], size: tuple[int, int]) -> Score:
+def run_palindrome(stream: Stream, frames: Sequence[np.ndarray] | FrameView, size: tuple[int, int]) -> Score:
     """Run a fresh stream over the frames forward and back; return `palindrome_drift` at size (H, W) px."""
-    kept = list(frames)
-    depths = [resize_depth(stream(to_tensor(kept[i])), size) for i in palindrome_indices(len(kept))]
-    return palindrome_drift(np.stack(depths))
+    order = palindrome_indices(len(frames))
+    (depths,) = on_disk([resize_depth(stream(to_tensor(frames[i])), size)] for i in order)
+    return palindrome_drift(depths)
 
 
 @torch.no_grad()
@@ -47,17 +48,19 @@ def settle_after_cut(
     return frames_to_settle(outputs[0], outputs[1], tolerance)
 
 
-def settle_after_own_cut(factory: Callable[[], Stream], frames: Iterable[np.ndarray], num_frames: int) -> Score:
+def settle_after_own_cut(
+    factory: Callable[[], Stream], frames: Sequence[np.ndarray] | FrameView, num_frames: int
+) -> Score:
     """Return `settle_after_cut` for a cut that every clip can be given: its end, upside down, then its beginning.
 
     Near and far change places over the cut, so the state is as wrong as it can be. num_frames: of each of both shots;
     half a clip at most.
     """
-    kept = list(frames)
-    count = min(num_frames, len(kept) // 2)
+    count = min(num_frames, len(frames) // 2)
     if count < 2:
         return undefined("fewer than four frames")
-    return settle_after_cut(factory, [frame[::-1, ::-1] for frame in kept[-count:]], kept[:count])
+    end, beginning = ([frames[i] for i in range(start, start + count)] for start in (len(frames) - count, 0))
+    return settle_after_cut(factory, [frame[::-1, ::-1] for frame in end], beginning)
 
 
 def to_tensor(frame: np.ndarray) -> Tensor:

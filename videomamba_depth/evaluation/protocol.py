@@ -1,19 +1,18 @@
 """Run teacher, baselines and student over clips and judge them all the same way.
 
-Memory: about 40 bytes per pixel and frame at the evaluation size (both flows 16, masks 2, colour 3, teacher,
-student and the row under work 4 each, temporaries), so 300 frames of 384×216 px take about 1 GB. Baseline
-rows are made one at a time. Clips are evaluated one after another; an iterator of frames is read once.
+Memory does not grow with a clip: frames are read one by one, and what is read again lies in temporary files, per
+pixel and frame at the evaluation size 21 bytes of colour, flow and masks and 4 for each stream and the row under work,
+so 300 frames of 384×216 px take about 0.9 GB of disk. Clips are evaluated one after another; an iterator of frames is
+read once, and is kept, 3 bytes per pixel at its own size, where a clip is to be run backwards too.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,21 +20,20 @@ from torch import Tensor
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import FlowEstimator
+from videomamba_depth.utils.frames import Frames, FrameView, on_disk
 from videomamba_depth.utils.metrics import Score
-from videomamba_depth.utils.motion import ClipMotion, estimate_motion
+from videomamba_depth.utils.motion import estimate_motion
 
 from .baselines import Baseline, default_baselines
 from .clips import EvaluationClip, shrink_clip
-from .memory import Stream, resize_depth, run_palindrome, settle_after_own_cut, to_tensor
+from .memory import Stream, run_palindrome, settle_after_own_cut
 from .rows import Scene, row_flags, row_metrics
+from .setting import Progress, build_scene, frames_in_any_order, run_streams
 from .summary import count_better, mean_rows, verdict, versions
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int], None]
-"""Called with what was done ("frame", "flow", "row") and for which frame or row."""
-
-Viewer = Callable[[EvaluationClip, str, np.ndarray, np.ndarray, Scene], None]
+Viewer = Callable[[EvaluationClip, str, Frames, Frames, Scene], None]
 """Called for every row of a clip with (clip, row, its depth [F,H,W], the teacher's, scene), the teacher first."""
 
 
@@ -78,16 +76,18 @@ def evaluate_video(
         raise ValueError(f"rows must hold 'teacher', the reference; got {sorted(rows)}")
     if max_gt_side is not None:
         clip = shrink_clip(clip, max_gt_side)
-    rgb, depths = _run_streams(clip, rows, max_side, max_frames, progress)
-    scene = _build_scene(clip, rgb, depth_kind, flow, progress)
+    rgb, depths = run_streams(clip, rows, max_side, max_frames, progress)
+    scene = build_scene(clip, rgb, depth_kind, flow, progress)
     filters = default_baselines() if baselines is None else baselines
-    visible = estimate_motion(rgb, flow) if filters and flow is not None and scene.exact_motion else scene.motion
+    visible = scene.motion
+    if filters and flow is not None and scene.exact_motion:
+        visible = estimate_motion(rgb, flow, keep=on_disk)
     teacher = depths["teacher"]
     scores: dict[str, dict[str, Score]] = {}
     flags: dict[str, list[str]] = {}
     others = [name for name in depths if name != "teacher"]
     for name in ["teacher", *filters, *others]:
-        depth = depths[name] if name in depths else filters[name](teacher, visible)
+        depth = depths[name] if name in depths else on_disk([d] for d in filters[name](teacher, visible))[0]
         scores[name], flags[name] = row_metrics(depth, teacher, scene), row_flags(depth)
         if viewer is not None:
             viewer(clip, name, depth, teacher, scene)
@@ -160,8 +160,10 @@ def evaluate_videos(
     for clip in clips:
         streams = {**(untrained or {}), **students}
         rows: dict[str, Stream] = {"teacher": teacher, **{name: make() for name, make in streams.items()}}
+        frames: Sequence[np.ndarray] | FrameView = []
         if palindrome or cut_frames:
-            clip = _with_kept_frames(clip, max_frames)
+            frames = frames_in_any_order(clip.frames, max_frames)
+            clip = replace(clip, frames=frames)
         result = evaluate_video(
             clip,
             rows,
@@ -176,10 +178,10 @@ def evaluate_videos(
         )
         for name, make in students.items():
             if palindrome:
-                drift = run_palindrome(make(), clip.frames, tuple(result["size"]))
+                drift = run_palindrome(make(), frames, tuple(result["size"]))
                 result["rows"][name]["palindrome_drift"] = drift
             if cut_frames:
-                result["rows"][name]["settle_after_cut"] = settle_after_own_cut(make, clip.frames, cut_frames)
+                result["rows"][name]["settle_after_cut"] = settle_after_own_cut(make, frames, cut_frames)
         logger.info("evaluated %s: %d frames", clip.name, result["num_frames"])
         results.append(result)
         if keep is not None:
@@ -207,104 +209,7 @@ def _summarise(
     }
 
 
-def _run_streams(
-    clip: EvaluationClip,
-    rows: Mapping[str, Stream | np.ndarray | Tensor],
-    max_side: int,
-    max_frames: int | None,
-    progress: Progress | None,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Read the clip once, feed every stream, and bring frames and depth to the evaluation size."""
-    rgb: list[np.ndarray] = []
-    outputs: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-    size: tuple[int, int] | None = None
-    for index, frame in enumerate(clip.frames):
-        if max_frames is not None and index >= max_frames:
-            logger.info("%s: stopped after max_frames=%d frames", clip.name, max_frames)
-            break
-        size = size or _evaluation_size(clip, frame.shape[:2], max_side)
-        rgb.append(_resize_rgb(frame, size))
-        tensor = to_tensor(frame)
-        for name, row in rows.items():
-            depth = row(tensor) if callable(row) else _given_frame(name, row, index)
-            outputs[name].append(resize_depth(depth, size))
-        if progress is not None:
-            progress("frame", index)
-    if len(rgb) < 2:
-        raise UserError(f"clip {clip.name!r} has {len(rgb)} frames; stability needs at least 2: give a longer one")
-    return np.stack(rgb), {name: np.stack(frames) for name, frames in outputs.items()}
-
-
-def _given_frame(name: str, row: Any, index: int) -> Tensor:
-    if index >= len(row):
-        raise ValueError(f"row {name!r} has {len(row)} frames, fewer than the clip")
-    frame = torch.as_tensor(row[index])
-    return frame.reshape(1, 1, *frame.shape[-2:])
-
-
-def _evaluation_size(clip: EvaluationClip, frame_size: tuple[int, int], max_side: int) -> tuple[int, int]:
-    for known in (clip.gt_depth_m, None if clip.motion is None else clip.motion.trusted_bwd):
-        if known is not None:
-            return int(known.shape[-2]), int(known.shape[-1])
-    shrink = min(1.0, max_side / max(frame_size))
-    return max(16, round(frame_size[0] * shrink)), max(16, round(frame_size[1] * shrink))
-
-
-def _build_scene(
-    clip: EvaluationClip,
-    rgb: np.ndarray,
-    depth_kind: DepthKind,
-    flow: FlowEstimator | None,
-    progress: Progress | None,
-) -> Scene:
-    num_frames = len(rgb)
-    for name in ("gt_depth_m", "valid", "camera_to_world"):
-        value = getattr(clip, name)
-        if value is not None and len(value) < num_frames:
-            raise UserError(f"clip {clip.name!r}: {name} has {len(value)} frames for {num_frames} images")
-    motion = clip.motion
-    if motion is not None:
-        if motion.trusted_bwd.shape[1:] != rgb.shape[1:3] or motion.num_frames < num_frames:
-            raise UserError(f"clip {clip.name!r}: motion and ground truth differ in size or number of frames")
-        motion = _first_frames(motion, num_frames)
-    elif flow is not None:
-        motion = estimate_motion(rgb, flow, progress=None if progress is None else lambda: progress("flow", 0))
-    else:
-        raise ValueError("flow must be an estimator when the clip brings no motion of its own; got None")
-    return Scene(
-        rgb=rgb,
-        motion=motion,
-        depth_kind=depth_kind,
-        gt_depth_m=None if clip.gt_depth_m is None else np.asarray(clip.gt_depth_m[:num_frames]),
-        valid=None if clip.valid is None else np.asarray(clip.valid[:num_frames]),
-        max_depth_m=clip.max_depth_m,
-        intrinsics=clip.intrinsics,
-        camera_to_world=None if clip.camera_to_world is None else np.asarray(clip.camera_to_world[:num_frames]),
-        exact_motion=clip.motion is not None,
-    )
-
-
-def _first_frames(motion: ClipMotion, num_frames: int) -> ClipMotion:
-    """Keep the first frames of a given motion; the last of them has no next."""
-    forward = motion.trusted_fwd[:num_frames].copy()
-    forward[-1] = False
-    cuts = tuple(t for t in motion.cuts if t < num_frames)
-    return ClipMotion(
-        motion.flow_bwd[:num_frames], motion.flow_fwd[:num_frames], motion.trusted_bwd[:num_frames], forward, cuts
-    )
-
-
-def _with_kept_frames(clip: EvaluationClip, max_frames: int | None) -> EvaluationClip:
-    return replace(clip, frames=list(islice(clip.frames, max_frames)))
-
-
 def _alignment(scene: Scene) -> str:
     if scene.depth_kind == DepthKind.METRIC:
         return "none (metric depth)"
     return "one affine per clip to " + ("ground truth" if scene.gt_depth_m is not None else "the teacher")
-
-
-def _resize_rgb(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if frame.shape[:2] == size:
-        return np.asarray(frame)
-    return cv2.resize(np.asarray(frame), (size[1], size[0]), interpolation=cv2.INTER_AREA)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.frames import on_disk
 
 from .clips import EvaluationClip
 
@@ -67,6 +68,8 @@ def load_rgbd(
 ) -> EvaluationClip:
     """Load `root/rgb/*` with `root/depth/*` as a clip; images and depth pair up by file stem.
 
+    Depth maps are read once and kept in temporary files, 5 bytes per pixel.
+
     Args:
         root: folder of one sequence.
         depth_scale: stored units per metre: 1000 for millimetres, 5000 TUM and ICL-NUIM, 256 KITTI.
@@ -93,21 +96,14 @@ def load_rgbd(
     if missing:
         raise UserError(f"{root / depth_dir} has no depth map for {len(missing)} images, first {missing[0]}")
     stems = [path.stem for path in images]
-    raw = [_read_depth(depths[stem]) for stem in stems]
-    if len({frame.shape for frame in raw}) != 1:
-        raise UserError(f"depth maps in {root / depth_dir} differ in size: {sorted({f.shape for f in raw})}")
-    stored = np.stack(raw)
-    valid = np.isfinite(stored) & (stored != invalid_value) & (stored > 0)
-    if crop_px > 0:
-        inner = np.zeros(stored.shape[1:], dtype=bool)
-        inner[crop_px:-crop_px, crop_px:-crop_px] = True
-        valid &= inner
+    paths = [depths[stem] for stem in stems]
+    gt_depth_m, valid = on_disk(_depth_and_valid(paths, depth_scale, invalid_value, crop_px))
     return EvaluationClip(
         name=root.name,
         frames=ImageFolder(images),
         fps=fps,
         frame_ids=tuple(stems),
-        gt_depth_m=np.where(valid, stored / depth_scale, 0.0).astype(np.float32),
+        gt_depth_m=gt_depth_m,
         valid=valid,
         max_depth_m=max_depth_m,
         intrinsics=_load_intrinsics(_inside(root, intrinsics)),
@@ -135,6 +131,26 @@ def _list(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not found:
         raise UserError(f"folder {folder} holds no file of type {', '.join(suffixes)}")
     return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.stem)])
+
+
+def _depth_and_valid(
+    paths: list[Path], depth_scale: float, invalid_value: float, crop_px: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield z in metres, float32 [H,W], 0 where invalid, and where it is valid."""
+    size: tuple[int, ...] | None = None
+    for path in paths:
+        stored = _read_depth(path)
+        size = size or stored.shape
+        if stored.shape != size:
+            raise UserError(
+                f"depth maps in {path.parent} differ in size: {path.name} has {stored.shape}, those before it {size}"
+            )
+        valid = np.isfinite(stored) & (stored != invalid_value) & (stored > 0)
+        if crop_px > 0:
+            inner = np.zeros(size, dtype=bool)
+            inner[crop_px:-crop_px, crop_px:-crop_px] = True
+            valid &= inner
+        yield np.where(valid, stored / depth_scale, 0.0).astype(np.float32), valid
 
 
 def _read_depth(path: Path) -> np.ndarray:

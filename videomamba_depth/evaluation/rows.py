@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.frames import Frames, FrameView, mapped
 from videomamba_depth.utils.metrics import (
     MIN_DISPARITY,
     ClipMotion,
@@ -31,6 +33,7 @@ from videomamba_depth.utils.metrics import (
     temporal_gradient_error,
     valid_ground_truth,
 )
+from videomamba_depth.utils.quantiles import median, percentiles
 
 FAST_PERCENTILE = 90.0
 FAST_MIN_PX = 1.0
@@ -39,21 +42,21 @@ FAST_MIN_PX = 1.0
 @dataclass(frozen=True)
 class Scene:
     """What all rows of a clip are judged against; sizes and units as in `EvaluationClip`, at the evaluation
-    size.
+    size. All frames are read one by one.
     """
 
-    rgb: np.ndarray
+    rgb: Frames
     motion: ClipMotion
     depth_kind: DepthKind
-    gt_depth_m: np.ndarray | None = None
-    valid: np.ndarray | None = None
+    gt_depth_m: Frames | None = None
+    valid: Frames | None = None
     max_depth_m: float = 10.0
     intrinsics: np.ndarray | None = None
     camera_to_world: np.ndarray | None = None
     exact_motion: bool = False
 
 
-def row_metrics(depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> dict[str, Score]:
+def row_metrics(depth: Frames, teacher: Frames, scene: Scene) -> dict[str, Score]:
     """Return every metric that the scene allows, for one row.
 
     Args:
@@ -62,9 +65,8 @@ def row_metrics(depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> dict[st
 
     Ratios and errors are plain numbers (not ×100), except `tae` and `tae_z`, which are ×100 as published.
     """
-    if not np.isfinite(depth).all():
-        reason = f"{int((~np.isfinite(depth)).any(axis=(1, 2)).sum())} frames are not finite"
-        return {"finite": Score(0.0, 1.0, reason)}
+    if broken := _count_not_finite(depth):
+        return {"finite": Score(0.0, 1.0, f"{broken} frames are not finite")}
     disparity = common_disparity(depth, teacher, scene)
     reference = common_disparity(teacher, teacher, scene)
     scores = {} if scene.gt_depth_m is None else _ground_truth_scores(depth, disparity, scene)
@@ -77,20 +79,21 @@ def row_metrics(depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> dict[st
     return scores
 
 
-def row_flags(depth: np.ndarray) -> list[str]:
+def row_flags(depth: Frames) -> list[str]:
     """Return warnings that must stand beside a row's numbers."""
-    flags = [] if np.isfinite(depth).all() else ["not finite"]
-    return flags if flags or not is_flat(depth) else ["flat"]
+    if _count_not_finite(depth):
+        return ["not finite"]
+    return ["flat"] if is_flat(depth) else []
 
 
-def to_disparity(depth: np.ndarray, depth_kind: DepthKind) -> np.ndarray:
+def to_disparity(depth: Frames, depth_kind: DepthKind) -> Frames:
     """Return inverse depth: as it is when it already is one, 1/depth (1/m) for metric depth."""
     if depth_kind == DepthKind.RELATIVE:
         return depth
-    return (1.0 / np.maximum(depth, MIN_DISPARITY)).astype(np.float32)
+    return mapped(lambda frame: (1.0 / np.maximum(frame, MIN_DISPARITY)).astype(np.float32), depth)
 
 
-def common_disparity(depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> np.ndarray:
+def common_disparity(depth: Frames, teacher: Frames, scene: Scene) -> Frames:
     """Return a row's disparity in the clip's common units: ONE affine per clip, so that flicker and drift
     stay.
 
@@ -103,17 +106,17 @@ def common_disparity(depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> np
         valid = valid_ground_truth(scene.gt_depth_m, scene.valid, scene.max_depth_m)
         scale, shift = alignment_per_frame(depth, scene.gt_depth_m, valid)[0]
         if np.isfinite(scale):
-            return aligned_disparity(depth, scale, shift).astype(np.float32)
-    scale, shift = align_scale_shift(depth, teacher, np.ones(depth.shape, dtype=bool))
-    return (scale * depth + shift).astype(np.float32)
+            return mapped(lambda frame: aligned_disparity(frame, scale, shift).astype(np.float32), depth)
+    to_teacher = align_scale_shift(depth, teacher, mapped(_everywhere, depth))
+    return mapped(lambda frame: (to_teacher[0] * frame + to_teacher[1]).astype(np.float32), depth)
 
 
-def _ground_truth_scores(depth: np.ndarray, disparity: np.ndarray, scene: Scene) -> dict[str, Score]:
+def _ground_truth_scores(depth: Frames, disparity: Frames, scene: Scene) -> dict[str, Score]:
     gt = scene.gt_depth_m
     assert gt is not None
     valid = valid_ground_truth(gt, scene.valid, scene.max_depth_m)
-    share = float(valid.mean())
-    why = "" if valid.any() else "no valid ground truth"
+    share = _share(valid)
+    why = "" if share > 0.0 else "no valid ground truth"
     report = accuracy(depth, gt, scene.valid, depth_kind=scene.depth_kind, max_depth_m=scene.max_depth_m)
     scores = {
         f"{metric}/{alignment}": Score(value, share, why)
@@ -123,42 +126,45 @@ def _ground_truth_scores(depth: np.ndarray, disparity: np.ndarray, scene: Scene)
     if "video" in report:
         drift = report["video"]["abs_rel"] - report["per_frame"]["abs_rel"]
         scores["abs_rel/video_minus_per_frame"] = Score(drift, share, why)
-    depth_m = np.clip(1.0 / np.maximum(disparity, 1.0 / scene.max_depth_m), 1e-3, scene.max_depth_m)
-    fast = valid & _fast_pixels(scene.motion)
-    none_fast = "" if fast.any() else "no pixel moves fast"
-    scores["abs_rel/fast_pixels"] = Score(abs_rel(depth_m, gt, fast), float(fast.mean()), none_fast)
-    with np.errstate(divide="ignore"):
-        gt_disparity = np.where(valid, 1.0 / np.maximum(gt, 1e-3), 0.0)
+    far = scene.max_depth_m
+    depth_m = mapped(lambda frame: np.clip(1.0 / np.maximum(frame, 1.0 / far), 1e-3, far), disparity)
+    fast = mapped(np.logical_and, valid, _fast_pixels(scene.motion))
+    fast_share = _share(fast)
+    none_fast = "" if fast_share > 0.0 else "no pixel moves fast"
+    scores["abs_rel/fast_pixels"] = Score(abs_rel(depth_m, gt, fast), fast_share, none_fast)
+    gt_disparity = mapped(lambda true, known: np.where(known, 1.0 / np.maximum(true, 1e-3), 0.0), gt, valid)
     motion = scene.motion
     scores["tge"] = temporal_gradient_error(disparity, gt_disparity, motion.flow_fwd, motion.trusted_fwd, valid)
     if scene.intrinsics is not None and scene.camera_to_world is not None:
         cameras = (scene.intrinsics, scene.camera_to_world)
-        known = tae(depth_m, *cameras) if valid.any() else float("nan")
+        known = float("nan") if why else tae(depth_m, *cameras)
         scores["tae"] = Score(known, 1.0, why or ("" if len(gt) > 1 else "a single frame"))
-        scores["tae_z"] = tae_z(depth_m, *cameras, valid, gt_depth_m=np.where(valid, gt, 0.0))
+        scores["tae_z"] = tae_z(depth_m, *cameras, valid, gt_depth_m=mapped(_only, gt, valid))
     return scores
 
 
-def _fast_pixels(motion: ClipMotion) -> np.ndarray:
+def _fast_pixels(motion: ClipMotion) -> FrameView:
     """Return [F,H,W] bool: the fastest tenth of the clip's pixels, at least 1 px per frame; where lag
     shows.
     """
-    speed = np.sqrt(np.square(motion.flow_bwd).sum(axis=1))
-    return speed > max(float(np.percentile(speed[1:], FAST_PERCENTILE)) if len(speed) > 1 else 0.0, FAST_MIN_PX)
+    speed = mapped(lambda flow: np.sqrt(np.square(flow).sum(axis=0)), motion.flow_bwd)
+    after_first = mapped(speed.__getitem__, range(1, len(speed)))
+    limit = max(percentiles(after_first, [FAST_PERCENTILE])[0] if len(speed) > 1 else 0.0, FAST_MIN_PX)
+    return mapped(lambda frame: frame > limit, speed)
 
 
-def _agreement(disparity: np.ndarray, reference: np.ndarray) -> dict[str, Score]:
+def _agreement(disparity: Frames, reference: Frames) -> dict[str, Score]:
     """Return mean |row − teacher| over the teacher's spread, after one affine per clip and after one per
     frame.
     """
-    spread = float(np.mean(np.abs(reference - np.median(reference)), dtype=np.float64))
+    middle = median(reference)
+    spread = float(np.mean([np.mean(np.abs(frame - middle), dtype=np.float64) for frame in reference]))
     if spread == 0.0:
         reason = "the teacher is flat"
         return {name: Score(float("nan"), 0.0, reason) for name in ("teacher_diff/clip", "teacher_diff/per_frame")}
-    everywhere = np.ones(disparity.shape[1:], dtype=bool)
     per_frame = []
     for ours, theirs in zip(disparity, reference, strict=True):
-        scale, shift = align_scale_shift(ours, theirs, everywhere)
+        scale, shift = align_scale_shift(ours, theirs, _everywhere(ours))
         per_frame.append(float(np.mean(np.abs(scale * ours + shift - theirs))))
     per_clip = [float(np.mean(np.abs(a - b))) for a, b in zip(disparity, reference, strict=True)]
     return {
@@ -167,7 +173,7 @@ def _agreement(disparity: np.ndarray, reference: np.ndarray) -> dict[str, Score]
     }
 
 
-def _stability(disparity: np.ndarray, scene: Scene) -> dict[str, Score]:
+def _stability(disparity: Frames, scene: Scene) -> dict[str, Score]:
     x, defined = positive_log(disparity)
     motion = scene.motion
     scores = {
@@ -180,3 +186,20 @@ def _stability(disparity: np.ndarray, scene: Scene) -> dict[str, Score]:
     for name, score in static_variation(x, motion, defined).items():
         scores[f"static_std/{name}"] = score
     return scores
+
+
+def _count_not_finite(depth: Frames) -> int:
+    return sum(not np.isfinite(frame).all() for frame in depth)
+
+
+def _share(masks: Frames) -> float:
+    """Return the share of all pixels of all frames where a mask [F,H,W] is True."""
+    return sum(int(mask.sum()) for mask in masks) / math.prod(masks.shape)
+
+
+def _everywhere(frame: np.ndarray) -> np.ndarray:
+    return np.ones(frame.shape, dtype=bool)
+
+
+def _only(frame: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    return np.where(counted, frame, 0.0)

@@ -163,15 +163,15 @@ def _render(spec: WorldSpec, flow: FlowEstimator) -> dict[str, np.ndarray]:
     motion = estimate_motion(arrays["rgb"], flow)
     return {
         **arrays,
-        "flow_bwd": motion.flow_bwd,
-        "trusted_bwd": motion.trusted_bwd,
+        "flow_bwd": motion.flow_bwd[:],
+        "trusted_bwd": motion.trusted_bwd[:],
         "consistent_bwd": _consistent(motion),
     }
 
 
 def _consistent(motion: ClipMotion) -> np.ndarray:
     """Return [F,H,W] bool: the flow to the frame before passes the forward-backward check; False at frame 0."""
-    passes = np.zeros_like(motion.trusted_bwd)
+    passes = np.zeros(motion.trusted_bwd.shape, bool)
     for t in range(1, motion.num_frames):
         back, forth = torch.from_numpy(motion.flow_bwd[t]), torch.from_numpy(motion.flow_fwd[t - 1])
         passes[t] = consistency_mask(back[None], forth[None])[0, 0].numpy()

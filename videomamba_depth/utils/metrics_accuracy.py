@@ -1,7 +1,7 @@
 """Accuracy against ground truth, by the protocol of Video Depth Anything (Chen et al., 2025, benchmark/eval).
 
-Depth is in metres, disparity in 1/m; frames are [F,H,W] (or [F,1,H,W]), numpy or torch; all sums are float64
-and run frame by frame, so no float64 copy of a clip is made.
+Depth is in metres, disparity in 1/m; frames are [F,H,W] (or [F,1,H,W]), numpy, torch or `FrameView`; all sums are
+float64 and run frame by frame, so that no copy of a clip is made.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .depth_kind import DepthKind
+from .frames import Frames, FrameView, mapped
 from .metrics_score import as_frames, as_mask
 
 MIN_DEPTH_M = 1e-3
@@ -24,15 +25,15 @@ def align_scale_shift(prediction: Any, target: Any, valid: Any) -> tuple[float, 
     """Solve (s, t) = argmin Σ_valid (s · prediction + t − target)² in float64 over everything passed.
 
     Args:
-        prediction, target: arrays of one shape, any number of frames; only valid pixels are read.
+        prediction, target: of one shape, [F,H,W] or a single frame; only valid pixels count. Read twice.
         valid: bool, same shape.
 
     Returns:
         (s, t); (0, mean of target) for a flat prediction; (NaN, NaN) without valid pixels.
     """
     count, p_sum, y_sum = 0, 0.0, 0.0
-    pairs = list(zip(_rows(prediction), _rows(target), _rows(valid), strict=True))
-    for p, y, v in pairs:
+    sources = [_one_by_one(values) for values in (prediction, target, valid)]
+    for p, y, v in zip(*sources, strict=True):
         count += int(v.sum())
         p_sum += float(p[v].sum(dtype=np.float64))
         y_sum += float(y[v].sum(dtype=np.float64))
@@ -40,7 +41,7 @@ def align_scale_shift(prediction: Any, target: Any, valid: Any) -> tuple[float, 
         return math.nan, math.nan
     p_mean, y_mean = p_sum / count, y_sum / count
     variance, covariance = 0.0, 0.0
-    for p, y, v in pairs:
+    for p, y, v in zip(*sources, strict=True):
         centred = p[v].astype(np.float64) - p_mean
         variance += float(centred @ centred)
         covariance += float(centred @ (y[v].astype(np.float64) - y_mean))
@@ -50,11 +51,15 @@ def align_scale_shift(prediction: Any, target: Any, valid: Any) -> tuple[float, 
     return scale, y_mean - scale * p_mean
 
 
-def valid_ground_truth(gt_depth_m: Any, valid: Any = None, max_depth_m: float = 80.0) -> np.ndarray:
+def valid_ground_truth(gt_depth_m: Any, valid: Any = None, max_depth_m: float = 80.0) -> FrameView:
     """Return where ground truth counts: {1e-3 < gt < max_depth_m} (and `valid`), [F,H,W] bool."""
     gt = as_frames("gt_depth_m", gt_depth_m)
-    with np.errstate(invalid="ignore"):
-        return as_mask("valid", valid, gt) & (gt > MIN_DEPTH_M) & (gt < max_depth_m)
+
+    def counts(depth_m: np.ndarray, known: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return known & (depth_m > MIN_DEPTH_M) & (depth_m < max_depth_m)
+
+    return mapped(counts, gt, as_mask("valid", valid, gt))
 
 
 def aligned_disparity(prediction: np.ndarray, scale: float, shift: float) -> np.ndarray:
@@ -78,15 +83,13 @@ def alignment_per_frame(
     """
     p, gt = as_frames("prediction", prediction), as_frames("gt_depth_m", gt_depth_m)
     mask = as_mask("valid", valid, gt)
-    q = np.maximum(p, MIN_DISPARITY)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        y = 1.0 / (gt.astype(np.float64) + 1e-8)
+    q, y = mapped(lambda frame: np.maximum(frame, MIN_DISPARITY), p), mapped(_inverse, gt)
     if alignment == "video":
         return [align_scale_shift(q, y, mask)] * len(p)
     if alignment == "first_frame":
         return [align_scale_shift(q[:1], y[:1], mask[:1])] * len(p)
     if alignment == "per_frame":
-        return [align_scale_shift(q[i : i + 1], y[i : i + 1], mask[i : i + 1]) for i in range(len(p))]
+        return [align_scale_shift(*frames) for frames in zip(q, y, mask, strict=True)]
     raise ValueError(f"alignment must be one of {ALIGNMENTS}; got {alignment!r}")
 
 
@@ -170,7 +173,7 @@ def accuracy(
 def _mean_over_frames(depth_m: Any, gt_depth_m: Any, valid: Any) -> dict[str, float]:
     d, gt = as_frames("depth_m", depth_m), as_frames("gt_depth_m", gt_depth_m)
     mask = as_mask("valid", valid, gt)
-    return _mean([frame_accuracy(d[i], gt[i], mask[i]) for i in range(len(d))])
+    return _mean([frame_accuracy(*frames) for frames in zip(d, gt, mask, strict=True)])
 
 
 def _mean(frames: list[dict[str, float] | None]) -> dict[str, float]:
@@ -180,7 +183,14 @@ def _mean(frames: list[dict[str, float] | None]) -> dict[str, float]:
     return {name: float(np.mean([frame[name] for frame in seen])) for name in ACCURACY_METRICS}
 
 
-def _rows(values: Any) -> list[np.ndarray]:
-    """Split into frames (or take a single frame) without copying."""
+def _inverse(gt_depth_m: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1.0 / (gt_depth_m.astype(np.float64) + 1e-8)
+
+
+def _one_by_one(values: Any) -> Frames | list[np.ndarray]:
+    """Return frames to go over, or a single one as a list, without copying."""
+    if isinstance(values, FrameView):
+        return values
     array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-    return list(array) if array.ndim > 2 else [array]
+    return array if array.ndim > 2 else [array]

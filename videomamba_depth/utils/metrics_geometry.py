@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from .flow_utils import backward_warp
+from .frames import Frames, mapped
 from .metrics_score import Score, as_frames, as_mask, is_flat, mean_score, undefined
+from .quantiles import percentiles
 
 MIN_Z_M = 1e-6
 
@@ -35,11 +37,12 @@ def tae(depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid
     total = 0.0
     for source, target in _both_directions(len(depth)):
         rows, columns, z = _project(depth[source], k[min(source, target)], poses[source], poses[target])
-        hit = np.zeros_like(depth[target])
+        there = depth[target]
+        hit = np.zeros_like(there)
         hit[rows, columns] = z
-        seen = (hit > 0) & (depth[target] > 0) & masks[target]
+        seen = (hit > 0) & (there > 0) & masks[target]
         if seen.any():
-            total += float(np.mean(np.abs(depth[target][seen] - hit[seen]) / depth[target][seen]))
+            total += float(np.mean(np.abs(there[seen] - hit[seen]) / there[seen]))
     return 100.0 * total / (2 * (len(depth) - 1))
 
 
@@ -72,7 +75,7 @@ def tae_z(
     depth, masks, k, poses = _check_cameras(depth_m, intrinsics, camera_to_world, valid)
     if is_flat(depth):
         return undefined("the prediction is flat")
-    gt = None if gt_depth_m is None else as_frames("gt_depth_m", gt_depth_m).astype(np.float64)
+    gt = None if gt_depth_m is None else mapped(_float64, as_frames("gt_depth_m", gt_depth_m))
     errors, coverage = [], []
     for source, target in _both_directions(len(depth)):
         covisible = masks[source]
@@ -82,12 +85,13 @@ def tae_z(
                 gt[source], gt[target], camera, poses[source], poses[target], max_gt_disagreement
             )
         rows, columns, z = _project(depth[source], camera, poses[source], poses[target], keep=covisible)
-        nearest = np.full(depth[target].shape, np.inf)
+        there, counted = depth[target], masks[target]
+        nearest = np.full(there.shape, np.inf)
         np.minimum.at(nearest, (rows, columns), z)
-        seen = np.isfinite(nearest) & (depth[target] > 0) & masks[target]
-        coverage.append(float(seen.sum() / max(int(masks[target].sum()), 1)))
+        seen = np.isfinite(nearest) & (there > 0) & counted
+        coverage.append(float(seen.sum() / max(int(counted.sum()), 1)))
         if coverage[-1] >= min_coverage:
-            errors.append(float(np.mean(np.abs(depth[target][seen] - nearest[seen]) / depth[target][seen])))
+            errors.append(float(np.mean(np.abs(there[seen] - nearest[seen]) / there[seen])))
     result = mean_score(errors, coverage, "no pair of frames overlaps enough")
     return Score(100.0 * result.value, result.coverage, result.reason)
 
@@ -114,16 +118,16 @@ def temporal_gradient_error(
     """
     d, y = as_frames("disparity", disparity), as_frames("gt_disparity", gt_disparity)
     masks, visible = as_mask("valid", valid, y), as_mask("visible_fwd", visible_fwd, y)
-    flow = torch.as_tensor(flow_fwd)
-    if not masks.any():
+    if not any(mask.any() for mask in masks):
         return undefined("no valid ground truth")
-    low, high = np.percentile(y[masks], [2, 98])
+    low, high = percentiles(mapped(lambda frame, mask: frame[mask], y, masks), [2, 98])
     if not high > low:
         return undefined("the ground truth is flat")
     errors, coverage = [], []
     for t in range(len(d) - 1):
-        ends = np.stack([d[t + 1], np.where(masks[t + 1], y[t + 1], 0.0), masks[t + 1]]).astype(np.float64)
-        warped, in_bounds = backward_warp(torch.from_numpy(ends)[None], flow[t : t + 1].double())
+        ends_valid = masks[t + 1]
+        ends = np.stack([d[t + 1], np.where(ends_valid, y[t + 1], 0.0), ends_valid]).astype(np.float64)
+        warped, in_bounds = backward_warp(torch.from_numpy(ends)[None], torch.as_tensor(flow_fwd[t])[None].double())
         next_d, next_y, next_valid = warped[0].numpy()
         seen = visible[t] & masks[t] & in_bounds[0, 0].numpy() & (next_valid > 0.999)
         coverage.append(float(seen.mean()))
@@ -134,13 +138,17 @@ def temporal_gradient_error(
 
 def _check_cameras(
     depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    depth = as_frames("depth_m", depth_m).astype(np.float64)
+) -> tuple[Frames, Frames, np.ndarray, np.ndarray]:
+    depth = mapped(_float64, as_frames("depth_m", depth_m))
     poses = np.asarray(camera_to_world, dtype=np.float64)
     if poses.shape != (len(depth), 4, 4):
         raise ValueError(f"camera_to_world must have shape [{len(depth)},4,4]; got {list(poses.shape)}")
     k = np.broadcast_to(np.asarray(intrinsics, dtype=np.float64), (len(depth), 3, 3))
     return depth, as_mask("valid", valid, depth), k, poses
+
+
+def _float64(frame: np.ndarray) -> np.ndarray:
+    return frame.astype(np.float64)
 
 
 def _both_directions(num_frames: int) -> list[tuple[int, int]]:

@@ -6,12 +6,16 @@ to the same units (one affine per clip).
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
 import numpy as np
 
+from .frames import mapped
 from .metrics_score import Score, as_frames, is_flat, undefined
+from .quantiles import median, percentiles
 
 EDGE_PERCENTILE = 95.0
 
@@ -33,7 +37,7 @@ def edge_threshold(reference: Any, percentile: float = EDGE_PERCENTILE) -> float
     `edge_strength`.
     """
     frames = as_frames("reference", reference)
-    return float(np.percentile(np.concatenate([edge_strength(f)[::2, ::2].ravel() for f in frames]), percentile))
+    return percentiles(mapped(lambda frame: edge_strength(frame)[::2, ::2], frames), [percentile])[0]
 
 
 def edge_ratio(disparity: Any, reference: Any) -> Score:
@@ -92,9 +96,9 @@ def lag_frames(disparity: Any, reference: Any, max_lag: int = 8, cell_px: int = 
         max_lag = max(len(d) - 4, 1)
     if len(d) < 5:
         return undefined("fewer than five frames")
-    a, b = (np.diff(_cell_means(frames, cell_px), axis=0) for frames in (d, r))
+    a, b = (mapped(lambda frame: _cell_means(frame, cell_px), frames) for frames in (d, r))
     lags = range(-2, max_lag + 1)
-    correlation = np.array([_correlate(a, b, k) for k in lags])
+    correlation = _correlate_changes(a, b, lags)
     if is_flat(d) or not np.isfinite(correlation).all():
         return undefined("nothing changes over time")
     peak = int(correlation.argmax())
@@ -118,7 +122,8 @@ def frames_to_settle(carried: Any, fresh: Any, tolerance: float = 0.02) -> Score
             does.
     """
     c, f = as_frames("carried", carried), as_frames("fresh", fresh)
-    spread = float(np.mean(np.abs(f - np.median(f)), dtype=np.float64))
+    middle = median(f)
+    spread = float(np.mean([np.mean(np.abs(frame - middle), dtype=np.float64) for frame in f]))
     if is_flat(f):
         return undefined("the fresh stream is flat")
     above = [i for i in range(len(f)) if not np.mean(np.abs(c[i] - f[i]), dtype=np.float64) / spread <= tolerance]
@@ -126,14 +131,26 @@ def frames_to_settle(carried: Any, fresh: Any, tolerance: float = 0.02) -> Score
     return Score(float(first)) if first < len(f) else undefined(f"not settled after {len(f)} frames", 1.0)
 
 
-def _cell_means(frames: np.ndarray, cell_px: int) -> np.ndarray:
-    height, width = frames.shape[1:]
+def _cell_means(frame: np.ndarray, cell_px: int) -> np.ndarray:
+    height, width = frame.shape
     size = (max(width // cell_px, 1), max(height // cell_px, 1))
-    return np.stack([cv2.resize(f.astype(np.float32), size, interpolation=cv2.INTER_AREA) for f in frames])
+    return cv2.resize(frame.astype(np.float32), size, interpolation=cv2.INTER_AREA)
 
 
-def _correlate(a: np.ndarray, b: np.ndarray, lag: int) -> float:
-    later, earlier = (a[lag:], b[: len(b) - lag]) if lag >= 0 else (a[:lag], b[-lag:])
-    norm = np.sqrt(np.square(later, dtype=np.float64).sum() * np.square(earlier, dtype=np.float64).sum())
+def _correlate_changes(a: Iterable[np.ndarray], b: Iterable[np.ndarray], lags: range) -> np.ndarray:
+    """Return the normalised correlation of ∂_t a(t+k) and ∂_t b(t) for every lag k, holding max |k| + 2 frames."""
+    farthest = max(abs(lag) for lag in lags)
+    recent: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=farthest + 1)  # changes of both, the newest first
+    sums = np.zeros((len(lags), 3))
+    before: tuple[np.ndarray, np.ndarray] | None = None
+    for now in zip(a, b, strict=True):
+        if before is not None:
+            recent.appendleft((now[0] - before[0], now[1] - before[1]))
+        before = now
+        for i, lag in enumerate(lags):
+            if abs(lag) < len(recent):
+                later, earlier = recent[max(-lag, 0)][0], recent[max(lag, 0)][1]
+                products = (later * earlier, np.square(later, dtype=np.float64), np.square(earlier, dtype=np.float64))
+                sums[i] += [product.sum(dtype=np.float64) for product in products]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float((later * earlier).sum(dtype=np.float64) / norm)
+        return sums[:, 0] / np.sqrt(sums[:, 1] * sums[:, 2])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+
+from .frames import Frames, FrameView, mapped
 
 MIN_RELATIVE_SPREAD = 1e-3
 
@@ -43,8 +46,14 @@ def mean_score(values: list[float], coverage: list[float], reason: str) -> Score
     return Score(value if math.isfinite(value) else math.nan, float(np.mean(coverage)), why)
 
 
-def as_frames(name: str, values: Any) -> np.ndarray:
-    """Return [F,H,W] as a numpy array, from numpy or torch, [F,H,W] or [F,1,H,W]; dtype is kept."""
+def as_frames(name: str, values: Any) -> Frames:
+    """Return [F,H,W] as frames to be read one by one, from numpy or torch, [F,H,W] or [F,1,H,W], or from a
+    `FrameView`; dtype is kept.
+    """
+    if isinstance(values, FrameView):
+        if len(values.shape) != 3:
+            raise ValueError(f"{name} must have shape [F,H,W]; got {list(values.shape)}")
+        return values
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.ndim == 4 and array.shape[1] == 1:
         array = array[:, 0]
@@ -53,10 +62,10 @@ def as_frames(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def as_mask(name: str, values: Any, like: np.ndarray) -> np.ndarray:
+def as_mask(name: str, values: Any, like: Frames) -> Frames:
     """Return a bool mask shaped like `like`; None stands for everywhere."""
     if values is None:
-        return np.ones(like.shape, dtype=bool)
+        return mapped(lambda frame: np.ones(frame.shape, dtype=bool), like)
     mask = as_frames(name, values)
     if mask.dtype != np.bool_:
         raise TypeError(f"{name} must be a bool mask; got {mask.dtype}")
@@ -65,12 +74,12 @@ def as_mask(name: str, values: Any, like: np.ndarray) -> np.ndarray:
     return mask
 
 
-def is_flat(frames: np.ndarray, min_relative_spread: float = MIN_RELATIVE_SPREAD) -> bool:
+def is_flat(frames: Iterable[np.ndarray], min_relative_spread: float = MIN_RELATIVE_SPREAD) -> bool:
     """Return whether the frames [F,H,W] carry no picture: spatial std below a share of their root mean
     square.
 
     A constant wins every stability metric, so those metrics refuse it. Not finite counts as not flat.
     """
-    spread = np.mean([np.std(frame, dtype=np.float64) for frame in frames])
-    size = math.sqrt(float(np.mean([np.mean(np.square(frame, dtype=np.float64)) for frame in frames])))
+    both = [(np.std(frame, dtype=np.float64), np.mean(np.square(frame, dtype=np.float64))) for frame in frames]
+    spread, size = np.mean([std for std, _ in both]), math.sqrt(float(np.mean([square for _, square in both])))
     return bool(spread <= min_relative_spread * size)

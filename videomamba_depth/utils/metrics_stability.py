@@ -1,9 +1,8 @@
 """Stability without ground truth, short and long term.
 
-Frames are [F,H,W]; `disparity` is positive and aligned once per clip (`positive_log` makes x = log of it).
-Every
-score skips pairs across cuts or with too few trusted pixels, reports its coverage, and is NaN for a flat
-prediction: a constant would win them all. None of these numbers means anything without the guards of
+Frames are [F,H,W] and read one by one; `disparity` is positive and aligned once per clip (`positive_log` makes x =
+log of it). Every score skips pairs across cuts or with too few trusted pixels, reports its coverage, and is NaN for
+a flat prediction: a constant would win them all. None of these numbers means anything without the guards of
 `metrics_guards.py`.
 """
 
@@ -11,13 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .metrics_score import Score, as_frames, is_flat, mean_score, undefined
+from .frames import Frames, FrameView, mapped
+from .metrics_score import Score, as_frames, as_mask, is_flat, mean_score, undefined
 from .motion import MIN_COVERAGE, ClipMotion, warp_frame, warped_pairs
+from .quantiles import median, percentiles
 
 FLAT = "the prediction is flat"
 NO_PAIR = "no pair of frames has enough trusted pixels"
@@ -25,7 +26,7 @@ RTC_THRESHOLDS = (1.01, 1.02, 1.05)
 HUBER_K = 1.345
 
 
-def positive_log(disparity: Any, floor_share: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+def positive_log(disparity: Any, floor_share: float = 0.02) -> tuple[FrameView, FrameView]:
     """Return x = log max(disparity, floor) [F,H,W] float32 and `defined`, where it was above the floor.
 
     floor = `floor_share` of the clip's 98th percentile: beyond 1/floor_share times the nearest depth, the log
@@ -33,10 +34,14 @@ def positive_log(disparity: Any, floor_share: float = 0.02) -> tuple[np.ndarray,
     not scored as still.
     """
     d = as_frames("disparity", disparity)
-    high = float(np.percentile(d[:, ::2, ::2], 98))
-    floor = max(floor_share * high, np.finfo(np.float32).tiny)
-    with np.errstate(invalid="ignore"):
-        return np.log(np.maximum(d, floor)).astype(np.float32), d > floor
+    high = percentiles(mapped(lambda frame: frame[::2, ::2], d), [98])[0]
+    floor = max(floor_share * high, float(np.finfo(np.float32).tiny))
+
+    def log(frame: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.log(np.maximum(frame, floor)).astype(np.float32)
+
+    return mapped(log, d), mapped(lambda frame: frame > floor, d)
 
 
 def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str = "clip") -> Score:
@@ -56,13 +61,13 @@ def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str 
         return undefined(FLAT)
     if per not in ("clip", "frame"):
         raise ValueError(f"per must be 'clip' or 'frame'; got {per!r}")
-    normalise = _affine_unit(d) if per == "clip" else None
+    clip_unit = _unit_of_clip(d) if per == "clip" else None
     values, coverage = [], []
     for t in range(1, len(d)):
         if not motion.usable(t):
             coverage.append(0.0)
             continue
-        pair = [(d[i].astype(np.float32) - m) / u for i in (t - 1, t) for m, u in [normalise or _affine_unit(d[i])]]
+        pair = [_in_units(d[i].astype(np.float32), clip_unit) for i in (t - 1, t)]
         colours = [np.asarray(rgb[i], dtype=np.float32).transpose(2, 0, 1) / 255.0 for i in (t - 1, t)]
         warped = warp_frame(np.concatenate([pair[0][None], colours[0]]), motion.flow_bwd[t])
         weight = np.exp(-50.0 * np.square(colours[1] - warped[1:]).sum(axis=0))
@@ -84,7 +89,7 @@ def relative_temporal_consistency(
     shares: dict[float, list[float]] = {threshold: [] for threshold in thresholds}
     coverage: list[float] = []
     frames, mask_all = _log_frames(x, defined)
-    if is_flat(np.exp(frames)):
+    if is_flat(mapped(np.exp, frames)):
         return {threshold: undefined(FLAT) for threshold in thresholds}
     for t, warped, mask in warped_pairs(frames, motion, mask_all):
         coverage.append(float(mask.mean()))
@@ -103,7 +108,7 @@ def flicker2(x: Any, motion: ClipMotion, defined: Any = None) -> Score:
     twice.
     """
     frames, mask_all = _log_frames(x, defined)
-    if is_flat(np.exp(frames)):
+    if is_flat(mapped(np.exp, frames)):
         return undefined(FLAT)
     previous: tuple[int, np.ndarray, np.ndarray] | None = None
     values, coverage = [], []
@@ -145,15 +150,17 @@ def static_variation(
     """
     frames, mask_all = _log_frames(x, defined)
     names = ("total", "flicker", "change")
-    if is_flat(np.exp(frames)):
+    if is_flat(mapped(np.exp, frames)):
         return {name: undefined(FLAT) for name in names}
     sums, count, shares = np.zeros(2), 0, []
     for start, stop in _windows(motion, window, min_frames):
-        still = np.square(motion.flow_bwd[start + 1 : stop]).sum(axis=1) < max_motion_px**2
-        static = (still & motion.trusted_bwd[start + 1 : stop]).all(axis=0) & mask_all[start:stop].any(axis=0)
+        static = np.any([mask_all[t] for t in range(start, stop)], axis=0)
+        for t in range(start + 1, stop):
+            static &= (np.square(motion.flow_bwd[t]).sum(axis=0) < max_motion_px**2) & motion.trusted_bwd[t]
         shares.append(float(static.mean()))
         if shares[-1] >= min_share:
-            sums += _split_energy(frames[start:stop][:, static].astype(np.float64))
+            series = np.stack([frames[t][static] for t in range(start, stop)])
+            sums += _split_energy(series.astype(np.float64))
             count += int(static.sum())
     if count == 0:
         return {name: undefined("no pixel stays static", float(np.mean(shares or [0.0]))) for name in names}
@@ -173,8 +180,8 @@ def scale_series(prediction: Any, reference: Any, stride: int = 4) -> tuple[np.n
     """
     p, r = as_frames("prediction", prediction), as_frames("reference", reference)
     pairs = [
-        _huber_line(r[i, ::stride, ::stride].ravel().astype(np.float64), p[i, ::stride, ::stride].ravel())
-        for i in range(len(p))
+        _huber_line(theirs[::stride, ::stride].ravel().astype(np.float64), ours[::stride, ::stride].ravel())
+        for theirs, ours in zip(r, p, strict=True)
     ]
     scales, shifts = np.array(pairs).T
     return scales, shifts
@@ -216,21 +223,33 @@ def palindrome_drift(disparity: Any) -> Score:
         raise ValueError(f"a palindrome has an odd number of frames, at least 3; got {len(d)}")
     if is_flat(d):
         return undefined(FLAT)
-    _, unit = _affine_unit(d)
+    _, unit = _unit_of_clip(d)
     differences = [float(np.mean(np.abs(d[t].astype(np.float64) - d[-1 - t]))) / unit for t in range(len(d) // 2)]
     return mean_score(differences, [1.0] * len(differences), "")
 
 
-def _log_frames(x: Any, defined: Any) -> tuple[np.ndarray, np.ndarray]:
+def _log_frames(x: Any, defined: Any) -> tuple[Frames, Frames]:
     frames = as_frames("x", x)
-    return frames, np.ones(frames.shape, bool) if defined is None else as_frames("defined", defined)
+    return frames, as_mask("defined", defined, frames)
 
 
-def _affine_unit(d: np.ndarray) -> tuple[float, float]:
-    """Return the median and the mean absolute deviation from it."""
-    median = float(np.median(d))
-    deviation = float(np.mean(np.abs(d - median), dtype=np.float64))
-    return median, max(deviation, float(np.finfo(np.float64).tiny))
+def _in_units(frame: np.ndarray, unit: tuple[float, float] | None) -> np.ndarray:
+    """Return the frame in units of a median and a mean absolute deviation, by default its own."""
+    if unit is None:
+        middle = float(np.median(frame))
+        unit = middle, _deviation([frame], middle)
+    return (frame - unit[0]) / unit[1]
+
+
+def _unit_of_clip(d: Frames) -> tuple[float, float]:
+    """Return the median of all pixels of all frames and their mean absolute deviation from it."""
+    middle = median(d)
+    return middle, _deviation(d, middle)
+
+
+def _deviation(frames: Iterable[np.ndarray], middle: float) -> float:
+    mean = float(np.mean([np.mean(np.abs(frame - middle), dtype=np.float64) for frame in frames]))
+    return max(mean, float(np.finfo(np.float64).tiny))
 
 
 def _windows(motion: ClipMotion, window: int, min_frames: int) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 
 from .flow_estimators import FlowEstimator
 from .flow_utils import backward_warp, trust_mask
+from .frames import Frames, Keep, in_memory
 
 MIN_COVERAGE = 0.1
 
 
 @dataclass(frozen=True)
 class ClipMotion:
-    """What every flow-based metric needs, for F frames of H×W px.
+    """What every flow-based metric needs, for F frames of H×W px, in arrays or read from disk.
 
     flow_bwd: [F,2,H,W] px, frame t → t−1 on the pixels of t; zeros at 0.
     flow_fwd: [F,2,H,W] px, frame t → t+1 on the pixels of t; zeros at F−1.
@@ -27,10 +28,10 @@ class ClipMotion:
     cuts: frames t such that the clip is cut between t−1 and t; no pair across a cut is ever used.
     """
 
-    flow_bwd: np.ndarray
-    flow_fwd: np.ndarray
-    trusted_bwd: np.ndarray
-    trusted_fwd: np.ndarray
+    flow_bwd: Frames
+    flow_fwd: Frames
+    trusted_bwd: Frames
+    trusted_fwd: Frames
     cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,39 +62,45 @@ class ClipMotion:
 
 
 def estimate_motion(
-    frames: Sequence[Any] | np.ndarray,
+    frames: Iterable[Any],
     flow: FlowEstimator,
     *,
     max_rgb_change: float = 0.06,
+    keep: Keep = in_memory,
     progress: Callable[[], None] | None = None,
 ) -> ClipMotion:
     """Estimate flow both ways between neighbours of a clip, one pair at a time.
 
     Args:
-        frames: F × uint8 [H,W,3] RGB. flow: the estimator. max_rgb_change: see `trust_mask`.
+        frames: F × uint8 [H,W,3] RGB; gone over twice. flow: the estimator. max_rgb_change: see `trust_mask`.
+        keep: where flow and masks go, 18 bytes per pixel and frame: `in_memory` or `on_disk`.
         progress: called once per pair.
-
-    Needs 16·F·H·W bytes of flow; pass small frames for long clips.
     """
-    num_frames, (height, width) = len(frames), np.asarray(frames[0]).shape[:2]
-    bwd = np.zeros((num_frames, 2, height, width), np.float32)
-    fwd = np.zeros_like(bwd)
-    trusted_bwd = np.zeros((num_frames, height, width), bool)
-    trusted_fwd = np.zeros_like(trusted_bwd)
-    before = _to_tensor(frames[0])
-    for t in range(1, num_frames):
-        now = _to_tensor(frames[t])
-        back, forth = flow(now, before), flow(before, now)
-        bwd[t], fwd[t - 1] = back[0].cpu().numpy(), forth[0].cpu().numpy()
-        trusted_bwd[t] = trust_mask(now, before, back, forth, max_rgb_change)[0, 0].cpu().numpy()
-        trusted_fwd[t - 1] = trust_mask(before, now, forth, back, max_rgb_change)[0, 0].cpu().numpy()
-        before = now
-        if progress is not None:
-            progress()
+    bwd, fwd, trusted_bwd, trusted_fwd = keep(_motion_of_frames(frames, flow, max_rgb_change, progress))
     return ClipMotion(bwd, fwd, trusted_bwd, trusted_fwd, detect_cuts(frames))
 
 
-def detect_cuts(frames: Sequence[Any] | np.ndarray, max_histogram_change: float = 0.5) -> tuple[int, ...]:
+def _motion_of_frames(
+    frames: Iterable[Any], flow: FlowEstimator, max_rgb_change: float, progress: Callable[[], None] | None
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield flow_bwd, flow_fwd, trusted_bwd and trusted_fwd of every frame, see `ClipMotion`."""
+    following = iter(frames)
+    before = _to_tensor(next(following))
+    no_flow = np.zeros((2, *before.shape[-2:]), np.float32)
+    nowhere = np.zeros(before.shape[-2:], bool)
+    bwd, trusted_bwd = no_flow, nowhere
+    for now in map(_to_tensor, following):
+        back, forth = flow(now, before), flow(before, now)
+        trusted_fwd = trust_mask(before, now, forth, back, max_rgb_change)[0, 0].cpu().numpy()
+        yield bwd, forth[0].cpu().numpy(), trusted_bwd, trusted_fwd
+        trusted_bwd = trust_mask(now, before, back, forth, max_rgb_change)[0, 0].cpu().numpy()
+        before, bwd = now, back[0].cpu().numpy()
+        if progress is not None:
+            progress()
+    yield bwd, no_flow, trusted_bwd, nowhere
+
+
+def detect_cuts(frames: Iterable[Any], max_histogram_change: float = 0.5) -> tuple[int, ...]:
     """Return the frames at which a new shot starts.
 
     A cut is where half the L1 distance between the 8×8×8 colour histograms of neighbours, the share of pixels
@@ -101,12 +108,11 @@ def detect_cuts(frames: Sequence[Any] | np.ndarray, max_histogram_change: float 
     frames is flicker or fast motion, not cuts). Blind to cuts between shots of equal colours: there the
     forward-backward check leaves too few pixels, and the pair is skipped as well.
     """
-    histograms = [_colour_histogram(frame) for frame in frames]
-    change = [0.0] + [0.5 * float(np.abs(b - a).sum()) for a, b in itertools.pairwise(histograms)]
-    change.append(0.0)
+    histograms = map(_colour_histogram, frames)
+    change = [0.0, *(0.5 * float(np.abs(b - a).sum()) for a, b in itertools.pairwise(histograms)), 0.0]
     return tuple(
         t
-        for t in range(1, len(histograms))
+        for t in range(1, len(change) - 1)
         if change[t] > max_histogram_change and max(change[t - 1], change[t + 1]) <= max_histogram_change
     )
 
@@ -120,7 +126,7 @@ def warp_frame(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 
 def warped_pairs(
-    x: np.ndarray, motion: ClipMotion, defined: np.ndarray, min_coverage: float = MIN_COVERAGE
+    x: Frames, motion: ClipMotion, defined: Frames, min_coverage: float = MIN_COVERAGE
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield (t, w(x_{t−1}) [H,W] float32, mask [H,W]) for every usable pair of x [F,H,W].
 

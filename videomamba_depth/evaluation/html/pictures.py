@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,8 @@ import numpy as np
 from videomamba_depth.data.video_writer import VideoWriter
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.rows import Scene, common_disparity
+from videomamba_depth.utils.frames import Frames, first_frames, on_disk
+from videomamba_depth.utils.quantiles import percentiles
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class ClipPictures:
 
 @dataclass
 class ClipView:
-    """Gather what is shown of one clip; 1 byte per pixel, frame and row that is in the video.
+    """Gather what is shown of one clip: slices in memory; the video's frames on disk, 1 byte per pixel and row.
 
     Colours span the 2nd to 98th percentile of the teacher's whole clip for every row and frame, so a flicker that is
     seen is a flicker of the depth. The slices follow the image row (of the middle three fifths) in which the
@@ -64,30 +67,30 @@ class ClipView:
     """
 
     name: str
-    rgb: np.ndarray
+    rgb: Frames
     fps: float
-    teacher: np.ndarray
+    teacher: InitVar[Frames]
     video_frames: int = 96
     _slices: dict[str, np.ndarray] = field(default_factory=dict)
-    _levels: dict[str, np.ndarray] = field(default_factory=dict)
+    _levels: dict[str, Frames] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        frames = self.teacher[:MAX_SLICE_FRAMES]
-        self._range = tuple(float(v) for v in np.percentile(self.teacher, [2, 98]))
-        jumps = np.abs(_second_difference(frames)).mean(axis=(0, 2)) if len(frames) > 2 else np.ones(frames.shape[1])
-        margin = frames.shape[1] // 5
-        self.image_row = margin + int(np.argmax(jumps[margin : frames.shape[1] - margin]))
-        self.teacher = np.empty(0)
+    def __post_init__(self, teacher: Frames) -> None:
+        self._range = percentiles(teacher, [2, 98])
+        height = teacher.shape[1]
+        margin = height // 5
+        jumps = _jumps_of_rows(first_frames(teacher, MAX_SLICE_FRAMES), height)
+        self.image_row = margin + int(np.argmax(jumps[margin : height - margin]))
 
-    def add(self, row: str, disparity: np.ndarray) -> None:
+    def add(self, row: str, disparity: Frames) -> None:
         """Take a row [F,H,W], aligned like the teacher."""
-        self._slices[row] = disparity[:MAX_SLICE_FRAMES, self.image_row].astype(np.float32)
+        self._slices[row] = self._slice(disparity).astype(np.float32)
         if self.video_frames:
-            self._levels[row] = self._to_levels(disparity[: self.video_frames])
+            shown = first_frames(disparity, self.video_frames)
+            (self._levels[row],) = on_disk([self._to_levels(frame)] for frame in shown)
 
     def finish(self, max_video_bytes: int) -> ClipPictures:
         """Draw everything. max_video_bytes: a longer video is left out."""
-        slices = [Slice("input", _png(_enlarged(self.rgb[:MAX_SLICE_FRAMES, self.image_row])))]
+        slices = [Slice("input", _png(_enlarged(self._slice(self.rgb))))]
         unit = max(0.15 * (self._range[1] - self._range[0]), 1e-12)
         for row, values in self._slices.items():
             coloured = cv2.applyColorMap(self._to_levels(values), cv2.COLORMAP_INFERNO)[..., ::-1]
@@ -103,6 +106,10 @@ class ClipView:
             _data_uri("video/mp4", video) if video else "", shown if video else 0, tuple(self._levels),
             (frame.shape[1], frame.shape[0]), why,
         )  # fmt: skip
+
+    def _slice(self, frames: Frames) -> np.ndarray:
+        """Return the line of pixels that the slices follow, of every frame."""
+        return np.stack([frame[self.image_row] for frame in first_frames(frames, MAX_SLICE_FRAMES)])
 
     def _to_levels(self, disparity: np.ndarray) -> np.ndarray:
         low, high = self._range
@@ -139,13 +146,13 @@ class Gallery:
         self._view: ClipView | None = None
         self._done: list[ClipPictures] = []
 
-    def __call__(self, clip: EvaluationClip, row: str, depth: np.ndarray, teacher: np.ndarray, scene: Scene) -> None:
+    def __call__(self, clip: EvaluationClip, row: str, depth: Frames, teacher: Frames, scene: Scene) -> None:
         """Take one row; a clip begins with its teacher."""
         if row == "teacher":
             self._finish()
             reference = common_disparity(teacher, teacher, scene)
             self._view = ClipView(clip.name, scene.rgb, clip.fps, reference, self._video_frames)
-        if self._view is not None and row in self._rows and np.isfinite(depth).all():
+        if self._view is not None and row in self._rows and all(np.isfinite(frame).all() for frame in depth):
             self._view.add(row, common_disparity(depth, teacher, scene))
 
     def pictures(self) -> list[ClipPictures]:
@@ -158,6 +165,16 @@ class Gallery:
             self._done.append(self._view.finish(self._bytes_left))
             self._bytes_left -= len(self._done[-1].video) * 3 // 4
             self._view = None
+
+
+def _jumps_of_rows(frames: Iterable[np.ndarray], height: int) -> np.ndarray:
+    """Return [H]: the mean |second difference| over time of every image row, times the number of frames."""
+    jumps, three = np.zeros(height), deque[np.ndarray](maxlen=3)
+    for frame in frames:
+        three.append(frame)
+        if len(three) == 3:
+            jumps += np.abs(_second_difference(np.stack(three))[0]).mean(axis=1, dtype=np.float64)
+    return jumps
 
 
 def _second_difference(values: np.ndarray) -> np.ndarray:
