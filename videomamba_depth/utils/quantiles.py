@@ -98,5 +98,7 @@ def _number(key: int, digits: int) -> float:
 
 def _between(low: float, high: float, share: float) -> float:
     """Interpolate as NumPy does, from the nearer end."""
+    if low == high:  # infinities too
+        return low
     step = (high - low) * share if share < 0.5 else (high - low) * (1.0 - share)
     return low + step if share < 0.5 else high - step
