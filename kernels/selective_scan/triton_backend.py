@@ -40,6 +40,12 @@ def _dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
 
 
+def _previous_weights(B: Tensor, initial_state: Tensor | None) -> Tensor:
+    """Return the B of the step before each step, [T, L, N]: at the first step the state's, without a state 0."""
+    first = torch.zeros_like(B[:, :1]) if initial_state is None else initial_state[:, -1:, :-1]
+    return first if B.shape[1] == 1 else torch.cat([first, B[:, :-1]], 1)
+
+
 class _Scan:
     """Arguments of one call as the kernels take them."""
 
@@ -67,6 +73,7 @@ class _Scan:
         self.shape = (*u.shape, A.shape[1])
         self.state_shape = state_shape(u.shape[0], u.shape[2], A.shape[1], discretization)
         method = get_discretization(discretization)
+        self.B_old = _previous_weights(self.B, self.h0) if method.taps == 2 else None
         self.options = {
             "METHOD": method.index,
             "TWO_TAPS": method.taps == 2,
@@ -80,11 +87,13 @@ class _Scan:
         }
 
     def inputs(self) -> tuple[Tensor | None, ...]:
-        return self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias, self.lam, self.h0
+        parameters = (self.D, self.z, self.bias, self.lam, self.h0, self.B_old)
+        return self.u, self.delta, self.A, self.B, self.C, *parameters
 
     def strides(self) -> list[int]:
         z = self.u if self.z is None else self.z
-        return [s for x in (self.u, self.delta, z, self.B, self.C) for s in x.stride()[:2]]
+        B_old = self.B if self.B_old is None else self.B_old
+        return [s for x in (self.u, self.delta, z, self.B, self.C, B_old) for s in x.stride()[:2]]
 
 
 def scan_forward(*args: object, with_summary: bool = False, state: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -131,7 +140,8 @@ def scan_backward(
     block = _block(channels, BACKWARD_BLOCK)
     blocks, programs = triton.cdiv(channels, block), max(1, min(batch, BACKWARD_PROGRAMS))
     dy = _as_rows(grad_y, s.dtype)
-    dhT, dsummary = _dense(grad_final_state, s.dtype), _dense(grad_summary, s.dtype)
+    dhT = _dense(grad_final_state, s.dtype)
+    dsummary = _dense(None if grad_summary is None else grad_summary / channels, s.dtype)
 
     def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=s.u.device)
@@ -140,7 +150,7 @@ def scan_backward(
     du, ddelta = empty(*full, dtype=s.u.dtype), empty(*full, dtype=s.delta.dtype)
     dz = None if s.z is None else empty(*full, dtype=s.z.dtype)
     dh0 = None if s.h0 is None else empty(*s.state_shape)
-    dB, dC = empty(1 + two_taps, blocks, batch, length, states), empty(blocks, batch, length, states)
+    dweights = empty(blocks, batch, length, 2 + two_taps, states)
     dA = empty(programs, channels, states)
     dD, dbias, dlam = (empty(programs, channels) for _ in range(3))
     history = empty(programs, blocks, length + 1, states, block)
@@ -150,10 +160,11 @@ def scan_backward(
             dy,
             dhT,
             dsummary,
-            *(du, ddelta, dz, dh0, dB, dC, dA, dD, dbias, dlam, history),
+            *(du, ddelta, dz, dh0, dweights, dA, dD, dbias, dlam, history),
             batch,
             length,
             channels,
+            programs,
             *s.strides(),
             *dy.stride()[:2],
             **s.options,
@@ -162,16 +173,15 @@ def scan_backward(
             HAS_DSUMMARY=dsummary is not None,
             num_warps=BACKWARD_WARPS,
         )
-    dB_total = dB[0].sum(0)
-    if two_taps:  # row l of dB[1] belongs to step l − 1, row 0 to the B that the state carries
-        dB_before = dB[1].sum(0)
-        dB_total[:, :-1] += dB_before[:, 1:]
+    dB, dC, *before = dweights.sum(0).unbind(2)
+    if two_taps:  # row l of `before` belongs to step l − 1, row 0 to the B that the state carries
+        dB[:, :-1] += before[0][:, 1:]
         if dhT is not None:
-            dB_total[:, -1] += dhT[:, -1, :-1]
+            dB[:, -1] += dhT[:, -1, :-1]
         if dh0 is not None:
-            dh0[:, -1, :-1] = dB_before[:, 0]
+            dh0[:, -1, :-1] = before[0][:, 0]
             dh0[:, -1, -1] = 0
-    gradients = (du, ddelta, dA.sum(0), dB_total, dC.sum(0), dD.sum(0), dz, dbias.sum(0), dh0, dlam.sum(0))
+    gradients = (du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0), dh0, dlam.sum(0))
     return _like_inputs(args, gradients)
 
 

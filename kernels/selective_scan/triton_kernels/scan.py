@@ -54,25 +54,19 @@ def read_delta(pointer, offsets, mask, bias, dtype, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def load_previous_B(B_ptr, h0_ptr, before, at_state, step, dtype, HAS_H0: tl.constexpr):
-    """Return one weight of the step before `step`, the state's at step 0; masks, since branches cost registers."""
-    B = tl.load(B_ptr + before, mask=step > 0, other=0.0).to(dtype)
-    if HAS_H0:
-        B += tl.load(h0_ptr + at_state, mask=step == 0, other=0.0).to(dtype)
-    return B
-
-
-@triton.jit
 def scan_forward(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, lam_ptr,
-    h0_ptr, y_ptr, hT_ptr, summary_ptr,
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, lam_ptr, h0_ptr, B_old_ptr,
+    y_ptr, hT_ptr, summary_ptr,
     T, L, D,
-    u_t, u_l, delta_t, delta_l, z_t, z_l, B_t, B_l, C_t, C_l,
+    u_t, u_l, delta_t, delta_l, z_t, z_l, B_t, B_l, C_t, C_l, B_old_t, B_old_l,
     METHOD: tl.constexpr, TWO_TAPS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LAM: tl.constexpr, HAS_H0: tl.constexpr,
     SUMMARY: tl.constexpr,
 ):  # fmt: skip
-    """Grid [T, D / BLOCK]. hT may be h0 itself. summary is [D / BLOCK, T, L, N], sums over the block."""
+    """Grid [T, D / BLOCK]. hT may be h0 itself. summary is [D / BLOCK, T, L, N], sums over the block.
+
+    B_old [T, L, N], for two taps: the B of the step before each step.
+    """
     dtype = hT_ptr.dtype.element_ty
     t = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -101,8 +95,7 @@ def scan_forward(
             a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, False)
             h_n = a * h[n] + (c0 * u) * tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
             if TWO_TAPS:
-                before, at_state = t * B_t + (l - 1) * B_l + n, t * rows * row + D * row + n
-                B_old = load_previous_B(B_ptr, h0_ptr, before, at_state, l, dtype, HAS_H0)
+                B_old = tl.load(B_old_ptr + t * B_old_t + l * B_old_l + n).to(dtype)
                 h_n += (c1 * u_old) * B_old
             y += h_n * tl.load(C_ptr + t * C_t + l * C_l + n).to(dtype)
             new = new + (h_n,)  # noqa: RUF005
@@ -124,31 +117,36 @@ def scan_forward(
 
 @triton.jit
 def scan_backward(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, lam_ptr, h0_ptr,
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, lam_ptr, h0_ptr, B_old_ptr,
     dy_ptr, dhT_ptr, dsummary_ptr,
-    du_ptr, ddelta_ptr, dz_ptr, dh0_ptr, dB_ptr, dC_ptr, dA_ptr, dD_ptr, dbias_ptr, dlam_ptr, history_ptr,
-    T, L, D,
-    u_t, u_l, delta_t, delta_l, z_t, z_l, B_t, B_l, C_t, C_l, dy_t, dy_l,
+    du_ptr, ddelta_ptr, dz_ptr, dh0_ptr, dweights_ptr, dA_ptr, dD_ptr, dbias_ptr, dlam_ptr, history_ptr,
+    T, L, D, programs,
+    u_t, u_l, delta_t, delta_l, z_t, z_l, B_t, B_l, C_t, C_l, B_old_t, B_old_l, dy_t, dy_l,
     METHOD: tl.constexpr, TWO_TAPS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LAM: tl.constexpr, HAS_H0: tl.constexpr,
     HAS_DHT: tl.constexpr, HAS_DSUMMARY: tl.constexpr,
 ):  # fmt: skip
-    """Grid [P, D / BLOCK]: a program owns a block of channels and every P-th sequence.
+    """Grid [P, D / BLOCK], P = programs: a program owns a block of channels and every P-th sequence.
 
     Gradients of parameters stay in registers over its sequences and are written once per program ([P, D, N] and
-    [P, D]); dB and dC are written per block, [D / BLOCK, T, L, N]; with two taps dB is followed by as much again, the
-    gradients of the weights of the step before. No atomics, so the bits do not depend on scheduling.
+    [P, D]); those of the weights are written per block, `dweights` [D / BLOCK, T, L, 2 or 3, N]: dB, dC and, with two
+    taps, the gradients of the B of the step before. No atomics, so the bits do not depend on scheduling.
     `history` [P, D / BLOCK, L + 1, N, BLOCK] holds the states of the sequence at hand; each thread reads only what it
     wrote itself.
+
+    Registers are scarce, and what is needed once per sequence would be kept in them from before the first one, or be
+    spilled. So one pointer serves all weights, P is an argument, and `nothing` makes addresses depend on the sequence.
     """
     dtype = history_ptr.dtype.element_ty
-    first, block, programs, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1)
+    first, block = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, BLOCK)
-    d = block * BLOCK + lane
+    own_d = block * BLOCK + lane
+    d = own_d
     mask = d < D
     row: tl.constexpr = N + 1 if TWO_TAPS else N
     rows = D + 1 if TWO_TAPS else D
-    history = history_ptr + (first.to(tl.int64) * blocks + block) * (L + 1) * N * BLOCK + lane
+    kinds: tl.constexpr = 3 if TWO_TAPS else 2
+    history = history_ptr + (first.to(tl.int64) * tl.num_programs(1) + block) * (L + 1) * N * BLOCK + lane
 
     A = load_columns(A_ptr, d * N, mask, dtype, N, True)
     bias = load_or(bias_ptr, d, mask, 0.0, dtype, HAS_BIAS)
@@ -160,8 +158,13 @@ def scan_backward(
     dlam = tl.zeros_like(bias)
 
     zero64 = first.to(tl.int64) * 0
+    newest = first
     for token in range(first, T, programs):
+        newest = token
         t = zero64 + token
+        nothing = tl.minimum(token, 0)  # 0, but the compiler does not know it
+        d = own_d + nothing
+        last = L - 1 + nothing
         state = t * rows * row + d * row
         h = load_columns(h0_ptr, state, mask, dtype, N, HAS_H0)
         u_first = tl.zeros_like(bias)
@@ -181,27 +184,27 @@ def scan_backward(
                 a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, False)
                 h_n = a * h[n] + (c0 * u) * tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
                 if TWO_TAPS:
-                    before, at_state = t * B_t + (l - 1) * B_l + n, t * rows * row + D * row + n
-                    B_old = load_previous_B(B_ptr, h0_ptr, before, at_state, l, dtype, HAS_H0)
+                    B_old = tl.load(B_old_ptr + t * B_old_t + l * B_old_l + n).to(dtype)
                     h_n += (c1 * u_old) * B_old
                 tl.store(history + ((l + 1) * N + n) * BLOCK, h_n)
                 new = new + (h_n,)  # noqa: RUF005
             h = new
             u_old = u
 
+        # From here on u_old is the input of the step at hand: what the step after it called the old one.
         g = load_columns(dhT_ptr, state, mask, dtype, N, HAS_DHT)
         du_next = tl.zeros_like(bias)  # what the step after this one owes to this step's input
         if TWO_TAPS:
             du_next = load_or(dhT_ptr, state + N, mask, 0.0, dtype, HAS_DHT)
 
         for back in range(L):
-            l = t * 0 + (L - 1 - back)  # noqa: E741
+            l = t * 0 + (last - back)  # noqa: E741
             at = t * L + l
+            dweights = dweights_ptr + ((block.to(tl.int64) * T + t) * L + l) * kinds * N
             delta, slope = read_delta(delta_ptr, t * delta_t + l * delta_l + d, mask, bias, dtype, SOFTPLUS)
-            u = tl.load(u_ptr + t * u_t + l * u_l + d, mask=mask, other=0.0).to(dtype)
+            u = u_old
+            u_old = tl.load(u_ptr + t * u_t + (l - 1) * u_l + d, mask=d < tl.where(l > 0, D, 0), other=0.0).to(dtype)
             if TWO_TAPS:
-                before = tl.maximum(l - 1, 0)
-                u_old = tl.load(u_ptr + t * u_t + before * u_l + d, mask=mask, other=0.0).to(dtype)
                 u_old = tl.where(l > 0, u_old, u_first)
             dy_out = tl.load(dy_ptr + t * dy_t + l * dy_l + d, mask=mask, other=0.0).to(dtype)
             dy = dy_out
@@ -225,7 +228,7 @@ def scan_backward(
                 h_old = tl.load(history + (l * N + n) * BLOCK)
                 grad = g[n] + dy * C
                 if HAS_DSUMMARY:
-                    grad += tl.load(dsummary_ptr + at * N + n).to(dtype) / D
+                    grad += tl.load(dsummary_ptr + at * N + n).to(dtype)
                 y += h_n * C
                 grad_a = grad * h_old
                 grad_c0 = grad * B * u
@@ -235,17 +238,15 @@ def scan_backward(
                 dB = tl.sum(tl.where(mask, grad * c0 * u, 0.0), 0)
                 dC = tl.sum(tl.where(mask, dy * h_n, 0.0), 0)
                 if TWO_TAPS:
-                    before, at_state = t * B_t + (l - 1) * B_l + n, t * rows * row + D * row + n
-                    B_old = load_previous_B(B_ptr, h0_ptr, before, at_state, l, dtype, HAS_H0)
+                    B_old = tl.load(B_old_ptr + t * B_old_t + l * B_old_l + n).to(dtype)
                     grad_c1 = grad * B_old * u_old
                     ddelta += grad_c1 * by[4]
                     dA_n += grad_c1 * by[5]
                     dlam += grad_c0 * by[6] + grad_c1 * by[7]
                     du_old += grad * B_old * c1
-                    dB_old = tl.sum(tl.where(mask, grad * c1 * u_old, 0.0), 0)
-                    tl.store(dB_ptr + (((blocks + block) * T + t) * L + l) * N + n, dB_old)
-                tl.store(dB_ptr + ((block * T + t) * L + l) * N + n, dB)
-                tl.store(dC_ptr + ((block * T + t) * L + l) * N + n, dC)
+                    tl.store(dweights + 2 * N + n, tl.sum(tl.where(mask, grad * c1 * u_old, 0.0), 0))
+                tl.store(dweights + n, dB)
+                tl.store(dweights + N + n, dC)
                 new_g = new_g + (grad * a,)  # noqa: RUF005
                 new_dA = new_dA + (dA_n,)  # noqa: RUF005
             g = new_g
@@ -266,7 +267,7 @@ def scan_backward(
             if TWO_TAPS:
                 tl.store(dh0_ptr + state + N, du_next, mask=mask)
 
-    own = first.to(tl.int64) * D + d
+    own = (newest % programs).to(tl.int64) * D + own_d  # the remainder is `first`, kept no longer than needed
     for n in tl.static_range(N):
         tl.store(dA_ptr + own * N + n, dA[n], mask=mask)
     tl.store(dD_ptr + own, dD, mask=mask)
