@@ -175,6 +175,23 @@ def test_the_gap_to_a_front_is_read_at_the_student_s_price() -> None:
     assert math.isnan(front_gaps(cheap, "student")["ema"]["accuracy"])
 
 
+def test_a_front_of_memories_is_read_at_the_filter_s_price() -> None:
+    better = videos(0.7)
+    for video in better:
+        base = video["teacher"]["tge"]
+        video["student@3"] = {**video["student"], "tge": 0.5 * base, "edge_ratio": 0.8}
+    result = compare(better, ["student@3", "student"])
+    gaps = result["memory_fronts"]["student"]
+    # −30 % of TGE at 10 % of edges, −50 % at 20 %: −40 % at 15 %, where the filter has −30 %.
+    assert gaps["ema_0.25"]["edges"] == pytest.approx(10.0, abs=0.5)
+    # At 5 % half of what the shorter memory reaches: −15 % against −10 %.
+    assert gaps["ema_0.75"]["edges"] == pytest.approx(5.0, abs=0.5)
+    assert compare(better, ["student"])["memory_fronts"] == {}
+    for video in better:
+        video["ema_0.5"]["abs_rel/video"] = 0.05
+    assert math.isnan(compare(better, ["student", "student@3"])["memory_fronts"]["student"]["ema_0.5"]["accuracy"])
+
+
 def test_estimates_count_what_is_finite() -> None:
     assert estimate([1.0, 3.0, math.nan]) == pytest.approx((2.0, 1.0, 2))
     assert estimate([math.nan]).num_videos == 0

@@ -31,6 +31,7 @@ def fresh_markdown(result: Mapping[str, Any]) -> str:
         parts.append(_table(summary["changes"], list(HEADINGS)))
         if summary["students"]:
             parts.append(_beaten_table(summary["students"]))
+        parts += [_memory_front_table(name, gaps) for name, gaps in summary["memory_fronts"].items()]
         for student, compared in summary["students"].items():
             parts.append(f"\n### {student} minus each row ({KINDS.get(kind, kind)})\n")
             parts.append(
@@ -81,6 +82,22 @@ def _beaten_table(students: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _memory_front_table(student: str, gaps: Mapping[str, Mapping[str, float]]) -> str:
+    lines = [
+        f"\nPoints of TGE by which the front of {student}'s memories lies below each filter, at the filter's price:\n",
+        "| filter | " + " | ".join(AXES) + " |",
+        "|---|" + "---:|" * len(AXES),
+    ]
+    for row, by_axis in gaps.items():
+        cells = [_points(by_axis[axis]) for axis in AXES]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _points(gap: float) -> str:
+    return f"{gap:+.1f}".replace("-", "−") if math.isfinite(gap) else "never as cheap"
+
+
 def cell(estimate: Estimate) -> str:
     """Return "mean ± standard error" with a sign."""
     if not math.isfinite(estimate.value):
@@ -99,10 +116,7 @@ def statement(student: str, compared: Mapping[str, Any]) -> list[str]:
             side = verdicts[axis].rstrip("*")
             if side in sides and row != "constant":
                 sides[side].append(row + ("*" if verdicts[axis].endswith("*") else ""))
-        gaps = ", ".join(
-            f"{family} {f'{gap[axis]:+.1f}'.replace('-', '−') if math.isfinite(gap[axis]) else 'never as cheap'}"
-            for family, gap in compared["front_gaps"].items()
-        )
+        gaps = ", ".join(f"{family} {_points(gap[axis])}" for family, gap in compared["front_gaps"].items())
         lines.append(
             f"TGE against {axis}: {student} dominates {', '.join(sides['student']) or 'nothing'}; dominated by"
             f" {', '.join(sides['row']) or 'nothing'}; points of TGE below each family's front: {gaps}."

@@ -127,6 +127,30 @@ def front_gaps(videos: Sequence[Scores], student: str) -> dict[str, dict[str, fl
     return gaps
 
 
+def memory_front_gaps(videos: Sequence[Scores], memories: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return {filter: {axis: points of TGE by which the front of a student's memories lies below the filter}}.
+
+    The student's front is the curve through the teacher and its rows, held against each filter at that filter's price
+    on the axis. Positive: some memory, or what lies between two, is steadier for no more. NaN where none is as cheap.
+
+    Args:
+        memories: the rows of one student, shortest memory first.
+    """
+    prices = costs(videos)
+    gaps: dict[str, dict[str, float]] = {}
+    for row in (f"{family}_{alpha:g}" for family in AVERAGES for alpha in STRENGTHS):
+        theirs = prices[row]
+        gaps[row] = {
+            axis: theirs["tge"].value
+            - _tge_at(
+                [(prices[name][metric].value, prices[name]["tge"].value) for name in ("teacher", *memories)],
+                theirs[metric].value,
+            )
+            for axis, metric in AXES.items()
+        }
+    return gaps
+
+
 def compare(videos: Sequence[Scores], students: Sequence[str]) -> dict[str, Any]:
     """Return everything that is said about the videos of one kind."""
     result: dict[str, Any] = {"num_videos": len(videos), "changes": changes(videos), "students": {}}
@@ -137,7 +161,18 @@ def compare(videos: Sequence[Scores], students: Sequence[str]) -> dict[str, Any]
             "dominance": dominance(paired),
             "front_gaps": front_gaps(videos, student),
         }
+    memories = {name: [row for row, _ in rows] for name, rows in _by_student(students).items() if len(rows) > 1}
+    result["memory_fronts"] = {name: memory_front_gaps(videos, rows) for name, rows in memories.items()}
     return result
+
+
+def _by_student(rows: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
+    """Return {student: [(row, memory)]}, shortest memory first; a row is called NAME or NAME@MEMORY."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for row in rows:
+        name, _, memory = row.partition("@")
+        found.setdefault(name, []).append((row, float(memory or 1.0)))
+    return {name: sorted(each, key=lambda pair: pair[1]) for name, each in found.items()}
 
 
 def _dominates(tge: Estimate, axis: Estimate) -> str:
