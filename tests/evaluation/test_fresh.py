@@ -78,8 +78,17 @@ def test_the_quick_judge_agrees_with_the_thorough_one(world: World) -> None:
         row = np.stack(list(default_baselines()[name](teacher, world.estimated_motion())))
         thorough = row_metrics(row, teacher, scene)
         for metric, value in judge.scores(row).items():
-            if metric != "abs_rel/single_image":
+            if metric not in ("abs_rel/single_image", "lag/true"):
                 assert value == pytest.approx(thorough[metric].value, rel=2e-4, abs=1e-6, nan_ok=True), (name, metric)
+
+
+def test_true_lag_is_behind_the_truth_not_behind_the_flicker(world: World) -> None:
+    truth = 1.0 / np.asarray(world.depth_m)
+    flicker = np.random.default_rng(0).normal(size=(len(truth), 1, 1)) * truth.std()
+    judge = Judge(world, (truth + flicker).astype(np.float32), 30.0)
+    clean, late = judge.scores(truth.astype(np.float32)), judge.scores(np.roll(truth, 2, axis=0).astype(np.float32))
+    assert clean["lag/true"] == pytest.approx(0.0, abs=0.1)
+    assert late["lag/true"] > 1.0
 
 
 def test_a_constant_and_a_broken_row_score_nothing(world: World) -> None:
@@ -141,7 +150,14 @@ def videos(student_tge: float, num: int = 4) -> list[dict[str, dict[str, float]]
     """Return made-up scores: a filter family that pays an edge of 10 % for every 20 % of TGE."""
 
     def row(tge: float, edges: float) -> dict[str, float]:
-        return {"tge": tge, "edge_ratio": edges, "lag": 0.0, "abs_rel/video": 0.1, "abs_rel/fast_pixels": 0.2}
+        return {
+            "tge": tge,
+            "edge_ratio": edges,
+            "lag": 0.0,
+            "lag/true": 0.0,
+            "abs_rel/video": 0.1,
+            "abs_rel/fast_pixels": 0.2,
+        }
 
     result = []
     for i in range(num):

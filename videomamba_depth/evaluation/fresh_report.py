@@ -17,6 +17,7 @@ HEADINGS = {
     "edge_ratio": "edges %",
     "abs_rel/fast_pixels": "fast pixels %",
     "lag": "lag, frames",
+    "lag/true": "true lag, frames",
     "sDrift": "sDrift %/100 frames",
 }
 KINDS = {"moving": "moving camera", "fast": "3× speed", "static": "static camera", "long": "long streams"}
@@ -38,7 +39,15 @@ def fresh_markdown(result: Mapping[str, Any]) -> str:
                 "Paired by video, in points of the teacher's value; below 0 the student is better. Edges and lag by"
                 " their distance from the teacher's.\n"
             )
-            metrics = ["tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag"]
+            metrics = [
+                "tge",
+                "abs_rel/video",
+                "abs_rel/per_frame",
+                "edge_ratio",
+                "abs_rel/fast_pixels",
+                "lag",
+                "lag/true",
+            ]
             parts.append(_table(compared["minus_row"], metrics, compared["dominance"]))
             parts.append("\n".join(f"- {line}" for line in statement(student, compared)))
             parts.append("\n\\* by more than two standard errors in TGE.\n")

@@ -28,6 +28,9 @@ CHUNK_FRAMES = 64
 class Judge:
     """Judge rows of relative inverse depth on one world; every number is that of `row_metrics`, to rounding.
 
+    But for `lag/true`, by how many frames a row follows the ground truth, which has no holes here. `lag` is against
+    the teacher, whose changes are mostly flicker: it says how much is averaged, `lag/true` what that costs.
+
     Args:
         world: see `World`. teacher: [F,H,W] the framewise teacher's depth, the reference of the guards.
         max_depth_m: ground truth beyond it does not count.
@@ -65,9 +68,12 @@ class Judge:
         row["abs_rel/per_frame"] = float(np.mean(seen)) if seen else math.nan
         row["abs_rel/single_image"] = frames[0]
         if is_flat(depth):  # a constant wins these; it gets no score
-            return row | dict.fromkeys(("edge_ratio", "lag", "sDrift", "sJit"), math.nan)
+            return row | dict.fromkeys(("edge_ratio", "lag", "lag/true", "sDrift", "sJit"), math.nan)
         row["edge_ratio"] = edge_ratio(disparity, self.reference).value
         row["lag"] = lag_frames(disparity, self.reference).value
+        row["lag/true"] = lag_frames(
+            np.where(self.valid, disparity, 0.0), np.where(self.valid, self.inverse, 0.0)
+        ).value
         drift = scale_jitter_and_drift(depth, self.teacher)
         return row | {name: drift[name].value for name in ("sDrift", "sJit")}
 

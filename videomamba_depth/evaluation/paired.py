@@ -15,13 +15,14 @@ from .fresh import Scores
 RELATIVE = ("tge", "abs_rel/video", "abs_rel/first_frame", "abs_rel/per_frame", "abs_rel/single_image",
             "abs_rel/fast_pixels", "edge_ratio")  # fmt: skip
 """Metrics whose change is a share of the teacher's value, in per cent."""
-ABSOLUTE = {"sDrift": 100.0, "sJit": 100.0, "lag": 1.0}
-"""Metrics whose change is a difference, and its factor: sDrift and sJit in per cent, lag in frames."""
+ABSOLUTE = {"sDrift": 100.0, "sJit": 100.0, "lag": 1.0, "lag/true": 1.0}
+"""Metrics whose change is a difference, and its factor: sDrift and sJit in per cent, lags in frames."""
 METRICS = (*RELATIVE, *ABSOLUTE)
 SHARES = {"teacher_diff/per_frame": 100.0, "settle_after_cut": 1.0}
 """Metrics of single clips that are differences too: the teacher's own is 0."""
-AXES = {"edges": "edge_ratio", "lag": "lag", "accuracy": "abs_rel/video", "fast pixels": "abs_rel/fast_pixels"}
-"""What flicker is traded for; edges and lag count by their distance from the teacher's."""
+AXES = {"edges": "edge_ratio", "lag": "lag", "true lag": "lag/true", "accuracy": "abs_rel/video",
+        "fast pixels": "abs_rel/fast_pixels"}  # fmt: skip
+"""What flicker is traded for; edges and lags count by their distance from the teacher's."""
 
 
 class Estimate(NamedTuple):
@@ -58,7 +59,7 @@ def change(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) 
 def cost(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
     """Return `change` so that less is better: edges and lag by their distance from the teacher's."""
     value = change(row, teacher, metric)
-    return abs(value) if metric in ("edge_ratio", "lag") else value
+    return abs(value) if metric in ("edge_ratio", "lag", "lag/true") else value
 
 
 def costs(videos: Sequence[Scores], metrics: Sequence[str] = METRICS) -> dict[str, dict[str, Estimate]]:

@@ -13,7 +13,7 @@ from .front_plot import Axis, front_plot, points_of
 from .page import Page, Section, Table
 from .pictures import ClipPictures
 
-PAIRED = ("tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag")
+PAIRED = ("tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag", "lag/true")
 DOMINATES = (
     "A row dominates another when it is steadier (TGE) and no worse on the other axis, by the means; * by more than two"
     " standard errors in TGE. Points below a family's front: how much steadier than its filter of the same price."
