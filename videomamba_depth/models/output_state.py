@@ -53,7 +53,8 @@ class OutputRefiner(nn.Module):
     or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so that
     depth's gauge does not matter. 1 − a is halved where half a cell is crossed in one frame: what moves that fast
     brings little of its past along. A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the
-    odds (1 − a) / a of the past; those of fine detail only below 1, since more would blur edges.
+    odds (1 − a) / a of the past; those of fine detail only below 1, since more would blur edges. Above 1 it also
+    multiplies that speed.
     """
 
     def __init__(self, spec: OutputSpec) -> None:
@@ -122,7 +123,7 @@ class OutputRefiner(nn.Module):
             bounded = unit / (1 + unit.abs())
             inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
             learnt = self.gain_net(inputs)
-        slow = 1 / (1 + (speed_px / SLOW_PX).square())
+        slow = 1 / (1 + (speed_px / (SLOW_PX * max(self.memory, 1.0))).square())
         return slow * torch.sigmoid(-(coarse + learnt[:, :1])), torch.sigmoid(-(fine + learnt[:, 1:]))
 
 
