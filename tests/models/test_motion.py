@@ -216,6 +216,8 @@ def test_a_correction_counts_half_where_half_a_cell_is_crossed_in_one_frame() ->
     still, moved = correction(0.0), correction(SLOW_PX)
     assert still > 0.5
     assert moved == pytest.approx(still / 2, rel=0.05)
+    refine.memory = 3.0
+    assert correction(3 * SLOW_PX) == pytest.approx(correction(0.0) / 2, rel=0.05)
 
 
 def test_refined_output_does_not_depend_on_the_unit_of_depth() -> None:
