@@ -35,7 +35,7 @@ FLICKER = {
 PRICES = {
     "edge_ratio": Axis("edge strength: distance from the teacher's, %", 40.0),
     "lag": Axis("lag: distance from the teacher's, frames", 4.0),
-    "lag/true": Axis("lag behind the truth: distance from the teacher's, frames", 8.0),
+    "lag/true": Axis("lag behind the truth: change, frames", 8.0),
     "abs_rel/video": Axis("AbsRel, one alignment per video: change, %", 40.0),
     "abs_rel/fast_pixels": Axis("AbsRel on fast pixels: change, %", 40.0),
     "teacher_diff/per_frame": Axis("difference from the teacher, % of its spread", 40.0),
