@@ -52,6 +52,7 @@ class FrameView:
 
     @cached_property
     def dtype(self) -> np.dtype:
+        """Type of the numbers."""
         return self._read(0).dtype
 
 
