@@ -20,6 +20,8 @@ HEADINGS = {
     "lag/true": "true lag, frames",
     "sDrift": "sDrift %/100 frames",
 }
+PAIRED = ("tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag", "lag/true")
+"""Metrics in which a student is compared with every row."""
 KINDS = {"moving": "moving camera", "fast": "3× speed", "static": "static camera", "long": "long streams"}
 
 
@@ -39,16 +41,7 @@ def fresh_markdown(result: Mapping[str, Any]) -> str:
                 "Paired by video, in points of the teacher's value; below 0 the student is better. Edges and lag by"
                 " their distance from the teacher's.\n"
             )
-            metrics = [
-                "tge",
-                "abs_rel/video",
-                "abs_rel/per_frame",
-                "edge_ratio",
-                "abs_rel/fast_pixels",
-                "lag",
-                "lag/true",
-            ]
-            parts.append(_table(compared["minus_row"], metrics, compared["dominance"]))
+            parts.append(_table(compared["minus_row"], PAIRED, compared["dominance"]))
             parts.append("\n".join(f"- {line}" for line in statement(student, compared)))
             parts.append("\n\\* by more than two standard errors in TGE.\n")
     parts.append(_notes(result))
@@ -93,17 +86,23 @@ def _beaten_table(students: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _memory_front_table(student: str, gaps: Mapping[str, Mapping[str, float]]) -> str:
     lines = [
-        f"\nPoints of TGE by which the front of {student}'s memories lies below each filter, at the filter's price:\n",
+        f"\n{memory_caption(student)}:\n",
         "| filter | " + " | ".join(AXES) + " |",
         "|---|" + "---:|" * len(AXES),
     ]
     for row, by_axis in gaps.items():
-        cells = [_points(by_axis[axis]) for axis in AXES]
+        cells = [points(by_axis[axis]) for axis in AXES]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _points(gap: float) -> str:
+def memory_caption(student: str) -> str:
+    """Say what a table of `memory_front_gaps` holds."""
+    return f"Points of TGE by which the front of {student}'s memories lies below each filter, at the filter's price"
+
+
+def points(gap: float) -> str:
+    """Return a gap of `front_gaps` or `memory_front_gaps` as text."""
     return f"{gap:+.1f}".replace("-", "−") if math.isfinite(gap) else "never as cheap"
 
 
@@ -125,7 +124,7 @@ def statement(student: str, compared: Mapping[str, Any]) -> list[str]:
             side = verdicts[axis].rstrip("*")
             if side in sides and row != "constant":
                 sides[side].append(row + ("*" if verdicts[axis].endswith("*") else ""))
-        gaps = ", ".join(f"{family} {_points(gap[axis])}" for family, gap in compared["front_gaps"].items())
+        gaps = ", ".join(f"{family} {points(gap[axis])}" for family, gap in compared["front_gaps"].items())
         lines.append(
             f"TGE against {axis}: {student} dominates {', '.join(sides['student']) or 'nothing'}; dominated by"
             f" {', '.join(sides['row']) or 'nothing'}; points of TGE below each family's front: {gaps}."

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from videomamba_depth.evaluation.fresh_report import HEADINGS, KINDS, cell, set_line, statement
+from videomamba_depth.evaluation.fresh_report import (
+    HEADINGS,
+    KINDS,
+    PAIRED,
+    cell,
+    memory_caption,
+    points,
+    set_line,
+    statement,
+)
 from videomamba_depth.evaluation.paired import AXES, Estimate, costs
 
 from .clips_page import PRICES, row_class
@@ -13,7 +22,6 @@ from .front_plot import Axis, front_plot, points_of
 from .page import Page, Section, Table
 from .pictures import ClipPictures
 
-PAIRED = ("tge", "abs_rel/video", "abs_rel/per_frame", "edge_ratio", "abs_rel/fast_pixels", "lag", "lag/true")
 DOMINATES = (
     "A row dominates another when it is steadier (TGE) and no worse on the other axis, by the means; * by more than two"
     " standard errors in TGE. Points below a family's front: how much steadier than its filter of the same price."
@@ -43,7 +51,9 @@ def _kind_section(
         front_plot(points_of(table, price, "tge", students), students, PRICES[price], upwards)
         for price in AXES.values()
     ]
-    told = [line for student in students for line in statement(student, summary["students"][student])]
+    as_trained = [student for student in students if "@" not in student] or students
+    told = [line for student in as_trained for line in statement(student, summary["students"][student])]
+    fronts = [_memory_front(name, gaps) for name, gaps in summary["memory_fronts"].items()]
     changes = _table("Change against the teacher per video, mean ± standard error", summary["changes"], list(HEADINGS))
     paired = [
         _table(f"{student} minus each row, paired by video, in points of the teacher's value; below 0 the student is"
@@ -51,7 +61,12 @@ def _kind_section(
         for student, compared in summary["students"].items()
     ]  # fmt: skip
     title = f"{KINDS.get(kind, kind)}: {summary['num_videos']} videos".capitalize()
-    return Section(title, told, [plots], [changes], paired, pictures)
+    return Section(title, told, [plots[:3], plots[3:]], [*fronts, changes], paired, pictures)
+
+
+def _memory_front(student: str, gaps: Mapping[str, Mapping[str, float]]) -> Table:
+    lines = [(row, row_class(row), [points(by_axis[axis]) for axis in AXES]) for row, by_axis in gaps.items()]
+    return Table(memory_caption(student), list(AXES), lines)
 
 
 def _table(
