@@ -206,6 +206,17 @@ def test_edge_guards_see_blur_but_not_a_slanted_plane() -> None:
     assert edge_ratio(frames, faint).value == pytest.approx(1.0, abs=0.1)
 
 
+def test_boundary_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
+    """Of two equal steps far apart, one alone has all it shows right and half of what is wanted, and the other way."""
+    one, two = np.zeros((2, 40, 96), np.float32), np.zeros((2, 40, 96), np.float32)
+    one[:, :, 24:] += 1.0
+    two[:, :, 24:] += 1.0
+    two[:, :, 72:] += 1.0
+    for row, reference in ((one, two), (two, one)):
+        assert boundary_f1(row, reference, threshold=0.2).value == pytest.approx(2 / 3, abs=0.02)
+
+
+
 def test_frames_to_settle() -> None:
     fresh = scaled([1.0] * 6)
     carried = fresh + np.array([0.5, 0.1, 0.001, 0.1, 0.001, 0.0])[:, None, None]
