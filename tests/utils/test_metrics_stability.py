@@ -216,7 +216,6 @@ def test_boundary_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
         assert boundary_f1(row, reference, threshold=0.2).value == pytest.approx(2 / 3, abs=0.02)
 
 
-
 def test_frames_to_settle() -> None:
     fresh = scaled([1.0] * 6)
     carried = fresh + np.array([0.5, 0.1, 0.001, 0.1, 0.001, 0.0])[:, None, None]
