@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import MISSING
 
 DTYPES = ("float32", "bfloat16", "float16")
-COLOUR_MAPS = ("inferno", "magma", "turbo", "viridis", "grey")
 
 
 def check_values(config: Any, choices: Mapping[str, Sequence[str]], positive: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from omegaconf import MISSING
 
 from selective_scan import DISCRETIZATIONS
-from videomamba_depth.configuration.checks import check_choice, check_positive, check_share
+from videomamba_depth.configuration.checks import DTYPES, check_choice, check_positive, check_share
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
 from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
@@ -29,7 +29,7 @@ class TeacherConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        check_choice("teacher.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        check_choice("teacher.dtype", self.dtype, DTYPES)
 
 
 @dataclass

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from videomamba_depth.configuration.checks import COLOUR_MAPS, DTYPES, check_values
+from videomamba_depth.configuration.checks import DTYPES, check_values
+from videomamba_depth.streaming.colour import COLOUR_MAPS
 
 _CHOICES = {
     "dtype": DTYPES,
-    "colour_map": COLOUR_MAPS,
+    "colour_map": tuple(COLOUR_MAPS),
 }
 _POSITIVE = (
     "input_size",

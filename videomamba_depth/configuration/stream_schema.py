@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
-from videomamba_depth.configuration.checks import COLOUR_MAPS, DTYPES, check_values
+from videomamba_depth.configuration.checks import DTYPES, check_values
+from videomamba_depth.streaming.colour import COLOUR_MAPS
 from videomamba_depth.streaming.keyframes import KeyFrameSettings
 
 _CHOICES = {
@@ -18,7 +19,7 @@ _CHOICES = {
     "raw_dtype": ("float16", "float32"),
     "resolution": ("source", "model"),
     "dtype": DTYPES,
-    "colour_map": COLOUR_MAPS,
+    "colour_map": tuple(COLOUR_MAPS),
 }
 _Number = TypeVar("_Number", int, float)
 _POSITIVE = ("input_size", "fps", "max_frames", "threads", "shard_frames", "max_gap_s", "memory", "ply_every")
