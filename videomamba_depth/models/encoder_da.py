@@ -17,6 +17,7 @@ from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -118,10 +119,8 @@ class DepthAnythingEncoder(nn.Module):
         return next(self.backbone.parameters()).dtype
 
     def input_resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) in px that a frame of that size is resized to."""
-        scale = 1.0 if self.input_size is None else self.input_size / min(height, width)
-        p = self.patch_size
-        return max(p, round(height * scale / p) * p), max(p, round(width * scale / p) * p)
+        """Return the (height, width) in px that a frame of that size is resized to, see `model_input_size`."""
+        return model_input_size(height, width, self.input_size, self.patch_size)
 
     def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
         """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""

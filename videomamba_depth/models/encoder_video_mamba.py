@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
@@ -154,10 +155,8 @@ class VideoMambaEncoder(nn.Module):
         return self.backbone.cls_token.dtype
 
     def input_resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) in px that a frame of that size is resized to."""
-        scale = 1.0 if self.input_size is None else self.input_size / min(height, width)
-        p = self.patch_size
-        return max(p, round(height * scale / p) * p), max(p, round(width * scale / p) * p)
+        """Return the (height, width) in px that a frame of that size is resized to, see `model_input_size`."""
+        return model_input_size(height, width, self.input_size, self.patch_size)
 
     def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
         """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""
