@@ -28,7 +28,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.data.synthetic.stills import FIRST_SEED, STILL_SIZE, Stills, render_stills
-from videomamba_depth.losses.midas_se import scale_shift_invariant_loss, target_spread
+from videomamba_depth.losses.midas_se import midas_se_loss, target_spread
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
@@ -177,7 +177,7 @@ def teacher_loss(prediction: Tensor, inv_depth: Tensor) -> tuple[Tensor, Tensor]
     valid = torch.ones_like(y, dtype=torch.bool)[:, None]
     spread = target_spread(y[:, None], valid).clamp(min=0.2 * TARGET_MEAN)
     pinned = torch.ones(1), torch.zeros(1)
-    absolute = scale_shift_invariant_loss(
+    absolute = midas_se_loss(
         prediction[:, None], y[:, None], valid, scale_shift=pinned, gradient_weight=0.2, spread=spread
     )
     relative = ((prediction - y).abs() / (y + 0.1 * TARGET_MEAN)).mean()

@@ -6,13 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from videomamba_depth.losses import (
-    mean_of_sums,
-    scale_shift_invariant_loss,
-    scale_shift_invariant_sums,
-    solve_scale_shift,
-    target_spread,
-)
+from videomamba_depth.losses import mean_of_sums, midas_se_loss, midas_se_sums, solve_scale_shift, target_spread
+from videomamba_depth.losses.masked import HUBER_WIDTH
 
 GENERATOR_SEED = 5
 
@@ -59,64 +54,34 @@ def test_alignment_keeps_its_digits_far_from_zero() -> None:
 
 
 def test_hand_computed_value() -> None:
-    # One row of four pixels; pinned alignment; spread of the target 0,0,4,4 is 2.
+    # One row of four pixels; pinned alignment; spread of the target 0,0,4,4 is 2. R = .5, 0, 0, 1.
     target = torch.tensor([0.0, 0.0, 4.0, 4.0]).view(1, 1, 1, 1, 4)
     prediction = torch.tensor([1.0, 0.0, 4.0, 6.0]).view(1, 1, 1, 1, 4)
     assert target_spread(target, full(target)).item() == 2.0
-    arguments = {"scale_shift": identity(target), "gradient_scales": 1, "penalty": "l1"}
-    # R = .5, 0, 0, 1: data term 1.5/4; |∂x R| = .5 + 0 + 1 over three pairs, half of them counted: 1.5/1.5 =
-    # 1.
-    data = scale_shift_invariant_loss(prediction, target, full(target), gradient_weight=0.0, **arguments)
-    both = scale_shift_invariant_loss(prediction, target, full(target), gradient_weight=0.5, **arguments)
-    squared = scale_shift_invariant_loss(
-        prediction, target, full(target), gradient_weight=0.0, **{**arguments, "penalty": "l2"}
-    )
-    assert data.item() == pytest.approx(0.375)
-    assert both.item() == pytest.approx(0.375 + 0.5)
-    assert squared.item() == pytest.approx(1.25 / 4)
-    # Two pixels are off, each by δ/2 = 0.0005 less under the rounded-off penalty.
-    huber = scale_shift_invariant_loss(
-        prediction, target, full(target), gradient_weight=0.0, **{**arguments, "penalty": "huber"}
-    )
-    assert huber.item() == pytest.approx(0.375 - 2 * 0.0005 / 4)
+    data = midas_se_loss(prediction, target, full(target), scale_shift=identity(target), gradient_weight=0.0)
+    both = midas_se_loss(prediction, target, full(target), scale_shift=identity(target), gradient_weight=0.5)
+    rounded = HUBER_WIDTH / 2  # what |r| loses beyond the rounded-off part
+    assert data.item() == pytest.approx((0.5 + 1 - 2 * rounded) / 4)
+    # |∂x R| = .5, 0, 1 over three pairs, half of them counted; every second pixel: .5 over one pair; then no pair.
+    gradient = (0.5 + 1 - 2 * rounded) / 1.5 + (0.5 - rounded) / 0.5
+    assert both.item() == pytest.approx(data.item() + 0.5 * gradient)
 
 
 def test_rounding_does_not_pull_a_student_that_equals_its_teacher() -> None:
     target = random_clip(1, 2, 1, 16, 16)
-    pulls = {}
-    for penalty in ("huber", "l1"):
-        prediction = (target * (1 + 2e-7)).requires_grad_()
-        scale_shift_invariant_loss(prediction, target, full(target), penalty=penalty).backward()
-        pulls[penalty] = prediction.grad.abs().sum().item()
-    assert pulls["huber"] < 0.01 * pulls["l1"]
-
-
-def test_trimming_divides_by_what_it_kept() -> None:
-    target = torch.tensor([0.0, 0.0, 4.0, 4.0]).view(1, 1, 1, 1, 4)
-    prediction = target + torch.tensor([2.0, 2.0, 2.0, 200.0]).view(1, 1, 1, 1, 4)
-    loss = scale_shift_invariant_loss(
-        prediction, target, full(target), scale_shift=identity(target), gradient_weight=0.0, trim=0.25, penalty="l1"
-    )
-    assert loss.item() == pytest.approx(1.0)  # 3 · 1 / 3; dividing by 4 would give 0.75
-
-
-def test_trimming_ignores_invalid_pixels_when_it_counts() -> None:
-    target = torch.tensor([0.0, 4.0, 0.0, 4.0, 0.0, 0.0]).view(1, 1, 1, 1, 6)
-    prediction = target + torch.tensor([2.0, 2.0, 2.0, 200.0, 0.0, 0.0]).view(1, 1, 1, 1, 6)
-    valid = torch.tensor([True, True, True, True, False, False]).view(1, 1, 1, 1, 6)
-    sums = scale_shift_invariant_sums(
-        prediction, target, valid, scale_shift=identity(target), gradient_weight=0.0, trim=0.25
-    )
-    assert sums.counts.tolist() == [3.0]
+    prediction = (target * (1 + 2e-7)).requires_grad_()
+    midas_se_loss(prediction, target, full(target), gradient_weight=0.0).backward()
+    # Under |r| every pixel would pull with 1 / (spread · count): together 1 / spread.
+    assert prediction.grad.abs().sum() < 0.01 / target_spread(target, full(target)).item()
 
 
 def test_affine_prediction_costs_nothing_and_units_do_not_matter() -> None:
     target = random_clip(2, 3, 1, 8, 8)
     prediction = target.roll(1, dims=-1)
     valid = full(target)
-    assert scale_shift_invariant_loss(0.3 * target + 7, target, valid).item() < 3e-5  # measured 6e-6
-    plain = scale_shift_invariant_loss(prediction, target, valid)
-    scaled = scale_shift_invariant_loss(prediction, 50 * target + 3, valid)
+    assert midas_se_loss(0.3 * target + 7, target, valid).item() < 3e-5  # measured 6e-6
+    plain = midas_se_loss(prediction, target, valid)
+    scaled = midas_se_loss(prediction, 50 * target + 3, valid)
     torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=0)
     assert plain.item() > 0.1
 
@@ -124,8 +89,8 @@ def test_affine_prediction_costs_nothing_and_units_do_not_matter() -> None:
 def test_one_pair_per_clip_sees_scale_flicker_and_one_per_frame_does_not() -> None:
     target = random_clip(1, 4, 1, 8, 8)
     flicker = target * torch.tensor([1.0, 1.1, 0.9, 1.0]).view(1, 4, 1, 1, 1)
-    assert scale_shift_invariant_loss(flicker, target, full(target), per="frame").item() < 1e-4
-    assert scale_shift_invariant_loss(flicker, target, full(target), per="clip").item() > 0.05
+    assert midas_se_loss(flicker, target, full(target), per="frame").item() < 1e-4
+    assert midas_se_loss(flicker, target, full(target), per="clip").item() > 0.05
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
@@ -133,10 +98,10 @@ def test_masked_pixels_do_not_matter(poison: float) -> None:
     clean = random_clip(1, 2, 1, 6, 6)
     target, valid = clean.flip(-1), clean < 1.2
     expected_input = clean.clone().requires_grad_()
-    expected = scale_shift_invariant_loss(expected_input, target, valid, trim=0.2)
+    expected = midas_se_loss(expected_input, target, valid)
     expected.backward()
     prediction = torch.where(valid, clean, torch.tensor(poison)).requires_grad_()
-    loss = scale_shift_invariant_loss(prediction, torch.where(valid, target, torch.tensor(poison)), valid, trim=0.2)
+    loss = midas_se_loss(prediction, torch.where(valid, target, torch.tensor(poison)), valid)
     loss.backward()
     assert loss.item() == expected.item()
     assert torch.equal(prediction.grad, expected_input.grad)
@@ -147,13 +112,13 @@ def test_inputs_stay_unchanged() -> None:
     prediction, target = random_clip(1, 2, 1, 4, 4), random_clip(1, 2, 1, 4, 4).flip(-1)
     valid = prediction > 0.8
     before = [t.clone() for t in (prediction, target, valid)]
-    scale_shift_invariant_loss(prediction, target, valid, trim=0.2)
+    midas_se_loss(prediction, target, valid)
     assert all(torch.equal(a, b) for a, b in zip(before, (prediction, target, valid), strict=True))
 
 
 def test_no_valid_pixel_gives_zero_and_gradient_zero() -> None:
     prediction = torch.full((1, 2, 1, 4, 4), float("nan"), requires_grad=True)
-    loss = scale_shift_invariant_loss(prediction, prediction.detach(), full(prediction, False), trim=0.2)
+    loss = midas_se_loss(prediction, prediction.detach(), full(prediction, False))
     loss.backward()
     assert loss.item() == 0.0
     assert prediction.grad.eq(0).all()
@@ -163,8 +128,8 @@ def test_an_invalid_frame_leaves_the_others_alone() -> None:
     prediction, target = random_clip(1, 3, 1, 6, 6), random_clip(1, 3, 1, 6, 6).flip(-1)
     valid = full(prediction)
     valid[:, 1] = False
-    without = scale_shift_invariant_loss(prediction[:, [0, 2]], target[:, [0, 2]], valid[:, [0, 2]])
-    torch.testing.assert_close(scale_shift_invariant_loss(prediction, target, valid), without)
+    without = midas_se_loss(prediction[:, [0, 2]], target[:, [0, 2]], valid[:, [0, 2]])
+    torch.testing.assert_close(midas_se_loss(prediction, target, valid), without)
 
 
 @pytest.mark.parametrize("level", [0.0, 3.0, 1e-20])
@@ -172,7 +137,7 @@ def test_an_invalid_frame_leaves_the_others_alone() -> None:
 def test_flat_prediction_has_finite_bounded_gradients(level: float, noise: float) -> None:
     target = random_clip(1, 2, 1, 16, 16)
     prediction = (level + noise * random_clip(1, 2, 1, 16, 16).flip(-1)).requires_grad_()
-    loss = scale_shift_invariant_loss(prediction, target, full(target))
+    loss = midas_se_loss(prediction, target, full(target))
     loss.backward()
     assert torch.isfinite(loss)
     # Bounded by the floor of the fit: a gain of at most std(target)/(MIN_STD·spread) ≈ 1.2e4 over 512 pixels.
@@ -182,7 +147,7 @@ def test_flat_prediction_has_finite_bounded_gradients(level: float, noise: float
 
 def test_flat_target_is_finite() -> None:
     prediction = random_clip(1, 1, 1, 8, 8).requires_grad_()
-    loss = scale_shift_invariant_loss(prediction, torch.full_like(prediction, 2.0), full(prediction))
+    loss = midas_se_loss(prediction, torch.full_like(prediction, 2.0), full(prediction))
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-3)
     assert torch.isfinite(prediction.grad).all()
@@ -193,10 +158,8 @@ def test_alignment_carries_no_gradient() -> None:
     target = random_clip(1, 2, 1, 6, 6).flip(-1)
     pair = solve_scale_shift(prediction, target, full(target))
     assert not any(value.requires_grad for value in pair)
-    solved = torch.autograd.grad(scale_shift_invariant_loss(prediction, target, full(target)), prediction)[0]
-    given = torch.autograd.grad(
-        scale_shift_invariant_loss(prediction, target, full(target), scale_shift=pair), prediction
-    )[0]
+    solved = torch.autograd.grad(midas_se_loss(prediction, target, full(target)), prediction)[0]
+    given = torch.autograd.grad(midas_se_loss(prediction, target, full(target), scale_shift=pair), prediction)[0]
     torch.testing.assert_close(solved, given, rtol=0, atol=0)
 
 
@@ -207,7 +170,7 @@ def test_gradcheck_in_float64() -> None:
     pair = (torch.full((1,), 1.3, dtype=torch.float64), torch.full((1,), 0.2, dtype=torch.float64))
 
     def loss(p: Tensor) -> Tensor:
-        return scale_shift_invariant_loss(p, target, valid, scale_shift=pair, gradient_scales=2, penalty="l2")
+        return midas_se_loss(p, target, valid, scale_shift=pair)
 
     assert torch.autograd.gradcheck(loss, (prediction,))
 
@@ -215,9 +178,9 @@ def test_gradcheck_in_float64() -> None:
 def test_full_precision_inside_autocast() -> None:
     prediction = (random_clip(1, 2, 1, 8, 8)).bfloat16()
     target = random_clip(1, 2, 1, 8, 8).flip(-1)
-    outside = scale_shift_invariant_loss(prediction.float(), target, full(target))
+    outside = midas_se_loss(prediction.float(), target, full(target))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = scale_shift_invariant_loss(prediction, target, full(target))
+        inside = midas_se_loss(prediction, target, full(target))
         scale, _ = solve_scale_shift(prediction, target, full(target))
     assert inside.dtype == scale.dtype == torch.float32
     assert inside.item() == outside.item()
@@ -227,10 +190,9 @@ def test_sums_of_two_halves_with_a_global_count_equal_the_whole() -> None:
     prediction, target = random_clip(2, 2, 1, 6, 6), random_clip(2, 2, 1, 6, 6).flip(-1)
     valid = random_clip(2, 2, 1, 6, 6).roll(1, -1) > 0.9
     spread = torch.ones(1)
-    whole = scale_shift_invariant_loss(prediction, target, valid, spread=spread)
+    whole = midas_se_loss(prediction, target, valid, spread=spread)
     halves = [
-        scale_shift_invariant_sums(prediction[i : i + 1], target[i : i + 1], valid[i : i + 1], spread=spread)
-        for i in range(2)
+        midas_se_sums(prediction[i : i + 1], target[i : i + 1], valid[i : i + 1], spread=spread) for i in range(2)
     ]
     count = halves[0].counts + halves[1].counts
     joined = mean_of_sums(halves[0].numerators, count) + mean_of_sums(halves[1].numerators, count)
@@ -240,10 +202,8 @@ def test_sums_of_two_halves_with_a_global_count_equal_the_whole() -> None:
 def test_wrong_arguments_are_refused() -> None:
     clip = random_clip(1, 2, 1, 4, 4)
     with pytest.raises(ValueError, match="target must have the prediction's shape"):
-        scale_shift_invariant_loss(clip, clip[:, :1], full(clip))
+        midas_se_loss(clip, clip[:, :1], full(clip))
     with pytest.raises(TypeError, match="valid must be a bool mask"):
-        scale_shift_invariant_loss(clip, clip, clip)
+        midas_se_loss(clip, clip, clip)
     with pytest.raises(ValueError, match="per must be"):
-        scale_shift_invariant_loss(clip, clip, full(clip), per="video")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="trim must be"):
-        scale_shift_invariant_loss(clip, clip, full(clip), trim=1.0)
+        midas_se_loss(clip, clip, full(clip), per="video")  # type: ignore[arg-type]

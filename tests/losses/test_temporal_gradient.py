@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.losses import mean_of_sums, temporal_gradient_loss, temporal_gradient_sums
+from videomamba_depth.losses.masked import HUBER_WIDTH
 
 
 def ramp(slopes: list[float]) -> Tensor:
@@ -19,21 +20,24 @@ def full(clip: Tensor, value: bool = True) -> Tensor:
     return torch.full_like(clip, value, dtype=torch.bool)
 
 
-UNIT = {"scale_shift": (torch.ones(1), torch.zeros(1)), "spread": torch.ones(1), "penalty": "l1"}
+ROUNDED = HUBER_WIDTH / 2  # what a difference loses beyond the rounded-off part of the penalty
+UNIT = {"scale_shift": (torch.ones(1), torch.zeros(1)), "spread": torch.ones(1)}
 
 
 def test_hand_computed_value_and_strides() -> None:
     prediction, target = ramp([1.0, -1.0, 2.0]), ramp([1.0, 1.0, 0.0])
     # Stride 1: differences 0, −2, 2 at the first pixel and 0 at the second: 4/6. Stride 2: −2, 0: 2/4.
-    assert temporal_gradient_loss(prediction, target, full(target), **UNIT).item() == pytest.approx(4 / 6)
+    assert temporal_gradient_loss(prediction, target, full(target), **UNIT).item() == pytest.approx(
+        (4 - 2 * ROUNDED) / 6
+    )
     both = temporal_gradient_loss(prediction, target, full(target), (1, 2), **UNIT)
-    assert both.item() == pytest.approx(0.5 * (4 / 6) + 0.5 * (2 / 4))
+    assert both.item() == pytest.approx(0.5 * (4 - 2 * ROUNDED) / 6 + 0.5 * (2 - ROUNDED) / 4)
 
 
 def test_a_change_of_the_wrong_sign_is_seen() -> None:
     target = ramp([1.0, 1.0])
     wrong = ramp([-1.0, -1.0])  # |Δp| = |Δy| everywhere: the published absolute form scores this 0
-    assert temporal_gradient_loss(wrong, target, full(target), **UNIT).item() == pytest.approx(1.0)
+    assert temporal_gradient_loss(wrong, target, full(target), **UNIT).item() == pytest.approx(1.0 - ROUNDED / 2)
 
 
 def test_masked_pixels_do_not_matter_and_are_not_counted() -> None:
@@ -43,7 +47,7 @@ def test_masked_pixels_do_not_matter_and_are_not_counted() -> None:
     poisoned = torch.where(valid, prediction, torch.nan).requires_grad_()
     loss = temporal_gradient_loss(poisoned, torch.where(valid, target, torch.inf), valid, **UNIT)
     loss.backward()
-    assert loss.item() == pytest.approx(4 / 4)  # two of six pairs touch the masked pixel
+    assert loss.item() == pytest.approx((4 - 2 * ROUNDED) / 4)  # two of six pairs touch the masked pixel
     assert torch.isfinite(poisoned.grad).all()
     assert poisoned.grad[~valid].eq(0).all()
 
@@ -54,13 +58,6 @@ def test_one_alignment_for_the_clip() -> None:
     flicker = target * torch.tensor([1.0, 1.2, 1.0]).view(1, 3, 1, 1, 1)
     assert temporal_gradient_loss(3 * target - 1, target, full(target)).item() < 1e-5
     assert temporal_gradient_loss(flicker, target, full(target)).item() > 0.05
-
-
-def test_large_target_changes_can_be_left_out() -> None:
-    target, prediction = ramp([0.01, 5.0]), ramp([0.01, 4.0])
-    loss = temporal_gradient_loss(prediction, target, full(target), max_target_change=0.05, **UNIT)
-    assert loss.item() == pytest.approx(0.0)
-    assert temporal_gradient_loss(prediction, target, full(target), **UNIT).item() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2])
@@ -96,7 +93,7 @@ def test_gradcheck_in_float64() -> None:
     valid = target > 0.2
 
     def loss(p: Tensor) -> Tensor:
-        return temporal_gradient_loss(p, target, valid, (1, 2), **{**UNIT, "penalty": "l2"})
+        return temporal_gradient_loss(p, target, valid, (1, 2), **UNIT)
 
     assert torch.autograd.gradcheck(loss, (prediction,))
 

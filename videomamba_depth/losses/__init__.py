@@ -1,20 +1,20 @@
 """Training losses: pure functions of tensors, masked everywhere, float32 inside autocast."""
 
-from .masked import LossSums, mean_of_sums
-from .midas_se import (
-    scale_shift_invariant_loss,
-    scale_shift_invariant_sums,
+from videomamba_depth.losses.masked import LossSums, mean_of_sums
+from videomamba_depth.losses.midas_se import (
+    midas_se_loss,
+    midas_se_sums,
     solve_scale_shift,
     target_spread,
 )
-from .state_smooth import state_smoothness_loss, state_smoothness_sums, static_cells
-from .temporal_gradient import temporal_gradient_loss, temporal_gradient_sums
+from videomamba_depth.losses.state_smooth import state_smoothness_loss, state_smoothness_sums, static_cells
+from videomamba_depth.losses.temporal_gradient import temporal_gradient_loss, temporal_gradient_sums
 
 __all__ = [
     "LossSums",
     "mean_of_sums",
-    "scale_shift_invariant_loss",
-    "scale_shift_invariant_sums",
+    "midas_se_loss",
+    "midas_se_sums",
     "solve_scale_shift",
     "state_smoothness_loss",
     "state_smoothness_sums",

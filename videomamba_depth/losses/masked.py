@@ -1,18 +1,16 @@
-"""What every loss shares: masking that stops NaN, full precision, and sums that survive any split of the
-batch.
-"""
+"""What every loss shares: masking that stops NaN, full precision, and sums that survive any split of the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Penalty = Literal["huber", "l1", "l2"]
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 # In units of the residual, which the losses measure in spreads of the target: a tenth of a per cent of it.
@@ -50,29 +48,30 @@ def stack_sums(numerators: list[Tensor], counts: list[Tensor]) -> LossSums:
 
 
 def keep(values: Tensor, mask: Tensor) -> Tensor:
-    """Return `values` where `mask` holds and 0 elsewhere, so that NaN or inf outside never reaches a
-    gradient.
+    """Return `values` where `mask` holds and 0 elsewhere, so that NaN or inf outside never reaches a gradient.
 
     Multiplying by the mask would not do: NaN · 0 is NaN.
     """
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
-def penalise(residual: Tensor, penalty: Penalty) -> Tensor:
-    """Return ρ(r) element by element: |r| ("l1"), r² ("l2"), or |r| rounded off below `HUBER_WIDTH`
-    ("huber").
+def huber(residual: Tensor) -> Tensor:
+    """Return |r| rounded off below δ = `HUBER_WIDTH`, element by element: r²/(2δ) for |r| < δ, |r| − δ/2 beyond.
 
-    "huber" is r²/(2δ) for |r| < δ and |r| − δ/2 beyond. A student that starts as its teacher differs from it
-    by rounding alone; under "l1" each such pixel pulls with full force in a random direction, here with
-    almost none.
+    A student that starts as its teacher differs from it by rounding alone; under |r| each such pixel would pull with
+    full force in a random direction, here with almost none.
     """
-    if penalty == "huber":
-        return F.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=HUBER_WIDTH) / HUBER_WIDTH
-    if penalty == "l1":
-        return residual.abs()
-    if penalty == "l2":
-        return residual.square()
-    raise ValueError(f"penalty must be 'huber', 'l1' or 'l2'; got {penalty!r}")
+    return F.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=HUBER_WIDTH) / HUBER_WIDTH
+
+
+def as_loss(sums: Callable[Arguments, LossSums]) -> Callable[Arguments, Tensor]:
+    """Return the function that gives the scalar mean of what `sums` returns; 0 with gradient 0 where nothing counts."""
+
+    @wraps(sums)
+    def loss(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        return mean_of_sums(*sums(*args, **kwargs))
+
+    return loss
 
 
 def in_full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -90,9 +89,7 @@ def in_full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def check_clip(name: str, value: Tensor, like: Tensor | None = None, mask: bool = False) -> None:
-    """Raise ValueError or TypeError unless `value` is a clip [B,N,1,H,W] (shaped like `like`; bool if
-    `mask`).
-    """
+    """Raise ValueError or TypeError unless `value` is a clip [B,N,1,H,W] (shaped like `like`; bool if `mask`)."""
     if value.ndim != 5 or value.shape[2] != 1:
         raise ValueError(f"{name} must have shape [B,N,1,H,W]; got {list(value.shape)}")
     if like is not None and value.shape != like.shape:

@@ -8,17 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masked import LossSums, Penalty, check_clip, in_full_precision, keep, mean_of_sums, penalise, stack_sums
+from videomamba_depth.losses.masked import LossSums, as_loss, check_clip, in_full_precision, keep, stack_sums
 
-# Variance that counts as none, and the share of the mean square that is added to the variance (a map of one
-# cell has no variance; this still gives it a unit).
+# Variance that counts as none, and the share of the mean square that is added to the variance (a map of one cell has
+# no variance; this still gives it a unit).
 MIN_VARIANCE = 1e-6
 MEAN_SQUARE_SHARE = 1e-3
 
 
 @in_full_precision
-def state_smoothness_sums(summaries: Sequence[Tensor], static: Tensor, *, penalty: Penalty = "l2") -> LossSums:
-    """Return the sums of `state_smoothness_loss`, one term per scale ([len(summaries)])."""
+def state_smoothness_sums(summaries: Sequence[Tensor], static: Tensor) -> LossSums:
+    """Compare states with those of the frame before: mean over scales of mean ((m_t − m_{t−1}) / σ)² over static cells.
+
+    Args:
+        summaries: per scale [B,N,K,h,w], a summary of the SSM state after each frame (finite everywhere). Across
+            chunks, prepend the (detached) summary of the last frame before.
+        static: [B,N,1,H,W] bool, pixel neither moves nor changes nor was hidden with respect to the frame before;
+            frame 0 of what is passed has no frame before and is not read. A cell is static when all its pixels are.
+
+    Returns:
+        One sum per scale; `state_smoothness_loss` is their mean, a scalar without unit.
+
+    σ is the spatial spread: σ_k² is the variance of channel k over the cells of a frame, averaged over the frames
+    passed, per sample. It is *not* detached: the loss is then truly unchanged by m → a·m and m → m + b, so it cannot
+    be won by shrinking the state (a detached σ leaves the value unchanged but its gradient shrinks the state without
+    end). This is the objective of slow feature analysis (Wiskott and Sejnowski, 2002) under a static mask; the
+    combination is ours.
+    """
     check_clip("static", static, mask=True)
     if not summaries:
         raise ValueError("summaries must hold one [B,N,K,h,w] tensor per scale; got none")
@@ -31,32 +47,12 @@ def state_smoothness_sums(summaries: Sequence[Tensor], static: Tensor, *, penalt
             )
         cells = static_cells(static, summary.shape[-2], summary.shape[-1])[:, 1:].expand_as(summary[:, 1:])
         change = (summary[:, 1:] - summary[:, :-1]) / _spatial_std(summary)
-        numerators.append(keep(penalise(change, penalty), cells).sum() / len(summaries))
+        numerators.append(keep(change.square(), cells).sum() / len(summaries))
         counts.append(cells.sum().to(summary.dtype))
     return stack_sums(numerators, counts)
 
 
-def state_smoothness_loss(summaries: Sequence[Tensor], static: Tensor, *, penalty: Penalty = "l2") -> Tensor:
-    """Return the mean over scales of mean ρ((m_t − m_{t−1}) / σ) over static cells.
-
-    Args:
-        summaries: per scale [B,N,K,h,w], a summary of the SSM state after each frame (finite everywhere).
-            Across chunks, prepend the (detached) summary of the last frame before.
-        static: [B,N,1,H,W] bool, pixel neither moves nor changes nor was hidden with respect to the frame
-            before; frame 0 of what is passed has no frame before and is not read. A cell is static when all
-            its pixels are.
-        penalty: ρ, "l2", "l1" or "huber".
-
-    Returns:
-        Scalar, no unit; 0 with gradient 0 for one frame or where nothing is static.
-
-    σ is the spatial spread: σ_k² is the variance of channel k over the cells of a frame, averaged over the
-    frames passed, per sample. It is *not* detached: the loss is then truly unchanged by m → a·m and m → m +
-    b, so it cannot be won by shrinking the state (a detached σ leaves the value unchanged but its gradient
-    shrinks the state without end). This is the objective of slow feature analysis (Wiskott and Sejnowski,
-    2002) under a static mask; the combination is ours.
-    """
-    return mean_of_sums(*state_smoothness_sums(summaries, static, penalty=penalty))
+state_smoothness_loss = as_loss(state_smoothness_sums)
 
 
 def static_cells(static: Tensor, height: int, width: int) -> Tensor:

@@ -1,6 +1,4 @@
-"""Temporal gradient matching: depth may change over time only as much, and in the direction, that the target
-does.
-"""
+"""Temporal gradient matching: depth changes over time as much as the target does, and in the same direction."""
 
 from __future__ import annotations
 
@@ -9,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .masked import LossSums, Penalty, check_clip, in_full_precision, keep, mean_of_sums, penalise, stack_sums
-from .midas_se import ScaleShift, solve_scale_shift, target_spread
+from videomamba_depth.losses.masked import LossSums, as_loss, check_clip, huber, in_full_precision, keep, stack_sums
+from videomamba_depth.losses.midas_se import ScaleShift, solve_scale_shift, target_spread
 
 
 @in_full_precision
@@ -21,12 +19,30 @@ def temporal_gradient_sums(
     strides: Sequence[int] = (1,),
     *,
     scale_shift: ScaleShift | None = None,
-    max_target_change: float | None = None,
     static: Tensor | None = None,
-    penalty: Penalty = "huber",
     spread: Tensor | None = None,
 ) -> LossSums:
-    """Return the sums of `temporal_gradient_loss`, one term per stride ([len(strides)])."""
+    """Compare changes over time: mean over strides k of mean ρ((p_{t+k} − p_t) − (y_{t+k} − y_t)), ρ = `huber`.
+
+    Args:
+        prediction: [B,N,1,H,W] student's depth. Across chunks, prepend the (detached) last frame of the chunk before.
+        target: [B,N,1,H,W] what it should change like. A *raw* per-frame teacher pulls its flicker back in: pass a
+            stabilised target, or exact depth.
+        valid: [B,N,1,H,W] bool; a pair counts where both of its pixels are valid.
+        strides: frame distances k ≥ 1; those not shorter than the clip contribute 0.
+        scale_shift: alignment of the prediction, broadcastable to the clip; default one least-squares pair for all
+            frames passed (a pair per frame would hide scale flicker). Gradients do not pass it.
+        static: [B,N,1,H,W] bool, pixel neither moves nor changes with respect to the frame before; entry 0 is not
+            read. Where given, only pixels that are static over the whole stride count, and the target's change there
+            is taken as 0: a raw teacher can then be matched without its flicker.
+        spread: [B,1,1,1,1] unit of depth; default `target_spread` of what is passed.
+
+    Returns:
+        One sum per stride; `temporal_gradient_loss` is their mean, a scalar without unit.
+
+    Source: Chen et al., "Video Depth Anything" (2025), equation 4, which compares |Δp| with |Δy| and so accepts a
+    change of the wrong sign; ours compares the signed changes.
+    """
     check_clip("prediction", prediction)
     check_clip("target", target, like=prediction)
     check_clip("valid", valid, like=prediction, mask=True)
@@ -50,62 +66,9 @@ def temporal_gradient_sums(
             for offset in range(stride):
                 both = both & static[:, stride - offset : stride - offset + num_pairs]
             change_y = torch.zeros_like(change_y)
-        if max_target_change is not None:
-            both = both & (change_y.abs() < max_target_change)
-        numerators.append(keep(penalise(change_p - change_y, penalty), both).sum() / len(strides))
+        numerators.append(keep(huber(change_p - change_y), both).sum() / len(strides))
         counts.append(both.sum().to(p.dtype))
     return stack_sums(numerators, counts)
 
 
-def temporal_gradient_loss(
-    prediction: Tensor,
-    target: Tensor,
-    valid: Tensor,
-    strides: Sequence[int] = (1,),
-    *,
-    scale_shift: ScaleShift | None = None,
-    max_target_change: float | None = None,
-    static: Tensor | None = None,
-    penalty: Penalty = "huber",
-    spread: Tensor | None = None,
-) -> Tensor:
-    """Return the mean over strides k of mean ρ((p_{t+k} − p_t) − (y_{t+k} − y_t)) over pixels valid at both
-    times.
-
-    Args:
-        prediction: [B,N,1,H,W] student's depth. Across chunks, prepend the (detached) last frame of the chunk
-            before.
-        target: [B,N,1,H,W] what it should change like. A *raw* per-frame teacher pulls its flicker back in:
-            pass a stabilised target, or exact depth.
-        valid: [B,N,1,H,W] bool; a pair counts where both of its pixels are valid.
-        strides: frame distances k ≥ 1; those not shorter than the clip contribute 0.
-        scale_shift: alignment of the prediction, broadcastable to the clip; default one least-squares pair
-            for all frames passed (a pair per frame would hide scale flicker). Gradients do not pass it.
-        max_target_change: leave out pixels whose target changes by this much or more, in units of `spread`
-            (0.05 in Video Depth Anything, where large changes are occlusions).
-        static: [B,N,1,H,W] bool, pixel neither moves nor changes with respect to the frame before; entry 0 is
-            not read. Where given, only pixels that are static over the whole stride count, and the target's
-            change
-            there is taken as 0: a raw teacher can then be matched without its flicker.
-        penalty: ρ, "huber" (|r| but smooth below 0.001), "l1" or "l2".
-        spread: [B,1,1,1,1] unit of depth; default `target_spread` of what is passed.
-
-    Returns:
-        Scalar, no unit; 0 with gradient 0 for a single frame or where nothing is valid.
-
-    Source: Chen et al., "Video Depth Anything" (2025), equation 4, which compares |Δp| with |Δy| and so
-    accepts a change of the wrong sign; ours compares the signed changes.
-    """
-    return mean_of_sums(
-        *temporal_gradient_sums(
-            prediction,
-            target,
-            valid,
-            strides,
-            scale_shift=scale_shift,
-            max_target_change=max_target_change,
-            static=static,
-            penalty=penalty,
-            spread=spread,
-        )
-    )
+temporal_gradient_loss = as_loss(temporal_gradient_sums)

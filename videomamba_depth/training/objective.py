@@ -11,7 +11,7 @@ from torch import Tensor
 
 from videomamba_depth.losses import (
     LossSums,
-    scale_shift_invariant_sums,
+    midas_se_sums,
     solve_scale_shift,
     state_smoothness_sums,
     temporal_gradient_sums,
@@ -69,7 +69,7 @@ class Objective:
         scale, shift = self._clip_alignment(prediction, target, tail)
         terms: dict[str, LossSums] = {}
         if self.ssi_weight > 0:
-            sums = scale_shift_invariant_sums(
+            sums = midas_se_sums(
                 prediction,
                 target.depth,
                 target.valid,
