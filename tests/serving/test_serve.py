@@ -148,6 +148,20 @@ def test_large_frames_are_refused_before_they_are_decoded(tmp_path: Path, open_p
     assert open_page(max_pixels=320 * 256).post("/api/video", content=path.read_bytes()).status_code == 200
 
 
+@pytest.mark.parametrize(("width", "height"), [(2000, 4), (4, 2000), (640, 32)])
+def test_narrow_frames_are_refused_before_the_model_works(open_page, new_stream, monkeypatch, tmp_path, width, height):
+    monkeypatch.setattr(new_stream().model.encoder.backbone, "forward_with_filtered_kwargs", None)
+    page = open_page(max_streams=1)
+    path = write_video(tmp_path / "narrow.mkv", 2, width=width, height=height, codec="ffv1")
+    answer = page.post("/api/video", content=path.read_bytes())
+    assert (answer.status_code, "too narrow" in answer.json()["error"]) == (415, True)
+    with page.websocket_connect(CAMERA) as socket:
+        socket.send_bytes(jpeg(np.zeros((height, width, 3), np.uint8)))
+        assert "too narrow" in socket.receive_json()["error"]
+        assert socket.receive()["code"] == 1008
+    assert page.app.state.page.slots.free == 1
+
+
 @pytest.mark.parametrize("script", ["playlist", "concat", "ffmetadata"])
 def test_files_that_name_other_files_are_refused(tmp_path: Path, open_page, script: str) -> None:
     secret = write_video(tmp_path / "secret.ts", 5)
@@ -257,7 +271,17 @@ def test_it_binds_to_this_machine_unless_told_otherwise() -> None:
     assert load_config("serve", ServeConfig, ["checkpoint=a"]).host == "127.0.0.1"
 
 
-@pytest.mark.parametrize("override", ["port=-1", "max_streams=0", "colour_map=red", "dtype=int8"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "port=-1",
+        "max_streams=0",
+        "colour_map=red",
+        "dtype=int8",
+        "allowed_hosts=['http://a']",
+        "allowed_hosts=['a:80']",
+    ],
+)
 def test_wrong_options(override: str) -> None:
     with pytest.raises(UserError, match=override.split("=")[0]):
         load_config("serve", ServeConfig, ["checkpoint=a", override])

@@ -23,7 +23,7 @@ _STOPPED_STATUS = 130
 
 
 def serve_main(config: ServeConfig) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C, SIGTERM or SIGHUP; exit status 130 then.
 
     Raises:
         UserError: anything that a person can mend.
@@ -32,20 +32,20 @@ def serve_main(config: ServeConfig) -> None:
     if missing:
         raise UserError(f"the page needs {' and '.join(missing)}: pip install 'videomamba-depth[serve]'")
     from videomamba_depth.serving.same_origin import is_loopback
-    from videomamba_depth.serving.server import listen, run_server
+    from videomamba_depth.serving.server import listen, run_server, stop_signals
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with listen(config.host, config.port) as listener:
-        app = build_page(config)
-        host, port = listener.getsockname()[:2]
-        if not is_loopback(config.host):
-            log.warning("whoever reaches this machine at port %d can use the page: there is no password", port)
-        log.info("open http://%s:%d in a browser; Ctrl-C ends", f"[{host}]" if ":" in host else host, port)
-        try:
+    try:
+        with stop_signals(), listen(config.host, config.port) as listener:
+            app = build_page(config)
+            host, port = listener.getsockname()[:2]
+            if not is_loopback(config.host):
+                log.warning("whoever reaches this machine at port %d can use the page: there is no password", port)
+            log.info("open http://%s:%d in a browser; Ctrl-C ends", f"[{host}]" if ":" in host else host, port)
             run_server(app, listener, settings(config))
-        except KeyboardInterrupt:
-            sys.exit(_STOPPED_STATUS)
+    except KeyboardInterrupt:
+        sys.exit(_STOPPED_STATUS)
 
 
 def build_page(config: ServeConfig) -> Any:
@@ -59,7 +59,8 @@ def build_page(config: ServeConfig) -> Any:
         resets = ResetPolicy(cuts=config.reset_at_cuts, max_gap_s=config.max_gap_s)
         return DepthStream(model, device=config.device, dtype=config.dtype, resets=resets)
 
-    return build_app(new_stream, settings(config), loopback=is_loopback(config.host))
+    names = (config.host, *config.allowed_hosts)
+    return build_app(new_stream, settings(config), loopback=is_loopback(config.host), allowed_hosts=names)
 
 
 def settings(config: ServeConfig) -> ServeSettings:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -33,6 +34,7 @@ class ServeConfig:
     checkpoint: str = MISSING
     host: str = MISSING
     port: int = MISSING
+    allowed_hosts: list[str] = field(default_factory=list)
     device: str = MISSING
     dtype: str = MISSING
     input_size: int | None = None
@@ -51,3 +53,6 @@ class ServeConfig:
         check_values(self, _CHOICES, _POSITIVE)
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must lie in [0, 65535]; got {self.port}")
+        for name in self.allowed_hosts:
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+                raise ValueError(f"allowed_hosts must be host names, without http:// and port; got '{name}'")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import anyio
+import numpy as np
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -18,10 +17,13 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from videomamba_depth.data.video_io import Frame
+from videomamba_depth.serving.camera import CameraSession
 from videomamba_depth.serving.depth_view import DepthView, message
-from videomamba_depth.serving.guests import GuestVideo, read_picture
+from videomamba_depth.serving.guests import GuestVideo, read_picture, unnamed_file
 from videomamba_depth.serving.same_origin import SameOrigin
 from videomamba_depth.serving.settings import ServeSettings, Slots
+from videomamba_depth.serving.turns import Turns
 from videomamba_depth.streaming.colour import Colouriser
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
@@ -36,7 +38,7 @@ class Refusal(Exception):
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
-        self.status = status
+        self.response = JSONResponse({"error": text}, status)
 
 
 class DepthPage:
@@ -48,14 +50,19 @@ class DepthPage:
 
     def __init__(self, new_stream: Callable[[], DepthStream], settings: ServeSettings) -> None:
         self.settings, self.slots = settings, Slots(settings.max_streams)
-        self._new_stream, self._turn = new_stream, threading.Lock()
+        self._new_stream = new_stream
+        self._model, self._decoders = Turns(1, "model"), Turns(settings.max_streams, "decoder")
         self._depth_kind = new_stream().depth_kind.value
 
-    def new_view(self) -> DepthView:
+    async def new_view(self) -> DepthView:
         """Return what one connection needs."""
-        with self._turn:
-            stream = self._new_stream()
-        return DepthView(stream, self._turn, self.settings.colour_map, self.settings.longest_px)
+        stream = await self._model.run(self._new_stream)
+        return DepthView(stream, self._model, self.settings.colour_map, self.settings.longest_px)
+
+    def close(self) -> None:
+        """Start nothing any more."""
+        self._model.close()
+        self._decoders.close()
 
     async def about(self, _: Request) -> JSONResponse:
         """Return what the page shows before anything runs."""
@@ -65,21 +72,20 @@ class DepthPage:
 
     async def video(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Take a file as the body of a request and answer with one message per frame, as fast as they are read."""
-        request = Request(scope, receive)
         if not self.slots.take():
             await JSONResponse({"error": _FULL}, 503)(scope, receive, send)
             return
         try:
-            with tempfile.TemporaryDirectory(prefix="videomamba-depth-") as folder:
-                path = Path(folder) / "upload"
-                await self._take_upload(request, path)
-                try:
-                    frames = await anyio.to_thread.run_sync(GuestVideo, path, self.settings.max_pixels)
-                except UserError as error:
-                    raise Refusal(415, str(error)) from error
-                await self._answer(iter(frames), receive, send)
-        except Refusal as error:
-            await JSONResponse({"error": str(error)}, error.status)(scope, receive, send)
+            with unnamed_file() as (file, path):
+                await self._take_upload(Request(scope, receive), file)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_cancel_when_gone, receive, tasks.cancel_scope)
+                    await self._answer(path, scope, receive, send)
+                    tasks.cancel_scope.cancel()
+        except Refusal as refusal:
+            await refusal.response(scope, receive, send)
+        except OSError:
+            await Refusal(507, "the server has no room for this file").response(scope, receive, send)
         except ClientDisconnect:
             pass
         finally:
@@ -92,76 +98,93 @@ class DepthPage:
             await _part(socket, _AGAIN, _FULL)
             return
         try:
-            view = await anyio.to_thread.run_sync(self.new_view)
-            while True:
-                data = await self._next_picture(socket)
-                rgb = await anyio.to_thread.run_sync(read_picture, data, self.settings.max_pixels)
-                now_s = time.monotonic()
-                await socket.send_bytes(
-                    await anyio.to_thread.run_sync(lambda: view.show(rgb, now_s, with_frame=False))  # noqa: B023
-                )
-        except UserError as error:
-            await _part(socket, _REFUSED, str(error))
-        except WebSocketDisconnect:
-            pass
+            views: list[DepthView] = []
+
+            async def read(data: bytes) -> np.ndarray:
+                return await self._decoders.run(read_picture, data, self.settings.max_pixels)
+
+            async def show(rgb: np.ndarray, time_s: float) -> bytes:
+                views[:] = views or [await self.new_view()]
+                return await views[0].show(rgb, time_s, with_frame=False)
+
+            reason = await CameraSession(socket, self.settings, read, show).run()
         finally:
             self.slots.give_back()
+        if reason:
+            await _part(socket, _REFUSED, reason)
 
-    async def _take_upload(self, request: Request, path: Path) -> None:
+    async def _take_upload(self, request: Request, file: IO[bytes]) -> None:
         limit, too_large = self.settings.max_upload_bytes, f"the file is larger than {self.settings.max_upload_mb:g} MB"
         if int(request.headers.get("content-length") or 0) > limit:
             raise Refusal(413, too_large)
         size = 0
         try:
-            with anyio.fail_after(self.settings.upload_s), path.open("wb") as file:
+            with anyio.fail_after(self.settings.upload_s):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > limit:
                         raise Refusal(413, too_large)
                     file.write(chunk)
+            file.flush()
         except TimeoutError as error:
             raise Refusal(408, f"the upload took longer than {self.settings.upload_s:g} s") from error
-        except OSError as error:
-            raise Refusal(507, "the server has no room for this file") from error
         if size == 0:
             raise Refusal(400, "the file is empty")
 
-    async def _answer(self, frames: Iterator[Any], receive: Any, send: Any) -> None:
+    async def _answer(self, path: Path, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        try:
+            video = await self._decoders.run(GuestVideo, path, self.settings.max_pixels)
+            messages = self._messages(iter(video), await self.new_view())
+            first = await anext(messages)  # what cannot be shown at all is refused with a status
+        except UserError as error:
+            await Refusal(415, str(error)).response(scope, receive, send)
+            return
         headers = [(b"content-type", b"application/octet-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        messages = _messages(frames, await anyio.to_thread.run_sync(self.new_view))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_when_gone, receive, tasks.cancel_scope)
-            while body := await anyio.to_thread.run_sync(next, messages, b""):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            tasks.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        async for body in messages:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _next_picture(self, socket: WebSocket) -> bytes:
-        with anyio.move_on_after(self.settings.idle_s):
-            event = await socket.receive()
-            if event["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(event.get("code", 1000))
-            data = event.get("bytes")
-            if data is None:
-                raise UserError("send pictures, as binary messages")
-            if len(data) > self.settings.max_picture_bytes:
-                raise UserError(f"a picture is larger than {self.settings.max_picture_mb:g} MB")
-            return bytes(data)
-        raise UserError(f"no picture came for {self.settings.idle_s:g} s")
+    async def _messages(self, frames: Iterator[Frame], view: DepthView) -> AsyncIterator[bytes]:
+        """Yield a message per frame, and one that ends them: with the count, or with what went wrong.
+
+        Raises:
+            UserError: what went wrong before the first one.
+        """
+        end: dict[str, Any] = {"end": True}
+        try:
+            while (frame := await self._decoders.run(next, frames, None)) is not None:
+                yield await view.show(frame.rgb, frame.timestamp_s, with_frame=True)
+        except UserError as error:
+            if view.num_frames == 0:
+                raise
+            end["error"] = str(error)
+        yield message({**end, "frames": view.num_frames})
 
 
-def build_app(new_stream: Callable[[], DepthStream], settings: ServeSettings, *, loopback: bool = True) -> Starlette:
+def build_app(
+    new_stream: Callable[[], DepthStream],
+    settings: ServeSettings,
+    *,
+    loopback: bool = True,
+    allowed_hosts: Iterable[str] = (),
+) -> Starlette:
     """Return the page as an ASGI application.
 
     Args:
         new_stream: returns a stream over a model that all streams share.
-        loopback: serve requests for names of this machine alone, see `SameOrigin`.
+        loopback, allowed_hosts: under which names the page is served, see `SameOrigin`.
     """
     page = DepthPage(new_stream, settings)
 
     async def index(_: Request) -> FileResponse:
         return FileResponse(_STATIC / "index.html")
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        page.close()
 
     routes = [
         Route("/", index),
@@ -170,7 +193,10 @@ def build_app(new_stream: Callable[[], DepthStream], settings: ServeSettings, *,
         WebSocketRoute("/api/camera", page.camera),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(SameOrigin, loopback=loopback)])
+    guard = Middleware(SameOrigin, loopback=loopback, allowed_hosts=tuple(allowed_hosts))
+    app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
+    app.state.page = page
+    return app
 
 
 class _AsgiEndpoint:
@@ -183,16 +209,6 @@ class _AsgiEndpoint:
         await self._function(scope, receive, send)
 
 
-def _messages(frames: Iterator[Any], view: DepthView) -> Iterator[bytes]:
-    """Yield a message per frame, and one that ends them: with the count, or with what went wrong."""
-    try:
-        for frame in frames:
-            yield view.show(frame.rgb, frame.timestamp_s, with_frame=True)
-        yield message({"end": True, "frames": view.num_frames})
-    except UserError as error:
-        yield message({"end": True, "frames": view.num_frames, "error": str(error)})
-
-
 async def _cancel_when_gone(receive: Any, scope: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -200,5 +216,6 @@ async def _cancel_when_gone(receive: Any, scope: anyio.CancelScope) -> None:
 
 
 async def _part(socket: WebSocket, code: int, text: str) -> None:
-    await socket.send_json({"error": text})
-    await socket.close(code)
+    with suppress(WebSocketDisconnect):
+        await socket.send_json({"error": text})
+        await socket.close(code)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-import threading
 import time
 from typing import Any
 
 import cv2
 import numpy as np
 
+from videomamba_depth.serving.turns import Turns
 from videomamba_depth.streaming.colour import Colouriser, ColourRange, nearness
 from videomamba_depth.streaming.stream import DepthStream
 
@@ -22,32 +22,36 @@ class DepthView:
 
     Args:
         stream: used by nobody else; its model may be shared.
-        turn: held while the model works: streams that share a model take turns.
+        turns: where the model works; streams that share a model take turns.
         longest_px: frames are scaled down to this long side.
     """
 
-    def __init__(self, stream: DepthStream, turn: threading.Lock, colour_map: str, longest_px: int) -> None:
-        self._stream, self._turn, self._longest_px = stream, turn, longest_px
+    def __init__(self, stream: DepthStream, turns: Turns, colour_map: str, longest_px: int) -> None:
+        self._stream, self._turns, self._longest_px = stream, turns, longest_px
         self._range, self._colouriser = ColourRange(), Colouriser(colour_map)
         self._size: tuple[int, ...] = ()
         self.num_frames = 0
 
-    def show(self, rgb: np.ndarray, timestamp_s: float, *, with_frame: bool) -> bytes:
+    async def show(self, rgb: np.ndarray, timestamp_s: float, *, with_frame: bool) -> bytes:
         """Return the `message` of the next frame, uint8 `[H, W, 3]`; one of another size starts afresh.
 
         Args:
             with_frame: put the frame itself behind the depth, for a page that has not got it.
+
+        Raises:
+            UserError: the model would see too many pixels, see `model_input_size`.
         """
-        start_s = time.perf_counter()
+        return await self._turns.run(self._show, rgb, timestamp_s, with_frame, time.perf_counter())
+
+    def _show(self, rgb: np.ndarray, timestamp_s: float, with_frame: bool, start_s: float) -> bytes:
         rgb = _fit(rgb, self._longest_px)
-        with self._turn:
-            turn_s = time.perf_counter()
-            if self._size not in ((), rgb.shape):
-                self._stream.reset()
-            self._size = rgb.shape
-            depth = self._stream.step(rgb, timestamp_s)
-            reset = self._stream.reset_reasons[0]
+        if self._size not in ((), rgb.shape):
+            self._stream.reset()
+        self._size = rgb.shape
+        turn_s = time.perf_counter()
+        depth = self._stream.step(rgb, timestamp_s)
         done_s = time.perf_counter()
+        reset = self._stream.reset_reasons[0]
         near = nearness(depth, self._stream.depth_kind)
         if reset:
             self._range.reset()

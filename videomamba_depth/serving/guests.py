@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,8 +18,25 @@ from videomamba_depth.utils.errors import UserError
 # Containers that hold their own data. Playlists, scripts and session descriptions (hls, dash, concat, sdp, …) name
 # other files and servers, which FFmpeg would open for the one who uploaded them.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,flv,ogg,asf,gif,apng"
+_PREFIX = "videomamba-depth-"
 GUEST_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 """FFmpeg options under which a file of a stranger is opened: nothing but that file is read."""
+
+
+@contextmanager
+def unnamed_file() -> Iterator[tuple[IO[bytes], Path]]:
+    """Open a temporary file for an upload; yields it, for writing, and a path to read it at.
+
+    On Linux no folder holds it, so that it vanishes with the process however that ends. Elsewhere it has a name and is
+    removed at the end of the context.
+    """
+    with tempfile.TemporaryFile(prefix=_PREFIX) as file:
+        path = Path(f"/proc/self/fd/{file.fileno()}")
+        if path.exists():
+            yield file, path
+            return
+    with tempfile.NamedTemporaryFile(prefix=_PREFIX) as named:
+        yield named, Path(named.name)
 
 
 class GuestVideo:
@@ -46,9 +66,12 @@ class GuestVideo:
         """
         num_frames = 1
         yield self._first
-        for frame in self._frames:
-            yield frame
-            num_frames += 1
+        try:
+            for frame in self._frames:
+                yield frame
+                num_frames += 1
+        except VideoReadError as error:
+            raise UserError(f"the file is damaged behind frame {num_frames}") from error
         if num_frames < self._stated:
             raise UserError(f"the file is damaged or cut off: {num_frames} of its {self._stated} frames can be decoded")
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from videomamba_depth.serving.settings import ServeSettings
 from videomamba_depth.utils.errors import UserError
 
-log = logging.getLogger(__name__)
-
 _CONNECTIONS_PER_STREAM = 8  # a page opens a few for its files
 _SHUTDOWN_S = 3
+_STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -26,16 +32,27 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}; give another host= or port="
-        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen at {host}:{port}: {reason}; give another host= or port=") from None
 
 
 def run_server(app: Any, listener: socket.socket, settings: ServeSettings) -> None:
-    """Serve until Ctrl-C or SIGTERM; connections then have three seconds to finish."""
-    config = uvicorn.Config(
+    """Serve until Ctrl-C, SIGTERM or SIGHUP; connections then have three seconds to finish.
+
+    Raises:
+        KeyboardInterrupt: one of these signals came (within `stop_signals`, for those other than Ctrl-C).
+    """
+    PageServer(server_config(app, settings)).run(sockets=[listener])
+
+
+def server_config(app: Any, settings: ServeSettings) -> uvicorn.Config:
+    """Return uvicorn's configuration for the page."""
+    logging.getLogger("uvicorn.error").addFilter(_without_tracebacks_of_clients)
+    return uvicorn.Config(
         app,
+        http=_with_limits(AutoHTTPProtocol, settings.idle_s),
+        ws=_with_limits(AutoWebSocketsProtocol, settings.idle_s),
         log_level="warning",
         access_log=False,
         ws_max_size=2 * settings.max_picture_bytes,
@@ -43,4 +60,102 @@ def run_server(app: Any, listener: socket.socket, settings: ServeSettings) -> No
         limit_concurrency=_CONNECTIONS_PER_STREAM * (settings.max_streams + 1),
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does; a SIGHUP that is ignored (nohup) stays so."""
+    chosen = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in chosen}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class PageServer(uvicorn.Server):
+    """Stops at SIGHUP too, and cuts the connections that are still open when their time is over."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cut = asyncio.get_running_loop().call_later(_SHUTDOWN_S - 1, self._cut_connections)
+        await super().shutdown(sockets)
+        cut.cancel()
+        self._cut_connections()
+        if self.server_state.tasks:  # their client has gone: they end by themselves
+            await asyncio.wait(list(self.server_state.tasks), timeout=_SHUTDOWN_S)
+
+    def _cut_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals(), ExitStack() as stack:
+            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+                before = signal.getsignal(signal.SIGHUP)
+                if before is not signal.SIG_IGN:
+                    signal.signal(signal.SIGHUP, self.handle_exit)
+                    stack.callback(signal.signal, signal.SIGHUP, before)
+            yield
+
+
+def _with_limits(protocol: Any, idle_s: float) -> Any:
+    """Return uvicorn's `protocol` with time limits for clients that neither send a request nor read what they get."""
+    return type(protocol.__name__, (_Limits, protocol), {"idle_s": idle_s})
+
+
+class _Limits:
+    """Mixin for uvicorn's protocols: cuts a connection on which nothing goes on.
+
+    What is left of a request then ends as it does when the client goes.
+    """
+
+    idle_s: float
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _stuck: asyncio.TimerHandle | None = None
+    _idle: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)  # type: ignore[misc]
+        self._look_again(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for timer in (self._stuck, self._idle):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(error)  # type: ignore[misc]
+
+    def pause_writing(self) -> None:
+        """The client does not keep up; a transport that has more to send than it may keep says so once."""
+        self._stuck = self.loop.call_later(self.idle_s, self.transport.abort)
+        super().pause_writing()  # type: ignore[misc]
+
+    def resume_writing(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+        super().resume_writing()  # type: ignore[misc]
+
+    def _look_again(self, before: object) -> None:
+        self._idle = self.loop.call_later(self.idle_s, self._look, before)
+
+    def _look(self, before: object) -> None:
+        """Cut the connection if it stood the same, with nothing to wait for, at the look before."""
+        if self.transport.get_protocol() is not self:  # a WebSocket by now
+            return
+        cycle = getattr(self, "cycle", None)  # of uvicorn's HTTP protocols: the request at hand
+        waiting = getattr(cycle, "response_complete", not hasattr(self, "handshake_complete"))
+        now = (cycle, self.transport.is_closing())
+        if (waiting or self.transport.is_closing()) and now == before:
+            self.transport.abort()
+        else:
+            self._look_again(now)
+
+
+def _without_tracebacks_of_clients(record: logging.LogRecord) -> bool:
+    """Reduce what uvicorn reports of text that is no UTF-8 to its line, and drop the requests that a stop cancels."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UnicodeDecodeError):
+        record.exc_info = None
+    return not isinstance(error, asyncio.CancelledError)

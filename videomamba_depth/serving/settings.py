@@ -16,7 +16,7 @@ class ServeSettings:
         longest_px: frames are scaled down to this long side before the model sees them.
         max_streams: videos and cameras at the same time.
         upload_s: how long the upload of a file may take.
-        idle_s: a camera that sends nothing for that long is let go.
+        idle_s: a client that sends nothing when it is its turn, or reads nothing, for that long is let go.
         colour_map: of the depth.
     """
 
@@ -26,7 +26,7 @@ class ServeSettings:
     longest_px: int = 640
     max_streams: int = 4
     upload_s: float = 300.0
-    idle_s: float = 60.0
+    idle_s: float = 30.0
     colour_map: str = "inferno"
 
     @property
