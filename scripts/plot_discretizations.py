@@ -60,8 +60,7 @@ def error_at_end(method: str, steps: int) -> float:
 
 def coefficients(method: str, z: Tensor) -> tuple[Tensor, Tensor]:
     """Decay a and total input gain c0 + c1 at Δ = 1, for z [K, 1]."""
-    half = torch.full_like(z, 0.5)
-    a, c0, c1 = DISCRETIZATIONS[method].coefficients(torch.ones_like(z), z, half)
+    a, c0, c1 = DISCRETIZATIONS[method].coefficients(torch.ones_like(z), z)
     gain = c0 if c1 is None else c0 + c1
     return a.expand_as(z).flatten(), gain.expand_as(z).flatten()
 
@@ -69,9 +68,8 @@ def coefficients(method: str, z: Tensor) -> tuple[Tensor, Tensor]:
 def float32_error(method: str) -> float:
     """Largest relative error of c0 in float32 for z from −100 to −1e-8."""
     z = -torch.logspace(-8, 2, 2001, dtype=torch.float32).view(-1, 1)
-    half = torch.full_like(z, 0.5)
-    c0 = DISCRETIZATIONS[method].coefficients(torch.ones_like(z), z, half)[1].double()
-    exact = DISCRETIZATIONS[method].coefficients(torch.ones_like(z).double(), z.double(), half.double())[1]
+    c0 = DISCRETIZATIONS[method].coefficients(torch.ones_like(z), z)[1].double()
+    exact = DISCRETIZATIONS[method].coefficients(torch.ones_like(z).double(), z.double())[1]
     return ((c0 - exact).abs() / exact.abs()).max().item()
 
 

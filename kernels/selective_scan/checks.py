@@ -21,7 +21,6 @@ def check_scan(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
     discretization: str,
-    trapezoid_lambda: Tensor | None,
 ) -> None:
     """Raise ValueError or TypeError when an argument of `selective_scan` breaks its contract."""
     if u.dim() != 3:
@@ -40,7 +39,6 @@ def check_scan(
         "z": (z, (batch, length, channels)),
         "delta_bias": (delta_bias, (channels,)),
         "initial_state": (initial_state, state_shape(batch, channels, states, discretization)),
-        "trapezoid_lambda": (trapezoid_lambda, (channels,)),
     }
     _check_tensor("u", u, u.device)
     _check_tensor("A", A, u.device)
@@ -49,8 +47,6 @@ def check_scan(
             _check_tensor(name, tensor, u.device)
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}")
-    if trapezoid_lambda is not None and discretization != "trapezoid":
-        raise ValueError(f"trapezoid_lambda belongs to discretization='trapezoid'; got {discretization!r}")
 
 
 def check_conv(

@@ -43,7 +43,7 @@ class _ScanArguments(ctypes.Structure):
     _fields_ = _fields(
         "batch length channels states softplus threads",
         "u delta z B C y",
-        "A D delta_bias trapezoid_lambda initial_state final_state summary",
+        "A D delta_bias initial_state final_state summary",
     )
 
 
@@ -51,7 +51,7 @@ class _ScanGradients(ctypes.Structure):
     _fields_ = _fields(
         "",
         "y u delta z",
-        "final_state summary initial_state A B C D delta_bias trapezoid_lambda",
+        "final_state summary initial_state A B C D delta_bias",
     )
 
 
@@ -128,7 +128,6 @@ class _Scan:
         z: Tensor | None,
         delta_bias: Tensor | None,
         initial_state: Tensor | None,
-        trapezoid_lambda: Tensor | None,
         delta_softplus: bool,
         discretization: str,
     ) -> None:
@@ -137,7 +136,7 @@ class _Scan:
         self.u, self.delta = _as_rows(u, dtype), _as_rows(delta, dtype)
         self.z = None if z is None else _as_rows(z, dtype)
         self.B, self.C = _as_rows(B, dtype), _as_rows(C, dtype)
-        parameters = (A, D, delta_bias, trapezoid_lambda, initial_state)
+        parameters = (A, D, delta_bias, initial_state)
         self.parameters = [_dense(x, dtype) for x in parameters]
         batch, length, channels = u.shape
         states = A.shape[1]
@@ -177,7 +176,7 @@ def scan_forward(*args: object, with_summary: bool = False, state: Tensor | None
 def scan_backward(
     args: Sequence[object], grad_y: Tensor, grad_final_state: Tensor | None, grad_summary: Tensor | None
 ) -> list[Tensor]:
-    """Return the gradients of the ten tensor arguments of `_Scan`; an empty tensor for one that is None."""
+    """Return the gradients of the nine tensor arguments of `_Scan`; an empty tensor for one that is None."""
     scan = _Scan(*args)  # type: ignore[arg-type]
     dtype, (batch, length, channels, states) = scan.dtype, scan.shape
     grad_y = _as_rows(grad_y, dtype)
@@ -186,19 +185,19 @@ def scan_backward(
     def like(x: Tensor | None, *shape: int) -> Tensor | None:
         return None if x is None else fresh(shape, dtype)
 
-    _, D, delta_bias, trapezoid_lambda, initial_state = scan.parameters
+    _, D, delta_bias, initial_state = scan.parameters
     full = (batch, length, channels)
     du, ddelta = fresh(full, scan.u.dtype), fresh(full, scan.delta.dtype)
     dz = None if scan.z is None else fresh(full, scan.z.dtype)
     dA = torch.empty(channels, states, dtype=dtype)
     dB, dC = (fresh((batch, length, states), dtype) for _ in range(2))
-    dD, dbias, dlambda = (like(x, channels) for x in (D, delta_bias, trapezoid_lambda))
+    dD, dbias = (like(x, channels) for x in (D, delta_bias))
     dstate = like(initial_state, *scan.state_shape)
     rows = [_rows(x) for x in (grad_y, du, ddelta, dz)]
-    pointers = [_pointer(x) for x in (*incoming, dstate, dA, dB, dC, dD, dbias, dlambda)]
+    pointers = [_pointer(x) for x in (*incoming, dstate, dA, dB, dC, dD, dbias)]
     gradients = _ScanGradients(*rows, *pointers)
     scan.library.selective_scan_backward(ctypes.byref(scan.arguments(None, None, None)), ctypes.byref(gradients))
-    return _like_inputs(args, (du, ddelta, dA, dB, dC, dD, dz, dbias, dstate, dlambda))
+    return _like_inputs(args, (du, ddelta, dA, dB, dC, dD, dz, dbias, dstate))
 
 
 def _like_inputs(inputs: Sequence[object], gradients: Sequence[Tensor | None]) -> list[Tensor]:

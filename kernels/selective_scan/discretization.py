@@ -31,7 +31,7 @@ class Discretization:
         order: order of accuracy of the state for a smooth input, measured in the tests (0: does not
             converge).
         published: in the Vision Mamba discretization study (arXiv 2604.20606); the others are ours to add.
-        coefficients: (delta [..., D, 1], A [D, N], trapezoid_lambda [D, 1]) → (a, c0, c1).
+        coefficients: (delta [..., D, 1], A [D, N]) → (a, c0, c1).
         formula: a, c0 and c1 in words, for the docs and the logs.
     """
 
@@ -40,35 +40,35 @@ class Discretization:
     taps: int
     order: int
     published: bool
-    coefficients: Callable[[Tensor, Tensor, Tensor], Coefficients]
+    coefficients: Callable[[Tensor, Tensor], Coefficients]
     formula: str
 
 
-def _zoh(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _zoh(delta: Tensor, A: Tensor) -> Coefficients:
     return torch.exp(delta * A), delta, None
 
 
-def _foh(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _foh(delta: Tensor, A: Tensor) -> Coefficients:
     e, _, phi2 = phi_functions(delta * A, 2)
     return e, delta**2 * phi2, None
 
 
-def _bilinear(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _bilinear(delta: Tensor, A: Tensor) -> Coefficients:
     z = delta * A
     return (1 + z / 2) / (1 - z / 2), delta / (1 - z / 2), None
 
 
-def _poly(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _poly(delta: Tensor, A: Tensor) -> Coefficients:
     e, phi1, phi2 = phi_functions(delta * A, 2)
     return e, delta * phi1 + delta**2 * phi2 / 2, None
 
 
-def _highorder(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _highorder(delta: Tensor, A: Tensor) -> Coefficients:
     e, phi1, phi2, phi3 = phi_functions(delta * A, 3)
     return e, delta * phi1 + delta**2 * phi2 + delta**3 * phi3 / 2, None
 
 
-def _rk4(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _rk4(delta: Tensor, A: Tensor) -> Coefficients:
     # The polynomial changes sign at z = −2.785, so it may be used for |z| ≤ 1 alone. Beyond, the sub-step in
     # which z reaches −1 takes it and the rest of the step is exact: e^{z+1}(5/8)/|z| + (1 − e^{z+1})/|z|,
     # continuous at −1.
@@ -82,25 +82,25 @@ def _rk4(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
     return e, delta * torch.where(is_small, polynomial, beyond), None
 
 
-def _zoh_exact(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _zoh_exact(delta: Tensor, A: Tensor) -> Coefficients:
     e, phi1 = phi_functions(delta * A, 1)
     return e, delta * phi1, None
 
 
-def _foh_exact(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _foh_exact(delta: Tensor, A: Tensor) -> Coefficients:
     e, phi1, phi2 = phi_functions(delta * A, 2)
     return e, delta * phi2, delta * (phi1 - phi2)
 
 
-def _tustin(delta: Tensor, A: Tensor, _: Tensor) -> Coefficients:
+def _tustin(delta: Tensor, A: Tensor) -> Coefficients:
     z = delta * A
     half = 0.5 * delta / (1 - z / 2)
     return (1 + z / 2) / (1 - z / 2), half, half
 
 
-def _trapezoid(delta: Tensor, A: Tensor, trapezoid_lambda: Tensor) -> Coefficients:
+def _trapezoid(delta: Tensor, A: Tensor) -> Coefficients:
     e = torch.exp(delta * A)
-    return e, trapezoid_lambda * delta, (1 - trapezoid_lambda) * delta * e
+    return e, 0.5 * delta, 0.5 * delta * e
 
 
 _ROWS = (
@@ -113,7 +113,7 @@ _ROWS = (
     Discretization("zoh_exact", 6, 1, 1, False, _zoh_exact, "e^z, Δφ1"),
     Discretization("foh_exact", 7, 2, 2, False, _foh_exact, "e^z, Δφ2, Δ(φ1−φ2)"),
     Discretization("tustin", 8, 2, 2, False, _tustin, "(1+z/2)/(1−z/2), ½Δ/(1−z/2), ½Δ/(1−z/2)"),
-    Discretization("trapezoid", 9, 2, 2, False, _trapezoid, "e^z, λΔ, (1−λ)Δe^z"),
+    Discretization("trapezoid", 9, 2, 2, False, _trapezoid, "e^z, ½Δ, ½Δe^z"),
 )
 
 DISCRETIZATIONS: dict[str, Discretization] = {row.name: row for row in _ROWS}

@@ -24,8 +24,6 @@ def selective_scan(
     initial_state: Tensor | None = None,
     discretization: str = "zoh",
     backend: str | None = None,
-    *,
-    trapezoid_lambda: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scan T sequences of L steps: h_t = a h_{t−1} + c0 B_t u_t + c1 B_{t−1} u_{t−1}, y_t = (C_t·h_t + D u_t)
     silu(z_t).
@@ -49,7 +47,6 @@ def selective_scan(
             Unchanged.
         discretization: a name in `DISCRETIZATIONS`.
         backend: "reference", "cpp", "triton" or "mamba_ssm"; None: see `resolve_backend`.
-        trapezoid_lambda: [D] λ in (0, 1), weight of the newest input, for "trapezoid" alone; None: ½.
 
     Returns:
         y [T, L, D] in u's dtype and the final state, always a fresh tensor, float64 for float64 u and float32
@@ -74,7 +71,6 @@ def selective_scan(
         initial_state,
         discretization,
         backend,
-        trapezoid_lambda,
         with_summary=False,
     )
     return y, final_state
@@ -93,8 +89,6 @@ def selective_scan_with_summary(
     initial_state: Tensor | None = None,
     discretization: str = "zoh",
     backend: str | None = None,
-    *,
-    trapezoid_lambda: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do what `selective_scan` does and also return summary [T, L, N], the mean over channels of every h_t.
 
@@ -114,7 +108,6 @@ def selective_scan_with_summary(
         initial_state,
         discretization,
         backend,
-        trapezoid_lambda,
         with_summary=True,
     )
 
@@ -132,16 +125,15 @@ def _scan(
     initial_state: Tensor | None,
     discretization: str,
     backend: str | None,
-    trapezoid_lambda: Tensor | None,
     *,
     with_summary: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check, choose a backend and run it; the summary is empty unless asked for."""
-    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, discretization, trapezoid_lambda)
+    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, discretization)
     chosen = resolve_backend(backend, u.device.type, discretization, u.dtype == torch.float64)
     if chosen == "reference":
         return reference.selective_scan_with_summary_ref(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization, trapezoid_lambda
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization
         )
     if chosen == "mamba_ssm":
         if with_summary:
@@ -151,7 +143,7 @@ def _scan(
         )
         return y, final_state, final_state.new_empty(0)
     run = operators.operator(chosen, "scan")
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, trapezoid_lambda)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     y, final_state, summary = run(*tensors, delta_softplus, discretization, with_summary)
     return y, final_state, summary
 
@@ -170,7 +162,6 @@ def selective_scan_step(
     discretization: str = "zoh",
     backend: str | None = None,
     *,
-    trapezoid_lambda: Tensor | None = None,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Advance T sequences by one step: `selective_scan` with L = 1 and no time axis, for streaming.
@@ -191,13 +182,13 @@ def selective_scan_step(
     args = (u.unsqueeze(1), delta.unsqueeze(1), A, B.unsqueeze(1), C.unsqueeze(1), D)
     gate = None if z is None else z.unsqueeze(1)
     if inplace:
-        check_scan(*args, gate, delta_bias, state, discretization, trapezoid_lambda)
+        check_scan(*args, gate, delta_bias, state, discretization)
         _check_inplace("state", state, u, (state, u, delta, A, B, C))
         chosen = resolve_backend(backend, u.device.type, discretization, u.dtype == torch.float64)
         if chosen in operators.DEVICES:
             run = operators.operator(chosen, "scan_step_")
             options = (delta_softplus, discretization)
-            return run(*args, gate, delta_bias, state, trapezoid_lambda, *options).squeeze(1), state
+            return run(*args, gate, delta_bias, state, *options).squeeze(1), state
     y, next_state = selective_scan(
         *args,
         gate,
@@ -206,7 +197,6 @@ def selective_scan_step(
         state,
         discretization,
         backend,
-        trapezoid_lambda=trapezoid_lambda,
     )
     return y.squeeze(1), state.copy_(next_state) if inplace else next_state
 

@@ -23,22 +23,22 @@ DEVICES = {"cpp": ("cpu",), "triton": ("cuda", "cpu")}
 
 _SCAN_TENSORS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? initial_state, Tensor? trapezoid_lambda"
+    "Tensor? initial_state"
 )
 _SCAN_OPTIONS = "bool delta_softplus, str discretization"
 _CONV_TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state"
-_SCAN_ARGUMENTS, _CONV_ARGUMENTS = 12, 5  # tensors and options
+_SCAN_ARGUMENTS, _CONV_ARGUMENTS = 11, 5  # tensors and options
 _STATE = 8  # index of initial_state among the scan's arguments
 
 
 def _schemas() -> dict[str, str]:
     scan, conv = f"{_SCAN_TENSORS}, {_SCAN_OPTIONS}", f"{_CONV_TENSORS}, bool silu"
-    ten, four = ", ".join(["Tensor"] * 10), ", ".join(["Tensor"] * 4)
+    nine, four = ", ".join(["Tensor"] * 9), ", ".join(["Tensor"] * 4)
     scan_step = scan.replace("Tensor? initial_state", "Tensor(a!) initial_state")
     conv_step = conv.replace("Tensor? initial_state", "Tensor(a!) initial_state")
     return {
         "scan": f"({scan}, bool with_summary) -> (Tensor, Tensor, Tensor)",
-        "scan_backward": f"({scan}, Tensor grad_y, Tensor? grad_state, Tensor? grad_summary) -> ({ten})",
+        "scan_backward": f"({scan}, Tensor grad_y, Tensor? grad_state, Tensor? grad_summary) -> ({nine})",
         "scan_step_": f"({scan_step}) -> Tensor",
         "conv": f"({conv}) -> (Tensor, Tensor)",
         "conv_backward": f"({conv}, Tensor grad_y, Tensor? grad_state) -> ({four})",
@@ -62,7 +62,7 @@ def register(backend: str) -> None:
     }
     fakes: dict[str, Callable[..., Any]] = {
         "scan": _fake_scan,
-        "scan_backward": lambda *a: tuple(_fake_gradient(x, a[0]) for x in a[:10]),
+        "scan_backward": lambda *a: tuple(_fake_gradient(x, a[0]) for x in a[:9]),
         "scan_step_": lambda u, *_: torch.empty_like(u, memory_format=torch.contiguous_format),
         "conv": _fake_conv,
         "conv_backward": lambda *a: tuple(_fake_gradient(x, a[0]) for x in a[:4]),
@@ -91,7 +91,7 @@ def operator(backend: str, name: str) -> Any:
 
 
 def _fake_scan(*a: Any) -> tuple[Tensor, Tensor, Tensor]:
-    u, A, discretization, with_summary = a[0], a[2], a[11], a[12]
+    u, A, discretization, with_summary = a[0], a[2], a[10], a[11]
     batch, length, channels = u.shape
     states, dtype = A.shape[1], state_dtype(u.dtype)
     return (
@@ -112,8 +112,8 @@ def _fake_gradient(x: Tensor | None, like: Tensor) -> Tensor:
 
 def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:10])
-    ctx.options = inputs[10:12]
+    ctx.save_for_backward(*inputs[:9])
+    ctx.options = inputs[9:11]
 
 
 def _scan_backward(run: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -25,7 +25,6 @@ def selective_scan_ref(
     delta_softplus: bool = True,
     initial_state: Tensor | None = None,
     discretization: str = "zoh",
-    trapezoid_lambda: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the selective scan step by step; arguments and results are those of `selective_scan`.
 
@@ -33,7 +32,7 @@ def selective_scan_ref(
         PyTorch.
     """
     y, final_state, _ = selective_scan_with_summary_ref(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization, trapezoid_lambda
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization
     )
     return y, final_state
 
@@ -50,7 +49,6 @@ def selective_scan_with_summary_ref(
     delta_softplus: bool = True,
     initial_state: Tensor | None = None,
     discretization: str = "zoh",
-    trapezoid_lambda: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the scan and also return summary [T, L, N], the mean over channels of h_t, in the state's dtype."""
     method = get_discretization(discretization)
@@ -68,11 +66,10 @@ def selective_scan_with_summary_ref(
     if initial_state is None:
         initial_state = u.new_zeros(state_shape(u.shape[0], channels, states, discretization))
     h, u_prev, B_prev = unpack_state(initial_state.to(dtype), method.taps)
-    lam = _lambda_column(trapezoid_lambda, A)
 
     ys, summaries = [], []
     for u_t, delta_t, B_t, C_t in zip(u.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True):
-        a, c0, c1 = method.coefficients(delta_t.unsqueeze(-1), A, lam)  # each [T, D, N] or [T, D, 1]
+        a, c0, c1 = method.coefficients(delta_t.unsqueeze(-1), A)  # each [T, D, N] or [T, D, 1]
         h = a * h + c0 * u_t.unsqueeze(-1) * B_t.unsqueeze(1)
         if c1 is not None and u_prev is not None and B_prev is not None:
             h = h + c1 * u_prev.unsqueeze(-1) * B_prev.unsqueeze(1)
@@ -86,13 +83,6 @@ def selective_scan_with_summary_ref(
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(y_dtype), pack_state(h, u_prev, B_prev), torch.stack(summaries, dim=1)
-
-
-def _lambda_column(trapezoid_lambda: Tensor | None, A: Tensor) -> Tensor:
-    """Return λ as [D, 1], ½ when not given."""
-    if trapezoid_lambda is None:
-        return A.new_full((A.shape[0], 1), 0.5)
-    return trapezoid_lambda.to(A.dtype).unsqueeze(-1)
 
 
 def causal_conv1d_ref(

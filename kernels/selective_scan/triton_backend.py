@@ -60,7 +60,6 @@ class _Scan:
         z: Tensor | None,
         delta_bias: Tensor | None,
         initial_state: Tensor | None,
-        trapezoid_lambda: Tensor | None,
         delta_softplus: bool,
         discretization: str,
     ) -> None:
@@ -68,7 +67,7 @@ class _Scan:
         self.u, self.delta, self.B, self.C = (_as_rows(x, dtype) for x in (u, delta, B, C))
         self.z = None if z is None else _as_rows(z, dtype)
         self.A = A.to(dtype).contiguous()
-        self.D, self.bias, self.lam = (_dense(x, dtype) for x in (D, delta_bias, trapezoid_lambda))
+        self.D, self.bias = (_dense(x, dtype) for x in (D, delta_bias))
         self.h0 = _dense(initial_state, dtype)
         self.shape = (*u.shape, A.shape[1])
         self.state_shape = state_shape(u.shape[0], u.shape[2], A.shape[1], discretization)
@@ -82,12 +81,11 @@ class _Scan:
             "HAS_D": D is not None,
             "HAS_Z": z is not None,
             "HAS_BIAS": delta_bias is not None,
-            "HAS_LAM": trapezoid_lambda is not None,
             "HAS_H0": initial_state is not None,
         }
 
     def inputs(self) -> tuple[Tensor | None, ...]:
-        parameters = (self.D, self.z, self.bias, self.lam, self.h0, self.B_old)
+        parameters = (self.D, self.z, self.bias, self.h0, self.B_old)
         return self.u, self.delta, self.A, self.B, self.C, *parameters
 
     def strides(self) -> list[int]:
@@ -152,7 +150,7 @@ def scan_backward(
     dh0 = None if s.h0 is None else empty(*s.state_shape)
     dweights = empty(blocks, batch, length, 2 + two_taps, states)
     dA = empty(programs, channels, states)
-    dD, dbias, dlam = (empty(programs, channels) for _ in range(3))
+    dD, dbias = (empty(programs, channels) for _ in range(2))
     history = empty(programs, blocks, length + 1, states, block)
     with _device(s.u):
         scan.scan_backward[(programs, blocks)](
@@ -160,7 +158,7 @@ def scan_backward(
             dy,
             dhT,
             dsummary,
-            *(du, ddelta, dz, dh0, dweights, dA, dD, dbias, dlam, history),
+            *(du, ddelta, dz, dh0, dweights, dA, dD, dbias, history),
             batch,
             length,
             channels,
@@ -181,7 +179,7 @@ def scan_backward(
         if dh0 is not None:
             dh0[:, -1, :-1] = before[0][:, 0]
             dh0[:, -1, -1] = 0
-    gradients = (du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0), dh0, dlam.sum(0))
+    gradients = (du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0), dh0)
     return _like_inputs(args, gradients)
 
 

@@ -64,8 +64,6 @@ def make_case(
     shape = state_shape(batch, channels, states, discretization)
     if initial_state:
         arguments["initial_state"] = without_padding(normal(*shape), discretization)
-    if discretization == "trapezoid":
-        arguments["trapezoid_lambda"] = torch.rand(channels, generator=generator, dtype=torch.float64)
     cotangents = (
         normal(batch, length, channels),
         without_padding(normal(*shape), discretization),

@@ -63,7 +63,6 @@ def test_bare_call_without_any_option(method: str) -> None:
     for name in ("D", "delta_bias"):
         del case.arguments[name]
     case.arguments["delta"] = case.arguments["delta"].exp()
-    case.arguments.pop("trapezoid_lambda", None)
     results = []
     for backend, dtype in (("reference", DOUBLE), ("cpp", SINGLE)):
         leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in case.arguments.items()}

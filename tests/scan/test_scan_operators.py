@@ -9,7 +9,7 @@ from scan_cases import make_case, relative_rms
 from selective_scan import causal_conv1d, selective_scan, selective_scan_step, state_shape
 from selective_scan.operators import operator
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "trapezoid_lambda")
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
 @pytest.fixture(autouse=True)

@@ -13,17 +13,17 @@ struct Rows {  // [T, L, *], last dimension contiguous; strides in elements
 struct ScanArguments {
   int64_t batch, length, channels, states, softplus, threads;
   Rows u, delta, z, B, C, y;
-  const S *A, *D, *delta_bias, *lambda;  // [D, N], [D], [D], [D]; the last three may be null
-  const S* initial_state;                // contiguous, null for zeros
-  S* final_state;                        // contiguous; may be initial_state itself
-  S* summary;                            // [T, L, N] or null
+  const S *A, *D, *delta_bias;  // [D, N], [D], [D]; the last two may be null
+  const S* initial_state;       // contiguous, null for zeros
+  S* final_state;               // contiguous; may be initial_state itself
+  S* summary;                   // [T, L, N] or null
 };
 
 struct ScanGradients {
-  Rows y, u, delta, z;                     // y is read, the others are written
-  const S *final_state, *summary;          // read; may be null
-  S* initial_state;                        // may be null
-  S *A, *B, *C, *D, *delta_bias, *lambda;  // B and C contiguous [T, L, N]; the last three may be null
+  Rows y, u, delta, z;             // y is read, the others are written
+  const S *final_state, *summary;  // read; may be null
+  S* initial_state;                // may be null
+  S *A, *B, *C, *D, *delta_bias;   // B and C contiguous [T, L, N]; the last two may be null
 };
 
 struct ConvArguments {

@@ -12,17 +12,16 @@ struct Inputs {
   V delta;    // step size, after softplus
   V A;        // diagonal of the state matrix
   V A_log2e;  // A log2(e), so that e^z = 2^(delta A_log2e)
-  V lambda;   // of `trapezoid`
 };
 struct Taps {
   V a, c0, c1;
 };
-struct TapGradients {  // by delta, by A, by lambda
-  V a_delta = {}, a_A = {}, c0_delta = {}, c0_A = {}, c1_delta = {}, c1_A = {}, c0_lambda = {}, c1_lambda = {};
+struct TapGradients {  // by delta, by A
+  V a_delta = {}, a_A = {}, c0_delta = {}, c0_A = {}, c1_delta = {}, c1_A = {};
 };
 
 struct OneTap {
-  static constexpr bool kTwoTaps = false, kLambda = false;
+  static constexpr bool kTwoTaps = false;
   static constexpr bool kInputDependsOnA = true;  // is c0_A different from 0
 };
 struct TwoTaps : OneTap {
@@ -218,17 +217,16 @@ struct Tustin : TwoTaps, Rational {
 };
 
 struct Trapezoid : TwoTaps, Exponential {
-  static constexpr bool kLambda = true, kInputDependsOnA = false;
-  static INLINE Taps taps(const Inputs& x, V e) { return {e, x.lambda * x.delta, (S(1) - x.lambda) * x.delta * e}; }
+  static constexpr bool kInputDependsOnA = false;
+  static INLINE Taps taps(const Inputs& x, V e) { const V half = S(0.5) * x.delta;
+    return {e, half, half * e}; }
   static INLINE TapGradients gradients(const Inputs& x, V e) {
-    const V old = (S(1) - x.lambda) * e, de = x.delta * e;
+    const V old = S(0.5) * e;
     return {.a_delta = x.A * e,
-            .a_A = de,
-            .c0_delta = x.lambda,
+            .a_A = x.delta * e,
+            .c0_delta = broadcast(S(0.5)),
             .c1_delta = old * (S(1) + x.A * x.delta),
-            .c1_A = old * x.delta * x.delta,
-            .c0_lambda = x.delta,
-            .c1_lambda = -de};
+            .c1_A = old * x.delta * x.delta};
   }
 };
 

@@ -24,12 +24,12 @@ struct Adjoint {  // of one block; row 0 of u and B collects the gradient of the
 };
 
 struct ParameterSums {  // of one group of sequences
-  V *A, *D, *delta_bias, *lambda;
+  V *A, *D, *delta_bias;
 };
 
 template <class M, int kCount>
-INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_log2e, V lambda, int64_t n,
-                         int64_t states, const V* h_start, V* h_adjoint, bool gated, V* dA, V* dlambda) {
+INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_log2e, int64_t n,
+                         int64_t states, const V* h_start, V* h_adjoint, bool gated, V* dA) {
   V h[kCount];
 #pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) g.h[j] = h[j] = h_start[n + j];
@@ -38,7 +38,7 @@ INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_lo
     const S* B = &s.B[(l + 1) * states + n];
 #pragma GCC unroll 4
     for (int j = 0; j < kCount; ++j) {
-      const Inputs x = {delta, A[n + j], A_log2e[n + j], lambda};
+      const Inputs x = {delta, A[n + j], A_log2e[n + j]};
       const V core = M::core(x);
       const Taps taps = M::taps(x, core);
       h[j] = taps.a * h[j] + (taps.c0 * u) * B[j];
@@ -51,7 +51,7 @@ INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_lo
       for (int j = 0; j < kCount; ++j) g.y_scan[l] += h[j] * s.C[l * states + n + j];
   }
 
-  V adjoint[kCount], dA_sum[kCount] = {}, dlambda_sum = {};
+  V adjoint[kCount], dA_sum[kCount] = {};
 #pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) adjoint[j] = h_adjoint[n + j];
   for (int64_t l = s.steps - 1; l >= 0; --l) {
@@ -63,7 +63,7 @@ INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_lo
     V du = {}, ddelta = {}, du_previous = {};
 #pragma GCC unroll 4
     for (int j = 0; j < kCount; ++j) {
-      const Inputs x = {delta, A[n + j], A_log2e[n + j], lambda};
+      const Inputs x = {delta, A[n + j], A_log2e[n + j]};
       const V core = g.core[l * kCount + j];
       const Taps taps = M::taps(x, core);
       const TapGradients by = M::gradients(x, core);
@@ -81,7 +81,6 @@ INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_lo
         dA_sum[j] += grad_c1 * by.c1_A;
         du_previous += grad_B1 * taps.c1;
         dB[j - states] += grad * (taps.c1 * u_previous);
-        if constexpr (M::kLambda) dlambda_sum += grad_c0 * by.c0_lambda + grad_c1 * by.c1_lambda;
       }
       adjoint[j] = grad * taps.a;
     }
@@ -94,7 +93,6 @@ INLINE void sweep_states(const Segment& s, Adjoint& g, const V* A, const V* A_lo
     h_adjoint[n + j] = adjoint[j];
     dA[n + j] += dA_sum[j];
   }
-  if constexpr (M::kLambda) *dlambda += dlambda_sum;
 }
 
 // Gradient of the scan's own y, from that of the gated y.
@@ -163,7 +161,6 @@ struct Backward {
         y(s.delta.size()) {}
 
   int lanes_at(int64_t d) const { return a.channels - d < W ? a.channels - d : W; }
-  V lambda_at(int64_t d) const { return load_or(a.lambda, d, lanes_at(d), S(0.5)); }
   V* start_of(int64_t segment, int64_t block) {
     return &checkpoints[segments > 1 ? (segment * blocks + block) * N : 0];
   }
@@ -193,7 +190,7 @@ struct Backward {
         read_inputs(t, block, s.begin);
         V* next = start_of(segment + 1, block);
         std::memcpy(next, start_of(segment, block), N * sizeof(V));
-        advance_block<M, false>(s, A, block, lambda_at(block * W), N, next, y.data(), nullptr);
+        advance_block<M, false>(s, A, block, N, next, y.data(), nullptr);
       }
     }
   }
@@ -250,13 +247,13 @@ struct Backward {
   }
 
   void sweep_block(int64_t block, const V* start, const ParameterSums& sums) {
-    const V *plain = &A.plain[block * N], *log2e = &A.log2e[block * N], lambda = lambda_at(block * W);
-    V *h = &h_adjoint[block * N], *dA = &sums.A[block * N], *dlambda = &sums.lambda[block];
+    const V *plain = &A.plain[block * N], *log2e = &A.log2e[block * N];
+    V *h = &h_adjoint[block * N], *dA = &sums.A[block * N];
     const bool gated = a.z.data;
     int64_t n = 0;
     for (; n + kStatesPerPass <= N; n += kStatesPerPass)
-      sweep_states<M, kStatesPerPass>(s, g, plain, log2e, lambda, n, N, start, h, gated, dA, dlambda);
-    for (; n < N; ++n) sweep_states<M, 1>(s, g, plain, log2e, lambda, n, N, start, h, gated, dA, dlambda);
+      sweep_states<M, kStatesPerPass>(s, g, plain, log2e, n, N, start, h, gated, dA);
+    for (; n < N; ++n) sweep_states<M, 1>(s, g, plain, log2e, n, N, start, h, gated, dA);
   }
 
   void end_sequence(int64_t t) {
@@ -287,12 +284,11 @@ template <class M>
 void scan_backward(const ScanArguments& a, const ScanGradients& grads) {
   const PreparedA A(a);
   const int64_t groups = token_groups(a.batch), blocks = ceil_div(a.channels, W);
-  std::vector<V> dA(groups * blocks * a.states), dD(groups * blocks), dbias(groups * blocks), dlambda(groups * blocks);
+  std::vector<V> dA(groups * blocks * a.states), dD(groups * blocks), dbias(groups * blocks);
   parallel(groups, a.threads, [&](int64_t first, int64_t last) {
     Backward<M> backward(a, grads, A);
     for (int64_t group = first; group < last; ++group) {
-      const ParameterSums sums = {&dA[group * blocks * a.states], &dD[group * blocks], &dbias[group * blocks],
-                                  &dlambda[group * blocks]};
+      const ParameterSums sums = {&dA[group * blocks * a.states], &dD[group * blocks], &dbias[group * blocks]};
       const int64_t end = a.batch * (group + 1) / groups;
       for (int64_t t = a.batch * group / groups; t < end; ++t) backward.run(t, sums);
     }
@@ -300,5 +296,4 @@ void scan_backward(const ScanArguments& a, const ScanGradients& grads) {
   reduce_groups(dA, groups, a.channels, a.states, grads.A);
   reduce_groups(dD, groups, a.channels, 1, grads.D);
   reduce_groups(dbias, groups, a.channels, 1, grads.delta_bias);
-  reduce_groups(dlambda, groups, a.channels, 1, grads.lambda);
 }

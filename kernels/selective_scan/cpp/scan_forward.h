@@ -6,7 +6,7 @@
 
 // Advance `kCount` states of one block through a segment and add C h to y.
 template <class M, int kCount, bool kSummary, bool kBounded>
-INLINE void advance_states(const Segment& s, const V* A, const V* A_log2e, V lambda, int64_t n, int64_t states, V* h_io,
+INLINE void advance_states(const Segment& s, const V* A, const V* A_log2e, int64_t n, int64_t states, V* h_io,
                            V* y, V* summary) {
   V h[kCount];
 #pragma GCC unroll 4
@@ -18,7 +18,7 @@ INLINE void advance_states(const Segment& s, const V* A, const V* A_log2e, V lam
     V y_l = y[l];
 #pragma GCC unroll 4
     for (int j = 0; j < kCount; ++j) {
-      const Inputs x = {delta, A[n + j], A_log2e[n + j], lambda};
+      const Inputs x = {delta, A[n + j], A_log2e[n + j]};
       const Taps taps = M::taps(x, M::template core<kBounded>(x));
       h[j] = taps.a * h[j] + (taps.c0 * u) * B[j];
       if constexpr (M::kTwoTaps) h[j] += (taps.c1 * s.u[l]) * B[j - states];
@@ -32,23 +32,23 @@ INLINE void advance_states(const Segment& s, const V* A, const V* A_log2e, V lam
 }
 
 template <class M, bool kSummary, bool kBounded>
-INLINE void advance_all_states(const Segment& s, const V* A, const V* A_log2e, V lambda, int64_t states, V* h, V* y,
+INLINE void advance_all_states(const Segment& s, const V* A, const V* A_log2e, int64_t states, V* h, V* y,
                                V* summary) {
   int64_t n = 0;
   for (; n + kStatesPerPass <= states; n += kStatesPerPass)
-    advance_states<M, kStatesPerPass, kSummary, kBounded>(s, A, A_log2e, lambda, n, states, h, y, summary);
+    advance_states<M, kStatesPerPass, kSummary, kBounded>(s, A, A_log2e, n, states, h, y, summary);
   for (; n < states; ++n)
-    advance_states<M, 1, kSummary, kBounded>(s, A, A_log2e, lambda, n, states, h, y, summary);
+    advance_states<M, 1, kSummary, kBounded>(s, A, A_log2e, n, states, h, y, summary);
 }
 
 template <class M, bool kSummary>
-INLINE void advance_block(const Segment& s, const PreparedA& A, int64_t block, V lambda, int64_t states, V* h, V* y,
+INLINE void advance_block(const Segment& s, const PreparedA& A, int64_t block, int64_t states, V* h, V* y,
                           V* summary) {
   const V *plain = &A.plain[block * states], *log2e = &A.log2e[block * states];
   if (all_within(s.largest_delta * A.largest_log2e[block], kExp2Bound))
-    advance_all_states<M, kSummary, true>(s, plain, log2e, lambda, states, h, y, summary);
+    advance_all_states<M, kSummary, true>(s, plain, log2e, states, h, y, summary);
   else
-    advance_all_states<M, kSummary, false>(s, plain, log2e, lambda, states, h, y, summary);
+    advance_all_states<M, kSummary, false>(s, plain, log2e, states, h, y, summary);
 }
 
 // Read u and delta, and start y with D u.
@@ -114,7 +114,7 @@ void forward_sequences(const ScanArguments& a, const PreparedA& A, int64_t first
         }
         if constexpr (M::kTwoTaps) s.u[0] = previous_u(a, layout, t, begin, d, lanes);
         read_block(a, t, d, lanes, t + 1 < last, s, y.data());
-        advance_block<M, kSummary>(s, A, block, load_or(a.lambda, d, lanes, S(0.5)), N, h_block, y.data(),
+        advance_block<M, kSummary>(s, A, block, N, h_block, y.data(),
                                    summary.data());
         write_block(a, t, d, lanes, s, y.data());
         if (begin + s.steps == a.length) {

@@ -41,7 +41,7 @@ INLINE void read_flat(const ScanArguments& a, int64_t t, bool prefetch_next, Fla
     if (a.delta_bias) delta += load(a.delta_bias + d);
     if (a.softplus) delta = softplus(delta);
     store(&s.delta[d], delta);
-    store(&s.source[d], M::kInputDependsOnA ? u : M::taps({delta, V{}, V{}, V{}}, V{}).c0 * u);
+    store(&s.source[d], M::kInputDependsOnA ? u : M::taps({delta, V{}, V{}}, V{}).c0 * u);
   }
 }
 
@@ -75,7 +75,7 @@ INLINE void flat_block(const ScanArguments& a, const S* A_log2e, int64_t d, cons
   prefetch_state<N>(in);
   const V y = add_all<N>(0, [&](int j) INLINE_LAMBDA {
     const int64_t at_j = d * N + j * W;
-    const Inputs x = {spread<N>(&s.delta[d], j), load(a.A + at_j), load(A_log2e + at_j), V{}};
+    const Inputs x = {spread<N>(&s.delta[d], j), load(a.A + at_j), load(A_log2e + at_j)};
     const Taps taps = M::taps(x, M::core(x));
     V source = spread<N>(&s.source[d], j);
     if constexpr (M::kInputDependsOnA) source *= taps.c0;

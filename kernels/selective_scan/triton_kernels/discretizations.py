@@ -107,8 +107,8 @@ def core(delta, A, METHOD: tl.constexpr):
 
 
 @triton.jit
-def coefficients(delta, A, lam, e, METHOD: tl.constexpr, SHARED: tl.constexpr):
-    """Return (a, c0, c1) from delta, A, λ and their `core`.
+def coefficients(delta, A, e, METHOD: tl.constexpr, SHARED: tl.constexpr):
+    """Return (a, c0, c1) from delta, A and their `core`.
 
     SHARED: `coefficient_gradients` follows, so take the φ functions that it needs; the compiler merges the two.
     """
@@ -146,14 +146,14 @@ def coefficients(delta, A, lam, e, METHOD: tl.constexpr, SHARED: tl.constexpr):
         c0 = delta * phi2
         c1 = delta * (phi1 - phi2)
     elif METHOD == TRAPEZOID:
-        c0 = lam * delta
-        c1 = (1.0 - lam) * delta * e
+        c0 = 0.5 * delta
+        c1 = c0 * e
     return a, c0, c1
 
 
 @triton.jit
-def coefficient_gradients(delta, A, lam, e, METHOD: tl.constexpr):
-    """Return derivatives of a, c0 and c1 by delta, by A and, of c0 and c1 alone, by λ, in this order."""
+def coefficient_gradients(delta, A, e, METHOD: tl.constexpr):
+    """Return derivatives of a, c0 and c1 by delta and by A, in this order."""
     z = delta * A
     d2 = delta * delta
     a_delta = A * e
@@ -162,8 +162,6 @@ def coefficient_gradients(delta, A, lam, e, METHOD: tl.constexpr):
     c0_A = tl.zeros_like(delta)
     c1_delta = tl.zeros_like(delta)
     c1_A = tl.zeros_like(delta)
-    c0_lam = tl.zeros_like(delta)
-    c1_lam = tl.zeros_like(delta)
     if METHOD == BILINEAR or METHOD == TUSTIN:  # noqa: SIM109
         r2 = e * e
         a_delta = A * r2
@@ -210,10 +208,8 @@ def coefficient_gradients(delta, A, lam, e, METHOD: tl.constexpr):
         c1_delta = e - difference
         c1_A = d2 * (difference - slope)
     elif METHOD == TRAPEZOID:
-        old = (1.0 - lam) * e
-        c0_delta = lam
+        old = 0.5 * e
+        c0_delta = c0_delta * 0.5
         c1_delta = old * (1.0 + z)
         c1_A = old * d2
-        c0_lam = delta
-        c1_lam = -delta * e
-    return a_delta, a_A, c0_delta, c0_A, c1_delta, c1_A, c0_lam, c1_lam
+    return a_delta, a_A, c0_delta, c0_A, c1_delta, c1_A

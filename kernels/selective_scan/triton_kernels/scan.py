@@ -55,12 +55,12 @@ def read_delta(pointer, offsets, mask, bias, dtype, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def scan_forward(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, lam_ptr, h0_ptr, B_old_ptr,
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, h0_ptr, B_old_ptr,
     y_ptr, hT_ptr, summary_ptr,
     T, L, D,
     u_t, u_l, delta_t, delta_l, z_t, z_l, B_t, B_l, C_t, C_l, B_old_t, B_old_l,
     METHOD: tl.constexpr, TWO_TAPS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LAM: tl.constexpr, HAS_H0: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr,
     SUMMARY: tl.constexpr,
 ):  # fmt: skip
     """Grid [T, D / BLOCK]. hT may be h0 itself. summary is [D / BLOCK, T, L, N], sums over the block.
@@ -79,7 +79,6 @@ def scan_forward(
     h = load_columns(h0_ptr, state, mask, dtype, N, HAS_H0)
     bias = load_or(bias_ptr, d, mask, 0.0, dtype, HAS_BIAS)
     skip = load_or(D_ptr, d, mask, 0.0, dtype, HAS_D)
-    lam = load_or(lam_ptr, d, mask, 0.5, dtype, HAS_LAM)
     u_old = tl.zeros_like(bias)
     if TWO_TAPS:
         u_old = load_or(h0_ptr, state + N, mask, 0.0, dtype, HAS_H0)
@@ -92,7 +91,7 @@ def scan_forward(
         new = ()
         for n in tl.static_range(N):
             e = core(delta, A[n], METHOD)
-            a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, False)
+            a, c0, c1 = coefficients(delta, A[n], e, METHOD, False)
             h_n = a * h[n] + (c0 * u) * tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
             if TWO_TAPS:
                 B_old = tl.load(B_old_ptr + t * B_old_t + l * B_old_l + n).to(dtype)
@@ -117,13 +116,13 @@ def scan_forward(
 
 @triton.jit
 def scan_backward(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, lam_ptr, h0_ptr, B_old_ptr,
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, h0_ptr, B_old_ptr,
     dy_ptr, dhT_ptr, dsummary_ptr,
-    du_ptr, ddelta_ptr, dz_ptr, dh0_ptr, dweights_ptr, dA_ptr, dD_ptr, dbias_ptr, dlam_ptr, history_ptr,
+    du_ptr, ddelta_ptr, dz_ptr, dh0_ptr, dweights_ptr, dA_ptr, dD_ptr, dbias_ptr, history_ptr,
     T, L, D, programs,
     u_t, u_l, delta_t, delta_l, z_t, z_l, B_t, B_l, C_t, C_l, B_old_t, B_old_l, dy_t, dy_l,
     METHOD: tl.constexpr, TWO_TAPS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LAM: tl.constexpr, HAS_H0: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr,
     HAS_DHT: tl.constexpr, HAS_DSUMMARY: tl.constexpr,
 ):  # fmt: skip
     """Grid [P, D / BLOCK], P = programs: a program owns a block of channels and every P-th sequence.
@@ -151,11 +150,9 @@ def scan_backward(
     A = load_columns(A_ptr, d * N, mask, dtype, N, True)
     bias = load_or(bias_ptr, d, mask, 0.0, dtype, HAS_BIAS)
     skip = load_or(D_ptr, d, mask, 0.0, dtype, HAS_D)
-    lam = load_or(lam_ptr, d, mask, 0.5, dtype, HAS_LAM)
     dA = load_columns(A_ptr, d * N, mask, dtype, N, False)
     dD = tl.zeros_like(bias)
     dbias = tl.zeros_like(bias)
-    dlam = tl.zeros_like(bias)
 
     zero64 = first.to(tl.int64) * 0
     newest = first
@@ -181,7 +178,7 @@ def scan_backward(
             new = ()
             for n in tl.static_range(N):
                 e = core(delta, A[n], METHOD)
-                a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, False)
+                a, c0, c1 = coefficients(delta, A[n], e, METHOD, False)
                 h_n = a * h[n] + (c0 * u) * tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
                 if TWO_TAPS:
                     B_old = tl.load(B_old_ptr + t * B_old_t + l * B_old_l + n).to(dtype)
@@ -220,8 +217,8 @@ def scan_backward(
             new_dA = ()
             for n in tl.static_range(N):
                 e = core(delta, A[n], METHOD)
-                a, c0, c1 = coefficients(delta, A[n], lam, e, METHOD, True)
-                by = coefficient_gradients(delta, A[n], lam, e, METHOD)
+                a, c0, c1 = coefficients(delta, A[n], e, METHOD, True)
+                by = coefficient_gradients(delta, A[n], e, METHOD)
                 B = tl.load(B_ptr + t * B_t + l * B_l + n).to(dtype)
                 C = tl.load(C_ptr + t * C_t + l * C_l + n).to(dtype)
                 h_n = tl.load(history + ((l + 1) * N + n) * BLOCK)
@@ -242,7 +239,6 @@ def scan_backward(
                     grad_c1 = grad * B_old * u_old
                     ddelta += grad_c1 * by[4]
                     dA_n += grad_c1 * by[5]
-                    dlam += grad_c0 * by[6] + grad_c1 * by[7]
                     du_old += grad * B_old * c1
                     tl.store(dweights + 2 * N + n, tl.sum(tl.where(mask, grad * c1 * u_old, 0.0), 0))
                 tl.store(dweights + n, dB)
@@ -272,4 +268,3 @@ def scan_backward(
         tl.store(dA_ptr + own * N + n, dA[n], mask=mask)
     tl.store(dD_ptr + own, dD, mask=mask)
     tl.store(dbias_ptr + own, dbias, mask=mask)
-    tl.store(dlam_ptr + own, dlam, mask=mask)
