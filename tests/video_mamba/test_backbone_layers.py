@@ -7,23 +7,22 @@ import torch
 from small_backbones import SIZE, clip, contract, image_model, masked_model, video_model, vim_model
 
 from videomamba_depth.video_mamba import BiMambaRefinerBlock, PretrainVideoMamba
-from videomamba_depth.video_mamba.backbone_block import DropPath, LayerNorm, RMSNorm, drop_path_rates
+from videomamba_depth.video_mamba.backbone_block import LayerNorm, RMSNorm, drop_path_rates
 from videomamba_depth.video_mamba.block import MambaBlock
 from videomamba_depth.video_mamba.mixer import MambaMixer
 from videomamba_depth.video_mamba.variants import PRESETS, VARIANTS
 
 
-def test_drop_path_drops_whole_samples_in_training_only() -> None:
+def test_stochastic_depth_drops_whole_samples_and_rises_with_depth() -> None:
     torch.manual_seed(0)
-    drop, x = DropPath(0.25), torch.ones(4000, 2, 3)
-    assert torch.equal(drop.eval()(x), x)
-    y = drop.train()(x)
-    assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    layer = contract(drop_path_rate=0.5).train().layers[-1]
+    y = layer.drop_path(torch.ones(4000, 2, 3))
     assert torch.equal(y.amin((1, 2)), y.amax((1, 2)))
-    assert (y[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (y[:, 0, 0] == 0).float().mean().item() == pytest.approx(layer.drop_path.p, abs=0.03)
+    assert layer.drop_path.p > 0
     assert drop_path_rates(0.3, 4) == pytest.approx([0, 0, 0.1, 0.2])
     with pytest.raises(ValueError, match="must be in"):
-        DropPath(1.0)
+        contract(drop_path_rate=1.0)
 
 
 def test_drop_path_leaves_streaming_alone_in_eval_mode() -> None:

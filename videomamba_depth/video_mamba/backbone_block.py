@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from videomamba_depth.video_mamba.bidirectional import BidirectionalMixer
 from videomamba_depth.video_mamba.mixer import LayerState, MambaMixer
@@ -23,19 +24,14 @@ class LayerOutput(NamedTuple):
     state: LayerState | None  # None for a bidirectional layer
 
 
-class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x²) + eps) · weight`, computed in float32 at least (Zhang & Sennrich, arXiv 1910.07467)."""
-
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+class RMSNorm(nn.RMSNorm):
+    """RMS norm computed in float32 at least; the result has the dtype of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis; the result has the dtype of the weight."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return (x * self.weight).to(self.weight.dtype)
+        """Normalise the last axis."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps)
+        return y.to(self.weight.dtype)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -46,23 +42,6 @@ class LayerNorm(nn.LayerNorm):
         wide = torch.promote_types(x.dtype, torch.float32)
         y = F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
         return y.to(self.weight.dtype)
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training, zero a sample's branch with probability `rate` (Huang, arXiv 1603.09382)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"drop path rate must be in [0, 1); got {rate}")
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop whole samples of `x [B, ...]` and scale the others by 1 / (1 − rate); identity in eval mode."""
-        if self.rate == 0 or not self.training:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1 - self.rate)
 
 
 class BackboneLayer(nn.Module):
@@ -78,7 +57,7 @@ class BackboneLayer(nn.Module):
     def __init__(self, mixer: MambaMixer, norm: nn.Module, drop_path: float, residual_in_fp32: bool) -> None:
         super().__init__()
         self.mixer, self.norm = mixer, norm
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
         self.residual_in_fp32 = residual_in_fp32
 
     def forward(
@@ -127,6 +106,8 @@ def make_norm(dim: int, eps: float, rms: bool) -> nn.Module:
 
 def drop_path_rates(rate: float, num_layers: int) -> list[float]:
     """Return the rates per layer: they rise linearly, and a rate acts on the branch of the layer before (published)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path_rate must be in [0, 1); got {rate}")
     ramp = torch.linspace(0, rate, num_layers, device="cpu").tolist()
     return [0.0, *ramp][:num_layers]
 
