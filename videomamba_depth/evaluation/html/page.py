@@ -31,7 +31,7 @@ class Table:
 class Section:
     """A part of the page under its own heading.
 
-    text: paragraphs; more than one make a list. plots: rows of SVG. folded: tables that open on a click.
+    text: paragraphs; more than one make a list. plots: rows of figures. folded: tables that open on a click.
     """
 
     title: str
