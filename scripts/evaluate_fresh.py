@@ -33,7 +33,7 @@ def main(config: EvaluateFreshConfig) -> None:
         raise UserError(f"nothing to evaluate: kinds={config.kinds} names no kind with videos")
     checkpoints = name_checkpoints(config.checkpoint)
     teacher, students = load_all(
-        config.teacher,
+        config.teacher.name,
         tuple(checkpoints.items()),
         tuple(config.memory),
         config.input_size,

@@ -146,7 +146,7 @@ def test_the_other_configs_compose() -> None:
         ("data.rooot=x", "no key 'data.rooot'"),
         ("trainer.steps=many", "trainer.steps"),
         ("trainer.steps=0", "trainer.steps must be positive"),
-        ("data.stride=[1,0]", "data.stride must be a positive whole number"),
+        ("data.stride=[1,0]", "data.stride must be positive"),
         ("data.reverse_probability=2", "data.reverse_probability must be in [0, 1]"),
         ("model.form=magic", "model.form must be one of innovation, plain"),
         ("teacher=unknown", "teacher/unknown"),

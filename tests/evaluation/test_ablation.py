@@ -41,7 +41,7 @@ def test_runs_are_named_by_their_overrides_and_ordered_by_seed() -> None:
     assert runs[1].overrides[:3] == ("experiment=ablation", "data.num_worlds=2", "model.form=plain")
     with pytest.raises(UserError, match="no group 'shape'"):
         list_runs(ablate_config("only=[shape]"))
-    with pytest.raises(UserError, match="workers must be at least 1"):
+    with pytest.raises(UserError, match="workers must be positive"):
         ablate_config("workers=0")
 
 

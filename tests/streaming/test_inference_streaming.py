@@ -30,7 +30,7 @@ _SCRIPT = Path(__file__).parents[2] / "inference_streaming.py"
 
 def stream(checkpoint: Path | str, source: Path | str, output: Path, *overrides: str) -> Path:
     """Run the command in this process; return the output folder."""
-    named = [f"checkpoint={checkpoint}", f"input='{source}'", f"output={output}", "device=cpu", *overrides]
+    named = [f"checkpoint={checkpoint}", f"input={source}", f"output={output}", "device=cpu", *overrides]
     stream_main(load_config("stream", StreamConfig, named))
     return output
 

@@ -106,7 +106,7 @@ def test_the_command_says_what_it_dropped(
 
     monkeypatch.setattr(job.DepthStream, "step", slow_step)
     url = camera.url.replace("://", "://me:secret@")
-    overrides = [f"checkpoint={checkpoint}", f"input='{url}'", f"output={tmp_path}", "live=true", "device=cpu"]
+    overrides = [f"checkpoint={checkpoint}", f"input={url}", f"output={tmp_path}", "live=true", "device=cpu"]
     with caplog.at_level("INFO"):
         stream_main(load_config("stream", StreamConfig, [*overrides, "max_frames=60"]))
     lines = read_json_lines(tmp_path / "camera.frames.jsonl")

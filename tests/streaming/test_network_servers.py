@@ -60,7 +60,7 @@ def serve_http(port: int) -> subprocess.Popen:
 @contextlib.contextmanager
 def streaming(checkpoint: Path, url: str, out: Path) -> Iterator[subprocess.Popen]:
     """Run the command on a live URL until the end of the `with`, then stop it as Ctrl-C does."""
-    command = [sys.executable, str(_ROOT / "inference_streaming.py"), f"checkpoint={checkpoint}", f"input='{url}'"]
+    command = [sys.executable, str(_ROOT / "inference_streaming.py"), f"checkpoint={checkpoint}", f"input={url}"]
     options = [f"output={out}", "live=true", "threads=1", "device=cpu", "max_gap_s=2"]
     with (out.parent / "stderr.txt").open("w") as stderr, subprocess.Popen([*command, *options], stderr=stderr) as run:
         try:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import MISSING
-
+from videomamba_depth.configuration.checks import file_name, path, ranged, text, texts_by_name
 from videomamba_depth.utils.errors import UserError
 
 RECIPE = "recipe"
@@ -17,18 +16,14 @@ RECIPE = "recipe"
 class AblateConfig:
     """`configs/ablate.yaml`."""
 
-    recipe: str = MISSING
-    base: list[str] = MISSING
-    seeds: list[int] = MISSING
-    only: list[str] = MISSING
-    output: str = MISSING
-    workers: int = MISSING
-    evaluation: list[str] = MISSING
-    ablations: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.workers != MISSING and self.workers < 1:
-            raise ValueError(f"workers must be at least 1; got {self.workers}")
+    recipe: str = file_name()
+    base: list[str] = text()
+    seeds: list[int] = ranged(0, 2**31 - 1)
+    only: list[str] = text()
+    output: str = path()
+    workers: int = ranged(1, 256)
+    evaluation: list[str] = text()
+    ablations: dict[str, list[str]] = texts_by_name()
 
     def groups(self) -> dict[str, str]:
         """Return {row: group} of what is trained, the recipe first; a row is named by its overrides.
@@ -39,8 +34,6 @@ class AblateConfig:
         unknown = sorted(set(self.only) - set(self.ablations))
         if unknown:
             raise UserError(f"only: there is no group '{unknown[0]}'; there are {', '.join(self.ablations)}")
-        if not self.seeds:
-            raise UserError("seeds is empty; give at least one, such as seeds=[0]")
         chosen = {group: rows for group, rows in self.ablations.items() if not self.only or group in self.only}
         return {RECIPE: RECIPE} | {row: group for group, rows in chosen.items() for row in rows}
 
@@ -74,6 +67,6 @@ def list_runs(config: AblateConfig) -> list[AblationRun]:
             changes = [] if row == RECIPE else row.split()
             shared = (f"experiment={config.recipe}", *config.base)
             runs.append(
-                AblationRun(row, seed, folder, (*shared, *changes, f"trainer.seed={seed}", f"run_dir='{folder}'"))
+                AblationRun(row, seed, folder, (*shared, *changes, f"trainer.seed={seed}", f"run_dir={folder}"))
             )
     return runs

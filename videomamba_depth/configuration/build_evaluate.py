@@ -124,6 +124,6 @@ def show_fresh_world(spec: WorldSpec, config: EvaluateFreshConfig) -> ClipPictur
 def _desk(config: EvaluateFreshConfig) -> tuple[Desk, list[Student]]:
     checkpoints = tuple(name_checkpoints(config.checkpoint).items())
     size = (config.worlds.height, config.worlds.width)
-    teacher, students = load_all(config.teacher, checkpoints, tuple(config.memory), config.input_size, size)
+    teacher, students = load_all(config.teacher.name, checkpoints, tuple(config.memory), config.input_size, size)
     flow = build_flow_estimator(config.flow, torch.device("cpu"))
     return Desk(Path(config.cache), teacher, flow, config.flow.name, config.worlds.max_depth_m), students

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from videomamba_depth.configuration.checks import check_groups, check_values, expand_paths
+from videomamba_depth.configuration.overrides import quote_overrides
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging
 
@@ -33,50 +37,60 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
         schema: dataclass that names and types every key.
         main: takes an instance of `schema`.
     """
-    with exit_on_user_error():
-        if not any(argument.startswith("-") for argument in sys.argv[1:]):
-            _ = load_config(config_name, schema, sys.argv[1:])
+    given = list(sys.argv)
+    flags = [argument for argument in given[1:] if argument.startswith("-")]
 
     def checked_main(config: DictConfig) -> None:
+        sys.argv = given  # as the person wrote it, for the records
         configure_logging()
         with exit_on_user_error():
             main(to_schema(config, schema))
 
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_main)()
+    with exit_on_user_error():
+        if not flags:
+            _ = load_config(config_name, schema, given[1:])
+        sweep = any(flag in ("-m", "--multirun") for flag in flags)
+        sys.argv = [given[0], *quote_overrides(given[1:], schema, CONFIG_DIR, sweep)]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, instead of being printed over several lines
+        entry = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_main)
+        with _one_line_errors():
+            entry()
 
 
-def load_config(config_name: str, schema: type[Schema], overrides: list[str]) -> Schema:
+def load_config(config_name: str, schema: type[Schema], overrides: Sequence[str]) -> Schema:
     """Compose a config as the command line would, and return it as an instance of `schema`.
 
     Raises:
         UserError: an override or file does not fit; the message names the key.
     """
-    try:
+    with _one_line_errors():
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            config = hydra.compose(config_name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
+            config = hydra.compose(config_name, quote_overrides(overrides, schema, CONFIG_DIR))
     return to_schema(config, schema)
 
 
 def to_schema(config: DictConfig, schema: type[Schema]) -> Schema:
-    """Return `config` as an instance of `schema`.
+    """Return `config` as an instance of `schema`, a leading `~` of every path replaced by the home folder.
 
     Raises:
-        UserError: an unknown key, a missing value or a wrong type, with the key's full name.
+        UserError: an unknown key, a missing value, a wrong type or a value that is not allowed, with the key's full
+            name.
     """
-    try:
+    with _one_line_errors():
+        check_groups(schema, OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
         missing = OmegaConf.missing_keys(merged)
         if missing:
             named = " and ".join(sorted(missing))
             raise UserError(f"config: no value for {named}; set it on the command line: {sorted(missing)[0]}=...")
-        return _to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
-    except (ValueError, TypeError) as error:  # from the schema's own __post_init__
-        raise UserError(str(error)) from error
+        check_values(schema, OmegaConf.to_container(merged, resolve=True))  # type: ignore[arg-type]
+        try:
+            instance: Any = OmegaConf.to_object(merged)
+        except ValueError as error:  # from the schema's own __post_init__: values that do not fit each other
+            raise UserError(str(error)) from error
+    expand_paths(schema, instance)
+    return instance
 
 
 def to_yaml(config: Any) -> str:
@@ -84,8 +98,12 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _to_object(config: Any) -> Any:
-    return OmegaConf.to_object(config)
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
 
 
 def _one_line(error: Exception) -> str:
@@ -94,4 +112,7 @@ def _one_line(error: Exception) -> str:
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     message = lines[0].replace("Could not override", "there is no key").rstrip(".")
     named = f" (key: {key})" if key and key not in message else ""
+    options = [option for option in getattr(error, "options", None) or () if option != "common"]
+    if options:
+        return f"config: {message}; there are {', '.join(options)}"
     return f"config: {message}{named}; '--cfg job' prints all keys and values"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import MISSING
 
-from videomamba_depth.configuration.schema import FlowConfig
+from videomamba_depth.configuration.checks import DTYPES, choice, device_name, file_name, path, ranged, text
+from videomamba_depth.configuration.schema import FlowConfig, TeacherConfig
+from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
+from videomamba_depth.evaluation.worlds import KIND_SEEDS
 from videomamba_depth.utils.errors import UserError
 
 
@@ -16,25 +19,25 @@ from videomamba_depth.utils.errors import UserError
 class SyntheticEvalConfig:
     """Fresh synthetic worlds with exact ground truth."""
 
-    videos: int = MISSING
-    frames: int = MISSING
-    seed: int = MISSING
-    world: str = MISSING
-    motion: str = MISSING
-    height: int = MISSING
-    width: int = MISSING
+    videos: int = ranged(1, 10_000)
+    frames: int = ranged(1, 100_000)
+    seed: int = ranged(0, 2**40)
+    world: str = choice(*get_args(SceneFamily))
+    motion: str = choice(*get_args(CameraMotion))
+    height: int = ranged(16, 4096)
+    width: int = ranged(16, 4096)
 
 
 @dataclass
 class RgbdEvalConfig:
     """How depth images beside colour images are read."""
 
-    depth_scale: float | None = None
-    invalid: float = 0.0
-    intrinsics: str | None = None
-    poses: str | None = None
-    max_depth_m: float = MISSING
-    crop_px: int = MISSING
+    depth_scale: float | None = ranged(0, 1e9, None, open="low")
+    invalid: float = ranged(-1e9, 1e9, 0.0)
+    intrinsics: str | None = path(None)
+    poses: str | None = path(None)
+    max_depth_m: float = ranged(0, 1e6, open="low")
+    crop_px: int = ranged(0, 4096)
 
 
 @dataclass
@@ -42,31 +45,31 @@ class HtmlConfig:
     """The page beside JSON and Markdown, and which rows its pictures show besides the students."""
 
     enabled: bool = MISSING
-    rows: list[str] = MISSING
-    video_frames: int = MISSING
+    rows: list[str] = text()
+    video_frames: int = ranged(0, 100_000)
 
 
 @dataclass
 class EvaluateConfig:
     """`configs/evaluate.yaml`."""
 
-    checkpoint: Any = MISSING
-    input: str = MISSING
-    output: str | None = None
-    name: str = MISSING
+    checkpoint: Any = path(named=True, is_list=True)
+    input: str = path()
+    output: str | None = path(None)
+    name: str = file_name()
     synthetic: SyntheticEvalConfig = field(default_factory=SyntheticEvalConfig)
     rgbd: RgbdEvalConfig = field(default_factory=RgbdEvalConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     html: HtmlConfig = field(default_factory=HtmlConfig)
-    input_size: int | None = None
-    max_frames: int | None = None
-    max_side: int = MISSING
-    max_gt_side: int | None = None
+    input_size: int | None = ranged(14, 8192, None)
+    max_frames: int | None = ranged(1, 10**9, None)
+    max_side: int = ranged(16, 8192)
+    max_gt_side: int | None = ranged(16, 8192, None)
     palindrome: bool = MISSING
-    cut_frames: int = MISSING
-    precision: str = MISSING
-    device: str = MISSING
-    threads: int | None = None
+    cut_frames: int = ranged(0, 10**6)
+    precision: str = choice("auto", *DTYPES)
+    device: str = device_name()
+    threads: int | None = ranged(1, 1024, None)
 
 
 SPLITS = {"final": ("courtyard", 3_000_000_000), "tuning": ("rooms", 2_500_000_000)}
@@ -77,39 +80,33 @@ SPLITS = {"final": ("courtyard", 3_000_000_000), "tuning": ("rooms", 2_500_000_0
 class FreshWorldsConfig:
     """How many fresh worlds of which size, see `WorldSet`."""
 
-    videos: int = MISSING
-    frames: int = MISSING
-    long_videos: int = MISSING
-    long_frames: int = MISSING
-    height: int = MISSING
-    width: int = MISSING
-    max_depth_m: float = MISSING
-    first_seed: int | None = None
+    videos: int = ranged(0, 10_000)
+    frames: int = ranged(2, 100_000)
+    long_videos: int = ranged(0, 10_000)
+    long_frames: int = ranged(2, 100_000)
+    height: int = ranged(16, 4096)
+    width: int = ranged(16, 4096)
+    max_depth_m: float = ranged(0, 1e6, open="low")
+    first_seed: int | None = ranged(0, 2**40, None)
 
 
 @dataclass
 class EvaluateFreshConfig:
     """`configs/evaluate_fresh.yaml`."""
 
-    checkpoint: Any = MISSING
-    memory: list[float] = MISSING
-    teacher: str = MISSING
-    output: str = MISSING
-    name: str = MISSING
-    cache: str = MISSING
-    split: str = MISSING
+    checkpoint: Any = path(named=True, is_list=True)
+    memory: list[float] = ranged(0, 1e6, open="low")
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    output: str = path()
+    name: str = file_name()
+    cache: str = path()
+    split: str = choice(*SPLITS)
     worlds: FreshWorldsConfig = field(default_factory=FreshWorldsConfig)
-    kinds: list[str] = MISSING
+    kinds: list[str] = choice(*KIND_SEEDS, length=(1, 64))
     flow: FlowConfig = field(default_factory=FlowConfig)
     html: HtmlConfig = field(default_factory=HtmlConfig)
-    input_size: int | None = None
-    workers: int = MISSING
-
-    def __post_init__(self) -> None:
-        if self.split not in (*SPLITS, MISSING):
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got '{self.split}'")
-        if self.memory != MISSING and (not self.memory or min(self.memory) <= 0):
-            raise ValueError(f"memory must hold positive numbers; got {self.memory}")
+    input_size: int | None = ranged(14, 8192, None)
+    workers: int = ranged(1, 256)
 
 
 def name_checkpoints(value: Any) -> dict[str, str]:

@@ -9,42 +9,44 @@ from typing import Any, get_args
 from omegaconf import MISSING
 
 from selective_scan import DISCRETIZATIONS
-from videomamba_depth.configuration.checks import DTYPES, check_choice, check_positive, check_share
+from selective_scan.backends import BACKENDS
+from videomamba_depth.configuration.checks import DTYPES, choice, file_name, path, ranged, text
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
 from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
 from videomamba_depth.models.output_state import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec
+from videomamba_depth.utils.flow_estimators import DIS_MIN_SIZE_PX
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
-# choices are checked in __post_init__, which also sees the placeholder of a value that is not there yet.
+# what a value may be stands beside its type, see `checks`. Bounds are far beyond what makes sense, so that what is
+# refused is a slip of the keyboard and not somebody's experiment.
+_DEVICES = ("auto", "cpu", "cuda")
+_COUNT, _PX = 10**9, 8192
 
 
 @dataclass
 class TeacherConfig:
     """The frozen model that labels frames."""
 
-    name: str = MISSING
-    dtype: str = "float32"
-    licence: str = ""
-
-    def __post_init__(self) -> None:
-        check_choice("teacher.dtype", self.dtype, DTYPES)
+    name: str = path()
+    dtype: str = choice(*DTYPES, default="float32")
+    licence: str = text(r"[^\0]*", "text", "")
 
 
 @dataclass
 class ScaleConfig:
     """The temporal stack of one scale, see `ScaleSpec`."""
 
-    num_blocks: int = MISSING
-    d_state: int = MISSING
-    d_conv: int = MISSING
-    expand: int = MISSING
-    heads: int = MISSING
-    initial_gain: float = MISSING
+    num_blocks: int = ranged(0, 64)
+    d_state: int = ranged(1, 256)
+    d_conv: int = ranged(2, 4)
+    expand: int = ranged(1, 16)
+    heads: int = ranged(1, 256)
+    initial_gain: float = ranged(0, 1)
     advect: bool = MISSING
-    ffn_ratio: float = MISSING
-    state_dtype: str = MISSING
+    ffn_ratio: float = ranged(0, 16)
+    state_dtype: str = choice("float32", "float16")
 
     def spec(self, form: str, discretization: str, backend: str | None) -> ScaleSpec:
         """Return what the model is built from."""
@@ -56,19 +58,11 @@ class ScaleConfig:
 class VideoMambaConfig:
     """The encoder of `model.encoder=video_mamba`, see `VideoMambaSpec`; a null takes the variant's value."""
 
-    variant: str = MISSING
-    num_layers: int | None = None
-    embed_dim: int | None = None
-    img_size: int = MISSING
-    pretrained: str | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("model.video_mamba.variant", self.variant, tuple(VARIANTS))
-        if self.num_layers is not None and self.num_layers < 4:
-            raise ValueError(f"model.video_mamba.num_layers must be at least 4, one per scale; got {self.num_layers}")
-        for name in ("embed_dim", "img_size"):
-            if getattr(self, name) is not None:
-                check_positive(f"model.video_mamba.{name}", getattr(self, name))
+    variant: str = choice(*VARIANTS)
+    num_layers: int | None = ranged(4, 256, None)  # at least one per scale
+    embed_dim: int | None = ranged(8, 8192, None)
+    img_size: int = ranged(16, _PX)
+    pretrained: str | None = path(None)
 
     def spec(self, backend: str | None) -> VideoMambaSpec:
         """Return what the encoder is built from."""
@@ -82,10 +76,10 @@ class OutputConfig:
     """The recurrent refinement after the decoder, see `OutputSpec`."""
 
     enabled: bool = MISSING
-    gain: float = MISSING
-    coarse_gain: float = MISSING
-    outlier: float = MISSING
-    hidden: int = MISSING
+    gain: float = ranged(0, 1, open="both")
+    coarse_gain: float = ranged(0, 1, open="both")
+    outlier: float = ranged(0, 1e6, open="low")
+    hidden: int = ranged(0, 1024)
 
     def spec(self) -> OutputSpec | None:
         """Return what the model is built from; None where it is switched off."""
@@ -96,26 +90,20 @@ class OutputConfig:
 class ModelConfig:
     """The student."""
 
-    encoder: str | None = None
+    encoder: str | None = path(None)
     video_mamba: VideoMambaConfig = field(default_factory=VideoMambaConfig)
-    form: str = MISSING
-    discretization: str = MISSING
-    scan_backend: str | None = None
+    form: str = choice("innovation", "plain")
+    discretization: str = choice(*DISCRETIZATIONS)
+    scan_backend: str | None = choice("auto", *BACKENDS, default=None)
     train_head: bool = MISSING
-    motion: str = MISSING
-    motion_flow: str = MISSING
-    motion_short_side: int = MISSING
+    motion: str = choice("none", "flow")
+    motion_flow: str = choice(*MOTION_FLOWS)
+    motion_short_side: int = ranged(DIS_MIN_SIZE_PX, _PX)
     output: OutputConfig = field(default_factory=OutputConfig)
     s0: ScaleConfig = field(default_factory=ScaleConfig)
     s1: ScaleConfig = field(default_factory=ScaleConfig)
     s2: ScaleConfig = field(default_factory=ScaleConfig)
     s3: ScaleConfig = field(default_factory=ScaleConfig)
-
-    def __post_init__(self) -> None:
-        check_choice("model.form", self.form, ("innovation", "plain"))
-        check_choice("model.motion", self.motion, ("none", "flow"))
-        check_choice("model.motion_flow", self.motion_flow, MOTION_FLOWS)
-        check_choice("model.discretization", self.discretization, tuple(DISCRETIZATIONS))
 
     def motion_spec(self) -> MotionSpec | None:
         """Return what motion is estimated by; None where states stay in place."""
@@ -126,47 +114,38 @@ class ModelConfig:
 class PerturbConfig:
     """Per-frame damage to the student's input; the teacher sees the clean frames."""
 
-    probability: float = MISSING
-    exposure: float = MISSING
-    noise: float = MISSING
-    jpeg: float = MISSING
-    blur: float = MISSING
+    probability: float = ranged(0, 1)
+    exposure: float = ranged(0, 8)
+    noise: float = ranged(0, 1)
+    jpeg: float = ranged(0, 100)
+    blur: float = ranged(0, 100)
 
 
 @dataclass
 class DataConfig:
     """Where clips come from and how they are cut."""
 
-    kind: str = MISSING
-    root: str | None = MISSING
-    clip_frames: int = MISSING
-    stride: Any = MISSING  # int or list[int]
-    reverse_probability: float = MISSING
-    short_side: int = MISSING
-    crop: list[int] | None = None
-    batch_size: int = MISSING
-    p_single_frame: float = MISSING
+    kind: str = choice("synthetic", "video_folder")
+    root: str | None = path()
+    clip_frames: int = ranged(1, 100_000)
+    stride: Any = ranged(1, 100_000)  # int or list[int]
+    reverse_probability: float = ranged(0, 1)
+    short_side: int = ranged(14, _PX)
+    crop: list[int] | None = ranged(14, _PX, None, length=2)
+    batch_size: int = ranged(1, 4096)
+    p_single_frame: float = ranged(0, 1)
     flip: bool = MISSING
-    colour_jitter: float = MISSING
+    colour_jitter: float = ranged(0, 1)
     perturb: PerturbConfig = field(default_factory=PerturbConfig)
-    teacher_cache: str | None = None
-    num_workers: int = MISSING
-    world: str = "rooms"
-    motion: str = "moving"
-    num_worlds: int | None = None
+    teacher_cache: str | None = path(None)
+    num_workers: int = ranged(0, 256)
+    world: str = choice(*get_args(SceneFamily), default="rooms")
+    motion: str = choice(*get_args(CameraMotion), "mixed", default="moving")
+    num_worlds: int | None = ranged(1, _COUNT, None)
 
     def __post_init__(self) -> None:
-        check_choice("data.kind", self.kind, ("synthetic", "video_folder"))
-        check_choice("data.world", self.world, get_args(SceneFamily))
-        check_choice("data.motion", self.motion, (*get_args(CameraMotion), "mixed"))
-        for name in ("clip_frames", "short_side", "batch_size"):
-            check_positive(f"data.{name}", getattr(self, name))
-        if self.stride != MISSING and not (
-            self.strides() and all(type(stride) is int and stride > 0 for stride in self.strides())
-        ):
+        if self.stride != MISSING and not all(type(stride) is int for stride in self.strides()):
             raise ValueError(f"data.stride must be a positive whole number or a list of them; got {self.stride}")
-        check_share("data.reverse_probability", self.reverse_probability)
-        check_share("data.p_single_frame", self.p_single_frame)
 
     def strides(self) -> tuple[int, ...]:
         """Return the distances between frames that a clip may have."""
@@ -177,83 +156,69 @@ class DataConfig:
 class FlowConfig:
     """Optical flow and what counts as static."""
 
-    name: str = MISSING
-    weights: str | None = MISSING
-    max_motion_px: float = MISSING
-    max_rgb_change: float = MISSING
-
-    def __post_init__(self) -> None:
-        check_choice("flow.name", self.name, ("dis", "dis_fast", "dis_ultrafast", "raft"))
+    name: str = choice("dis", "dis_fast", "dis_ultrafast", "raft")
+    weights: str | None = path()
+    max_motion_px: float = ranged(0, 1000)
+    max_rgb_change: float = ranged(0, 1)
 
 
 @dataclass
 class LossConfig:
     """Weights and forms of the loss terms; a weight of 0 leaves a term out."""
 
-    target: str = MISSING
-    target_radius: int = MISSING
-    target_sigma: float = MISSING
-    ssi_weight: float = MISSING
-    ssi_alignment: str = MISSING
-    ssi_gradient_weight: float = MISSING
-    temporal_gradient_weight: float = MISSING
-    temporal_gradient_strides: list[int] = MISSING
-    state_smoothness_weight: float = MISSING
-
-    def __post_init__(self) -> None:
-        check_choice("loss.target", self.target, ("raw", "stabilised"))
-        check_choice("loss.ssi_alignment", self.ssi_alignment, ("frame", "clip", "none"))
+    target: str = choice("raw", "stabilised")
+    target_radius: int = ranged(1, 1000)
+    target_sigma: float = ranged(0, 1000, open="low")
+    ssi_weight: float = ranged(0, 1e6)
+    ssi_alignment: str = choice("frame", "clip", "none")
+    ssi_gradient_weight: float = ranged(0, 1e6)
+    temporal_gradient_weight: float = ranged(0, 1e6)
+    temporal_gradient_strides: list[int] = ranged(1, 100_000)
+    state_smoothness_weight: float = ranged(0, 1e6)
 
 
 @dataclass
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float = MISSING
-    weight_decay: float = MISSING
-    beta1: float = MISSING
-    beta2: float = MISSING
-    warmup_steps: int = MISSING
-    final_lr_ratio: float = MISSING
-    grad_clip: float = MISSING
-    ema_decay: float = MISSING
+    lr: float = ranged(0, 10, open="low")
+    weight_decay: float = ranged(0, 100)
+    beta1: float = ranged(0, 1, open="high")
+    beta2: float = ranged(0, 1, open="high")
+    warmup_steps: int = ranged(0, _COUNT)
+    final_lr_ratio: float = ranged(0, 1)
+    grad_clip: float = ranged(0, 1e9)
+    ema_decay: float = ranged(0, 1, open="high")
 
 
 @dataclass
 class TrainerConfig:
     """The loop."""
 
-    steps: int = MISSING
-    chunk_frames: int = MISSING
-    reset_probability: float = MISSING
-    accumulate: int = MISSING
-    precision: str = MISSING
+    steps: int = ranged(1, _COUNT)
+    chunk_frames: int = ranged(1, 100_000)
+    reset_probability: float = ranged(0, 1)
+    accumulate: int = ranged(1, 100_000)
+    precision: str = choice("auto", *DTYPES)
     channels_last: bool = MISSING
     compile: bool = MISSING
-    device: str = MISSING
-    threads: int | None = None
-    seed: int = MISSING
+    device: str = choice(*_DEVICES)
+    threads: int | None = ranged(1, 1024, None)
+    seed: int = ranged(0, 2**31 - 1)
     deterministic: bool = MISSING
-    checkpoint_every: int = MISSING
-    keep_checkpoints: int = MISSING
-    log_every: int = MISSING
-    picture_every: int = MISSING
-    logger: str = MISSING
-
-    def __post_init__(self) -> None:
-        check_choice("trainer.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
-        check_share("trainer.reset_probability", self.reset_probability)
-        check_choice("trainer.logger", self.logger, ("tensorboard", "wandb", "none"))
-        for name in ("steps", "chunk_frames", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
-            check_positive(f"trainer.{name}", getattr(self, name))
+    checkpoint_every: int = ranged(1, _COUNT)
+    keep_checkpoints: int = ranged(1, _COUNT)
+    log_every: int = ranged(1, _COUNT)
+    picture_every: int = ranged(0, _COUNT)
+    logger: str = choice("tensorboard", "wandb", "none")
 
 
 @dataclass
 class TrainConfig:
     """`configs/train.yaml`."""
 
-    name: str = MISSING
-    run_dir: str = MISSING
+    name: str = file_name()
+    run_dir: str = path()
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -269,14 +234,14 @@ class PrecomputeConfig:
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
-    root: str = MISSING
-    cache: str = MISSING
-    short_side: int = MISSING
-    batch_frames: int = MISSING
+    root: str = path()
+    cache: str = path()
+    short_side: int = ranged(14, _PX)
+    batch_frames: int = ranged(1, 4096)
     store_flow: bool = MISSING
     stabilise: bool = MISSING
-    target_radius: int = MISSING
-    target_sigma: float = MISSING
+    target_radius: int = ranged(1, 1000)
+    target_sigma: float = ranged(0, 1000, open="low")
     verify: bool = MISSING
-    device: str = MISSING
-    threads: int | None = None
+    device: str = choice(*_DEVICES)
+    threads: int | None = ranged(1, 1024, None)
