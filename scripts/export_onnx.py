@@ -4,8 +4,8 @@
     python scripts/export_onnx.py runs/x/last depth.onnx --size 266 350       # that size alone: what runtimes like best
     python scripts/export_onnx.py runs/x/last depth.onnx --int8               # also depth.int8.onnx
 
-State tensors are inputs and outputs; zeros start a stream. examples/run_onnx.py streams a video with the result, and
-needs only onnxruntime and OpenCV. The size of the export is that of the frames that the model sees: resize before.
+State tensors are inputs and outputs; zeros start a stream. The size of the export is that of the frames that the model
+sees: they are resized before, as examples/run_onnx.py does, which streams a video and needs nothing of this project.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
+from videomamba_depth.data.transforms import resize_images
 from videomamba_depth.data.video_io import iter_frames
 from videomamba_depth.export.onnx_model import Difference, compare, export_onnx, quantise_int8, require
 from videomamba_depth.models.checkpoint import load_student
@@ -69,9 +69,7 @@ def _default_size(model: VideoMambaDepth) -> tuple[int, int]:
 
 def _frames(video: Path, size: tuple[int, int], num_frames: int) -> Iterator[np.ndarray]:
     """Yield frames of a video, resized; it is repeated where it is short."""
-    pictures = [
-        cv2.resize(f.rgb, size[::-1], interpolation=cv2.INTER_AREA) for f in islice(iter_frames(video), num_frames)
-    ]
+    pictures = [resize_images(f.rgb[None], size)[0] for f in islice(iter_frames(video), num_frames)]
     return islice(cycle(pictures), num_frames)
 
 

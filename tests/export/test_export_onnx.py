@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
 
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra [export])")
@@ -107,6 +109,28 @@ def test_int8_is_near_and_reported(student: VideoMambaDepth, exported: Path, tmp
 def test_a_size_that_does_not_fit(student: VideoMambaDepth, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="multiples of the patch, 14 px"):
         export_onnx(student, tmp_path / "x.onnx", (50, 56))
+
+
+@pytest.mark.parametrize("size", [(180, 240), (50, 60)])
+def test_the_example_brings_frames_to_size_as_a_stream_does(
+    student: VideoMambaDepth, exported: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """What is shrunk, or enlarged, outside of the graph gives the stream's depth."""
+    fit = runpy.run_path(str(ROOT / "examples/run_onnx.py"))["fit"]
+    session = open_session(exported)
+    monkeypatch.setattr(student.encoder, "input_size", 56)
+    height, width = student.encoder.input_resolution(*size)
+    feeds = {n: np.zeros(evaluate_shape(s, height, width), np.float32) for n, s in state_shapes(student).items()}
+    feeds["frame_index"] = feeds["frame_index"].astype(np.int64)
+    names = list(feeds)
+    stream = DepthStream(student, device="cpu", resolution="model")
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        frame = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        depth, *state = session.run(None, feeds | {"rgb": fit(frame, height, width)})
+        feeds = dict(zip(names, state, strict=True))
+        expected = stream.step(frame)
+        assert np.abs(depth[0, 0] - expected).max() < 1e-3 * np.ptp(expected)  # measured 4e-6
 
 
 @pytest.mark.slow

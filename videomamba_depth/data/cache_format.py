@@ -57,7 +57,7 @@ class TeacherKey:
     input_size: int | None
     dtype: str
     depth_kind: str
-    resize: str = "cubic, aspect kept, multiple of the patch"
+    resize: str = "antialiased cubic, aspect kept, multiple of the patch"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TeacherKey:

@@ -1,9 +1,8 @@
 """Clip transforms: one random draw for all frames and all maps of a clip; every map moves with its pixels.
 
-Resizing: RGB is resized with cubic interpolation, as Depth Anything's own preprocessing does, and with area averaging
-when it shrinks to less than half, where cubic would alias (which flickers in video). Teacher depth is bilinear; true
-inverse depth and flow take the nearest sample, since a mean across an edge is the depth of nothing; a pixel stays
-`valid` with its nearest sample and `static` only if everything under it is.
+Resizing: RGB is resized with cubic interpolation, antialiased where it shrinks, as the encoders do. Teacher depth is
+bilinear; true inverse depth and flow take the nearest sample, since a mean across an edge is the depth of nothing; a
+pixel stays `valid` with its nearest sample and `static` only if everything under it is.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.data.perturbations import Perturbations
+from videomamba_depth.utils.images import shrink_images, shrinks
 
 _IMAGES = ("rgb", "rgb_clean")
 _SMOOTH = ("teacher_depth", "stabilised_depth")
@@ -24,7 +24,7 @@ _NEAREST = ("inv_depth",)
 _FLOWS = ("flow_bwd", "flow_fwd")
 _NEAREST_MASKS = ("valid",)
 _STRICT_MASKS = ("static",)
-# Below this scale cubic interpolation skips source pixels.
+# Below this scale bilinear interpolation skips source pixels.
 _AREA_BELOW = 0.5
 # A strict mask averages 0/1 in float32: everything under the pixel is set.
 _ALL = 0.999
@@ -171,13 +171,17 @@ def fit_size(height: int, width: int, short_side: int | None, multiple: int = 14
 
 
 def resize_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize uint8 RGB [N,H,W,3] to `size` (height, width): cubic, or area where it shrinks below half."""
-    return _resize(images, size, cv2.INTER_AREA if _shrinks(images, size) else cv2.INTER_CUBIC)
+    """Resize uint8 RGB [N,H,W,3] to `size` (height, width): cubic, antialiased where it shrinks (`shrink_images`)."""
+    if shrinks(images.shape[1:3], size):
+        channels_first = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        return np.ascontiguousarray(shrink_images(channels_first, size).permute(0, 2, 3, 1).numpy())
+    return _resize(images, size, cv2.INTER_CUBIC)
 
 
 def resize_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a teacher's depth, float32 [N,H,W], to `size` (height, width): bilinear, or area below half."""
-    return _resize(depth, size, cv2.INTER_AREA if _shrinks(depth, size) else cv2.INTER_LINEAR)
+    below_half = min(size[0] / depth.shape[1], size[1] / depth.shape[2]) < _AREA_BELOW
+    return _resize(depth, size, cv2.INTER_AREA if below_half else cv2.INTER_LINEAR)
 
 
 def transform_images(images: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -215,10 +219,6 @@ def _resize(maps: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
     if maps.shape[1:3] == size:
         return maps
     return np.stack([cv2.resize(image, (size[1], size[0]), interpolation=method) for image in maps])
-
-
-def _shrinks(maps: np.ndarray, size: tuple[int, int]) -> bool:
-    return min(size[0] / maps.shape[1], size[1] / maps.shape[2]) < _AREA_BELOW
 
 
 def _recolour(images: np.ndarray, change: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.images import shrink_images
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
@@ -37,10 +38,10 @@ class DepthAnythingEncoder(nn.Module):
     `encode_frame` ends after the DPT *reassemble* stage; `decode` runs the rest (fusion and head). Every parameter is
     frozen and the module stays in eval mode.
 
-    Preprocessing (official Depth Anything: ImageNet mean and std, cubic resize, sides rounded to multiples of the
-    patch): the short side becomes `input_size`, the aspect ratio is kept; with `input_size=None` each side is rounded
-    to the nearest multiple of the patch. Depth comes back at the size of the input, bilinearly (corners aligned, as the
-    official code).
+    Preprocessing (as transformers' image processor of Depth Anything: cubic resize, antialiased where it shrinks, sides
+    rounded to multiples of the patch, ImageNet mean and std): the short side becomes `input_size`, the aspect ratio is
+    kept; with `input_size=None` each side is rounded to the nearest multiple of the patch. Depth comes back at the size
+    of the input, bilinearly (corners aligned, as the official code).
 
     Attributes:
         depth_kind: what the depth means, see `DepthKind`.
@@ -141,8 +142,8 @@ class DepthAnythingEncoder(nn.Module):
         if rgb.ndim != 4 or rgb.shape[1] != 3:
             raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
         height, width = self.input_resolution(*rgb.shape[-2:])
-        pixels = (rgb.to(self.mean.dtype) - self.mean) / self.std
-        if (height, width) != rgb.shape[-2:]:
+        pixels = (shrink_images(rgb.to(self.mean.dtype), (height, width)) - self.mean) / self.std
+        if (height, width) != pixels.shape[-2:]:  # it grows
             pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False)
         hidden = self.backbone.forward_with_filtered_kwargs(pixels.to(self.dtype)).feature_maps
         maps = self.reassemble_stage(hidden, height // self.patch_size, width // self.patch_size)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.images import shrink_images
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
 from videomamba_depth.video_mamba.embedding import normalize_imagenet
@@ -63,7 +64,7 @@ class VideoMambaEncoder(nn.Module):
     arXiv 2103.13413, section 3.1). Everything is trainable; it learns what the teacher's encoder knows by distillation,
     so that unlike a student on the teacher's own encoder it does not start as the teacher.
 
-    Preprocessing: ImageNet mean and std, cubic resize to multiples of the patch.
+    Preprocessing: cubic resize to multiples of the patch, antialiased where it shrinks; ImageNet mean and std.
 
     Args:
         backbone: a `VideoMamba` for images of at least 4 layers; its classifier is not used (num_classes=0).
@@ -173,8 +174,8 @@ class VideoMambaEncoder(nn.Module):
         if rgb.ndim != 4 or rgb.shape[1] != 3:
             raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
         size = self.input_resolution(rgb.shape[-2], rgb.shape[-1])
-        pixels = normalize_imagenet(rgb)
-        if size != rgb.shape[-2:]:
+        pixels = normalize_imagenet(shrink_images(rgb, size))
+        if size != pixels.shape[-2:]:  # it grows
             pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
         features = {}
         streams = self.backbone.dense_features(pixels, self.taps)
