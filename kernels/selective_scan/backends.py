@@ -14,8 +14,15 @@ from selective_scan.build import BuildError
 
 logger = logging.getLogger("selective_scan")
 
+ON, OFF = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
+"""What a variable of the environment that is a switch may say, in any case; empty is like not set."""
+
 BACKENDS = ("reference", "cpp", "triton", "mamba_ssm")
 _DEVICE_OF = {"cpp": "cpu", "triton": "cuda", "mamba_ssm": "cuda"}
+
+
+class BackendError(ValueError, RuntimeError):
+    """What was asked for, by argument or environment, is unknown or does not run here; the message is one line."""
 
 
 @torch.compiler.assume_constant_result
@@ -26,7 +33,7 @@ def resolve_backend(
 
     In order of precedence: VIDEOMAMBA_DISABLE_FUSED=1 (the reference, whatever else is asked for); `requested`;
     VIDEOMAMBA_SCAN_BACKEND; VIM_USE_CUDA_KERNEL (0: the reference, 1: a fused backend or an error); the fastest that
-    works: `cpp` on CPU, `triton` on CUDA and ROCm, the reference elsewhere.
+    works: `cpp` on CPU, `triton` on CUDA and ROCm, the reference elsewhere. Both switches take the words of `switch`.
 
     Args:
         requested: a name in `BACKENDS`, "auto" or None.
@@ -36,10 +43,9 @@ def resolve_backend(
         preferred: what to choose before the fastest of ours if it is installed and nobody asks for anything else.
 
     Raises:
-        ValueError: an unknown name, or a backend that does not run on `device`.
-        RuntimeError: a backend that was asked for, by argument or environment, does not work here.
+        BackendError: an unknown name or word, or a backend that was asked for and does not work here or on `device`.
     """
-    if os.environ.get("VIDEOMAMBA_DISABLE_FUSED", "0") not in ("", "0"):
+    if switch("VIDEOMAMBA_DISABLE_FUSED"):
         return _log_once("reference", discretization, "VIDEOMAMBA_DISABLE_FUSED is set")
     for name, origin in (
         (requested, "the argument"),
@@ -47,25 +53,38 @@ def resolve_backend(
     ):
         if name and name != "auto":
             return _log_once(_explicit(name, origin, device, discretization, wide), discretization, origin)
-    use_kernel = os.environ.get("VIM_USE_CUDA_KERNEL", "")
-    if preferred is not None and use_kernel != "0" and _problem(preferred, discretization, wide) is None:
+    use_kernel = switch("VIM_USE_CUDA_KERNEL")
+    if preferred is not None and use_kernel is not False and _problem(preferred, discretization, wide) is None:
         return _log_once(preferred, discretization, "automatic")
     return _automatic(use_kernel, device, discretization, wide)
 
 
+def switch(name: str) -> bool | None:
+    """Return what a switch of the environment says: True, False, or None where it is not set or empty.
+
+    Raises:
+        BackendError: another word than those of `ON` and `OFF`.
+    """
+    word = os.environ.get(name, "").strip().lower()
+    if word not in ("", *ON, *OFF):
+        words = f"{'/'.join(ON)} or {'/'.join(OFF)}"
+        raise BackendError(f"the environment variable {name} must be {words}; got {os.environ[name]!r}")
+    return word in ON if word else None
+
+
 def _explicit(name: str, origin: str, device: str, discretization: str, wide: bool) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r} from {origin}")
+        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r} from {origin}")
     if name != "reference" and device not in ("meta", _DEVICE_OF[name]) and not _interpreted(name):
-        raise ValueError(f"backend {name!r} runs on {_DEVICE_OF[name]} tensors; got {device} ({origin})")
+        raise BackendError(f"backend {name!r} runs on {_DEVICE_OF[name]} tensors; got {device} ({origin})")
     problem = _problem(name, discretization, wide)
     if problem:
-        raise RuntimeError(f"backend {name!r}, chosen by {origin}, does not work here: {problem}")
+        raise BackendError(f"backend {name!r}, chosen by {origin}, does not work here: {problem}")
     return name
 
 
-def _automatic(use_kernel: str, device: str, discretization: str, wide: bool) -> str:
-    if use_kernel == "0":
+def _automatic(use_kernel: bool | None, device: str, discretization: str, wide: bool) -> str:
+    if use_kernel is False:
         return _log_once("reference", discretization, "VIM_USE_CUDA_KERNEL=0")
     fused = next((name for name in ("cpp", "triton") if _DEVICE_OF[name] == device), None)
     problem = f"there is no fused backend for {device} tensors" if fused is None else None
@@ -73,8 +92,8 @@ def _automatic(use_kernel: str, device: str, discretization: str, wide: bool) ->
         problem = _problem(fused, discretization, wide)
         if problem is None:
             return _log_once(fused, discretization, "automatic")
-    if use_kernel == "1":
-        raise RuntimeError(f"VIM_USE_CUDA_KERNEL=1 asks for a fused backend: {problem}")
+    if use_kernel:
+        raise BackendError(f"VIM_USE_CUDA_KERNEL=1 asks for a fused backend: {problem}")
     if device != "meta":
         _warn_once(f"the slow reference backend runs: {problem}")
     return "reference"

@@ -3,6 +3,8 @@
 The libraries have a plain C interface and include no PyTorch header, so that one compiles in about four seconds and
 serves every PyTorch release. They are kept in SELECTIVE_SCAN_CACHE_DIR, or else in videomamba_depth/selective_scan
 below XDG_CACHE_HOME (~/.cache), under a name that holds a hash of the sources, the flags, the compiler and the CPU.
+Beside each lies its SHA-256: one that does not fit it (cut off, damaged) is never loaded but compiled again. Nothing is
+loaded from a folder that other users may write to. Where the cache cannot be used, every process compiles its own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,13 +33,28 @@ FLAGS = ("-std=c++20", "-O2", "-march=native", "-fno-math-errno", "-fno-trapping
 # between libraries, of which there are none.
 QUIET = ("-Wno-psabi",)
 
+BUILD_TIMEOUT_S = 120.0
+"""Of one compilation, which takes 2-4 s on a quiet machine, and of the wait for another process that compiles."""
+_VERSION_TIMEOUT_S = 20.0
+_POLL_S = 0.05
+_WRITABLE_BY_OTHERS = 0o022
+_STICKY = 0o1000
+
 
 class BuildError(RuntimeError):
     """The kernels cannot be compiled or loaded here; the message is one line that says why."""
 
 
+class _CacheError(Exception):
+    """The cache cannot be used; the message says why."""
+
+
 def cache_dir() -> Path:
-    """Return the folder that compiled libraries are kept in (it need not exist)."""
+    """Return the folder that compiled libraries are kept in (it need not exist).
+
+    Raises:
+        RuntimeError: there is no home folder to put it in.
+    """
     explicit = os.environ.get("SELECTIVE_SCAN_CACHE_DIR")
     if explicit:
         return Path(explicit).expanduser()
@@ -49,8 +67,8 @@ def load_library(source: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Return `cpp/<source>` compiled with `defines`, from the cache or after building it.
 
     Raises:
-        BuildError: no compiler, a failed compilation, or a library that does not load. A failure is remembered, so
-            that every later call fails at once with the same message.
+        BuildError: no compiler, a failed compilation or one that takes too long, or a library that does not load. A
+            failure is remembered, so that every later call fails at once with the same message.
     """
     result = _try_load(source, defines)
     if isinstance(result, BuildError):
@@ -61,28 +79,111 @@ def load_library(source: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
 @functools.cache
 def _try_load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL | BuildError:
     try:
-        library = _library_path(source, defines)
-        if not library.exists():
-            _build(source, defines, library)
-        return ctypes.CDLL(str(library))
+        name = _library_name(source, defines)
+        try:
+            return ctypes.CDLL(str(_cached(source, defines, name)))
+        except (_CacheError, OSError) as error:  # OSError: among others, no program may run from there
+            _warn_of_cache(str(error))
+            return _load_private(source, defines, name)
     except BuildError as error:
         return error
     except OSError as error:
         return BuildError(f"the compiled kernels cannot be stored or loaded: {error}")
 
 
-@functools.cache
-def _compiler() -> str:
-    for candidate in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        if candidate and shutil.which(candidate):
-            return candidate
+_warned: set[str] = set()
+
+
+def _warn_of_cache(reason: str) -> None:
+    """Say once why the cache is of no use."""
+    if not _warned:
+        _warned.add(reason)
+        logger.warning(
+            "compiled kernels cannot be kept: %s; every process compiles its own, which takes seconds. Let "
+            "SELECTIVE_SCAN_CACHE_DIR name a folder that you alone can write to",
+            reason,
+        )
+
+
+def _load_private(source: str, defines: tuple[str, ...], name: str) -> ctypes.CDLL:
+    """Compile into a folder that nobody else can write to, load, and remove the file: what is loaded stays."""
+    with tempfile.TemporaryDirectory(prefix="selective_scan-") as folder:
+        library = Path(folder) / name
+        _compile(source, defines, library)
+        return ctypes.CDLL(str(library))
+
+
+def _cached(source: str, defines: tuple[str, ...], name: str) -> Path:
+    """Return the path of a library whose bytes are those that were compiled; builds it if there is none.
+
+    Raises:
+        _CacheError: the folder cannot be written to, or cannot be trusted.
+        BuildError: see `load_library`.
+    """
+    try:
+        library = cache_dir() / name
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_trust(library.parent)
+        if not _is_intact(library):
+            with _locked(library.with_suffix(".lock")):
+                if not _is_intact(library):  # else another process built it while this one waited
+                    if _digest_path(library).exists():
+                        logger.warning("the compiled kernels in %s are damaged; they are compiled again", library)
+                    _build(source, defines, library)
+        return library
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, BuildError):
+            raise
+        raise _CacheError(str(error)) from error
+
+
+def _check_trust(folder: Path) -> None:
+    """Raise _CacheError if somebody else than this user and root could put a library into `folder`."""
+    if not hasattr(os, "geteuid"):  # Windows: below the user's profile
+        return
+    folder = folder.resolve()
+    trusted = {0, os.geteuid(), Path("/").stat().st_uid}  # in some containers root has another number
+    for place in (folder, *folder.parents):
+        about = place.stat()
+        if about.st_uid not in trusted:
+            raise _CacheError(f"{place} belongs to another user")
+        # Who may write to a folder above may put another folder in the place of this one, unless it is sticky (/tmp).
+        # Groups are asked about here alone: home folders are often writable by a group of one.
+        mask = _WRITABLE_BY_OTHERS if place == folder else 0o002
+        if about.st_mode & mask and (place == folder or not about.st_mode & _STICKY):
+            raise _CacheError(f"others may write to {place} (chmod go-w mends that)")
+
+
+def _is_intact(library: Path) -> bool:
+    """Tell whether a library of ours is there and as it was compiled."""
+    try:
+        stated = _digest_path(library).read_text(encoding="ascii", errors="replace")
+        content = library.read_bytes()
+        owner = library.stat().st_uid
+    except FileNotFoundError:
+        return False
+    if hasattr(os, "geteuid") and owner not in (0, os.geteuid()):
+        raise _CacheError(f"{library} belongs to another user")
+    return hashlib.sha256(content).hexdigest() == stated
+
+
+def _digest_path(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _compiler() -> list[str]:
+    """Return the command that compiles; $CXX may hold arguments, as in "ccache g++"."""
+    for candidate in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
+        command = candidate.split()
+        if command and shutil.which(command[0]):
+            return command
     raise BuildError("no C++ compiler found (looked for $CXX, g++, clang++ and c++); install one to run 30-60x faster")
 
 
 @functools.cache
 def _environment_key() -> str:
     """Describe the compiler and the instruction set that -march=native stands for on this machine."""
-    version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=False).stdout
+    version = _run([*_compiler(), "--version"], _VERSION_TIMEOUT_S).stdout
     cpu = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -90,49 +191,96 @@ def _environment_key() -> str:
     return "\n".join([version, platform.system(), platform.machine(), cpu])
 
 
-def _library_path(source: str, defines: tuple[str, ...]) -> Path:
+def _library_name(source: str, defines: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCE_DIR.iterdir()):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + path.read_bytes())
     digest.update(" ".join([*FLAGS, *QUIET, source, *defines]).encode())
     digest.update(_environment_key().encode())
-    name = "-".join([Path(source).stem, *defines, digest.hexdigest()[:16]]).replace("=", "")
-    return cache_dir() / f"{name}.so"
+    return "-".join([Path(source).stem, *defines, digest.hexdigest()[:16]]).replace("=", "") + ".so"
 
 
 def _build(source: str, defines: tuple[str, ...], library: Path) -> None:
-    """Compile into a temporary file and rename it, so that no process ever sees half a library."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(library.with_suffix(".lock")):
-        if library.exists():  # another process built it while this one waited
-            return
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            output = Path(folder) / library.name
-            command = [_compiler(), *FLAGS, *QUIET, *(f"-D{define}" for define in defines)]
-            command += [str(SOURCE_DIR / source), "-o", str(output)]
-            # Apple's clang has no OpenMP: one thread is better than none.
-            result = _run([*command, "-fopenmp"])
-            if result.returncode != 0:
-                result = _run(command)
-            if result.returncode != 0:
-                lines = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]
-                raise BuildError(f"{_compiler()} cannot compile {source}: {lines[0]}")
-            os.replace(output, library)
-        logger.info("compiled %s in %.1f s", library.name, time.perf_counter() - started)
+    """Compile into a temporary folder and rename, so that no process ever sees half a library."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        output = Path(folder) / library.name
+        _compile(source, defines, output)
+        digest = _digest_path(output)
+        digest.write_text(hashlib.sha256(output.read_bytes()).hexdigest(), encoding="ascii")
+        # A stop between the two leaves a pair that does not fit, which is compiled again.
+        os.replace(output, library)
+        os.replace(digest, _digest_path(library))
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _compile(source: str, defines: tuple[str, ...], output: Path) -> None:
+    started = time.perf_counter()
+    command = [*_compiler(), *FLAGS, *QUIET, *(f"-D{define}" for define in defines)]
+    command += [str(SOURCE_DIR / source), "-o", str(output)]
+    # Apple's clang has no OpenMP: one thread is better than none.
+    result = _run([*command, "-fopenmp"], BUILD_TIMEOUT_S)
+    if result.returncode != 0:
+        result = _run(command, BUILD_TIMEOUT_S)
+    if result.returncode != 0 or not output.is_file():
+        lines = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]
+        raise BuildError(f"{_compiler()[0]} cannot compile {source}: {lines[0]}")
+    logger.info("compiled %s in %.1f s", output.name, time.perf_counter() - started)
+
+
+_hanging: set[str] = set()
+"""Compilers that did not come back: they are not asked again."""
+
+
+def _run(command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run the compiler, and end it with the processes that it started when it takes too long or is interrupted."""
+    message = f"the compiler {command[0]} does not come back (waited {timeout_s:g} s); let $CXX name another one"
+    if command[0] in _hanging:
+        raise BuildError(message)
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            _kill_group(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                _hanging.add(command[0])
+                raise BuildError(message) from error
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes; the lock dies with its holder."""
-    with path.open("w") as file:
+    """Hold an exclusive lock between processes, which dies with its holder.
+
+    Raises:
+        _CacheError: another process held it for longer than a compilation takes.
+    """
+    with path.open("a") as file:
         if sys.platform != "win32":
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+            end_s = time.monotonic() + BUILD_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end_s:
+                        raise _CacheError(f"another process holds {path} and does not finish") from None
+                    time.sleep(_POLL_S)
         yield

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_backbones import PATCHES, clip, contract, image_model, masked_model, stream, video_model, vim_model
 
+from videomamba_depth.video_mamba.mixer import MambaMixer
 from videomamba_depth.video_mamba.pooling import mean_per_slice
 from videomamba_depth.video_mamba.positions import resize_spatial_table
 from videomamba_depth.video_mamba.streaming import allocate_state
@@ -73,7 +74,21 @@ def test_point_10_unknown_options_are_refused_at_construction() -> None:
         contract(ssm_cfg={"discretization": "euler"})
     with pytest.raises(ValueError, match="num_frames"):
         contract(num_frames=1, kernel_size=2)
-    contract(ssm_cfg={"use_fast_path": False})  # a name of the field that changes no number
+    with pytest.raises(ValueError, match="use_fast_path=False and backend='cpp'"):
+        contract(ssm_cfg={"use_fast_path": False, "backend": "cpp"})
+    with pytest.raises(ValueError, match="must be true or false; got 0"):
+        contract(ssm_cfg={"use_fast_path": 0})
+
+
+def test_point_10_the_fast_path_can_be_left_out() -> None:
+    for cfg, backend in (
+        ({"use_fast_path": False}, "reference"),
+        ({"use_fast_path": False, "backend": "auto"}, "reference"),
+        ({"use_fast_path": True}, None),
+        ({"use_fast_path": True, "backend": "cpp"}, "cpp"),
+    ):
+        mixers = [m for m in contract(ssm_cfg=cfg).modules() if isinstance(m, MambaMixer)]
+        assert {mixer.backend for mixer in mixers} == {backend}
 
 
 def test_point_10_bad_inputs_are_refused() -> None:

@@ -19,20 +19,31 @@ _MIXER_KEYS = (
     "discretization",
     "backend",
 )
-_IGNORED_KEYS = ("use_fast_path",)  # names a code path of mamba-ssm that gives the same numbers
+_FAST_PATH = "use_fast_path"  # the name of the field for "the fused kernels"
 
 
 def mixer_arguments(ssm_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the keyword arguments of `MambaMixer` in an `ssm_cfg`; None is empty.
 
+    `use_fast_path=False` runs the reference in place of a fused kernel; True leaves the choice open.
+
     Raises:
-        ValueError: an unknown key, which would otherwise change nothing and say nothing, or an unknown discretization.
+        ValueError: an unknown key, which would otherwise change nothing and say nothing, an unknown discretization, or
+            a `use_fast_path` that is no boolean or contradicts `backend`.
     """
     config = dict(ssm_cfg or {})
-    unknown = sorted(set(config) - {*_MIXER_KEYS, *_IGNORED_KEYS})
+    unknown = sorted(set(config) - {*_MIXER_KEYS, _FAST_PATH})
     if unknown:
-        raise ValueError(f"ssm_cfg has unknown keys {unknown}; the known ones are {', '.join(_MIXER_KEYS)}")
+        known = ", ".join((*_MIXER_KEYS, _FAST_PATH))
+        raise ValueError(f"ssm_cfg has unknown keys {unknown}; the known ones are {known}")
     arguments = {key: value for key, value in config.items() if key in _MIXER_KEYS}
+    fast = config.get(_FAST_PATH, True)
+    if not isinstance(fast, bool):
+        raise ValueError(f"ssm_cfg['use_fast_path'] must be true or false; got {fast!r}")
+    if not fast:
+        if arguments.get("backend") not in (None, "auto", "reference"):
+            raise ValueError(f"ssm_cfg says use_fast_path=False and backend={arguments['backend']!r}; give one of them")
+        arguments["backend"] = "reference"
     if "discretization" in arguments:
         check_discretization(arguments["discretization"])
     return arguments
