@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import torch
@@ -13,7 +14,7 @@ from hydra.types import RunMode
 from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import TrainConfig
-from videomamba_depth.training.distributed import start_ranks, stop_ranks
+from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -27,15 +28,17 @@ def main(config: TrainConfig) -> None:
         config.run_dir = HydraConfig.get().runtime.output_dir
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    torch.use_deterministic_algorithms(config.trainer.deterministic, warn_only=True)
     ranks = start_ranks(config.trainer.device)
     run, resolved = RunFolder(config.run_dir), asdict(config)
     try:
-        run.check_config(resolved)
-        ranks.barrier()
-        if ranks.is_main:
-            run.write_config(resolved)
-        finished = build_trainer(config, ranks, run, resolved).fit()
+        with ExitStack() as stack:
+            with ranks.together():
+                if ranks.is_main:  # one lock for all ranks
+                    stack.enter_context(run.locked())
+                    run.check_config(resolved)
+                    run.write_config(resolved)
+            with only_deterministic(config.trainer.deterministic):
+                finished = build_trainer(config, ranks, run, resolved).fit()
     finally:
         stop_ranks()
     if not finished:

@@ -7,10 +7,8 @@ float16 holds exactly, such as the teacher's decoder, are stored in float16.
 from __future__ import annotations
 
 import argparse
-import json
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from videomamba_depth.models.checkpoint import (
@@ -22,6 +20,8 @@ from videomamba_depth.models.checkpoint import (
     read_weights,
 )
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER
+from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.checkpoint import save_tensors, write_manifest
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 
 
@@ -36,9 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
     description["encoder"]["folder"] = f"../{EMBEDDED_TEACHER.name}"
     EMBEDDED_STUDENT.mkdir(exist_ok=True)
     weights = {name: _smallest(t) for name, t in load_student(checkpoint).student_state_dict().items()}
-    save_file(weights, EMBEDDED_STUDENT / STUDENT_WEIGHTS)
+    save_tensors(EMBEDDED_STUDENT / STUDENT_WEIGHTS, weights)
     (EMBEDDED_STUDENT / STUDENT_WEIGHTS).chmod(0o644)
-    (EMBEDDED_STUDENT / STUDENT_JSON).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_json(EMBEDDED_STUDENT / STUDENT_JSON, description)
+    write_manifest(EMBEDDED_STUDENT)
     shipped = load_student("embedded").student_state_dict()
     assert all(torch.equal(shipped[name], t.float()) for name, t in weights.items())
     size = sum(t.nbytes for t in read_weights(EMBEDDED_STUDENT / STUDENT_WEIGHTS).values())

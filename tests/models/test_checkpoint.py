@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_student
 
 from videomamba_depth.models.checkpoint import (
+    EMBEDDED_STUDENT,
+    STUDENT_JSON,
     STUDENT_WEIGHTS,
     describe_encoder,
     load_student,
     read_weights,
     save_student,
 )
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.utils.checkpoint import MANIFEST, verify_files, write_manifest
 from videomamba_depth.utils.errors import UserError
 
 
@@ -55,8 +60,89 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
 def test_damaged_weights(checkpoint: Path) -> None:
     path = checkpoint / STUDENT_WEIGHTS
     path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged: it is not what was written"):
+        load_student(checkpoint)
+    (checkpoint / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"manifest\.json' is missing"):
+        load_student(checkpoint)
+    description = checkpoint / STUDENT_JSON
+    description.write_text(description.read_text().replace('"manifest"', '"note"'))
     with pytest.raises(UserError, match="cannot read"):
         load_student(checkpoint)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def cast(path: Path) -> None:
+    save_file({name: t.half() for name, t in load_file(path).items()}, path)
+
+
+def point(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        (STUDENT_WEIGHTS, flip, "student.safetensors' is damaged"),
+        (STUDENT_WEIGHTS, cast, "student.safetensors' is damaged"),
+        (STUDENT_WEIGHTS, point, "git lfs pull"),
+        (STUDENT_JSON, flip, "student.json' is damaged"),
+        (MANIFEST, flip, "manifest.json' is damaged"),
+    ],
+)
+def test_no_byte_of_a_checkpoint_changes_unnoticed(
+    checkpoint: Path, file: str, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(checkpoint / file)
+    with pytest.raises(UserError, match=said):
+        load_student(checkpoint)
+
+
+def test_a_checkpoint_of_0_1_0_has_no_digests_and_loads(checkpoint: Path) -> None:
+    """Its weights were written without a digest, beside no manifest."""
+    save_file(load_file(checkpoint / STUDENT_WEIGHTS), checkpoint / STUDENT_WEIGHTS)
+    (checkpoint / MANIFEST).unlink()
+    description = json.loads((checkpoint / STUDENT_JSON).read_text())
+    del description["manifest"]
+    (checkpoint / STUDENT_JSON).write_text(json.dumps(description))
+    load_student(checkpoint)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(
+    checkpoint: Path, number: float, tiny_encoder: DepthAnythingEncoder
+) -> None:
+    weights = tiny_student(tiny_encoder).student_state_dict()
+    weights["temporal.s0.pre_mix.bias"] = weights["temporal.s0.pre_mix.bias"] * number
+    with pytest.raises(UserError, match=r"temporal\.s0\.pre_mix\.bias holds numbers that are not finite"):
+        save_student(checkpoint, weights, TemporalSpec(), {}, input_size=None)
+    load_student(checkpoint)
+    save_file(weights, checkpoint / STUDENT_WEIGHTS)
+    write_manifest(checkpoint)
+    with pytest.raises(UserError, match=r"temporal\.s0\.pre_mix\.bias holds numbers that are not finite"):
+        load_student(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "rest", ["[]", "{", "{FORMAT}", '{FORMAT, "encoder": 3}', '{FORMAT, "encoder": {"folder": "x"}}']
+)
+def test_a_description_that_makes_no_sense(checkpoint: Path, rest: str) -> None:
+    (checkpoint / MANIFEST).unlink()
+    (checkpoint / STUDENT_JSON).write_text(rest.replace("FORMAT", '"format": "videomamba-depth student 1"'))
+    with pytest.raises(UserError, match=r"student\.json"):
+        load_student(checkpoint)
+
+
+@pytest.mark.parametrize("folder", [EMBEDDED_STUDENT, EMBEDDED_TEACHER])
+def test_what_is_shipped_has_digests(folder: Path) -> None:
+    """After a change that is meant: `write_manifest(folder)`."""
+    assert (folder / MANIFEST).is_file()
+    verify_files(folder)
 
 
 def test_weights_of_another_model_are_named(checkpoint: Path) -> None:
@@ -64,6 +150,7 @@ def test_weights_of_another_model_are_named(checkpoint: Path) -> None:
     name = "temporal.s0.pre_mix.bias"
     weights["stranger"] = weights.pop(name)
     save_file(weights, checkpoint / STUDENT_WEIGHTS)
+    write_manifest(checkpoint)
     with pytest.raises(UserError, match=rf"missing {name}; unknown stranger"):
         load_student(checkpoint)
 

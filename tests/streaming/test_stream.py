@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
@@ -16,6 +17,7 @@ from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.checkpoint import load_tensors
 from videomamba_depth.utils.errors import UserError
 
 
@@ -79,6 +81,52 @@ def test_saved_stream_of_another_model_is_refused(tmp_path: Path, checkpoint: Pa
         DepthStream(checkpoint, device="cpu", batch_size=2).load(path)
     with pytest.raises(UserError, match="cannot read"):
         stream.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_pixel_that_is_no_number_costs_its_frame_alone(
+    student: VideoMambaDepth, frames: np.ndarray, number: float
+) -> None:
+    rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    stream, clean = (DepthStream(student, device="cpu", resets=ResetPolicy(max_gap_s=1.0)) for _ in range(2))
+    for t in range(3):
+        stream.step_tensor(rgb[t : t + 1], [0.1 * t])
+        clean.step_tensor(rgb[t : t + 1], [0.1 * t])
+    damaged = rgb[3:4].clone()
+    damaged[0, 1, 5, 7] = number
+    with pytest.raises(ValueError, match="frame 3 of the stream holds 1 values that are NaN or infinite"):
+        stream.step_tensor(damaged, [9.0])
+    for t in range(3, 6):
+        expected = clean.step_tensor(rgb[t : t + 1], [0.1 * t])
+        assert torch.equal(stream.step_tensor(rgb[t : t + 1], [0.1 * t]), expected)
+
+
+def test_weights_that_overflow_stop_the_stream(tmp_path: Path, student: VideoMambaDepth, frames: np.ndarray) -> None:
+    stream = DepthStream(student, device="cpu", resets=ResetPolicy(max_gap_s=1.0))
+    stream.step(frames[0], 0.0)
+    stream.save(tmp_path / "stream.safetensors")  # a stream whose time has begun
+    states = stream.states
+    with torch.no_grad():
+        student.head.head.conv3.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"the depth of frame 1 of the stream is not finite .* another checkpoint"):
+        stream.step(frames[1], 0.1)
+    assert stream.states is states
+
+
+def test_a_damaged_stream_is_refused(tmp_path: Path, checkpoint: Path, frames: np.ndarray) -> None:
+    stream = DepthStream(checkpoint, device="cpu")
+    stream.step(frames[0])
+    path = tmp_path / "stream.safetensors"
+    stream.save(path)
+    tensors, metadata = load_tensors(path)
+    name = next(n for n, t in tensors.items() if t.is_floating_point() and t.numel())
+    for changed in ({name: tensors[name] + 1e-3}, {"state.frame_index": tensors["state.frame_index"] + 5}):
+        save_file(tensors | changed, path, metadata={**metadata, "sha256": "0" * 64})
+        with pytest.raises(UserError, match="is damaged: it is not what was written"):
+            stream.load(path)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(UserError, match="has no digest"):
+        stream.load(path)
 
 
 def test_streams_of_a_batch_are_independent(student: VideoMambaDepth, frames: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -36,8 +35,9 @@ from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.labels import Labeller
 from videomamba_depth.training.objective import Objective
-from videomamba_depth.training.run_folder import RunFolder, RunLog
+from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder, RunLog
 from videomamba_depth.training.trainer import Trainer, TrainerSettings
+from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.flow_utils import FlowEstimator, build_flow
 from videomamba_depth.utils.precision import DTYPES, resolve_dtype
 
@@ -174,6 +174,7 @@ def trainer_settings(config: TrainConfig, device: torch.device) -> TrainerSettin
     dtype = resolve_dtype(trainer.precision, device)
     return TrainerSettings(
         steps=trainer.steps,
+        total_steps=trainer.total_steps or trainer.steps,
         chunk_frames=trainer.chunk_frames,
         accumulate=trainer.accumulate,
         lr=optim.lr,
@@ -232,8 +233,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     dataset = build_dataset(
         config.data, config.trainer.seed, teacher, stabilised if loss.target == "stabilised" else None
     )
-    if ranks.is_main:
-        save_encoder(run, origin)
+    with ranks.together():
+        if ranks.is_main:
+            run.keep_encoder(origin)
     return Trainer(
         student,
         labeller,
@@ -247,14 +249,6 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     )
 
 
-def save_encoder(run: RunFolder, encoder: DepthAnythingEncoder) -> None:
-    """Put a copy of the frozen Depth Anything model beside the checkpoints, once, so that they can be run anywhere."""
-    run.remove_partial_encoder()
-    if not run.encoder.is_dir():
-        encoder.save_pretrained(run.encoder)
-        (run.encoder / "complete").touch()
-
-
 def student_writer(
     temporal: TemporalSpec, encoder: dict[str, Any], config: TrainConfig, resolved: dict[str, Any]
 ) -> Callable[[Path, dict[str, Tensor], int], None]:
@@ -263,6 +257,6 @@ def student_writer(
     def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
         motion, output = config.model.motion_spec(), config.model.output.spec()
         save_student(folder, weights, temporal, encoder, config.data.short_side, {"step": step}, motion, output)
-        (folder / "config.json").write_text(json.dumps(resolved, indent=1), encoding="utf-8")
+        write_json(folder / CONFIG_JSON, resolved)
 
     return write

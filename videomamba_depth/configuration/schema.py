@@ -196,6 +196,7 @@ class TrainerConfig:
     """The loop."""
 
     steps: int = ranged(1, _COUNT)
+    total_steps: int | None = ranged(1, _COUNT, None)
     chunk_frames: int = ranged(1, 100_000)
     reset_probability: float = ranged(0, 1)
     accumulate: int = ranged(1, 100_000)

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from videomamba_depth.utils.atomic import sync
 from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -113,8 +114,10 @@ class VideoWriter:
         finally:
             container, self._container = self._container, None
             container.close()
+        sync(self._target)
         if self._target != self.path:
             os.replace(self._target, self.path)
+            sync(self.path.parent)
 
     def __enter__(self) -> VideoWriter:
         return self

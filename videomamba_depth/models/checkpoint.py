@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videomamba_depth import __version__
@@ -19,6 +19,8 @@ from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_state import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.checkpoint import MANIFEST, load_tensors, save_tensors, verify_files, write_manifest
 from videomamba_depth.utils.errors import UserError
 
 STUDENT_JSON = "student.json"
@@ -38,7 +40,7 @@ def save_student(
     motion: MotionSpec | None = None,
     output: OutputSpec | None = None,
 ) -> None:
-    """Write `student.safetensors` and `student.json` into an existing folder.
+    """Write `student.safetensors`, `student.json` and a manifest of what is there into an existing folder.
 
     Args:
         weights: `VideoMambaDepth.student_state_dict()`, or an average of several.
@@ -47,8 +49,11 @@ def save_student(
         input_size: short side in px that frames are resized to for inference; None keeps a frame's own.
         extra: JSON values that travel along, e.g. the step.
         motion, output: what else the student was built with.
+
+    Raises:
+        UserError: a weight is not finite, or the disk is full.
     """
-    save_file({name: t.detach().contiguous().cpu() for name, t in weights.items()}, folder / STUDENT_WEIGHTS)
+    save_tensors(folder / STUDENT_WEIGHTS, weights)
     description = {
         "format": _FORMAT,
         "version": __version__,
@@ -57,9 +62,11 @@ def save_student(
         "output": asdict(output) if output is not None else None,
         "encoder": encoder,
         "input_size": input_size,
+        "manifest": MANIFEST,
         **(extra or {}),
     }
-    (folder / STUDENT_JSON).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    write_json(folder / STUDENT_JSON, description)
+    write_manifest(folder)
 
 
 def describe_encoder(encoder: DepthAnythingEncoder, folder: str) -> dict[str, Any]:
@@ -86,19 +93,22 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint's `student.json`.
 
     Raises:
-        UserError: no such folder, or not a student.
+        UserError: no such folder, not a student, or damaged.
     """
     path = student_folder(folder) / STUDENT_JSON
     if not path.is_file():
         raise UserError(
             f"'{folder}' is not a student checkpoint (no {STUDENT_JSON}); give a folder such as runs/NAME/last"
         )
+    verify_files(path.parent, [path.name])
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is damaged ({error}); use another checkpoint of the run") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise UserError(f"'{path}' is not in this version's format ({_FORMAT})")
+    if description.get("manifest") and not (path.parent / MANIFEST).is_file():
+        raise UserError(f"'{path.with_name(MANIFEST)}' is missing; restore it, or use another checkpoint of the run")
     return description
 
 
@@ -116,7 +126,15 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
     """
     folder = student_folder(folder)
     description = read_description(folder)
-    about, size = description["encoder"], input_size or description["input_size"]
+    with _damaged(folder):
+        student = _build_student(folder, description, input_size or description.get("input_size"))
+    load_student_weights(student, read_weights(folder / STUDENT_WEIGHTS), str(folder))
+    return student.eval()
+
+
+def _build_student(folder: Path, description: dict[str, Any], size: int | None) -> VideoMambaDepth:
+    """Return the student that is described, with weights at their start but for a frozen encoder's."""
+    about = description["encoder"]
     encoder: VideoMambaEncoder | DepthAnythingEncoder
     if "video_mamba" in about:
         encoder, head = (
@@ -129,9 +147,7 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
     temporal = TemporalSpec(**{name: ScaleSpec(**spec) for name, spec in description["temporal"].items()})
     motion = MotionSpec(**description["motion"]) if description.get("motion") else None
     output = OutputSpec(**description["output"]) if description.get("output") else None
-    student = VideoMambaDepth(encoder, head, temporal, motion=motion, output=output)
-    load_student_weights(student, read_weights(folder / STUDENT_WEIGHTS), str(folder))
-    return student.eval()
+    return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output)
 
 
 def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnythingEncoder:
@@ -142,8 +158,9 @@ def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnyt
     """
     folder = student_folder(folder)
     description = read_description(folder)
-    about = description["encoder"]
-    return _load_encoder(folder, about.get("teacher", about), input_size or description["input_size"])
+    with _damaged(folder):
+        about = description["encoder"]
+        return _load_encoder(folder, about.get("teacher", about), input_size or description.get("input_size"))
 
 
 def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], source: str) -> None:
@@ -167,15 +184,25 @@ def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], s
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file of a checkpoint.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: missing or damaged, or not finite.
     """
+    verify_files(path.parent, [path.name])
+    return load_tensors(path)[0]
+
+
+@contextmanager
+def _damaged(folder: Path) -> Iterator[None]:
+    """Turn what a description that makes no sense leads to into a `UserError`."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read '{path}' ({error}); use another checkpoint of the run") from error
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        raise UserError(
+            f"'{folder / STUDENT_JSON}' is damaged or of another version ({type(error).__name__}: {error});"
+            " use another checkpoint of the run"
+        ) from error
 
 
 def _load_encoder(folder: Path, about: dict[str, Any], input_size: int | None) -> DepthAnythingEncoder:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.input_size import model_input_size
+from videomamba_depth.utils.checkpoint import check_finite, verify_files
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.images import shrink_images
@@ -88,6 +89,8 @@ class DepthAnythingEncoder(nn.Module):
         """
         source = str(EMBEDDED_TEACHER) if name_or_path == "embedded" else name_or_path
         _check_is_depth_anything(source)
+        if Path(source).is_dir():
+            verify_files(Path(source))
         try:
             with _no_bar() if Path(source).is_dir() else nullcontext():
                 model, report = DepthAnythingForDepthEstimation.from_pretrained(
@@ -101,6 +104,7 @@ class DepthAnythingEncoder(nn.Module):
                 f"the weights of '{name_or_path}' do not fit its config: {len(missing)} tensors missing or of another"
                 f" shape, first {missing[0]}; download the checkpoint again"
             )
+        check_finite(dict(model.named_parameters()), f"'{name_or_path}' cannot be used")
         return cls(model, name_or_path, input_size)
 
     def save_pretrained(self, folder: str | Path) -> None:

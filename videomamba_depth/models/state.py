@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.video_mamba.mixer import LayerState
 
-_FORMAT = "videomamba-depth state 1"
+_FORMAT = "videomamba-depth state 2"
 _MAP = "map."  # before the names of maps, where tensors are listed by flat names
 
 
@@ -94,7 +93,11 @@ class DepthState:
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor], metadata: dict[str, str]) -> DepthState:
-        """Undo `tensors` and `metadata`."""
+        """Undo `tensors` and `metadata`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: they are not of a state.
+        """
         sizes = {name: (int(h), int(w)) for name, (h, w) in json.loads(metadata["feature_sizes"]).items()}
         layers: dict[str, tuple[LayerState, ...]] = {}
         for name in sizes:
@@ -107,26 +110,27 @@ class DepthState:
         return cls(layers, named["frame_index"], sizes, metadata["signature"], maps)
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file."""
-        tensors = {name: t.detach().contiguous().cpu() for name, t in self.tensors().items()}
-        save_file(tensors, path, metadata=self.metadata())
+        """Write to a safetensors file, atomically.
+
+        Raises:
+            UserError: a number is not finite, or the disk is full.
+        """
+        save_tensors(Path(path), self.tensors(), self.metadata())
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> DepthState:
         """Read what `save` wrote.
 
         Raises:
-            UserError: no such file, or not a state.
+            UserError: no such file, not a state, or damaged.
         """
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read the stream state '{path}': {error}") from error
+        tensors, metadata = load_tensors(Path(path), device, sealed=True)
         if metadata.get("format") != _FORMAT:
             raise UserError(f"'{path}' is not a stream state of this version ({_FORMAT}); save it again")
-        return cls.from_tensors(tensors, metadata)
+        try:
+            return cls.from_tensors(tensors, metadata)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the stream state '{path}' is damaged ({error!r}); save it again") from error
 
 
 def check_state(state: DepthState, expected: DepthState) -> None:

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from videomamba_depth import __version__
 from videomamba_depth.data.video_io import Frame
 from videomamba_depth.streaming.frames import DepthFrame, LiveLosses
-from videomamba_depth.streaming.outputs import write_json
 from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeline
 from videomamba_depth.streaming.sources import FrameSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import resident_mb
+from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ class StreamJob:
         except BaseException as error:
             self._finish_record(report, f"failed: {' '.join(str(error).split()) or type(error).__name__}")
             if isinstance(error, UserError) and report.num_frames:
-                raise UserError(f"{error}; {report.num_frames} frames were streamed before, and written") from error
+                written = ", and written" if report.written else ""
+                raise UserError(f"{error}; {report.num_frames} frames were streamed before{written}") from error
             raise
         self._finish_record(report, "stopped" if report.stopped else "complete")
         return report
@@ -122,8 +123,8 @@ class StreamJob:
             return
         try:
             write_json(self._about_path, self._record)
-        except OSError as error:  # a full disk: the error that the sinks raise says it
-            log.warning("cannot write %s: %s", self._about_path, error.strerror)
+        except UserError as error:  # a full disk: the error that the sinks raise says it
+            log.warning("%s", error)
 
 
 def summary(report: PipelineReport) -> str:

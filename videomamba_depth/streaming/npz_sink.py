@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from videomamba_depth.streaming.frames import DepthFrame, to_storage
-from videomamba_depth.streaming.outputs import disk_error
+from videomamba_depth.utils.atomic import replacing
 from videomamba_depth.utils.depth_kind import DepthKind
 
 _SHARD_BYTES = 64 * 2**20  # a shard holds fewer frames than asked for rather than more memory than this
@@ -55,21 +54,15 @@ class NpzSink:
     def _flush(self) -> None:
         path = self.folder / f"depth_{self._index[0]:06d}.npz"
         base = self._time_base
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    depth=self._depth[: len(self._index)],
-                    frame_index=np.array(self._index, np.int64),
-                    pts=np.array(self._pts, np.int64),
-                    timestamp_s=np.array([pts * base.numerator / base.denominator for pts in self._pts]),
-                    time_base=np.array([base.numerator, base.denominator], np.int64),
-                    depth_kind=np.array(self._kind.value),
-                    scale=np.array(1.0),
-                )
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise disk_error(path, error) from error
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                depth=self._depth[: len(self._index)],
+                frame_index=np.array(self._index, np.int64),
+                pts=np.array(self._pts, np.int64),
+                timestamp_s=np.array([pts * base.numerator / base.denominator for pts in self._pts]),
+                time_base=np.array([base.numerator, base.denominator], np.int64),
+                depth_kind=np.array(self._kind.value),
+                scale=np.array(1.0),
+            )
         self._index, self._pts = [], []

@@ -1,11 +1,8 @@
-"""Names of the files that a stream writes, and how small files are written whole or not at all."""
+"""Names of the files that a stream writes."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,30 +65,3 @@ class OutputPaths:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to the output folder '{self.folder}': {error.strerror}") from error
-
-
-def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Write a JSON file that is whole at every moment."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all.
-
-    Raises:
-        UserError: the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-
-
-def disk_error(path: Path, error: OSError) -> UserError:
-    """Return what to tell a person when `path` cannot be written."""
-    return UserError(f"cannot write {path}: {error.strerror or error}")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from videomamba_depth.streaming.frames import DepthFrame, to_storage
-from videomamba_depth.streaming.outputs import write_bytes, write_json
+from videomamba_depth.utils.atomic import flush_folder, write_bytes, write_json
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -41,10 +41,11 @@ class Png16Sink:
         self._fit_scale(float(depth.max()), frame.index)
         value = np.clip(np.rint(depth / np.float32(self._scale)), 0, 65535).astype(np.uint16)
         _, data = cv2.imencode(".png", value, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        write_bytes(self.folder / f"{frame.index:06d}.png", data.tobytes())
+        write_bytes(self.folder / f"{frame.index:06d}.png", data.tobytes(), durable=False)
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Flush the pictures to the disk."""
+        flush_folder(self.folder)
 
     def _fit_scale(self, largest: float, index: int) -> None:
         scale = self._scale
@@ -87,10 +88,12 @@ class ExrSink:
         depth = to_storage(frame.depth, np.dtype(np.float16)).astype(np.float32) if self._half else frame.depth
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(depth), format="grayf32le")
         picture.pts, picture.time_base = frame.index, encoder.time_base
-        write_bytes(self.folder / f"{frame.index:06d}.exr", b"".join(bytes(p) for p in encoder.encode(picture)))
+        data = b"".join(bytes(p) for p in encoder.encode(picture))
+        write_bytes(self.folder / f"{frame.index:06d}.exr", data, durable=False)
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Flush the pictures to the disk."""
+        flush_folder(self.folder)
 
     def _open(self, depth: np.ndarray) -> Any:
         encoder: Any = av.CodecContext.create("exr", "w")

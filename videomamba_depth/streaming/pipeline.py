@@ -44,6 +44,7 @@ class PipelineReport:
     wall_s: float = 0.0
     num_frames: int = 0
     stopped: bool = False
+    written: bool = True  # False once an output has failed: what it had in hand is lost
 
 
 class Lane(Generic[T]):
@@ -134,7 +135,7 @@ def run_pipeline(
         run(source, infer, sinks, stop, on_frame or (lambda _: None), queue_frames, report)
     except BaseException as caught:
         error = caught
-    error = _close_all(sinks, error)
+    error = _close_all(sinks, error, report)
     report.wall_s, report.stopped = time.perf_counter() - start, stop.is_set()
     if error is not None:
         raise error
@@ -158,10 +159,7 @@ def _run_serially(
             return
         with report.infer.measure():
             result = infer(frame)
-        with report.write.measure():
-            for sink in sinks:
-                sink.write(result)
-        report.num_frames += 1
+        _write_frame(result, sinks, report)
         on_frame(result)
 
 
@@ -217,20 +215,29 @@ def _read(source: Iterable[Frame], lane: Lane[Frame], times: StageTimes) -> None
 def _write(lane: Lane[DepthFrame], sinks: Sequence[Sink], report: PipelineReport) -> None:
     try:
         while (frame := lane.get()) is not None:
-            with report.write.measure():
-                for sink in sinks:
-                    sink.write(frame)
-            report.num_frames += 1
+            _write_frame(frame, sinks, report)
     except BaseException as error:
         lane.abandon(error)
 
 
-def _close_all(sinks: Sequence[Sink], error: BaseException | None) -> BaseException | None:
+def _write_frame(frame: DepthFrame, sinks: Sequence[Sink], report: PipelineReport) -> None:
+    try:
+        with report.write.measure():
+            for sink in sinks:
+                sink.write(frame)
+    except BaseException:
+        report.written = False
+        raise
+    report.num_frames += 1
+
+
+def _close_all(sinks: Sequence[Sink], error: BaseException | None, report: PipelineReport) -> BaseException | None:
     """Close every sink, even if one fails; return the first error of all."""
     for sink in sinks:
         try:
             sink.close()
         except Exception as closing_error:
+            report.written = False
             if error is not None:
                 log.warning("closing an output failed too: %s", closing_error)
             error = error or closing_error

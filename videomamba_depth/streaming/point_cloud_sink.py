@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from videomamba_depth.streaming.frames import DepthFrame
-from videomamba_depth.streaming.outputs import write_bytes
+from videomamba_depth.utils.atomic import flush_folder, write_bytes
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -53,7 +53,8 @@ class PointCloudSink:
         self._before = frame
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Flush the clouds to the disk."""
+        flush_folder(self.folder)
 
     def _write(self, frame: DepthFrame) -> None:
         if self._kind is DepthKind.RELATIVE and self._unit is None:
@@ -61,7 +62,7 @@ class PointCloudSink:
             self._unit = float(np.median(there)) if there.size else None
         points = to_points(frame.rgb, frame.depth, self._intrinsics, self._unit)
         unit = "metre" if self._kind is DepthKind.METRIC else "none, the scale and the shift of 1/z are unknown"
-        write_bytes(self.folder / f"{frame.index:06d}.ply", _ply(points, unit))
+        write_bytes(self.folder / f"{frame.index:06d}.ply", _ply(points, unit), durable=False)
 
 
 def usable(depth: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from videomamba_depth.streaming.frames import DepthFrame, to_storage
+from videomamba_depth.utils.atomic import disk_error
 from videomamba_depth.utils.errors import UserError
 
 
@@ -26,7 +27,7 @@ class RawStreamSink:
         """Send one frame.
 
         Raises:
-            UserError: the reader has gone.
+            UserError: the reader has gone, or the disk behind it is full.
         """
         try:
             rest = memoryview(to_storage(frame.depth, self._dtype).tobytes())
@@ -35,6 +36,8 @@ class RawStreamSink:
             self._file.flush()
         except BrokenPipeError as error:
             raise UserError(f"whoever read the depth stopped reading after {self._num_frames} frames") from error
+        except OSError as error:
+            raise disk_error("the depth to its pipe or file", error) from error
         self._num_frames += 1
 
     def close(self) -> None:

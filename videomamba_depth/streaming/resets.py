@@ -89,8 +89,8 @@ class ResetPolicy:
         for name in ("mean_change", "seen"):
             if name in self._kept:
                 self._kept[name] = self._kept[name].masked_fill(streams.to(self._kept[name].device), 0.0)
-        if "timestamps_s" in self._kept:
-            self._kept["timestamps_s"] = self._kept["timestamps_s"].masked_fill(streams.cpu(), float("nan"))
+        if "timed" in self._kept:
+            self._kept["timed"] = self._kept["timed"] & ~streams.cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is kept from frame to frame."""
@@ -98,16 +98,18 @@ class ResetPolicy:
 
     def load_tensors(self, kept: dict[str, Tensor]) -> None:
         """Undo `tensors`."""
-        self._kept = {name: t.cpu() if name == "timestamps_s" else t for name, t in kept.items()}
+        self._kept = {name: t.cpu() if name in ("timestamps_s", "timed") else t for name, t in kept.items()}
 
     def _find_gaps(self, timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
         if timestamps_s is None or self.max_gap_s is None:
             return [""] * batch
         now = torch.tensor(timestamps_s, dtype=torch.float64)
-        before = self._kept.get("timestamps_s", torch.full_like(now, float("nan")))
-        self._kept["timestamps_s"] = now
-        elapsed = now - before  # NaN compares False: a stream without a past has no gap
-        return ["gap" if gap else "" for gap in ((elapsed > self.max_gap_s) | (elapsed < 0)).tolist()]
+        timed = torch.isfinite(now)
+        now = now.nan_to_num(0.0, 0.0, 0.0)
+        elapsed = now - self._kept.get("timestamps_s", now)
+        gaps = ((elapsed > self.max_gap_s) | (elapsed < 0)) & timed & self._kept.get("timed", timed)
+        self._kept |= {"timestamps_s": now, "timed": timed}
+        return ["gap" if gap else "" for gap in gaps.tolist()]
 
 
 def luma_histogram(luma: Tensor) -> Tensor:

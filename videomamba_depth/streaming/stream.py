@@ -9,8 +9,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
@@ -20,11 +18,12 @@ from videomamba_depth.streaming.keyframes import KeyFrames, KeyFrameSettings
 from videomamba_depth.streaming.precision import compile_frames, place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
+from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.precision import DTYPES, autocast, resolve_device
 
-_FORMAT = "videomamba-depth stream 1"
+_FORMAT = "videomamba-depth stream 2"
 
 
 class DepthStream:
@@ -133,6 +132,7 @@ class DepthStream:
 
         Raises:
             ValueError: another shape, dtype or size than the stream's.
+            UserError: the depth is not finite.
         """
         shape = (3,) if frame.ndim == 3 and self.batch_size == 1 else (self.batch_size, 3)
         if frame.dtype != np.uint8 or (*frame.shape[:-3], frame.shape[-1]) != shape:
@@ -143,12 +143,30 @@ class DepthStream:
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
         rgb = pixels.reshape(self.batch_size, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
-        depth = self.step_tensor(rgb, None if timestamp_s is None else [timestamp_s] * self.batch_size)
+        depth = self._step(rgb, None if timestamp_s is None else [timestamp_s] * self.batch_size)
         return depth[:, 0].reshape(*frame.shape[:-3], *depth.shape[-2:]).cpu().numpy()
 
-    @torch.inference_mode()
     def step_tensor(self, rgb: Tensor, timestamps_s: Sequence[float] | None = None) -> Tensor:
-        """Return depth `[B, 1, h, w]` float32 of the next frames `[B, 3, H, W]` in [0, 1] on the stream's device."""
+        """Return depth `[B, 1, h, w]` float32 of the next frames `[B, 3, H, W]` in [0, 1] on the stream's device.
+
+        Raises:
+            ValueError: another shape or size than the stream's, or pixels that are NaN or infinite. The stream is as it
+                was before: a later frame gives what it would have given without this one.
+            UserError: the depth is not finite.
+        """
+        if not bool(torch.isfinite(rgb).all()):
+            bad = int((~torch.isfinite(rgb)).sum())
+            raise ValueError(
+                f"{self._frame_name()} holds {bad} values that are NaN or infinite; the stream left it out"
+            )
+        return self._step(rgb, timestamps_s)
+
+    def _frame_name(self) -> str:
+        numbers = [0] * self.batch_size if self._states is None else self._states.frame_index.tolist()
+        return f"frame {', '.join(str(number) for number in numbers)} of the stream"
+
+    @torch.inference_mode()
+    def _step(self, rgb: Tensor, timestamps_s: Sequence[float] | None) -> Tensor:
         if rgb.ndim != 4 or rgb.shape[:2] != (self.batch_size, 3):
             raise ValueError(f"rgb must have shape [{self.batch_size}, 3, H, W]; got {list(rgb.shape)}")
         image_size = (rgb.shape[-2], rgb.shape[-1])
@@ -156,6 +174,7 @@ class DepthStream:
             raise ValueError(
                 f"the stream has frames of {self._image_size} (H, W); got {image_size}: open another stream"
             )
+        resets = None if self.resets is None else self.resets.tensors()
         with autocast(self.device, self.dtype):
             features = self.model.encode(rgb.unsqueeze(1))
             before = self._start(image_size) if self._states is None else self._states
@@ -165,8 +184,15 @@ class DepthStream:
             motion, states = self.model.observe(rgb.unsqueeze(1), states)
             out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
             depth, states, _ = self.model.predict(features, states, image_size, motion, out_size)
-        self._states, self._image_size = states, image_size
         depth = depth.squeeze(1).float()
+        if not bool(torch.isfinite(depth).all()):
+            if self.resets is not None and resets is not None:
+                self.resets.load_tensors(resets)
+            raise UserError(
+                f"the depth of {self._frame_name()} is not finite although its pixels are: the weights are damaged, or"
+                f" {str(self.dtype).removeprefix('torch.')} overflows; use dtype=float32, or another checkpoint"
+            )
+        self._states, self._image_size = states, image_size
         return depth if self.key_frames is None else self.key_frames.take(depth, states)
 
     def reset(self, streams: Sequence[bool] | None = None) -> None:
@@ -188,6 +214,7 @@ class DepthStream:
 
         Raises:
             ValueError: before the first frame there is nothing to save.
+            UserError: the disk is full.
         """
         if self._states is None or self._image_size is None:
             raise ValueError("nothing to save: the stream has not seen a frame")
@@ -204,15 +231,18 @@ class DepthStream:
             "weights": self._weights_digest(),
             "state": json.dumps(self._states.metadata()),
         }
-        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path, metadata=about)
+        save_tensors(Path(path), tensors, about)
 
     def load(self, path: str | Path) -> None:
         """Continue a stream that `save` wrote, under the same checkpoint, dtype and batch size.
 
         Raises:
-            UserError: no such file, not a stream, or one of another model, dtype or batch.
+            UserError: no such file, damaged, not a stream, or one of another model, dtype or batch. The stream is then
+                as it was before.
         """
-        about, tensors = _read(path, self.device)
+        tensors, about = load_tensors(Path(path), self.device, sealed=True)
+        if about.get("format") != _FORMAT:
+            raise UserError(f"'{path}' is not a stream of this version ({_FORMAT}); save it again")
         for name, own in (("dtype", str(self.dtype)), ("weights", self._weights_digest())):
             if about[name] != own:
                 raise UserError(f"stream '{path}' was saved with other {name} ({about[name]}; here {own})")
@@ -221,11 +251,11 @@ class DepthStream:
                 f"stream '{path}' was saved with{'' if 'key_frames' in about else 'out'} key frames: open it so"
             )
         state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
-        states = DepthState.from_tensors(state, json.loads(about["state"]))
-        height, width = json.loads(about["image_size"])
         try:
+            states = DepthState.from_tensors(state, json.loads(about["state"]))
+            height, width = json.loads(about["image_size"])
             check_state(states, self._start((height, width)))
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"stream '{path}' does not fit: {error}") from error
         self._states, self._image_size = states, (height, width)
         if self.resets is not None:
@@ -261,15 +291,3 @@ def _set_memory(model: Predictor, memory: float) -> None:
         model.set_memory(memory)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _read(path: str | Path, device: torch.device) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the stream '{path}': {error}") from error
-    if about.get("format") != _FORMAT:
-        raise UserError(f"'{path}' is not a stream of this version ({_FORMAT}); save it again")
-    return about, tensors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +14,10 @@ import numpy as np
 from videomamba_depth.data.video_io import VideoWriter
 from videomamba_depth.streaming.colour import Colouriser, ColourRange, nearness
 from videomamba_depth.streaming.frames import DepthFrame
-from videomamba_depth.streaming.outputs import disk_error
 from videomamba_depth.streaming.preview_window import PreviewWindow
+from videomamba_depth.utils.atomic import replacing
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import JsonLines
 
 log = logging.getLogger(__name__)
@@ -126,32 +126,27 @@ class FrameLog:
             record["dropped"] = frame.dropped
         if frame.outage_s:
             record["outage_s"] = round(frame.outage_s, 3)
-        try:
-            self._lines.write(record)
-        except OSError as error:
-            raise disk_error(self._lines.path, error) from error
+        self._lines.write(record)
 
     def close(self) -> None:
-        """Close the file."""
+        """Flush the file to the disk and close it."""
+        self._lines.sync()
         self._lines.close()
 
 
 def _index_in_front(path: Path) -> None:
     """Rewrite a fragmented MP4 as an ordinary one; the fragmented file stays where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with av.open(str(path)) as source:
+        with replacing(path) as partial, av.open(str(path)) as source:
             video = source.streams.video[0]
             scale = str(min(video.time_base.denominator, _MAX_TIMESCALE))
             options = {"movflags": "faststart", "video_track_timescale": scale, "movie_timescale": scale}
-            with av.open(str(temporary), "w", format="mp4", options=options) as target:
+            with av.open(str(partial), "w", format="mp4", options=options) as target:
                 copy = target.add_stream_from_template(video)
                 copy.time_base = video.time_base
                 for packet in source.demux(video):
                     if packet.dts is not None:
                         packet.stream = copy
                         target.mux(packet)
-        os.replace(temporary, path)
-    except (av.error.FFmpegError, OSError) as error:
-        temporary.unlink(missing_ok=True)
+    except (av.error.FFmpegError, UserError) as error:
         log.warning("%s stays in fragments (it plays as it is): %s", path, error)

@@ -10,7 +10,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from videomamba_depth.streaming.frames import DepthFrame, to_storage
-from videomamba_depth.streaming.outputs import disk_error
+from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.depth_kind import DepthKind
 
 _CHUNK_BYTES = 16 * 2**20
@@ -35,7 +35,7 @@ class ZarrSink:
 
     def write(self, frame: DepthFrame) -> None:
         """Append one frame."""
-        try:
+        with disk_errors(self.path):
             if self._group is None:
                 self._create(frame)
             depth = to_storage(frame.depth, self._dtype)
@@ -43,16 +43,14 @@ class ZarrSink:
             self._pending.append(DepthFrame(frame.index, frame.pts, frame.time_base, no_picture, depth))
             if len(self._pending) >= self._group["depth"].chunks[0]:
                 self._flush()
-        except OSError as error:
-            raise disk_error(self.path, error) from error
 
     def close(self) -> None:
-        """Write the last, shorter chunk."""
-        try:
+        """Write the last, shorter chunk, and flush all to the disk."""
+        with disk_errors(self.path):
             if self._pending:
                 self._flush()
-        except OSError as error:
-            raise disk_error(self.path, error) from error
+            if self._group is not None:
+                sync_tree(self.path)
 
     def _create(self, frame: DepthFrame) -> None:
         attributes = {"depth_kind": self._kind.value, "time_base": str(frame.time_base), "num_frames": 0}

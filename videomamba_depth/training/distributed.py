@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
+
+from videomamba_depth.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,24 @@ class Ranks:
         if self.world_size > 1:
             distributed.barrier()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait for all ranks at the end of the block; where one of them raises in it, all do.
+
+        Raises:
+            UserError: another rank failed; its own message says why.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        failed = self.any(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            raise UserError("another process of this run failed, and said why")
+
 
 def start_ranks(device_name: str) -> Ranks:
     """Join the process group that torchrun announces in the environment, if any.
@@ -54,6 +76,32 @@ def start_ranks(device_name: str) -> Ranks:
     if world_size > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if use_cuda else "gloo")
     return Ranks(rank, world_size, device)
+
+
+@contextmanager
+def only_deterministic(enabled: bool) -> Iterator[None]:
+    """Refuse operations that do not give the same bits every time, inside the block.
+
+    Raises:
+        UserError: naming the operation.
+    """
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be reproducible, see its manual
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        operation = str(error).split(" does not")[0]
+        raise UserError(
+            f"trainer.deterministic=true: {operation} is not reproducible on this device; nothing was updated. Train on"
+            " trainer.device=cpu, or set trainer.deterministic=false"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def stop_ranks() -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from videomamba_depth.utils.checkpoint import list_steps, step_folder
+from videomamba_depth.models.checkpoint import read_description
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.utils.atomic import disk_errors, write_text
+from videomamba_depth.utils.checkpoint import list_steps, step_folder, verify_files, whole_folder
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.lock import exclusive
 from videomamba_depth.utils.logger import JsonLines
 
 log = logging.getLogger(__name__)
+
+CONFIG_JSON = "config.json"  # in a checkpoint: the resolved config that it was trained with
 
 MAY_CHANGE = (
     "run_dir",
@@ -55,11 +61,20 @@ class RunFolder:
         """Refuse to continue a run that was started with other settings.
 
         Raises:
-            UserError: naming the first key that differs and both values.
+            UserError: naming the first key that differs and both values, or the settings cannot be read.
         """
-        if self.newest_checkpoint() is None or not self.config.is_file():
+        newest = self.newest_checkpoint()
+        if newest is None:
             return
-        before, now = _flatten(yaml.safe_load(self.config.read_text(encoding="utf-8"))), _flatten(config)
+        verify_files(newest, [CONFIG_JSON])
+        try:
+            stored = json.loads((newest / CONFIG_JSON).read_text(encoding="utf-8"))
+            before, now = _comparable(stored), _comparable(json.loads(json.dumps(config)))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"cannot tell what '{newest}' was trained with ({CONFIG_JSON}: {error!r});"
+                " delete that folder to go back to the one before"
+            ) from error
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key not in MAY_CHANGE:
                 raise UserError(
@@ -68,16 +83,41 @@ class RunFolder:
                 )
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Save the resolved config, atomically."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.config.with_suffix(".partial")
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        os.replace(temporary, self.config)
+        """Save the resolved config, atomically, for people to read."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, yaml.safe_dump(config, sort_keys=False))
 
-    def remove_partial_encoder(self) -> None:
-        """Clear an encoder copy that a kill left without its weights."""
-        if self.encoder.is_dir() and not (self.encoder / "complete").is_file():
-            shutil.rmtree(self.encoder)
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the run for this process, see `exclusive`."""
+        return exclusive(self.path / ".lock", f"run '{self.path}'")
+
+    def keep_encoder(self, encoder: DepthAnythingEncoder) -> None:
+        """Put a copy of the frozen Depth Anything model beside the checkpoints, so that they can be run anywhere.
+
+        Raises:
+            UserError: the run was started with other weights, or the copy that is there is damaged.
+        """
+        own, newest = encoder.weights_sha256(), self.newest_checkpoint()
+        if newest is not None:
+            about = read_description(newest)["encoder"]
+            if about.get("teacher", about).get("weights_sha256") != own:
+                raise UserError(
+                    f"run '{self.path}' was started with other weights of '{encoder.model_id}'; restore them to"
+                    " continue, or start another run with name=..."
+                )
+        if not self.encoder.is_dir():
+            with whole_folder(self.encoder) as staging:
+                encoder.save_pretrained(staging)
+            return
+        try:
+            if DepthAnythingEncoder.from_pretrained(str(self.encoder)).weights_sha256() != own:
+                raise UserError("it has other weights")
+        except UserError as error:
+            raise UserError(
+                f"the copy of the encoder in '{self.encoder}' is damaged ({error}); delete that folder: the next start"
+                " writes it again"
+            ) from error
 
 
 class RunLog:
@@ -130,6 +170,12 @@ def _start_wandb(run: RunFolder, config: dict[str, Any]) -> Any:
     except ImportError as error:
         raise UserError("trainer.logger=wandb needs the extra: pip install 'videomamba-depth[wandb]'") from error
     return wandb.init(dir=str(run.path), name=run.path.name, id=run.path.name, resume="allow", config=config)
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config flat, with the length of the learning rate's curve filled in; version 0.1.0 had no key for it."""
+    flat = _flatten(config)
+    return flat | {"trainer.total_steps": flat.get("trainer.total_steps") or flat["trainer.steps"]}
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

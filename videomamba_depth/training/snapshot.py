@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from videomamba_depth.models.checkpoint import read_weights
 from videomamba_depth.models.state import DepthState
 from videomamba_depth.training.objective import Tail
+from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.checkpoint import load_tensors, save_tensors, step_folder
 from videomamba_depth.utils.errors import UserError
 
 TRAINER_JSON = "trainer.json"
@@ -41,25 +43,45 @@ def save_shared(
     folder: Path, step: int, position: Position, tensors: dict[str, Tensor], scaler: dict[str, Any]
 ) -> None:
     """Write what all ranks share: weights and optimizer state by flat names, the step, the position."""
-    _save(tensors, folder / _TRAINER_TENSORS)
+    save_tensors(folder / _TRAINER_TENSORS, tensors)
     about = {"step": step, "batch": position.batch, "frame": position.frame, "scaler": scaler}
-    (folder / TRAINER_JSON).write_text(json.dumps(about), encoding="utf-8")
+    write_json(folder / TRAINER_JSON, about)
 
 
 def load_shared(folder: Path) -> tuple[int, Position, dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_shared` wrote: (step, position, tensors, scaler).
+    """Read what `save_shared` wrote: (step, position, tensors, scaler); call it inside `resuming`.
 
     Raises:
-        UserError: damaged files.
+        Exception: damaged files, or those of another step than the folder's name says.
     """
+    about = json.loads((folder / TRAINER_JSON).read_text(encoding="utf-8"))
+    step, batch, frame = (_count(about[name]) for name in ("step", "batch", "frame"))
+    if step_folder(folder.parent, step).name != folder.name:
+        raise ValueError(f"{TRAINER_JSON} is of step {step}")
+    return step, Position(batch, frame), read_weights(folder / _TRAINER_TENSORS), dict(about["scaler"])
+
+
+@contextmanager
+def resuming(folder: Path) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint leads to while it is taken up into a `UserError` with the remedy."""
     try:
-        about = json.loads((folder / TRAINER_JSON).read_text(encoding="utf-8"))
-        position = Position(about["batch"], about["frame"])
-        return about["step"], position, read_weights(folder / _TRAINER_TENSORS), about["scaler"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        yield
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        reason = str(error) if isinstance(error, UserError | ValueError) else repr(error)
         raise UserError(
-            f"cannot resume from '{folder}' ({error}); delete that folder to go back to the one before"
+            f"cannot resume from '{folder}' ({reason}); delete that folder to go back to the one before"
         ) from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{TRAINER_JSON} holds {value!r} where a count belongs")
+    return value
+
+
+def carry_file(folder: Path, rank: int) -> Path:
+    """Return where a rank's carry is."""
+    return folder / f"rank_{rank}.safetensors"
 
 
 def save_carry(folder: Path, rank: int, carry: Carry) -> None:
@@ -75,24 +97,19 @@ def save_carry(folder: Path, rank: int, carry: Carry) -> None:
         *frames, summaries = carry.tail
         tensors |= {f"tail.{i}": t for i, t in enumerate(frames)}
         tensors |= {f"summary.{i:03d}": t for i, t in enumerate(summaries)}
-    _save(tensors, folder / f"rank_{rank}.safetensors", metadata)
+    save_tensors(carry_file(folder, rank), tensors, metadata)
 
 
 def load_carry(folder: Path, rank: int, device: torch.device) -> Carry:
-    """Read what `save_carry` wrote, and set the random state.
+    """Read what `save_carry` wrote, and set the random state; call it inside `resuming`.
 
     Raises:
-        UserError: the run had fewer ranks, or the file is damaged.
+        Exception: a damaged file.
     """
-    path = folder / f"rank_{rank}.safetensors"
-    if not path.is_file():
-        raise UserError(f"'{folder}' holds no state of rank {rank}; resume with the number of processes it ran with")
-    tensors = read_weights(path)
+    tensors, metadata = load_tensors(carry_file(folder, rank))
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and device.type == "cuda":
         torch.cuda.set_rng_state(tensors["rng.cuda"])
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
     tensors = {name: t.to(device) for name, t in tensors.items()}
     states = tail = None
     if metadata:
@@ -103,7 +120,3 @@ def load_carry(folder: Path, rank: int, device: torch.device) -> Carry:
         frames = [tensors[f"tail.{i}"] for i in range(len(Tail._fields) - 1)]
         tail = Tail._make([*frames, summaries])
     return Carry(states, tail)
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, path, metadata=metadata)

@@ -19,7 +19,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from videomamba_depth.losses import mean_of_sums
-from videomamba_depth.models.checkpoint import STUDENT_WEIGHTS, load_student_weights, read_weights
+from videomamba_depth.models.checkpoint import (
+    STUDENT_WEIGHTS,
+    load_student_weights,
+    read_description,
+    read_weights,
+)
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, VideoMambaDepth
@@ -30,8 +35,24 @@ from videomamba_depth.training.preview import preview_picture, write_picture
 from videomamba_depth.training.restarts import draw_restarts, restart
 from videomamba_depth.training.run_folder import RunFolder, RunLog
 from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
-from videomamba_depth.training.snapshot import Carry, Position, load_carry, load_shared, save_carry, save_shared
-from videomamba_depth.utils.checkpoint import point_last, prune_steps, staging_folder, step_folder, whole_folder
+from videomamba_depth.training.snapshot import (
+    Carry,
+    Position,
+    carry_file,
+    load_carry,
+    load_shared,
+    resuming,
+    save_carry,
+    save_shared,
+)
+from videomamba_depth.utils.checkpoint import (
+    point_last,
+    prune_steps,
+    staging_folder,
+    step_folder,
+    verify_files,
+    whole_folder,
+)
 from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,6 +65,7 @@ class TrainerSettings:
     """Numbers of the loop; see `configs/trainer/default.yaml` and `configs/optim/adamw.yaml` for their meaning."""
 
     steps: int
+    total_steps: int  # length of the learning rate's curve
     chunk_frames: int
     accumulate: int
     lr: float
@@ -193,7 +215,8 @@ class Trainer:
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
         """Do one optimizer step; return its record and how many frames it saw."""
         settings = self.settings
-        lr = settings.lr * warmup_cosine(self.step, settings.steps, settings.warmup_steps, settings.final_lr_ratio)
+        total, warmup = settings.total_steps, settings.warmup_steps
+        lr = settings.lr * warmup_cosine(self.step, total, warmup, settings.final_lr_ratio)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
@@ -272,8 +295,21 @@ class Trainer:
         raise UserError(
             f"{what} is not finite at step {self.step + 1}, batch {self._position.batch}, frame {self._position.frame}"
             f" (videos: {videos}); nothing was updated. Lower optim.lr, or use trainer.precision=float32;"
-            " the last checkpoint is intact"
+            f" {self._last_checkpoint()}"
         )
+
+    def _last_checkpoint(self) -> str:
+        """Say what a failed run can go on from; the checkpoint is read back for it."""
+        folder = self.run.newest_checkpoint()
+        if folder is None:
+            return "there is no checkpoint yet"
+        try:
+            verify_files(folder)
+            load_shared(folder)
+            read_weights(folder / STUDENT_WEIGHTS)
+        except Exception as error:
+            return f"the last checkpoint is damaged too ({error}): delete that folder to go back to the one before"
+        return f"the last checkpoint, '{folder}', was read back and is intact"
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self._stop_signal is not None:
@@ -295,22 +331,28 @@ class Trainer:
         run_log.picture(self.step, picture)
 
     def _save(self) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: a number is not finite, or the disk is full; the checkpoints before stay.
+        """
         final = step_folder(self.run.checkpoints, self.step)
-        if self.ranks.is_main:
-            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
-            with whole_folder(final) as staging:
-                self._save_student(staging, self._average.average, self.step)
-                save_shared(staging, self.step, self._position, self._shared_tensors(), self._scaler.state_dict())
-                self.ranks.barrier()  # the folder is there: every rank writes its part
-                save_carry(staging, self.ranks.rank, self._carry)
-                self.ranks.barrier()
-            point_last(self.run.last, final)
-            prune_steps(self.run.checkpoints, self.settings.keep_checkpoints)
-        else:
-            self.ranks.barrier()
-            save_carry(staging_folder(final), self.ranks.rank, self._carry)
-            self.ranks.barrier()
-        self.ranks.barrier()
+        try:
+            with self.ranks.together(), whole_folder(final) if self.ranks.is_main else nullcontext():
+                staging = staging_folder(final)
+                with self.ranks.together():
+                    if self.ranks.is_main:
+                        self._save_student(staging, self._average.average, self.step)
+                        scaler = self._scaler.state_dict()
+                        save_shared(staging, self.step, self._position, self._shared_tensors(), scaler)
+                with self.ranks.together():  # the folder is there: every rank writes its part
+                    save_carry(staging, self.ranks.rank, self._carry)
+            with self.ranks.together():
+                if self.ranks.is_main:
+                    point_last(self.run.last, final)
+                    prune_steps(self.run.checkpoints, self.settings.keep_checkpoints)
+        except UserError as error:
+            raise UserError(f"the checkpoint of step {self.step} failed: {error}; {self._last_checkpoint()}") from error
 
     def _shared_tensors(self) -> dict[str, Tensor]:
         tensors = {f"weight.{name}": t for name, t in self.student.student_state_dict().items()}
@@ -319,9 +361,27 @@ class Trainer:
         return tensors
 
     def _resume(self) -> None:
+        """Take up the newest checkpoint, if there is one.
+
+        Raises:
+            UserError: it is damaged, or of another number of ranks.
+        """
         folder = self.run.newest_checkpoint()
         if folder is None:
             return
+        with resuming(folder):
+            verify_files(folder)
+        ranks = len(list(folder.glob(carry_file(folder, 0).name.replace("0", "*"))))
+        if ranks != self.ranks.world_size:
+            raise UserError(
+                f"'{folder}' holds the states of {ranks} processes, not {self.ranks.world_size}; resume with {ranks}"
+            )
+        with resuming(folder):
+            self._take_up(folder)
+        log.info("continuing '%s' from step %d", self.run.path, self.step)
+
+    def _take_up(self, folder: Path) -> None:
+        read_description(folder)
         self.step, self._position, tensors, scaler = load_shared(folder)
         weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
         load_student_weights(self.student, weights, str(folder))
@@ -335,7 +395,6 @@ class Trainer:
         average = read_weights(folder / STUDENT_WEIGHTS)
         self._average.average = {name: t.to(self.ranks.device) for name, t in average.items()}
         self._carry = load_carry(folder, self.ranks.rank, self.ranks.device)
-        log.info("continuing '%s' from step %d", self.run.path, self.step)
 
 
 class _Meter:

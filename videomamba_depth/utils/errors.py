@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that a full disk, a quota or a limit of the file size leads to."""
 
 
 class UserError(Exception):
@@ -13,10 +19,31 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError` into `error: …` on stderr and exit status 2; let every other exception through."""
+    """Turn a `UserError`, or a full disk, into `error: …` on stderr and exit status 2; all else comes through.
+
+    What was printed is flushed here, so that a full disk or a reader that has gone is noticed behind stdout too.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
     except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        _exit_with(str(error))
+    except BrokenPipeError:
+        _exit_with("whoever read the output has stopped reading")
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = error.filename or "an output, or what was printed"
+        _exit_with(f"cannot write {where}: {error.strerror}; free some space and run again")
+
+
+def _exit_with(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try, and complain, once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -11,6 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import transformers.utils.logging
+
+from videomamba_depth.utils.atomic import disk_error, sync, to_json, write_text
+
+log = logging.getLogger(__name__)
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -28,27 +33,46 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 
 class JsonLines:
-    """An append-only file of one JSON object per line, flushed line by line so that a kill loses none.
+    """An append-only file of one JSON object per line: a kill loses none, a power cut those since the last `sync`.
 
     Args:
         path: created if missing.
         keep_up_to_step: of the records already there, those of later steps are dropped, because the resumed run will
-            write them again; and so is a last line that a kill tore. None keeps all whole lines.
+            write them again. None keeps all. Lines that cannot be read, such as one that a kill tore, are dropped with
+            a warning.
+
+    Raises:
+        UserError: the disk is full or the file cannot be written; `write` and `sync` too.
     """
 
     def __init__(self, path: Path, keep_up_to_step: int | None = None) -> None:
         self.path = path
         if path.exists():
-            _rewrite(
-                path,
-                [r for r in read_json_lines(path) if keep_up_to_step is None or r["step"] <= keep_up_to_step],
-            )
-        self._file = path.open("a", encoding="utf-8")
+            records, broken = _parse(path)
+            if broken:
+                log.warning("%s: %d unreadable lines are left out, first line %d", path, len(broken), broken[0])
+            kept = [r for r in records if keep_up_to_step is None or _step(r) <= keep_up_to_step]
+            write_text(path, "".join(to_json(_finite(record)) + "\n" for record in kept))
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise disk_error(path, error) from error
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Append one record."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Append one record; numbers that are not finite, as of a step that float16 scaling left out, become null."""
+        try:
+            rest = memoryview((to_json(_finite(record)) + "\n").encode())
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+
+    def sync(self) -> None:
+        """Flush what is written to the disk."""
+        try:
+            sync(self.path)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -56,17 +80,34 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Return the records of a JSON-lines file; a last line that was torn by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Return the records of a JSON-lines file; lines that cannot be read, as one that a kill tore, are left out."""
+    return _parse(path)[0]
+
+
+def _parse(path: Path) -> tuple[list[dict], list[int]]:
+    """Return the records, and the numbers of the lines, from 1, that are none."""
+    records, broken = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            broken.append(number)
+    return records, broken
 
 
-def _rewrite(path: Path, records: list[dict]) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(temporary, path)
+def _step(record: Mapping[str, object]) -> float:
+    step = record.get("step")
+    return step if isinstance(step, int | float) else 0
+
+
+def _finite(value: object) -> object:
+    """Return a JSON value with null in place of every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
