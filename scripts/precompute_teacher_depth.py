@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import Tensor
 
-from videomamba_depth.configuration.build import build_flow_estimator, build_teacher
+from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import PrecomputeConfig
 from videomamba_depth.data.cache_verify import verify_cache
@@ -54,7 +54,7 @@ def main(config: PrecomputeConfig) -> None:
             progress=ranks.is_main,
         )
         if config.stabilise:
-            how = StabiliseKey(config.target_radius, config.target_sigma, config.flow.name)
+            how = StabiliseKey(config.target_radius, config.target_sigma, flow_key(config.flow))
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
             flow = build_flow_estimator(config.flow, ranks.device)
             frames = precompute_stabilised(mine, config.cache, key, how, flow, progress=ranks.is_main)

@@ -23,6 +23,7 @@ from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader
+from videomamba_depth.data.sources import hash_source
 from videomamba_depth.data.stabilised_cache import StabiliseKey
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
 from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
@@ -74,6 +75,11 @@ def build_temporal(config: ModelConfig) -> TemporalSpec:
 def build_flow_estimator(config: FlowConfig, device: torch.device) -> FlowEstimator:
     """Return the optical flow estimator."""
     return build_flow(config.name, config.weights, device=str(device))
+
+
+def flow_key(config: FlowConfig) -> str:
+    """Return what names the estimator in keys of caches: its name, and a digest of its weights where it has some."""
+    return config.name if config.weights is None else f"{config.name}-{hash_source(config.weights)[:12]}"
 
 
 def build_objective(config: LossConfig) -> Objective:
@@ -229,7 +235,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         stabilise_sigma=loss.target_sigma,
         motion=student.motion,
     )
-    stabilised = StabiliseKey(loss.target_radius, loss.target_sigma, config.flow.name)
+    stabilised = StabiliseKey(loss.target_radius, loss.target_sigma, flow_key(config.flow))
     dataset = build_dataset(
         config.data, config.trainer.seed, teacher, stabilised if loss.target == "stabilised" else None
     )

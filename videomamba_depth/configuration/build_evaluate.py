@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from videomamba_depth import models, video_mamba
-from videomamba_depth.configuration.build import build_flow_estimator
+from videomamba_depth.configuration.build import build_flow_estimator, flow_key
 from videomamba_depth.configuration.evaluate_schema import SPLITS, EvaluateFreshConfig, name_checkpoints
+from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.fresh import Desk, Scores, Student, Teacher, depth_rows, score_world
 from videomamba_depth.evaluation.html import ClipPictures, ClipView
-from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, load_world, sources_digest
+from videomamba_depth.evaluation.world_depth import run_student
+from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, load_world
 from videomamba_depth.models.checkpoint import load_student, load_teacher, read_description
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -83,7 +84,7 @@ def load_all(
 
 
 def build_student(name: str, path: str, model: VideoMambaDepth, memory: float) -> Student:
-    """Return a student with the digest under which its scores are kept: weights, description and the models' source.
+    """Return a student with the digest under which its scores are kept: weights, description and code.
 
     Its row is called NAME, or NAME@MEMORY for another memory than it was trained with.
     """
@@ -92,8 +93,8 @@ def build_student(name: str, path: str, model: VideoMambaDepth, memory: float) -
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     weights = hash_tensors(model.student_state_dict().items())
-    sources = sources_digest(str(Path(models.__file__ or "").parent), str(Path(video_mamba.__file__).parent))
-    about = json.dumps([weights, sources, read_description(path), model.encoder.input_size, memory], sort_keys=True)
+    code = code_digest(run_student.__module__, load_student.__module__)
+    about = json.dumps([weights, code, read_description(path), model.encoder.input_size, memory], sort_keys=True)
     row = name if memory == 1.0 else f"{name}@{memory:g}"
     return Student(row, model, weights, hashlib.sha256(about.encode()).hexdigest(), memory)
 
@@ -126,4 +127,4 @@ def _desk(config: EvaluateFreshConfig) -> tuple[Desk, list[Student]]:
     size = (config.worlds.height, config.worlds.width)
     teacher, students = load_all(config.teacher.name, checkpoints, tuple(config.memory), config.input_size, size)
     flow = build_flow_estimator(config.flow, torch.device("cpu"))
-    return Desk(Path(config.cache), teacher, flow, config.flow.name, config.worlds.max_depth_m), students
+    return Desk(Path(config.cache), teacher, flow, flow_key(config.flow), config.worlds.max_depth_m), students

@@ -68,6 +68,11 @@ def constant(depth: Frames) -> Iterator[np.ndarray]:
     return repeat(np.full_like(depth[0], np.median(depth[0])), len(depth))
 
 
+def run_baseline(baseline: Baseline, depth: Frames, motion: ClipMotion) -> np.ndarray:
+    """Return what a filter makes of a clip, [F,H,W] in memory."""
+    return np.stack(list(baseline(depth, motion)))
+
+
 def default_baselines(strengths: Sequence[float] = STRENGTHS) -> dict[str, Baseline]:
     """Return the rows that stand beside every student: three families of averages, each at every strength.
 

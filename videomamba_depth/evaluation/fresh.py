@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-from videomamba_depth.utils import metrics_accuracy, metrics_guards, metrics_stability
 from videomamba_depth.utils.flow_utils import FlowEstimator
 from videomamba_depth.utils.metrics import align_scale_shift
 
-from . import baselines, feature_average, judge
-from .baselines import Baseline, default_baselines
-from .feature_average import FEATURE_ROW, AdvectedFeatureAverage
+from .baselines import Baseline, default_baselines, run_baseline
+from .code_digest import code_digest
+from .feature_average import FEATURE_ROW
 from .judge import Judge
-from .worlds import World, WorldSpec, load_world, read_array, sources_digest, write_folder
+from .world_depth import run_student, run_teacher
+from .worlds import World, WorldSpec, load_world, read_array, write_folder
 
-CHUNK_FRAMES = 8
 Scores = dict[str, dict[str, float]]
 """{row: {metric: value}} of one world, see `Judge.scores`."""
 
@@ -79,8 +76,8 @@ def score_world(spec: WorldSpec, desk: Desk, students: list[Student], keep_depth
     for student in students:
         path, kept = (_student_path(folder, student, suffix) for suffix in (".json", ".npy"))
         if keep_depth and not kept.is_file():
-            _save(kept, run_student(student, world))
-        depth = partial(read_array, kept) if kept.is_file() else partial(run_student, student, world)
+            _save(kept, _run(student, world))
+        depth = partial(read_array, kept) if kept.is_file() else partial(_run, student, world)
         scores[student.name] = _judged(path, depth, world, desk, judges)
     return scores
 
@@ -116,35 +113,32 @@ def _like_teacher(depth: Callable[[], np.ndarray], teacher: np.ndarray) -> np.nd
     return (scale * values + shift).astype(np.float32)
 
 
+def _filtered(baseline: Baseline, teacher: np.ndarray, world: World) -> np.ndarray:
+    return run_baseline(baseline, teacher, world.estimated_motion())
+
+
+def _run(student: Student, world: World) -> np.ndarray:
+    student.model.set_memory(student.memory)
+    return run_student(student.model, world)
+
+
 def _student_path(folder: Path, student: Student, suffix: str) -> Path:
     return folder / f"student-{student.digest[:16]}{suffix}"
 
 
 def scores_folder(world: World, desk: Desk) -> Path:
     """Return where scores are kept; another one as soon as a filter or a metric changes."""
-    modules = (baselines, judge, metrics_accuracy, metrics_guards, metrics_stability)
-    digest = sources_digest(*(str(module.__file__) for module in modules))
+    digest = code_digest(run_baseline.__module__, Judge.__module__)
     return teacher_folder(world, desk) / f"scores-{digest}-{desk.max_depth_m:g}m"
 
 
 def teacher_folder(world: World, desk: Desk) -> Path:
     """Return the folder with the teacher's depth on a world and the advected feature average's; run them if needed."""
-    sources = sources_digest(str(feature_average.__file__))
-    folder = world.folder / f"teacher-{desk.teacher.digest}-{sources}"
+    code = code_digest(run_teacher.__module__, DepthAnythingEncoder.__module__)
+    folder = world.folder / f"teacher-{desk.teacher.digest}-{code}"
     if not folder.is_dir():
-        write_folder(folder, _run_teacher(world, desk), {})
+        write_folder(folder, run_teacher(desk.teacher.encoder, world), {})
     return folder
-
-
-def run_student(student: Student, world: World) -> np.ndarray:
-    """Return a student's depth [F,H,W] on a world, streamed in chunks: the same as frame by frame."""
-    student.model.set_memory(student.memory)
-    states: DepthState | None = None
-    depths = []
-    for clip in _chunks(world.rgb):
-        depth, states = student.model(clip[None], states)
-        depths.append(depth[0, :, 0].float().cpu().numpy())
-    return np.concatenate(depths)
 
 
 def write_json_atomically(path: Path, value: object) -> None:
@@ -153,10 +147,6 @@ def write_json_atomically(path: Path, value: object) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _filtered(baseline: Baseline, teacher: np.ndarray, world: World) -> np.ndarray:
-    return np.stack(list(baseline(teacher, world.estimated_motion())))
 
 
 def _judged(
@@ -175,29 +165,3 @@ def _save(path: Path, values: np.ndarray) -> None:
     partial_path = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
     np.save(partial_path, values, allow_pickle=False)
     os.replace(partial_path, path)
-
-
-def _run_teacher(world: World, desk: Desk) -> dict[str, np.ndarray]:
-    encoder, average = desk.teacher.encoder, AdvectedFeatureAverage()
-    size = (world.spec.height, world.spec.width)
-    depths: dict[str, list[np.ndarray]] = {"teacher": [], FEATURE_ROW: []}
-    t = 0
-    for clip in _chunks(world.rgb):
-        features = encoder.encode_frame(clip)
-        averaged = []
-        for i in range(len(clip)):
-            flow = torch.from_numpy(np.array(world.flow_bwd[t]))[None]
-            consistent = torch.from_numpy(np.array(world.consistent_bwd[t]))[None, None]
-            averaged.append(average({name: x[i : i + 1] for name, x in features.items()}, flow, consistent))
-            t += 1
-        smooth = {name: torch.cat([maps[name] for maps in averaged]) for name in features}
-        for row, maps in (("teacher", features), (FEATURE_ROW, smooth)):
-            depths[row].append(encoder.decode(maps, size)[:, 0].float().cpu().numpy())
-    return {row: np.concatenate(frames) for row, frames in depths.items()}
-
-
-def _chunks(rgb: np.ndarray) -> Iterator[Tensor]:
-    """Yield pieces [N,3,H,W] in [0,1] of a video [F,H,W,3] uint8."""
-    for start in range(0, len(rgb), CHUNK_FRAMES):
-        pixels = torch.from_numpy(np.array(rgb[start : start + CHUNK_FRAMES]))
-        yield pixels.permute(0, 3, 1, 2).float() / 255.0

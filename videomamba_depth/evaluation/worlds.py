@@ -1,7 +1,7 @@
 """Fresh worlds, rendered once and kept on disk: pictures, exact ground truth, and the flow that a user would have.
 
 A world is a folder of plain arrays (`.npy`, lossless, never pickled) that are memory-mapped, so that the length of a
-stream costs no memory. The folder's name holds a digest of its description and of the renderer's source.
+stream costs no memory. The folder's name holds a digest of its description and of the code that made it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from videomamba_depth.data import synthetic
 from videomamba_depth.data.synthetic import SyntheticFrame, WorldConfig, iter_video
 from videomamba_depth.utils.flow_utils import FlowEstimator, consistency_mask
 from videomamba_depth.utils.motion import ClipMotion, estimate_motion
+
+from .code_digest import code_digest
 
 KIND_SEEDS = {"moving": 0, "fast": 10_000, "static": 20_000, "long": 30_000}
 """Kinds of videos, and where the seeds of each begin behind the first seed of the set."""
@@ -112,7 +112,7 @@ ARRAYS = ("rgb", "depth_m", "flow_fwd", "visible_fwd", "speed_px", "flow_bwd", "
 
 def world_folder(root: Path, spec: WorldSpec, flow_name: str) -> Path:
     """Return where a world is kept."""
-    about = json.dumps([asdict(spec), flow_name, sources_digest(str(Path(synthetic.__file__).parent))])
+    about = json.dumps([asdict(spec), flow_name, code_digest(__name__)])
     return root / f"{spec.name}-{spec.frames}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
 
@@ -142,19 +142,6 @@ def write_folder(folder: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[
 def read_array(path: Path) -> np.ndarray:
     """Return an array of a world, memory-mapped."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-@cache
-def sources_digest(*paths: str) -> str:
-    """Return a digest of Python sources: what is kept under it is made anew when the code changes.
-
-    paths: files, or folders whose `.py` files all count.
-    """
-    digest = hashlib.sha256()
-    for path in map(Path, paths):
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _render(spec: WorldSpec, flow: FlowEstimator) -> dict[str, np.ndarray]:
