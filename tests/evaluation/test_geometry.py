@@ -46,7 +46,7 @@ def test_tae_equals_the_plain_form() -> None:
     room = render_room(3, 24, 32, speed_m=0.3)  # fast, so that points collide
     depth = noisy(room.depth_m)
     expected = plain_tae(depth, room.intrinsics, room.camera_to_world, zbuffer=False)
-    assert tae(depth, room.intrinsics, room.camera_to_world) == pytest.approx(expected, rel=1e-9)
+    assert tae(depth, room.intrinsics, room.camera_to_world).value == pytest.approx(expected, rel=1e-9)
     with_buffer = plain_tae(depth, room.intrinsics, room.camera_to_world, zbuffer=True)
     assert with_buffer != pytest.approx(expected, rel=1e-4)
     assert tae_z(depth, room.intrinsics, room.camera_to_world).value == pytest.approx(with_buffer, rel=1e-9)
@@ -67,6 +67,21 @@ def test_scale_jitter_shows_and_a_still_constant_does_not_hide(room: Room) -> No
     assert tae_z(jitter, *cameras, gt_depth_m=room.depth_m).value == pytest.approx(2.4, abs=0.3)
 
 
+@pytest.mark.parametrize("broken", [np.nan, -np.inf, 0.0])
+def test_a_pose_that_is_not_one_is_skipped_and_never_perfect(room: Room, broken: float) -> None:
+    depth, poses = room.depth_m * 1.1, np.array(room.camera_to_world)
+    rest = tae(depth[1:], room.intrinsics, poses[1:])
+    poses[0] = broken
+    result = tae(depth, room.intrinsics, poses)
+    assert (result.value, result.coverage) == (rest.value, pytest.approx(2 / 3))
+    assert tae_z(depth, room.intrinsics, poses).value == tae_z(depth[1:], room.intrinsics, poses[1:]).value
+    poses[2] = broken  # no pair is left
+    for metric in (tae, tae_z):
+        result = metric(depth, room.intrinsics, poses)
+        assert math.isnan(result.value)
+        assert (result.coverage, result.reason) == (0.0, "no two frames in a row have a finite pose")
+
+
 def test_pairs_without_overlap_are_skipped_by_taez_and_perfect_in_tae(room: Room) -> None:
     poses = room.camera_to_world.copy()
     poses[2:, :3, :3] = np.diag([-1.0, 1.0, -1.0])  # turned round: frames 1 and 2 share nothing
@@ -79,8 +94,8 @@ def test_pairs_without_overlap_are_skipped_by_taez_and_perfect_in_tae(room: Room
     assert "overlap" in score.reason
     far = np.stack([np.eye(4), np.eye(4)])
     far[1, 0, 3] = 1e6
-    assert tae(room.depth_m[:2], room.intrinsics, far) == 0.0  # the published form's fault, kept as published
-    assert math.isnan(tae(room.depth_m[:1], room.intrinsics, poses[:1]))
+    assert tae(room.depth_m[:2], room.intrinsics, far).value == 0.0  # the published form's fault, kept as published
+    assert math.isnan(tae(room.depth_m[:1], room.intrinsics, poses[:1]).value)
 
 
 def test_intrinsics_per_frame_and_wrong_poses(room: Room) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from videomamba_depth.evaluation import load_rgbd
 from videomamba_depth.evaluation.rgbd import find_sequences, pose_matrix
+from videomamba_depth.evaluation.timestamps import associate
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.metrics import tae_z
+from videomamba_depth.utils.metrics import tae_z, usable_poses
 
 
 @pytest.fixture
@@ -98,6 +99,123 @@ def test_every_mistake_is_one_clear_line(folder: Path) -> None:
     (folder / "depth" / "2.png").unlink()
     with pytest.raises(UserError, match=r"no depth map for 1 images, first 2\.png"):
         load_rgbd(folder, depth_scale=1)
+
+
+def tum_folder(root: Path, num_frames: int = 6, late_s: float = 0.012) -> Path:
+    """Write a sequence as the TUM and Bonn benchmarks do: colour at 10 Hz, depth a little later, poses at 100 Hz."""
+    for name in ("rgb", "depth"):
+        (root / name).mkdir(parents=True)
+    rows = ["# ground truth trajectory", "# timestamp tx ty tz qx qy qz qw"]
+    for i in range(num_frames):
+        stamp = 1305031102.175304 + 0.1 * i
+        image = np.full((20, 30, 3), 10 * i, np.uint8)
+        cv2.imwrite(str(root / "rgb" / f"{stamp:.6f}.png"), image)
+        cv2.imwrite(str(root / "depth" / f"{stamp + late_s:.6f}.png"), np.full((20, 30), 5000 + 500 * i, np.uint16))
+    for k in range(-20, 10 * num_frames + 20):  # tx: seconds since the first image
+        rows.append(f"{1305031102.177304 + 0.01 * k:.4f} {0.01 * k:.4f} 0 0 0 0 0 1")
+    (root / "groundtruth.txt").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_poses_and_depth_are_matched_by_time(tmp_path: Path) -> None:
+    root = tum_folder(tmp_path / "desk")
+    clip = load_rgbd(root, depth_scale=5000.0, poses="groundtruth.txt")
+    np.testing.assert_allclose(clip.camera_to_world[:, 0, 3], 0.1 * np.arange(6), atol=1e-9)
+    assert clip.gt_depth_m[:][:, 5, 5].tolist() == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4, 1.5])
+    lists = tum_folder(tmp_path / "renamed")
+    for name in ("rgb", "depth"):  # the same with other names and the benchmark's lists
+        paths = sorted((lists / name).iterdir())
+        rows = [f"{path.stem} {name}/{i:04d}.png" for i, path in enumerate(paths)]
+        (lists / f"{name}.txt").write_text("# timestamp filename\n" + "\n".join(rows))
+        for i, path in enumerate(paths):
+            path.rename(path.with_name(f"{i:04d}.png"))
+    listed = load_rgbd(lists, depth_scale=5000.0, poses="groundtruth.txt")
+    np.testing.assert_array_equal(listed.camera_to_world, clip.camera_to_world)
+    np.testing.assert_array_equal(listed.gt_depth_m[:], clip.gt_depth_m[:])
+    (lists / "rgb.txt").write_text("# timestamp filename\n1305031102.175304 rgb/0000.png\n")
+    with pytest.raises(UserError, match=r"rgb\.txt has no stamp for 5 of 6 images, first 0001\.png"):
+        load_rgbd(lists, depth_scale=5000.0)
+
+
+def test_what_has_no_partner_in_time_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tum_folder(tmp_path / "desk")
+    sorted((root / "depth").iterdir())[1].unlink()
+    poses = (root / "groundtruth.txt").read_text().splitlines()
+    (root / "groundtruth.txt").write_text("\n".join(poses[:2] + poses[40:]))  # the first two images have none
+    clip = load_rgbd(root, depth_scale=5000.0, poses="groundtruth.txt", max_frames=4)
+    assert len(clip.frames) == 4
+    assert [int(frame[0, 0, 0]) for frame in clip.frames] == [0, 20, 30, 40]
+    assert usable_poses(clip.camera_to_world).tolist() == [False, True, True, True]
+    assert clip.camera_to_world[1:, 0, 3].tolist() == pytest.approx([0.2, 0.3, 0.4])
+    assert "1 of 6 images have no depth map in time" in caplog.text
+    assert "1 of 4 frames have no finite pose" in caplog.text
+    (root / "rows.txt").write_text("\n".join(f"{i} 0 0 0 0 0 1" for i in range(6)))
+    rows = load_rgbd(root, depth_scale=5000.0, poses="rows.txt")  # a row for each image, also for those left out
+    assert rows.camera_to_world[:, 0, 3].tolist() == [0, 2, 3, 4, 5]
+
+
+def test_stamps_that_fit_nothing_are_refused(tmp_path: Path, folder: Path) -> None:
+    (folder / "groundtruth.txt").write_text("".join(f"{0.1 * i:.3f} 0 0 0 0 0 0 1\n" for i in range(30)))
+    with pytest.raises(UserError, match="when the images were taken is not known"):
+        load_rgbd(folder, depth_scale=1000.0, poses="groundtruth.txt")
+    counted = "".join(f"{i} {i} 0 0 0 0 0 1\n" for i in range(1, 30))  # ICL-NUIM: rows that count frames
+    (folder / "groundtruth.txt").write_text(counted)
+    clip = load_rgbd(folder, depth_scale=1000.0, poses="groundtruth.txt")
+    assert clip.camera_to_world[:, 0, 3].tolist() == [1, 2, 10]
+    (folder / "pose.txt").write_text("0 0 0 0 0 0 1\n" * 5)
+    with pytest.raises(UserError, match="has 5 rows for 3 images"):
+        load_rgbd(folder, depth_scale=1000.0, poses="pose.txt")
+    root = tum_folder(tmp_path / "desk")
+    (root / "groundtruth.txt").write_text("5.5 0 0 0 0 0 0 1\n")
+    with pytest.raises(UserError, match="no pose within 20 ms of any image"):
+        load_rgbd(root, depth_scale=5000.0, poses="groundtruth.txt")
+    apart = tum_folder(tmp_path / "apart", late_s=0.03)
+    with pytest.raises(UserError, match="no image has a depth map within 20 ms"):
+        load_rgbd(apart, depth_scale=5000.0)
+
+
+def test_stamps_pair_one_to_one_closest_first() -> None:
+    assert associate([0.0, 0.01, 1.0], [0.012, 0.99, 5.0]) == [-1, 0, 1]
+    assert associate([0.0, 0.01, 0.018], [0.009, 0.001]) == [1, 0, -1]
+    assert associate([0.0, float("nan")], [float("nan"), 0.02]) == [-1, -1]
+    assert associate([], [1.0]) == []
+
+
+@pytest.mark.parametrize("broken", ["nan", "-inf"])
+def test_numbers_that_are_not_finite_never_score(folder: Path, broken: str) -> None:
+    pose = (folder / "pose" / "2.txt").read_text()
+    (folder / "pose" / "2.txt").write_text(f"{broken} {broken}\n" * 4)
+    with pytest.raises(UserError, match="must all hold a 4×4 matrix"):
+        load_rgbd(folder, depth_scale=1000.0, poses="pose")
+    (folder / "pose" / "2.txt").write_text(f"{broken} {broken} {broken} {broken}\n" * 4)
+    clip = load_rgbd(folder, depth_scale=1000.0, poses="pose")
+    assert usable_poses(clip.camera_to_world).tolist() == [True, False, True]
+    (folder / "pose" / "2.txt").write_text(pose)
+    (folder / "pose.txt").write_text(f"{broken} 0 0 0 0 0 1\n0 0 0 0 0 0 0\n0 0 0 0 0 0 1\n")
+    rows = load_rgbd(folder, depth_scale=1000.0, poses="pose.txt")
+    assert usable_poses(rows.camera_to_world).tolist() == [False, False, True]
+    (folder / "pose.txt").write_text(f"{broken} 0 0 0 0 0 1\n" * 3)
+    with pytest.raises(UserError, match="none of 3 frames has one that is finite"):
+        load_rgbd(folder, depth_scale=1000.0, poses="pose.txt")
+    (folder / "intrinsics.txt").write_text(f"50 0 15\n0 {broken} 10\n0 0 1\n")
+    for wrong in ("intrinsics.txt", f"50 {broken} 15 10", "50 0 15 10"):
+        with pytest.raises(UserError, match="intrinsics must be finite"):
+            load_rgbd(folder, depth_scale=1000.0, intrinsics=wrong)
+    for name in ("depth_scale", "max_depth_m"):
+        with pytest.raises(UserError, match=f"{name} must be positive and finite"):
+            load_rgbd(folder, **{"depth_scale": 1000.0, name: float(broken)})
+
+
+def test_ground_truth_beyond_the_range_is_counted_and_most_of_it_refused(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    load_rgbd(folder, depth_scale=1000.0, invalid_value=65535, max_depth_m=5.0)  # frames of 1, 2 and 10 m
+    assert "33.3 % of the ground truth lies beyond max_depth_m=5" in caplog.text
+    with pytest.raises(UserError, match=r"67 % of the ground truth lies beyond max_depth_m=10 .* rgbd\.max_depth_m=80"):
+        load_rgbd(folder, depth_scale=150.0, invalid_value=65535)  # 7, 13 and 67 m
+    with pytest.raises(UserError, match="crop_px=10 leaves nothing"):
+        load_rgbd(folder, depth_scale=1000.0, crop_px=10)
 
 
 @pytest.mark.skipif("VIDEOMAMBA_TEST_CLIPS" not in os.environ, reason="VIDEOMAMBA_TEST_CLIPS is not set")

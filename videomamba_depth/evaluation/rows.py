@@ -137,8 +137,7 @@ def _ground_truth_scores(depth: Frames, disparity: Frames, scene: Scene) -> dict
     scores["tge"] = temporal_gradient_error(disparity, gt_disparity, motion.flow_fwd, motion.trusted_fwd, valid)
     if scene.intrinsics is not None and scene.camera_to_world is not None:
         cameras = (scene.intrinsics, scene.camera_to_world)
-        known = float("nan") if why else tae(depth_m, *cameras)
-        scores["tae"] = Score(known, 1.0, why or ("" if len(gt) > 1 else "a single frame"))
+        scores["tae"] = Score(math.nan, 1.0, why) if why else tae(depth_m, *cameras)
         scores["tae_z"] = tae_z(depth_m, *cameras, valid, gt_depth_m=mapped(_only, gt, valid))
     return scores
 

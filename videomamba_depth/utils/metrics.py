@@ -18,7 +18,7 @@ from .metrics_accuracy import (
     rmse_log,
     valid_ground_truth,
 )
-from .metrics_geometry import tae, tae_z, temporal_gradient_error
+from .metrics_geometry import tae, tae_z, temporal_gradient_error, usable_poses
 from .metrics_guards import boundary_f1, edge_ratio, edge_threshold, frames_to_settle, lag_frames
 from .metrics_score import Score, is_flat
 from .metrics_stability import (
@@ -69,5 +69,6 @@ __all__ = [
     "tae",
     "tae_z",
     "temporal_gradient_error",
+    "usable_poses",
     "valid_ground_truth",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,28 +13,41 @@ from .metrics_score import Score, as_frames, as_mask, is_flat, mean_score, undef
 from .quantiles import percentiles
 
 MIN_Z_M = 1e-6
+MIN_DETERMINANT = 1e-6
+"""Of a pose; that of a rigid one is 1."""
+NO_POSE = "no two frames in a row have a finite pose"
 
 
-def tae(depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid: Any = None) -> float:
+def usable_poses(camera_to_world: np.ndarray) -> np.ndarray:
+    """Return [F] bool: where a pose [F,4,4] is finite and can be inverted; trackers write NaN or −inf when lost."""
+    finite = np.isfinite(camera_to_world).all(axis=(1, 2))
+    return finite & (np.abs(np.linalg.det(np.where(finite[:, None, None], camera_to_world, 0.0))) > MIN_DETERMINANT)
+
+
+def tae(depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid: Any = None) -> Score:
     """Return the temporal alignment error ×100 exactly as published (Video Depth Anything,
     benchmark/eval/eval_tae).
 
     Every pixel of frame i is lifted with its depth, moved into frame i+1 and written to the rounded pixel,
     the last writer winning; e = mean |d_{i+1} − z| / d_{i+1} over pixels hit; both directions; TAE = 100 · Σ
-    e / (2 (F − 1)).
+    e / (2 (F − 1)). Pairs of which a pose is not finite are left out of sum and count (ours).
 
     Args:
         depth_m: [F,H,W] aligned prediction, m. intrinsics: [3,3] or [F,3,3], px. camera_to_world: [F,4,4], m.
         valid: [F,H,W] bool or None, the mask of target pixels.
 
+    Returns:
+        Score; coverage = share of pairs whose poses are finite. NaN for a single frame or without such a pair.
+
     Known weaknesses, kept here for comparison and mended in `tae_z`: no z-buffer, hidden points are compared
     with what hides them, and a pair without any overlap counts as a perfect 0.
     """
     depth, masks, k, poses = _check_cameras(depth_m, intrinsics, camera_to_world, valid)
-    if len(depth) < 2:
-        return math.nan
+    pairs = _both_directions(usable_poses(poses))
+    if not pairs:
+        return undefined("a single frame" if len(depth) < 2 else NO_POSE)
     total = 0.0
-    for source, target in _both_directions(len(depth)):
+    for source, target in pairs:
         rows, columns, z = _project(depth[source], k[min(source, target)], poses[source], poses[target])
         there = depth[target]
         hit = np.zeros_like(there)
@@ -43,7 +55,7 @@ def tae(depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid
         seen = (hit > 0) & (there > 0) & masks[target]
         if seen.any():
             total += float(np.mean(np.abs(there[seen] - hit[seen]) / there[seen]))
-    return 100.0 * total / (2 * (len(depth) - 1))
+    return Score(100.0 * total / len(pairs), len(pairs) / (2 * (len(depth) - 1)))
 
 
 def tae_z(
@@ -59,7 +71,8 @@ def tae_z(
     """Return the temporal alignment error ×100 with its faults mended (ours).
 
     As `tae`, but points behind the camera are dropped, the nearest point wins a pixel (z-buffer), points that
-    the ground truth says are hidden in the target are dropped, and a pair with too little overlap is skipped.
+    the ground truth says are hidden in the target are dropped, and a pair with too little overlap is skipped, as is
+    one of which a pose is not finite.
 
     Args:
         depth_m, intrinsics, camera_to_world: as in `tae`. valid: [F,H,W] bool, for source and target pixels.
@@ -76,8 +89,9 @@ def tae_z(
     if is_flat(depth):
         return undefined("the prediction is flat")
     gt = None if gt_depth_m is None else mapped(_float64, as_frames("gt_depth_m", gt_depth_m))
-    errors, coverage = [], []
-    for source, target in _both_directions(len(depth)):
+    pairs, errors = _both_directions(usable_poses(poses)), []
+    coverage = [0.0] * (2 * (len(depth) - 1) - len(pairs))
+    for source, target in pairs:
         covisible = masks[source]
         camera = k[min(source, target)]
         if gt is not None:
@@ -92,7 +106,7 @@ def tae_z(
         coverage.append(float(seen.sum() / max(int(counted.sum()), 1)))
         if coverage[-1] >= min_coverage:
             errors.append(float(np.mean(np.abs(there[seen] - nearest[seen]) / there[seen])))
-    result = mean_score(errors, coverage, "no pair of frames overlaps enough")
+    result = mean_score(errors, coverage, "no pair of frames overlaps enough" if pairs else NO_POSE)
     return Score(100.0 * result.value, result.coverage, result.reason)
 
 
@@ -151,8 +165,10 @@ def _float64(frame: np.ndarray) -> np.ndarray:
     return frame.astype(np.float64)
 
 
-def _both_directions(num_frames: int) -> list[tuple[int, int]]:
-    return [pair for i in range(num_frames - 1) for pair in ((i, i + 1), (i + 1, i))]
+def _both_directions(usable: np.ndarray) -> list[tuple[int, int]]:
+    """Return (source, target) of all neighbours that are both usable [F], there and back."""
+    neighbours = np.flatnonzero(usable[:-1] & usable[1:])
+    return [pair for i in map(int, neighbours) for pair in ((i, i + 1), (i + 1, i))]
 
 
 def _move(depth: np.ndarray, k: np.ndarray, pose_from: np.ndarray, pose_to: np.ndarray) -> tuple[np.ndarray, ...]:
