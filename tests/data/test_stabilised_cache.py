@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from media import flat_depth, write_video
 from torch import Tensor
 
 from videomamba_depth.data import stabilised_cache
+from videomamba_depth.data.cache_format import group_name
 from videomamba_depth.data.cache_verify import verify_cache
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.precompute import precompute_videos
@@ -93,6 +98,35 @@ def test_another_run_with_other_parameters_is_refused(videos: list[VideoSource],
         stabilise(videos, cache, StabiliseKey(2, 9.0, "dis"))
     assert tree(cache) == before
     assert verify_cache(cache, key=KEY, progress=False).ok
+
+
+def set_radius(group: Path) -> None:
+    metadata = json.loads((group / "zarr.json").read_text())
+    metadata["attributes"]["stabilised"]["radius"] = 3
+    (group / "zarr.json").write_text(json.dumps(metadata))
+
+
+def double_scale(group: Path) -> None:
+    scales = zarr.open_group(str(group), mode="r+")["stabilised_scale"]
+    scales[0] = 2 * scales[0]
+
+
+@pytest.mark.parametrize("damage", [set_radius, double_scale, lambda g: (g / "stabilised/c/0/0/0").unlink()])
+def test_stabilised_numbers_are_under_a_digest_too(cache: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(cache, folder)
+    damage(folder / group_name("a.mp4"))
+    (problem,) = verify_cache(folder, progress=False).problems
+    assert "chunk 0 of stabilised is missing or damaged" in problem
+    how = StabiliseKey(3, 1.5, "dis") if damage is set_radius else HOW
+    assert TeacherCacheReader(folder, KEY, how).lookup_maps("a.mp4", [3]) is None
+
+
+def test_damaged_labels_are_not_stabilised(videos: list[VideoSource], tmp_path: Path) -> None:
+    folder = label(videos, tmp_path / "c")
+    (folder / group_name("a.mp4") / "depth/c/1/0/0").unlink()
+    with pytest.raises(UserError, match=r"the labels of a\.mp4 .* are damaged \(chunk 1 of depth is missing"):
+        stabilise(videos, folder)
 
 
 def test_a_stop_at_any_frame_is_made_good(

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from media import flat_depth, write_empty, write_images, write_video
 from processes import finish, make_event, start
 from torch import Tensor
 
+from videomamba_depth.data import cache_format
 from videomamba_depth.data.cache_format import chunk_scale, group_name
 from videomamba_depth.data.cache_verify import verify_cache
 from videomamba_depth.data.dataset_video import VideoClipDataset
@@ -236,6 +239,124 @@ def test_verify_reads_every_chunk(videos: list[VideoSource], cache: Path, tmp_pa
     assert c.name in problems[2]
     with pytest.raises(UserError, match="no teacher cache"):
         verify_cache(tmp_path / "nowhere", progress=False)
+
+
+def write(array: str, change: Callable[[np.ndarray], Any]) -> Callable[[Path], None]:
+    """Return what writes other numbers into an array of a group, through Zarr, so that its codecs' checksums fit."""
+
+    def damage(group: Path) -> None:
+        stored = zarr.open_group(str(group), mode="r+")[array]
+        values = stored[:]
+        stored[:] = change(values)
+
+    return damage
+
+
+def edit(*keys: str, value: Any) -> Callable[[Path], None]:
+    """Return what sets an attribute of a group."""
+
+    def damage(group: Path) -> None:
+        metadata = json.loads((group / "zarr.json").read_text())
+        place = metadata["attributes"]
+        for key in keys[:-1]:
+            place = place[key]
+        assert place[keys[-1]] != value
+        place[keys[-1]] = value
+        (group / "zarr.json").write_text(json.dumps(metadata))
+
+    return damage
+
+
+def remove(*parts: str) -> Callable[[Path], None]:
+    return lambda group: group.joinpath(*parts).unlink()
+
+
+def swap(array: str) -> Callable[[Path], None]:
+    def damage(group: Path) -> None:
+        first, second = (group / array / "c" / str(chunk) / "0" / "0" for chunk in (0, 1))
+        data = first.read_bytes(), second.read_bytes()
+        first.write_bytes(data[1]), second.write_bytes(data[0])
+
+    return damage
+
+
+def first(values: np.ndarray, change: Callable[[Any], Any]) -> np.ndarray:
+    values[0] = change(values[0])
+    return values
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "no depth": remove("depth", "c", "0", "0", "0"),
+    "no flow": remove("flow_bwd", "c", "0", "0", "0", "0"),
+    "no times": remove("timestamps_s", "c", "0"),
+    "no digests": remove("chunk_digest", "c", "0", "0"),
+    "swapped depth": swap("depth"),
+    "scale -1": write("chunk_scale", lambda v: first(v, lambda x: -1)),
+    "scale x2": write("chunk_scale", lambda v: first(v, lambda x: 2 * x)),
+    "scale nan": write("chunk_scale", lambda v: first(v, lambda x: np.nan)),
+    "another depth": write("depth", lambda v: first(v, lambda x: x * np.float16(1.01))),
+    "another flow": write("flow_bwd", lambda v: first(v, lambda x: x + np.float16(0.5))),
+    "another mask": write("static", lambda v: first(v, lambda x: ~x)),
+    "another time": write("timestamps_s", lambda v: first(v, lambda x: x + 1)),
+    "another size": edit("storage", "chunk_frames", value=7),
+    "another number": edit("source", "num_frames", value=20),
+    "another name": edit("source", "video_id", value="b.mp4"),
+    "another hash": edit("source", "sha256", value="0" * 64),
+    "another key": edit("teacher", "model_id", value="hub/other"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_stored_number_is_under_a_digest(cache: Path, tmp_path: Path, caplog: Any, damage: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(cache, folder)
+    DAMAGE[damage](folder / group_name("a.mp4"))
+    (problem,) = verify_cache(folder, progress=False).problems
+    assert problem.startswith(group_name("a.mp4"))
+    reader = TeacherCacheReader(folder, KEY)
+    assert reader.lookup("a.mp4", [3]) is None
+    assert len(caplog.records) == 1
+    assert reader.lookup("b.mp4", [3]) is not None
+
+
+def test_a_group_of_another_video_is_refused(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "swapped"
+    shutil.copytree(cache, folder)
+    names = [group_name(name) for name in ("a.mp4", "b.mp4")]
+    shutil.copytree(cache / names[0], folder / names[1], dirs_exist_ok=True)
+    assert TeacherCacheReader(folder, KEY).lookup("b.mp4", [3]) is None
+    (problem,) = verify_cache(folder, progress=False).problems
+    assert "another video, a.mp4" in problem
+
+
+def test_flow_that_is_not_finite_is_not_stored(videos: list[VideoSource], tmp_path: Path) -> None:
+    summary = run(videos[:1], tmp_path, flow=lambda a, b: shifted_flow(a, b) / 0)
+    assert "optical flow of frames 0 to 7 is not finite" in summary.failed["a.mp4"]
+
+
+def test_a_chunk_is_on_the_disk_before_it_counts(
+    videos: list[VideoSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, events, real = tmp_path / group_name("a.mp4"), list[str](), pathlib.Path.replace
+
+    def replace_file(self: Path, target: Any) -> Any:
+        events.append(f"put {Path(target).relative_to(group)}")
+        return real(self, target)
+
+    def sync_tree(folder: Path) -> None:
+        events.append(f"sync {folder.relative_to(group)}")
+
+    monkeypatch.setattr(pathlib.Path, "replace", replace_file)
+    monkeypatch.setattr(cache_format, "sync_tree", sync_tree)
+    run(videos[:1], tmp_path)
+    assert events[-6:] == [
+        "put depth/c/2/0/0",
+        "put chunk_digest/c/0/0",
+        "sync depth/c/2",
+        "sync chunk_digest/c",
+        "put chunk_scale/c/0",
+        "sync chunk_scale/c",
+    ]
 
 
 def test_misfit_falls_back_and_says_so_once(videos: list[VideoSource], tmp_path: Path, caplog: Any) -> None:

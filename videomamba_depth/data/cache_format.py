@@ -5,6 +5,7 @@
         flow_bwd     float16 [F,2,h,w]  optional; frame t → t-1, px of the stored grid (x right, y down), 0 at t = 0
         static       bool    [F,h,w]    optional; static and visible with respect to the frame before; False at t = 0
         timestamps_s float64 [F]
+        chunk_digest uint8   [chunks,32] SHA-256 of the attributes and of everything of a chunk, see `chunk_digest`
         chunk_scale  float32 [chunks]   0 until the chunk is whole on disk, then the factor of its depth
         attributes   format_version, teacher (the key), source (file, hash, frames), storage (sizes)
 
@@ -12,13 +13,16 @@ Float16 keeps 11 bits, a relative error of at most 2^-11 = 0.05 %. Each chunk is
 its largest magnitude into (512, 1024]: nothing overflows, and the error stays relative down to 1e-7 of the maximum,
 whatever the unit. Values that are not finite are refused.
 
-A chunk counts once `chunk_scale` says so, which is written last; Zarr replaces each file atomically. So a process may
-be killed at any moment: running it again finishes the chunks that are missing and changes none of the others.
+A chunk counts once `chunk_scale` says so, which is written last, after the rest has been flushed to the disk; Zarr
+replaces each file atomically. So a process may be killed, or the power cut, at any moment: running it again finishes
+the chunks that are missing and changes none of the others. Whoever reads a chunk compares it with its digest first: a
+file that is missing (which Zarr reads as zeros), of another chunk or video, or a number that was changed is damage.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -30,14 +34,25 @@ import zarr
 
 from videomamba_depth.data.sources import VideoSource, hash_source, source_stamp
 from videomamba_depth.data.video_info import VideoInfo, VideoReadError
+from videomamba_depth.utils.atomic import sync_tree
 from videomamba_depth.utils.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SCALED_MAX = 1024.0
+
+
+RAW, STABILISED = "chunk", "stabilised"
+"""Kinds of labels: the first words of the arrays of their scales and digests."""
+ARRAYS = {RAW: ("depth", "flow_bwd", "static"), STABILISED: ("stabilised",)}
+"""The arrays of each kind that are stored in chunks of frames; the first is divided by the chunk's scale."""
 
 
 class LabelError(ValueError):
     """A teacher's answer that cannot be stored."""
+
+
+class ChunkError(ValueError):
+    """A stored chunk is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,89 @@ def chunk_scale(depth: np.ndarray) -> float:
         return 1.0
     # Kept within float32, in which the scale is stored.
     return float(2.0 ** np.clip(np.ceil(np.log2(largest / _SCALED_MAX)), -120, 120))
+
+
+def chunk_digest(
+    attributes: Mapping[str, Any], kind: str, chunk: int, scale: float, maps: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return the SHA-256, uint8 [32], of a chunk's labels: their bits, scale and times, and what they are labels of.
+
+    Args:
+        attributes: of the group: format, teacher, source, storage; and how targets were stabilised.
+        maps: the chunk's part of every array as it is stored, by name, and of "timestamps_s".
+    """
+    names = ("format_version", "teacher", "source", "storage", *([STABILISED] if kind == STABILISED else []))
+    about = [{name: attributes[name] for name in names}, kind, chunk, float(np.float32(scale)).hex()]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(maps):
+        digest.update(f"{name} {maps[name].dtype} {maps[name].shape} ".encode())
+        digest.update(np.ascontiguousarray(maps[name]).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def store_chunk(
+    group: Any, kind: str, chunk: int, scale: float, maps: Mapping[str, np.ndarray], local: Path | None
+) -> None:
+    """Write a chunk's maps as they are to be stored, then its digest, and its scale last, which makes it count.
+
+    Args:
+        local: folder of the group, whose files are flushed to the disk; None where it is not on a local disk.
+    """
+    attributes = dict(group.attrs)
+    rows = chunk_rows(chunk, attributes["storage"]["chunk_frames"], attributes["source"]["num_frames"])
+    for name, values in maps.items():
+        group[name][rows] = values
+    times = group["timestamps_s"][rows]
+    group[f"{kind}_digest"][chunk] = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": times})
+    _flush(local, [f"{name}/c/{chunk}" for name in maps] + [f"{kind}_digest/c"])
+    group[f"{kind}_scale"][chunk] = scale
+    _flush(local, [f"{kind}_scale/c"])
+
+
+def read_chunk(
+    arrays: Mapping[str, Any], attributes: Mapping[str, Any], kind: str, chunk: int, verify: bool = True
+) -> dict[str, np.ndarray]:
+    """Return the stored maps of a chunk that counts, by the names in `ARRAYS`, as they are stored.
+
+    Args:
+        arrays: a group, or its arrays by name; `{kind}_scale` and `{kind}_digest` may be read already.
+
+    Raises:
+        ChunkError: it is not what was written. Other errors where a file cannot be decoded.
+    """
+    rows = chunk_rows(chunk, attributes["storage"]["chunk_frames"], attributes["source"]["num_frames"])
+    maps = {name: arrays[name][rows] for name in ARRAYS[kind] if name in arrays}
+    if verify:
+        scale, stored = float(arrays[f"{kind}_scale"][chunk]), arrays[f"{kind}_digest"][chunk]
+        times = arrays["timestamps_s"][rows]
+        digest = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": times})
+        if not np.array_equal(stored, digest):
+            raise ChunkError(f"chunk {chunk} of {ARRAYS[kind][0]} is missing or damaged: it is not what was written")
+    return maps
+
+
+def chunk_rows(chunk: int, chunk_frames: int, num_frames: int) -> slice:
+    """Return the frames of a chunk."""
+    return slice(chunk * chunk_frames, min((chunk + 1) * chunk_frames, num_frames))
+
+
+def create_bookkeeping(group: Any, kind: str, chunks: int) -> None:
+    """Create the arrays of digests and scales that are not there; the scales last, since they make the rest count."""
+    if f"{kind}_digest" not in group:
+        group.create_array(f"{kind}_digest", shape=(chunks, 32), chunks=(chunks, 32), dtype="uint8", fill_value=0)
+    if f"{kind}_scale" not in group:
+        group.create_array(f"{kind}_scale", shape=(chunks,), chunks=(chunks,), dtype="float32", fill_value=0.0)
+
+
+def local_folder(root: str | Path, name: str) -> Path | None:
+    """Return a group's folder; None for a cache behind a URL."""
+    return None if "://" in str(root) else Path(join_path(str(root), name))
+
+
+def _flush(folder: Path | None, names: list[str]) -> None:
+    for name in names if folder is not None else []:
+        if (folder / name).is_dir():  # type: ignore[operator]
+            sync_tree(folder / name)  # type: ignore[operator]
 
 
 def group_name(video_id: str) -> str:

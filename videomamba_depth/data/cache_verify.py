@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from videomamba_depth.data.cache_format import TeacherKey, group_difference, group_name, open_groups
+from videomamba_depth.data.cache_format import (
+    ARRAYS,
+    RAW,
+    STABILISED,
+    ChunkError,
+    TeacherKey,
+    group_difference,
+    group_name,
+    open_groups,
+    read_chunk,
+)
 from videomamba_depth.data.sources import VideoSource, hash_source
 from videomamba_depth.data.video_info import VideoReadError
 
@@ -37,7 +47,7 @@ def verify_cache(
     sources: Iterable[VideoSource] = (),
     progress: bool = True,
 ) -> VerifyReport:
-    """Read every chunk back and check format, shapes, finite values, and checksums (by decompressing).
+    """Read every chunk back and check format, shapes and digests, which cover every number that is stored.
 
     Args:
         cache_root: a local cache.
@@ -54,7 +64,7 @@ def verify_cache(
     report.problems += [f"{s.video_id}: not in the cache" for name, s in by_name.items() if name not in groups]
     for name, group in tqdm(groups.items(), desc="verify cache", unit="video", disable=not progress):
         try:
-            problem = _verify_group(group, key, by_name.get(name), report)
+            problem = _verify_group(name, group, key, by_name.get(name), report)
         except Exception as error:  # damage shows as whatever the codec in question raises
             problem = f"cannot be read ({' '.join(str(error).split())})"
         if problem:
@@ -62,7 +72,9 @@ def verify_cache(
     return report
 
 
-def _verify_group(group: Any, key: TeacherKey | None, source: VideoSource | None, report: VerifyReport) -> str:
+def _verify_group(
+    name: str, group: Any, key: TeacherKey | None, source: VideoSource | None, report: VerifyReport
+) -> str:
     """Check one video; count it in `report` where it is whole; return what is wrong with it, or ""."""
     if group is None:
         return "its metadata cannot be read"
@@ -70,6 +82,8 @@ def _verify_group(group: Any, key: TeacherKey | None, source: VideoSource | None
     problem = group_difference(attributes, TeacherKey.from_dict(attributes["teacher"]) if key is None else key)
     if problem:
         return problem
+    if group_name(attributes["source"]["video_id"]) != name:
+        return f"holds labels of another video, {attributes['source']['video_id']}"
     if source is not None:
         try:
             if hash_source(source.path) != attributes["source"]["sha256"]:
@@ -82,12 +96,15 @@ def _verify_group(group: Any, key: TeacherKey | None, source: VideoSource | None
     problem = _shape_problem(group, attributes)
     if problem:
         return problem
-    layout, scales = attributes["storage"], group["chunk_scale"][:]
-    for chunk in np.flatnonzero(scales):
-        problem = _chunk_problem(group, int(chunk), layout)
-        if problem:
-            return problem
-    if (scales == 0).any() or ("stabilised_scale" in group and (group["stabilised_scale"][:] == 0).any()):
+    finished = True
+    for kind in (RAW, *([STABILISED] if STABILISED in attributes else [])):
+        scales = group[f"{kind}_scale"][:] if f"{kind}_scale" in group else np.zeros(1)
+        finished &= bool((scales != 0).all())
+        for chunk in np.flatnonzero(scales):
+            problem = _chunk_problem(group, attributes, kind, int(chunk))
+            if problem:
+                return problem
+    if not finished:
         report.unfinished.append(attributes["source"]["video_id"])
     else:
         report.videos += 1
@@ -97,11 +114,12 @@ def _verify_group(group: Any, key: TeacherKey | None, source: VideoSource | None
 
 def _shape_problem(group: Any, attributes: dict[str, Any]) -> str:
     layout, frames = attributes["storage"], attributes["source"]["num_frames"]
-    size = (layout["height"], layout["width"])
+    size, chunks = (layout["height"], layout["width"]), -(-frames // layout["chunk_frames"])
     expected = {
         "depth": (frames, *size),
         "timestamps_s": (frames,),
-        "chunk_scale": (-(-frames // layout["chunk_frames"]),),
+        "chunk_scale": (chunks,),
+        "chunk_digest": (chunks, 32),
         **({"flow_bwd": (frames, 2, *size)} if layout["has_flow"] else {}),
         **({"static": (frames, *size)} if layout["has_static"] else {}),
     }
@@ -113,18 +131,11 @@ def _shape_problem(group: Any, attributes: dict[str, Any]) -> str:
     return ""
 
 
-def _chunk_problem(group: Any, chunk: int, layout: dict[str, Any]) -> str:
-    start = chunk * layout["chunk_frames"]
-    rows = slice(start, start + layout["chunk_frames"])
-    for name in ("depth", "flow_bwd", "static", "stabilised"):
-        if name not in group:
-            continue
-        try:
-            values = group[name][rows]
-        except Exception as error:  # see verify_cache
-            return f"chunk {chunk} of {name} is damaged ({' '.join(str(error).split())})"
-        if name != "static" and not np.isfinite(values).all():
-            return f"chunk {chunk} of {name} holds values that are not finite"
-        if name == "depth" and not values.any() and float(group["chunk_scale"][chunk]) != 1.0:
-            return f"chunk {chunk} of depth is missing"
+def _chunk_problem(group: Any, attributes: dict[str, Any], kind: str, chunk: int) -> str:
+    try:
+        read_chunk(group, attributes, kind, chunk)
+    except ChunkError as error:
+        return str(error)
+    except Exception as error:  # see verify_cache
+        return f"chunk {chunk} of {' or '.join(ARRAYS[kind])} cannot be read ({' '.join(str(error).split())})"
     return ""

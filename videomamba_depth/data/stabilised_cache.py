@@ -2,6 +2,7 @@
 
     <cache root>/<group of a video>/
         stabilised        float16 [F,h,w]   like `depth`, freed of its flicker, / stabilised_scale
+        stabilised_digest uint8 [chunks,32] like `chunk_digest`
         stabilised_scale  float32 [chunks]  0 until the chunk is whole on disk, then its factor
         attributes        stabilised: the `StabiliseKey`
 
@@ -26,11 +27,25 @@ from torch import Tensor
 from tqdm import tqdm
 from zarr.codecs import ZstdCodec
 
-from videomamba_depth.data.cache_format import TeacherKey, chunk_scale, group_difference, group_name, join_path
+from videomamba_depth.data.cache_format import (
+    RAW,
+    STABILISED,
+    ChunkError,
+    TeacherKey,
+    chunk_scale,
+    create_bookkeeping,
+    group_difference,
+    group_name,
+    join_path,
+    local_folder,
+    read_chunk,
+    store_chunk,
+)
 from videomamba_depth.data.sources import VideoSource
 from videomamba_depth.data.stabilise import stabilise_clip
 from videomamba_depth.data.transforms import resize_images
 from videomamba_depth.data.video_io import iter_frames
+from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import FlowEstimator
@@ -74,36 +89,35 @@ def precompute_stabilised(
     """Add stabilised targets to every finished video of a cache; return how many frames were worked out.
 
     Raises:
-        UserError: the cache holds other stabilised targets, or raw labels of another teacher.
+        UserError: the cache holds other stabilised targets, or raw labels of another teacher, or damaged ones.
     """
     frames = 0
     for source in tqdm(videos, desc="stabilised depth", unit="video", disable=not progress):
         group = _open(cache_root, source.video_id, key, how)
         if group is None:
             continue
-        scales = group["stabilised_scale"]
+        folder = local_folder(cache_root, group_name(source.video_id))
         chunk_frames, num_frames = group["depth"].chunks[0], group["depth"].shape[0]
-        missing = sorted({int(chunk) // BLOCK_CHUNKS for chunk in np.flatnonzero(scales[:] == 0)})
+        missing = sorted({int(chunk) // BLOCK_CHUNKS for chunk in np.flatnonzero(group["stabilised_scale"][:] == 0)})
         for block in missing:
             inner, outer = block_range(block, chunk_frames, num_frames)
-            depth = _stabilise(source, group, outer, key, how, flow)[inner.start - outer.start :][: len(inner)]
+            try:
+                depth = _stabilise(source, group, outer, key, how, flow)[inner.start - outer.start :][: len(inner)]
+            except ChunkError as error:
+                raise UserError(
+                    f"the labels of {source.video_id} in the teacher cache {cache_root} are damaged ({error}); delete"
+                    " its folder there and run again"
+                ) from error
             frames += len(inner)
             for start in range(inner.start, inner.stop, chunk_frames):
                 part = depth[start - inner.start :][:chunk_frames]
+                if not np.isfinite(part).all():
+                    raise UserError(f"stabilised depth of {source.video_id} is not finite from frame {start} on")
                 scale = chunk_scale(part)
-                group["stabilised"][start : start + len(part)] = (part / scale).astype(np.float16)
-                scales[start // chunk_frames] = scale  # last: it makes the chunk count
+                stored = {"stabilised": (part / scale).astype(np.float16)}
+                with disk_errors("the teacher cache"):
+                    store_chunk(group, STABILISED, start // chunk_frames, scale, stored, folder)
     return frames
-
-
-def read_stabilised(arrays: Mapping[str, Any], indices: np.ndarray) -> np.ndarray | None:
-    """Return stabilised depth, float32 [N,h,w], of frames of an open group; None where it is not finished."""
-    low, high = int(indices.min()), int(indices.max()) + 1
-    scales = arrays["stabilised_scale"][:][indices // arrays["stabilised"].chunks[0]]
-    if (scales == 0).any():
-        return None
-    depth: np.ndarray = arrays["stabilised"][low:high][indices - low].astype(np.float32) * scales[:, None, None]
-    return depth
 
 
 def _open(cache_root: str | Path, video_id: str, key: TeacherKey, how: StabiliseKey) -> Any:
@@ -134,8 +148,10 @@ def _open(cache_root: str | Path, video_id: str, key: TeacherKey, how: Stabilise
             fill_value=0.0,
         )  # fmt: skip
     if "stabilised_scale" not in group:
-        chunks = group["chunk_scale"].shape
-        group.create_array("stabilised_scale", shape=chunks, chunks=chunks, dtype="float32", fill_value=0.0)
+        create_bookkeeping(group, STABILISED, group["chunk_scale"].shape[0])
+        folder = local_folder(cache_root, group_name(video_id))
+        if folder is not None:
+            sync_tree(folder)
     return group
 
 
@@ -143,9 +159,11 @@ def _stabilise(
     source: VideoSource, group: Any, frames: range, key: TeacherKey, how: StabiliseKey, flow: FlowEstimator
 ) -> np.ndarray:
     """Return stabilised depth, float32 [N,h,w], of a block with its margins."""
-    chunk_frames = group["depth"].chunks[0]
-    scales = group["chunk_scale"][:][np.arange(frames.start, frames.stop) // chunk_frames]
-    raw = group["depth"][frames.start : frames.stop].astype(np.float32) * scales[:, None, None]
+    attributes, scales = dict(group.attrs), group["chunk_scale"][:]
+    chunk_frames = attributes["storage"]["chunk_frames"]
+    chunks = range(frames.start // chunk_frames, (frames.stop - 1) // chunk_frames + 1)
+    parts = [read_chunk(group, attributes, RAW, c)["depth"].astype(np.float32) * scales[c] for c in chunks]
+    raw = np.concatenate(parts)[frames.start - chunks.start * chunk_frames :][: len(frames)]
     small = []
     for frame in iter_frames(source.path, start=frames.start):
         small.append(resize_images(frame.rgb[None], raw.shape[1:]))

@@ -13,21 +13,29 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from videomamba_depth.data.cache_format import (
+    RAW,
+    STABILISED,
     LabelError,
     StorageLayout,
     TeacherKey,
+    chunk_rows,
     chunk_scale,
     content_difference,
+    create_bookkeeping,
     group_attributes,
     group_difference,
     group_name,
     join_path,
+    local_folder,
+    read_chunk,
     source_unchanged,
+    store_chunk,
 )
 from videomamba_depth.data.clip import SharedFlags
 from videomamba_depth.data.sources import VideoSource
-from videomamba_depth.data.stabilised_cache import StabiliseKey, read_stabilised
+from videomamba_depth.data.stabilised_cache import StabiliseKey
 from videomamba_depth.data.video_info import VideoInfo
+from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.errors import UserError
 
 __all__ = ["LabelError", "StorageLayout", "TeacherCacheReader", "TeacherCacheWriter", "TeacherKey"]
@@ -58,6 +66,7 @@ class TeacherCacheWriter:
     ) -> None:
         self.layout, self.num_frames = layout, info.num_frames
         self.num_chunks = -(-info.num_frames // layout.chunk_frames)
+        self._folder = local_folder(cache_root, group_name(source.video_id))
         try:
             self._group = self._open_group(str(cache_root), source, info, key)
             self._create_arrays(info)
@@ -72,8 +81,8 @@ class TeacherCacheWriter:
 
     def chunk_range(self, chunk: int) -> tuple[int, int]:
         """Return the frames [start, stop) of a chunk."""
-        start = chunk * self.layout.chunk_frames
-        return start, min(start + self.layout.chunk_frames, self.num_frames)
+        rows = chunk_rows(chunk, self.layout.chunk_frames, self.num_frames)
+        return rows.start, rows.stop
 
     def write_chunk(
         self,
@@ -103,24 +112,17 @@ class TeacherCacheWriter:
             got = None if maps[name] is None else maps[name].shape  # type: ignore[union-attr]
             if got != expected[name]:
                 raise ValueError(f"{name} of chunk {chunk} must have shape {expected[name]}; got {got}")
-        if not np.isfinite(depth).all():
-            raise LabelError(f"the teacher's depth of frames {start} to {stop - 1} is not finite")
+        for name, values in (("depth", depth), ("optical flow", flow_bwd)):
+            if values is not None and not np.isfinite(values).all():
+                raise LabelError(f"the teacher's {name} of frames {start} to {stop - 1} is not finite")
         scale = chunk_scale(depth)
-        try:
-            self._store(chunk, depth / scale, flow_bwd, static, scale)
-        except OSError as error:
-            raise UserError(f"cannot write the teacher cache: {error}; free some space and run again") from error
-
-    def _store(
-        self, chunk: int, depth: np.ndarray, flow_bwd: np.ndarray | None, static: np.ndarray | None, scale: float
-    ) -> None:
-        start, stop = self.chunk_range(chunk)
-        self._group["depth"][start:stop] = depth.astype(np.float16)
+        stored = {"depth": (depth / scale).astype(np.float16)}
         if flow_bwd is not None and self.layout.has_flow:
-            self._group["flow_bwd"][start:stop] = np.clip(flow_bwd, -6e4, 6e4).astype(np.float16)
+            stored["flow_bwd"] = np.clip(flow_bwd, -6e4, 6e4).astype(np.float16)
         if static is not None and self.layout.has_static:
-            self._group["static"][start:stop] = static
-        self._group["chunk_scale"][chunk] = scale
+            stored["static"] = static
+        with disk_errors("the teacher cache"):
+            store_chunk(self._group, RAW, chunk, scale, stored, self._folder)
         self._scales[chunk] = scale
 
     def _open_group(self, root: str, source: VideoSource, info: VideoInfo, key: TeacherKey) -> Any:
@@ -148,7 +150,12 @@ class TeacherCacheWriter:
         return ["depth", *(name for name, present in optional if present)]
 
     def _create_arrays(self, info: VideoInfo) -> None:
-        """Create what a killed run has not created yet; `chunk_scale` last, since it makes the rest count."""
+        """Create what a killed run has not created yet.
+
+        Raises:
+            ValueError: the frames' times are not those that are stored.
+        """
+        complete = "chunk_scale" in self._group
         frames, layout = self.num_frames, self.layout
         shapes = {"depth": (), "flow_bwd": (2,), "static": ()}
         for name in self._array_names():
@@ -161,11 +168,14 @@ class TeacherCacheWriter:
                     compressors=_COMPRESSION,
                     fill_value=False if name == "static" else 0.0,
                 )
-        if "timestamps_s" not in self._group or "chunk_scale" not in self._group:
+        if not complete:
             times = self._group.require_array("timestamps_s", shape=(frames,), chunks=(frames,), dtype="float64")
             times[:] = info.timestamps_s
-            chunks = self.num_chunks
-            self._group.require_array("chunk_scale", shape=(chunks,), chunks=(chunks,), dtype="float32")
+        elif not np.array_equal(self._group["timestamps_s"][:], np.asarray(info.timestamps_s, np.float64)):
+            raise ValueError("timestamps_s are not those of the video; delete this one to make it anew")
+        create_bookkeeping(self._group, RAW, self.num_chunks)
+        if not complete and self._folder is not None:
+            sync_tree(self._folder)
 
 
 class _Misfit(Exception):
@@ -194,6 +204,7 @@ class TeacherCacheReader:
         self.cache_root, self.key, self.stabilised = str(cache_root), key, stabilised
         self._said = SharedFlags(len(self._KINDS))
         self._open: dict[str, Any] = {}
+        self._verified: set[tuple[str, str, int]] = set()  # (video, kind, chunk) that this process has compared
         self._owner = os.getpid()
 
     def lookup(self, video_id: str, frame_indices: Sequence[int], path: str | None = None) -> np.ndarray | None:
@@ -223,18 +234,20 @@ class TeacherCacheReader:
         try:
             arrays = self._arrays(video_id, path)
             return self._read(arrays, video_id, np.asarray(frame_indices, np.int64))
+        except UserError:
+            raise
         except _Misfit as misfit:
             self._say(misfit)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # damage shows as whatever Zarr and its codecs raise
             self._say(_Misfit("unreadable", f"{video_id} cannot be read ({' '.join(str(error).split())})"))
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_owner": -1}
+        return {**self.__dict__, "_open": {}, "_verified": set(), "_owner": -1}
 
     def _arrays(self, video_id: str, path: str | None) -> dict[str, Any]:
         if self._owner != os.getpid():  # handles do not cross a fork
-            self._open, self._owner = {}, os.getpid()
+            self._open, self._verified, self._owner = {}, set(), os.getpid()
         if video_id not in self._open:
             if len(self._open) >= _OPEN_VIDEOS:
                 self._open.clear()
@@ -258,11 +271,13 @@ class TeacherCacheReader:
         problem = group_difference(attributes, self.key)
         if problem:
             raise _Misfit("other teacher", problem)
+        if attributes["source"]["video_id"] != video_id:
+            raise _Misfit("other source", f"{video_id} holds labels of {attributes['source']['video_id']}")
         if path is not None and not source_unchanged(attributes, path):
             raise _Misfit("other source", f"{video_id} has changed since it was cached")
         if "chunk_scale" not in group:
             raise _Misfit("not finished", f"{video_id} is not finished")
-        names = ["depth", "flow_bwd", "static"]
+        names = ["depth", "flow_bwd", "static", "timestamps_s"]
         stored = attributes.get("stabilised")
         if self.stabilised is not None and stored is not None and "stabilised_scale" in group:
             problem = self.stabilised.difference(stored)
@@ -271,35 +286,51 @@ class TeacherCacheReader:
                     f"stabilised targets of {video_id} in the teacher cache {self.cache_root} do not fit: {problem};"
                     " set loss.target_radius, loss.target_sigma and flow.name like the cache, or use another cache"
                 )
-            names += ["stabilised", "stabilised_scale"]
+            names.append("stabilised")
         arrays = {name: group[name] for name in names if name in group}
-        return {**arrays, "scales": group["chunk_scale"][:], "chunk_frames": group["depth"].chunks[0]}
+        for kind in (RAW, *([STABILISED] if "stabilised" in arrays else [])):
+            arrays |= {f"{kind}_{name}": group[f"{kind}_{name}"][:] for name in ("scale", "digest")}
+        return {**arrays, "attributes": attributes}
 
     def _read(self, arrays: dict[str, Any], video_id: str, indices: np.ndarray) -> dict[str, np.ndarray]:
-        if indices.min() < 0 or indices.max() >= arrays["depth"].shape[0]:
+        if indices.min() < 0 or indices.max() >= arrays["attributes"]["source"]["num_frames"]:
             raise _Misfit("other source", f"{video_id} has frames that were not cached")
-        scales = arrays["scales"][indices // arrays["chunk_frames"]]
-        if (scales == 0).any():
+        raw = self._rows(arrays, video_id, RAW, indices)
+        if raw is None:
             raise _Misfit("not finished", f"{video_id} is not finished")
-        low, high = int(indices.min()), int(indices.max()) + 1
-
-        def rows(name: str) -> np.ndarray:
-            return arrays[name][low:high][indices - low]
-
-        maps = {"teacher_depth": rows("depth").astype(np.float32) * scales[:, None, None]}
-        if not np.isfinite(maps["teacher_depth"]).all():
-            raise _Misfit("unreadable", f"{video_id} holds values that are not finite")
-        if "flow_bwd" in arrays:
-            maps["flow_bwd"] = np.moveaxis(rows("flow_bwd").astype(np.float32), 1, -1)
-        if "static" in arrays:
-            maps["static"] = rows("static")
+        maps = {"teacher_depth": raw["depth"]}
+        if "flow_bwd" in raw:
+            maps["flow_bwd"] = np.moveaxis(raw["flow_bwd"].astype(np.float32), 1, -1)
+        if "static" in raw:
+            maps["static"] = raw["static"]
         if "stabilised" in arrays:
-            stabilised = read_stabilised(arrays, indices)
+            stabilised = self._rows(arrays, video_id, STABILISED, indices)
             if stabilised is None:
                 self._say(_Misfit("not finished", f"stabilised targets of {video_id} are not finished"))
             else:
-                maps["stabilised_depth"] = stabilised
+                maps["stabilised_depth"] = stabilised["stabilised"]
         return maps
+
+    def _rows(
+        self, arrays: dict[str, Any], video_id: str, kind: str, indices: np.ndarray
+    ) -> dict[str, np.ndarray] | None:
+        """Return a kind's maps of some frames, depth in its unit; None where one is not finished.
+
+        Zarr decodes whole chunks anyway; a process compares each with its digest when it reads it first.
+        """
+        chunk_frames, scales = arrays["attributes"]["storage"]["chunk_frames"], arrays[f"{kind}_scale"]
+        chunks, where = np.unique(indices // chunk_frames, return_inverse=True)
+        if (scales[chunks] == 0).any():
+            return None
+        parts = []
+        for chunk in chunks.tolist():
+            known = (video_id, kind, chunk)
+            parts.append(read_chunk(arrays, arrays["attributes"], kind, chunk, verify=known not in self._verified))
+            self._verified.add(known)
+        first = np.cumsum([0, *(len(next(iter(part.values()))) for part in parts)])[where]
+        rows = {name: np.concatenate([p[name] for p in parts])[first + indices % chunk_frames] for name in parts[0]}
+        depth = next(iter(rows))
+        return rows | {depth: rows[depth].astype(np.float32) * scales[indices // chunk_frames][:, None, None]}
 
     def _say(self, misfit: _Misfit) -> None:
         if self._said.first(self._KINDS.index(misfit.kind)):
