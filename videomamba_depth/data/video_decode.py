@@ -1,21 +1,72 @@
-"""Thin layer over PyAV: open, decode past damage, convert to RGB. All PyAV reading goes through here."""
+"""Thin layer over PyAV: open, decode past damage, count what is lost. All PyAV reading goes through here."""
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from videomamba_depth.data.video_info import Orientation, VideoReadError
 
 _REMEDY = "it is damaged, cut off or not a video: replace or remove it"
 # Decoders that honour a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
 _SKIP_ON_REQUEST = {"h264", "hevc", "mpeg4", "mpeg2video"}
+# Here a packet that is marked corrupt may be whole: it stands where a recording was joined, or in a block that is cut
+# further on. Elsewhere the mark means that the file ends within the packet.
+_MARKED_LOOSELY = {"mpegts", "mpeg"}
+_READ_ATTEMPTS = 16  # that fail one after the other, behind damage
+_COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
+
+
+@dataclass
+class Losses:
+    """What was read of a video, and what could not be.
+
+    Attributes:
+        num_frames: that were decoded.
+        stated: that there should be; None where nobody says.
+        leading: before the first frame, in pieces that refer to what is not there: a recording that begins between two
+            key frames.
+        undecodable: packets behind it that cannot be decoded.
+        damaged: frames with parts that the decoder made up.
+        cut_off: the file ends before its container does, or within a packet.
+        broken: why reading ended before the end; "" if it did not.
+    """
+
+    num_frames: int = 0
+    stated: int | None = None
+    leading: int = 0
+    undecodable: int = 0
+    damaged: int = 0
+    cut_off: bool = False
+    broken: str = ""
+
+    def described(self) -> str:
+        """Return what is wrong, "" for nothing."""
+        parts = []
+        if self.stated is not None and self.num_frames < self.stated:
+            parts.append(f"only {self.num_frames} of {self.stated} frames can be decoded")
+        if self.broken:
+            parts.append(f"reading broke off behind frame {self.num_frames} ({self.broken})")
+        elif self.cut_off:
+            parts.append(f"it is cut off behind frame {self.num_frames}")
+        if self.undecodable:
+            parts.append(f"{self.undecodable} packets cannot be decoded")
+        if self.damaged:
+            parts.append(f"{self.damaged} frames are partly made up by the decoder")
+        return ", ".join(parts)
+
+    def restart(self) -> None:
+        """Forget what was counted, for another attempt."""
+        vars(self).update(vars(Losses(stated=self.stated)))
 
 
 def is_url(path: str | Path) -> bool:
@@ -59,11 +110,7 @@ def open_video(
         remedy = "is the address right and the server on?" if is_url(path) else _REMEDY
         raise VideoReadError(f"cannot open video {without_password(path)}: {reason}; {remedy}") from error
     with container, _reported(path):
-        stream = container.streams.best("video")
-        if stream is None or stream.codec_context is None:
-            raise VideoReadError(
-                f"cannot read video {without_password(path)}: it has no video stream that can be decoded"
-            )
+        stream = _video_stream(container, without_password(path))
         stream.codec_context.thread_count = threads
         if max_pixels is not None:
             stream.codec_context.options = {"max_pixels": str(max_pixels)}
@@ -72,53 +119,98 @@ def open_video(
         yield container, stream
 
 
-def decode_frames(container: Any, stream: Any, skip_before: int | None = None) -> Iterator[Any]:
-    """Decode from the current position to the end; packets that cannot be decoded are skipped, never raised.
+def decode_frames(
+    container: Any, stream: Any, skip_before: int | None = None, losses: Losses | None = None
+) -> Iterator[Any]:
+    """Decode from the current position to the end; what cannot be decoded is counted in `losses`, never raised.
 
     A packet cut off by the end of the file is not shown to the decoder, so that no concealed frame comes out.
     Frames earlier than `skip_before` (a pts) that no other frame refers to are not decoded: after a seek nobody looks
     at them, and the frames from `skip_before` on are the same bit for bit.
     """
-    for packet in demux_packets(container, stream):
+    losses = Losses() if losses is None else losses
+    decoding_times: deque[int | None] | None = deque() if container.format.name == "avi" else None
+    early: list[int] = []  # times of packets up to the first frame
+    for packet in demux_packets(container, stream, losses):
         if skip_before is not None and stream.codec_context.name in _SKIP_ON_REQUEST:
-            early = packet.pts is not None and packet.pts < skip_before
-            stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+            skipped = packet.pts is not None and packet.pts < skip_before
+            stream.codec_context.skip_frame = "NONREF" if skipped else "DEFAULT"
+        if losses.num_frames == 0 and packet.pts is not None and not packet.is_discard:
+            early.append(packet.pts)
         try:
-            yield from packet.decode()
+            frames = packet.decode()
         except av.error.EOFError:
-            return
+            break
         except av.error.FFmpegError:
+            losses.undecodable += losses.num_frames > 0
             continue
+        if decoding_times is not None:
+            decoding_times.append(packet.dts)
+        for frame in frames:
+            _check(frame, losses, decoding_times, early)
+            yield frame
     try:
-        yield from stream.decode(None)
+        frames = stream.decode(None)
     except av.error.FFmpegError:
+        losses.undecodable += 1
         return
+    for frame in frames:
+        _check(frame, losses, decoding_times, early)
+        yield frame
 
 
-def demux_packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the whole, undamaged packets of `stream`; ends quietly where the file cannot be read further."""
-    packets = container.demux(stream)
-    while True:
+def _check(frame: Any, losses: Losses, decoding_times: deque[int | None] | None, early: list[int]) -> None:
+    """Count a frame; give one of an AVI file its time: the decoding times, which are in order, are all it has.
+
+    Null frames in between (nothing has changed) take up time there and hold no data.
+    """
+    if decoding_times is not None:
+        frame.pts = decoding_times.popleft() if decoding_times else None
+    if losses.num_frames == 0 and frame.pts is not None:
+        losses.leading = sum(pts < frame.pts for pts in early)
+    losses.num_frames += 1
+    losses.damaged += frame.is_corrupt
+
+
+def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> Iterator[Any]:
+    """Yield the whole packets of `stream`; ends where the file cannot be read further, `losses` says why."""
+    losses = Losses() if losses is None else losses
+    loosely = bool(container_names(container) & _MARKED_LOOSELY)
+    packets, failures = container.demux(stream), 0
+    while failures < _READ_ATTEMPTS:
         try:
             packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
+        except (StopIteration, av.error.EOFError):
             return
-        # A packet without data is PyAV's flush mark; the caller flushes.
-        if packet.size and not packet.is_corrupt:
+        except av.error.InvalidDataError as error:
+            losses.broken, failures = error.strerror, failures + 1
+            packets = container.demux(stream)
+            continue
+        except av.error.FFmpegError as error:
+            losses.broken = error.strerror or str(error)
+            return
+        if failures:  # behind the damage it goes on
+            losses.undecodable, losses.broken, failures = losses.undecodable + failures, "", 0
+        if packet.is_corrupt and container.format.name != "mpegts":
+            losses.cut_off = True
+        # A packet without data is PyAV's flush mark, or a null frame.
+        if packet.size and (loosely or not packet.is_corrupt):
             yield packet
 
 
-def to_rgb(frame: Any, orientation: Orientation, width: int, height: int) -> np.ndarray:
-    """Convert a decoded frame of any pixel format to uint8 RGB [height,width,3], as displayed.
+def stated_frames(container: Any, stream: Any) -> int | None:
+    """Return how many frames an MP4 or MOV file's index lists and its edit list shows; None where there is no index.
 
-    Deeper samples are rounded to 8 bit, grey is repeated, alpha is dropped, the stream's own colour matrix
-    and range are used (BT.601 where it names none). A stream that changes size midway is scaled to its first
-    size. Non-square pixels are left as stored.
+    The number in the header also counts what an edit list hides.
     """
-    stored = (height, width) if orientation.transpose else (width, height)
-    if (frame.width, frame.height) != stored:
-        frame = frame.reformat(width=stored[0], height=stored[1], format="rgb24")
-    return orientation.apply(frame.to_ndarray(format="rgb24"))
+    if "mp4" not in container_names(container) or not stream.frames:
+        return None
+    return sum(1 for entry in stream.index_entries if entry.size and not entry.is_discard)
+
+
+def container_names(container: Any) -> set[str]:
+    """Return FFmpeg's names of a container's format."""
+    return set(container.format.name.split(","))
 
 
 def frame_orientation(frame: Any) -> Orientation:
@@ -133,6 +225,23 @@ def frame_orientation(frame: Any) -> Orientation:
                 return Orientation(False, a < 0, d < 0)
             return Orientation(True, c < 0, b < 0)
     return Orientation()
+
+
+def _video_stream(container: Any, name: str) -> Any:
+    """Return the best video stream; a cover picture is none.
+
+    Raises:
+        VideoReadError: there is none.
+    """
+    moving = [stream for stream in container.streams.video if not stream.disposition & _COVERS]
+    best = container.streams.best("video")
+    if best not in moving:
+        best = max(moving, key=lambda stream: stream.width * stream.height, default=None)
+    if best is None and container.streams.video:
+        raise VideoReadError(f"cannot read video {name}: it holds no video, only a cover picture beside its sound")
+    if best is None or best.codec_context is None:
+        raise VideoReadError(f"cannot read video {name}: it has no video stream that can be decoded")
+    return best
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class VideoInfo:
 
     Attributes:
         path: the file, folder or glob as given.
-        width, height: px, as displayed (after rotation).
+        width, height: px, as displayed: rotated, and of square pixels.
         num_frames: frames that can be decoded, exact.
         fps: average frames per second, `(num_frames - 1) / duration`; the nominal rate for one frame.
         time_base: seconds per unit of `pts`, exact.
@@ -51,10 +51,11 @@ class VideoInfo:
         rotation: degrees counter-clockwise that the stored frames are turned for display: 0, 90, 180 or 270.
         orientation: the same with mirroring, as applied by the readers.
         keyframes: int64, indices of frames at which decoding can start, ascending.
-        has_pts: whether the frames carry usable timestamps of their own. Without them (some AVI and raw
-            streams) `pts` counts frames at the nominal rate and seeking means decoding from the start.
+        has_pts: whether a frame can be found by its timestamp. Where timestamps are missing (raw streams, AVI) or do
+            not increase (joined recordings), `pts` is made of what there is and seeking means decoding from the start.
         damage: "" for an intact file, otherwise what is wrong; `num_frames` then counts the usable part.
         image_paths: the files of an image sequence, in order; empty for a video file.
+        animated: one image file of several frames.
     """
 
     path: str
@@ -70,6 +71,7 @@ class VideoInfo:
     has_pts: bool = True
     damage: str = ""
     image_paths: tuple[Path, ...] = ()
+    animated: bool = False
 
     @property
     def timestamps_s(self) -> np.ndarray:

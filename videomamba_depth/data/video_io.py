@@ -21,16 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from videomamba_depth.data.image_sequence import is_image_sequence, probe_images, read_image, read_images
+from videomamba_depth.data.image_sequence import is_image_sequence, iter_images, probe_images, read_image
+from videomamba_depth.data.video_clock import Clock
+from videomamba_depth.data.video_color import to_rgb
 from videomamba_depth.data.video_decode import (
+    Losses,
+    container_names,
     decode_frames,
     demux_packets,
     frame_orientation,
     is_url,
     open_video,
-    to_rgb,
+    stated_frames,
     without_password,
 )
+from videomamba_depth.data.video_deinterlace import deinterlaced
+from videomamba_depth.data.video_end import is_cut_off
 from videomamba_depth.data.video_info import Orientation, VideoInfo, VideoReadError, average_fps
 from videomamba_depth.data.video_writer import VideoWriter
 
@@ -53,7 +59,8 @@ log = logging.getLogger(__name__)
 _EXACT_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 _EXACT_CODECS = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1"}
 # No timestamps of their own: frames are counted at the nominal rate, in reading, probing and seeking alike.
-_COUNTED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "ivf"}
+_COUNTED_CONTAINERS = {"h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "ivf"}
+_LEAST_PIXEL_ASPECT, _LARGEST_PIXEL_ASPECT = Fraction(1, 4), Fraction(4)  # beyond, the header is wrong
 # Key frames tried backwards from the wanted frame before decoding from the start of the file.
 _SEEK_ATTEMPTS = 3
 
@@ -95,30 +102,31 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
     if not is_url(path) and is_image_sequence(path):
         return probe_images(path, fps)
     with open_video(path) as (container, stream):
-        table = _packet_table(container, stream)
+        cut_off = _is_cut_off(path)
+        table = None if cut_off else _packet_table(container, stream)
     if table is None:
-        return _probe_by_decoding(path)
+        return _probe_by_decoding(path, cut_off)
     pts, keyframes = table
     with open_video(path) as (container, stream):
         first = next(decode_frames(container, stream), None)
         if first is None or first.pts != pts[0]:
-            return _probe_by_decoding(path)
-        return _make_info(path, stream, first, pts, keyframes)
+            return _probe_by_decoding(path, cut_off)
+        return _make_info(path, stream, first, pts, keyframes, Fraction(stream.time_base))
 
 
 def count_frames(path: str | Path, options: Mapping[str, str] | None = None) -> int | None:
-    """Return the number of frames that the container states, quickly, or None where it states none.
+    """Return the number of frames that reading gives, quickly, or None where only decoding would tell.
 
-    For scanning large folders: opens the file (with FFmpeg's `options`) and reads no frame. Exact for sound mp4 and
-    mov files; a cut-off file may hold fewer than it states (`probe_video` knows).
+    For scanning large folders: opens the file (with FFmpeg's `options`) and reads no frame. It is known for the images
+    of a folder, and for MP4 and MOV files with an index; damage is found by reading alone.
 
     Raises:
         VideoReadError: not a readable video.
     """
     if is_image_sequence(path):
-        return len(probe_images(path).image_paths)
-    with open_video(path, options=options) as (_, stream):
-        return int(stream.frames) or None
+        return probe_images(path).num_frames
+    with open_video(path, options=options) as (container, stream):
+        return None if _is_cut_off(path) else stated_frames(container, stream)
 
 
 def read_frames(
@@ -155,8 +163,8 @@ def read_frames(
     convert = convert or _unchanged
     wanted = sorted(set(indices))
     frames: dict[int, np.ndarray] = {}
-    if info.image_paths:
-        frames = {index: convert(read_images(info, [index])[0]) for index in wanted}
+    if info.image_paths or info.animated:
+        frames = {index: convert(rgb) for index, rgb in zip(wanted, iter_images(info, wanted), strict=True)}
         return np.stack([frames[index] for index in indices])
     with open_video(path) as (container, stream):
         for run in _runs(wanted, info):
@@ -179,6 +187,7 @@ def iter_frames(
     fps: float | None = None,
     threads: int = 0,
     info: VideoInfo | None = None,
+    losses: Losses | None = None,
 ) -> Iterator[Frame]:
     """Decode every frame in order at constant memory, from a file, URL, folder or glob.
 
@@ -188,27 +197,28 @@ def iter_frames(
         fps: rate of an image sequence, default 30.
         threads: decoder threads; 0 lets FFmpeg choose.
         info: the result of `probe_video(path)` when at hand; indices are then those of the probe even behind damage.
+        losses: filled as it goes; without it and `info`, what is lost is said in a warning behind the last frame.
 
     Yields:
-        `Frame(index, pts, time_base, rgb)`; `pts` strictly increases. Frames of a damaged file that repeat or go
-        back in time are dropped, as the probe does not count them either.
+        `Frame(index, pts, time_base, rgb)`; `pts` strictly increases, see `Clock`. No frame is left out.
 
     Raises:
         VideoReadError: nothing can be decoded.
     """
     if not is_url(path) and is_image_sequence(path):
         info = probe_images(path, fps) if info is None else info
-        for index in range(start, info.num_frames):
-            yield Frame(index, int(info.pts[index]), info.time_base, read_images(info, [index])[0])
+        indices = range(start, info.num_frames)
+        for index, rgb in zip(indices, iter_images(info, indices), strict=True):
+            yield Frame(index, int(info.pts[index]), info.time_base, rgb)
         return
     if start > 0 or info is not None:
         info = probe_video(path) if info is None else info
         with open_video(path, threads) as (container, stream):
-            for index, frame in _frames_from(container, stream, info, start):
+            for index, frame in _frames_from(container, stream, info, start, losses):
                 rgb = to_rgb(frame, info.orientation, info.width, info.height)
                 yield Frame(index, int(info.pts[index]), info.time_base, rgb)
         return
-    yield from iter_stream(path, threads)
+    yield from iter_stream(path, threads, losses=losses)
 
 
 def iter_stream(
@@ -218,6 +228,7 @@ def iter_stream(
     options: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
     max_pixels: int | None = None,
+    losses: Losses | None = None,
 ) -> Iterator[Frame]:
     """Decode a file or URL from its start to wherever it ends; nothing is known beforehand. Else as `iter_frames`.
 
@@ -225,31 +236,41 @@ def iter_stream(
         options, timeout_s, max_pixels: see `open_video`.
     """
     opened = open_video(path, threads, options=options, timeout_s=timeout_s, max_pixels=max_pixels)
+    found = Losses() if losses is None else losses
     with opened as (container, stream):
-        frames = decode_frames(container, stream)
+        found.stated, found.cut_off = stated_frames(container, stream), _is_cut_off(path)
+        frames = decode_frames(container, stream, losses=found)
         first = next(frames, None)
         if first is None:
             raise _nothing_decodable(path)
-        orientation, width, height = _geometry(first)
-        counting = first.pts is None or _is_counted(container)
-        time_base = 1 / _nominal_rate(stream) if counting else Fraction(stream.time_base)
-        index, last_pts = 0, None
-        for frame in itertools.chain([first], frames):
-            pts = index if counting else frame.pts
-            if pts is None or (last_pts is not None and pts <= last_pts):
-                continue
-            yield Frame(index, pts, time_base, to_rgb(frame, orientation, width, height))
-            index, last_pts = index + 1, pts
+        _tell_beginning(path, found)
+        orientation, width, height = _geometry(first, stream)
+        times = _Times(container, stream, first)
+        for index, frame in deinterlaced(enumerate(itertools.chain([first], frames))):
+            yield Frame(index, times.place(frame), times.time_base, to_rgb(frame, orientation, width, height))
+    if losses is None and (damage := found.described()):
+        _tell_damage(path, damage)
+
+
+class _Times:
+    """Gives decoded frames their times, in the order of display."""
+
+    def __init__(self, container: Any, stream: Any, first: Any) -> None:
+        rate = _nominal_rate(stream)
+        self.counting = first.pts is None or bool(container_names(container) & _COUNTED_CONTAINERS)
+        self.time_base = 1 / rate if self.counting else Fraction(stream.time_base)
+        self._clock = Clock(rate, self.time_base)
+
+    def place(self, frame: Any) -> int:
+        return self._clock.place(None if self.counting else frame.pts)
 
 
 def _packet_table(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (pts ascending, indices of key frames) from the packets alone, or None where they do not suffice."""
-    container_names = set(container.format.name.split(","))
-    if not (container_names & _EXACT_CONTAINERS and stream.codec_context.name in _EXACT_CODECS):
+    if not (container_names(container) & _EXACT_CONTAINERS and stream.codec_context.name in _EXACT_CODECS):
         return None
-    pts, key_pts, seen = [], [], 0
-    for packet in demux_packets(container, stream):
-        seen += 1
+    pts, key_pts, losses = [], [], Losses()
+    for packet in demux_packets(container, stream, losses):
         if packet.pts is None:
             return None
         if packet.is_discard:  # hidden by an edit list
@@ -258,34 +279,36 @@ def _packet_table(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray] 
         if packet.is_keyframe:
             key_pts.append(packet.pts)
     table = np.unique(np.asarray(pts, np.int64))
-    if len(table) != len(pts) or not key_pts or seen < stream.frames:
+    lost = losses.described() or len(pts) < (stated_frames(container, stream) or 0)
+    if len(table) != len(pts) or not key_pts or lost:
         return None
     return table, np.searchsorted(table, np.sort(key_pts))
 
 
-def _probe_by_decoding(path: str | Path) -> VideoInfo:
+def _probe_by_decoding(path: str | Path, cut_off: bool) -> VideoInfo:
     """Enumerate the frames by decoding the whole file."""
+    losses = Losses(cut_off=cut_off)
     with open_video(path) as (container, stream):
-        frames = decode_frames(container, stream)
+        losses.stated = stated_frames(container, stream)
+        frames = decode_frames(container, stream, losses=losses)
         first = next(frames, None)
         if first is None:
             raise _nothing_decodable(path)
-        counting = first.pts is None or _is_counted(container)
+        times = _Times(container, stream, first)
         pts: list[int] = []
         key_indices = []
+        has_pts = not times.counting and container.format.name != "avi"
         for frame in itertools.chain([first], frames):
-            frame_pts = len(pts) if counting else frame.pts
-            if frame_pts is None or (pts and frame_pts <= pts[-1]):
-                continue
-            if frame.key_frame and not counting:
+            if frame.key_frame:
                 key_indices.append(len(pts))
-            pts.append(frame_pts)
-        stated = int(stream.frames)
-        damage = f"only {len(pts)} of {stated} frames can be decoded" if len(pts) < stated else ""
-        if damage:
-            log.warning("%s is damaged or cut off: %s; these are used", path, damage)
-        keyframes = np.asarray(key_indices or [0], np.int64)
-        return _make_info(path, stream, first, np.asarray(pts, np.int64), keyframes, not counting, damage)
+            pts.append(times.place(frame))
+            has_pts = has_pts and pts[-1] == frame.pts
+        _tell_beginning(path, losses)
+        if damage := losses.described():
+            _tell_damage(path, damage)
+        keyframes = np.asarray(key_indices if has_pts and key_indices else [0], np.int64)
+        table = np.asarray(pts, np.int64)
+        return _make_info(path, stream, first, table, keyframes, times.time_base, has_pts, damage)
 
 
 def _make_info(
@@ -294,18 +317,17 @@ def _make_info(
     first: Any,
     pts: np.ndarray,
     keyframes: np.ndarray,
+    time_base: Fraction,
     has_pts: bool = True,
     damage: str = "",
 ) -> VideoInfo:
-    rate = _nominal_rate(stream)
-    time_base = Fraction(stream.time_base) if has_pts else 1 / rate
-    orientation, width, height = _geometry(first)
+    orientation, width, height = _geometry(first, stream)
     return VideoInfo(
         path=str(path),
         width=width,
         height=height,
         num_frames=len(pts),
-        fps=average_fps(pts, time_base, float(rate)),
+        fps=average_fps(pts, time_base, float(_nominal_rate(stream))),
         time_base=time_base,
         pts=pts,
         rotation=int(first.rotation) % 360,
@@ -316,14 +338,15 @@ def _make_info(
     )
 
 
-def _is_counted(container: Any) -> bool:
-    return bool(set(container.format.name.split(",")) & _COUNTED_CONTAINERS)
-
-
-def _geometry(frame: Any) -> tuple[Orientation, int, int]:
+def _geometry(frame: Any, stream: Any) -> tuple[Orientation, int, int]:
+    """Return orientation, width and height of a frame as displayed: turned, and of square pixels."""
     orientation = frame_orientation(frame)
-    width, height = (frame.height, frame.width) if orientation.transpose else (frame.width, frame.height)
-    return orientation, width, height
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    if not _LEAST_PIXEL_ASPECT <= aspect <= _LARGEST_PIXEL_ASPECT:
+        log.warning("%s states pixels of %s : 1; they are taken as square", stream.container.name, aspect)
+        aspect = Fraction(1)
+    width, height = max(1, round(frame.width * aspect)), frame.height
+    return (orientation, height, width) if orientation.transpose else (orientation, width, height)
 
 
 def _nominal_rate(stream: Any) -> Fraction:
@@ -348,12 +371,30 @@ def _keyframe_before(info: VideoInfo, index: int) -> int:
     return int(info.keyframes[place]) if place >= 0 else 0
 
 
-def _frames_from(container: Any, stream: Any, info: VideoInfo, start: int) -> Iterator[tuple[int, Any]]:
+def _frames_from(
+    container: Any, stream: Any, info: VideoInfo, start: int, losses: Losses | None = None
+) -> Iterator[tuple[int, Any]]:
     """Yield (index, frame) from exactly frame `start` onwards."""
+    # The frame before has a say in how a frame is deinterlaced. Where nothing can be sought it is decoded anyway.
+    frames = _decoded_from(container, stream, info, start if info.has_pts else max(0, start - 1), losses)
+    first = next(frames, None)
+    if first is not None and first[0] == start > 0 and first[1].interlaced_frame:
+        frames = _decoded_from(container, stream, info, start - 1, losses)
+        first = next(frames, None)
+    if first is not None:
+        shown = deinterlaced(itertools.chain([first], frames))
+        yield from ((index, frame) for index, frame in shown if index >= start)
+
+
+def _decoded_from(
+    container: Any, stream: Any, info: VideoInfo, start: int, losses: Losses | None
+) -> Iterator[tuple[int, Any]]:
+    """Yield (index, frame) from frame `start` onwards as decoded."""
     if not info.has_pts:
-        yield from itertools.islice(enumerate(decode_frames(container, stream)), start, None)
+        frames = decode_frames(container, stream, losses=losses)
+        yield from itertools.islice(enumerate(frames), start, info.num_frames)
         return
-    frames = _seek(container, stream, info, start)
+    frames = _seek(container, stream, info, start, losses)
     index = start
     for frame in frames:
         # Frames may be missing after damage: the timestamp, not the count, says which frame this is.
@@ -368,16 +409,18 @@ def _frames_from(container: Any, stream: Any, info: VideoInfo, start: int) -> It
             index += 1
 
 
-def _seek(container: Any, stream: Any, info: VideoInfo, start: int) -> Iterator[Any]:
+def _seek(container: Any, stream: Any, info: VideoInfo, start: int, losses: Losses | None) -> Iterator[Any]:
     """Return the decoded frames that begin with frame `start`, from the nearest key frame that delivers it."""
     target = int(info.pts[start])
     place = int(np.searchsorted(info.keyframes, start, side="right"))
     candidates = [int(info.pts[k]) for k in info.keyframes[max(place - _SEEK_ATTEMPTS, 0) : place][::-1]]
+    losses = Losses() if losses is None else losses
     for seek_pts in [*candidates, None]:
         # Before the first frame, and before zero: some demuxers seek by decoding time, which is earlier.
         begin = int(info.pts[0]) - int(10 / info.time_base) if seek_pts is None else seek_pts
         container.seek(begin, stream=stream, backward=True)
-        frames = decode_frames(container, stream, skip_before=target)
+        losses.restart()
+        frames = decode_frames(container, stream, skip_before=target, losses=losses)
         for frame in frames:
             if frame.pts is None or frame.pts < target:
                 continue
@@ -394,6 +437,22 @@ def _frame_error(info: VideoInfo, index: int) -> VideoReadError:
 
 def _unchanged(rgb: np.ndarray) -> np.ndarray:
     return rgb
+
+
+def _is_cut_off(path: str | Path) -> bool:
+    path = Path(path).expanduser()
+    return not is_url(path) and path.is_file() and is_cut_off(path)
+
+
+def _tell_beginning(path: str | Path, losses: Losses) -> None:
+    if losses.leading:
+        log.warning(
+            "%s: %d frames before the first key frame cannot be decoded", without_password(path), losses.leading
+        )
+
+
+def _tell_damage(path: str | Path, damage: str) -> None:
+    log.warning("%s is damaged or cut off: %s; what is there is used", without_password(path), damage)
 
 
 def _nothing_decodable(path: str | Path) -> VideoReadError:

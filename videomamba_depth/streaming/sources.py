@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
 
+from videomamba_depth.data.video_decode import Losses, without_password
 from videomamba_depth.data.video_io import Frame, VideoReadError, iter_frames, probe_video
 
 
@@ -53,27 +54,29 @@ class FileSource:
         self.fps, self.time_base = self._info.fps, self._info.time_base
 
     def __iter__(self) -> Iterator[Frame]:
-        info, num_yielded = self._info, 0
-        for frame in itertools.islice(iter_frames(self._path, info=info), self.num_frames):
+        info, num_yielded, losses = self._info, 0, Losses()
+        for frame in itertools.islice(iter_frames(self._path, info=info, losses=losses), self.num_frames):
             yield frame
             num_yielded += 1
+        damage = info.damage if num_yielded == info.num_frames else ""
         if num_yielded < (self.num_frames or 0):
-            raise VideoReadError(
-                f"{info.path} is damaged: {num_yielded} of its {info.num_frames} frames could be decoded"
-            )
-        if info.damage and num_yielded == info.num_frames:
-            raise VideoReadError(f"{info.path} is damaged: {info.damage}")
+            damage = f"{num_yielded} of its {info.num_frames} frames could be decoded"
+        if damage := damage or losses.described():
+            raise VideoReadError(f"{info.path} is damaged or cut off: {damage}")
 
 
 class UrlSource:
     """A video behind a URL that FFmpeg opens (http, https, rtsp, …), read once from its start.
+
+    A connection that breaks off, and damage, are raised behind the last frame.
 
     Raises:
         UserError: it cannot be opened, or holds no frame.
     """
 
     def __init__(self, url: str, max_frames: int | None = None) -> None:
-        self._frames = iter_frames(url)
+        self._url, self._losses = url, Losses()
+        self._frames = iter_frames(url, losses=self._losses)
         self._first = next(self._frames)
         self._max_frames = max_frames
         self.name = name_of(urlparse(url).path) or "stream"
@@ -81,7 +84,13 @@ class UrlSource:
         self.fps, self.time_base = 30.0, self._first.time_base
 
     def __iter__(self) -> Iterator[Frame]:
-        return itertools.islice(itertools.chain([self._first], self._frames), self._max_frames)
+        num_yielded = 0
+        for frame in itertools.islice(itertools.chain([self._first], self._frames), self._max_frames):
+            yield frame
+            num_yielded += 1
+        complete = self._max_frames is None or num_yielded < self._max_frames
+        if complete and (damage := self._losses.described()):
+            raise VideoReadError(f"{without_password(self._url)} is damaged or cut off: {damage}")
 
 
 def name_of(path: str) -> str:
