@@ -1,0 +1,290 @@
+"""No frame is lost in silence: joined and broken clocks, null frames, edit lists, and files that end too early."""
+
+from __future__ import annotations
+
+import http.server
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from media import frame_number, write_video
+
+from videomamba_depth.data.video_clock import Clock
+from videomamba_depth.data.video_end import is_cut_off
+from videomamba_depth.data.video_io import Frame, VideoReadError, count_frames, iter_frames, probe_video, read_frames
+from videomamba_depth.streaming.network import NetworkCamera
+from videomamba_depth.streaming.sources import FileSource, UrlSource
+
+B_FRAMES = {"g": "6", "bf": "2"}
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "front.mp4": {"options": B_FRAMES, "container_options": {"movflags": "faststart"}},
+    "front.mov": {"options": B_FRAMES, "container_options": {"movflags": "faststart"}},
+    "fragments.mp4": {"options": {"g": "4"}, "container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "h264.mkv": {"options": B_FRAMES},
+    "live.mkv": {"options": B_FRAMES, "container_options": {"live": "1"}},
+    "mpeg4.mkv": {"codec": "mpeg4"},
+    "vp8.webm": {"codec": "libvpx"},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "h264.ts": {"options": B_FRAMES},
+    "mpeg2.ts": {"codec": "mpeg2video", "fps": 25},
+    "blu.m2ts": {"options": B_FRAMES},
+    "h264.flv": {"options": B_FRAMES},
+    "h264.avi": {"options": B_FRAMES},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "wmv2.wmv": {"codec": "wmv2"},
+    "gif.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+}
+NUM_FRAMES = 24
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    usable = {name: how for name, how in CONTAINERS.items() if how.get("codec", "libx264") in av.codecs_available}
+    return {name: write_video(folder / name, NUM_FRAMES, width=112, height=84, **how) for name, how in usable.items()}
+
+
+def read(source: FileSource | UrlSource) -> tuple[list[Frame], str]:
+    """Return the frames of a source, and what it says behind them."""
+    frames = []
+    try:
+        for frame in source:
+            frames.append(frame)
+    except VideoReadError as error:
+        return frames, str(error)
+    return frames, ""
+
+
+def assert_consistent(path: Path, frames: list[Frame]) -> None:
+    """By index and in order, with a probe and without: the same frames at the same, increasing times."""
+    info = probe_video(path)
+    assert [frame.pts for frame in frames] == info.pts.tolist()
+    assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
+    straight = list(iter_frames(path))
+    assert [f.pts * f.time_base for f in straight] == [f.pts * f.time_base for f in frames]
+    for index in {0, len(frames) // 2, len(frames) - 1}:
+        np.testing.assert_array_equal(read_frames(path, [index], info=info)[0], frames[index].rgb)
+        np.testing.assert_array_equal(straight[index].rgb, frames[index].rgb)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_whole_file_is_whole(whole: dict[str, Path], name: str) -> None:
+    frames, said = read(FileSource(whole[name]))
+    assert [frame_number(frame.rgb) for frame in frames] == list(range(NUM_FRAMES))
+    assert said == ""
+    assert count_frames(whole[name]) in (None, NUM_FRAMES)
+    assert not is_cut_off(whole[name])
+
+
+@pytest.mark.parametrize("share", [0.7, 0.85])
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_what_is_there_is_used_and_the_end_is_told(
+    whole: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, share: float
+) -> None:
+    data = whole[name].read_bytes()
+    path = tmp_path / name
+    path.write_bytes(data[: int(len(data) * share) // 188 * 188 + 5])
+    frames, said = read(FileSource(path))
+    numbers = [frame_number(frame.rgb) for frame in frames]
+    assert 1 <= len(frames) <= NUM_FRAMES
+    assert numbers == sorted(numbers)
+    assert f"{name} is damaged or cut off" in said
+    assert "\n" not in said
+    assert name in caplog.text
+    assert_consistent(path, frames)
+    assert count_frames(path) in (None, len(frames))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_cut_is_seen_from_sizes_alone(whole: dict[str, Path], tmp_path: Path, name: str) -> None:
+    data, path = whole[name].read_bytes(), tmp_path / "cut"
+    for length in np.random.default_rng(0).integers(len(data) // 3, len(data), 40):
+        if name.endswith("ts") and length % (192 if name == "blu.m2ts" else 188) == 0:
+            continue  # a shorter file
+        path.write_bytes(data[:length])
+        assert is_cut_off(path), length
+
+
+def place_all(stamps: list[int | None]) -> list[int]:
+    clock = Clock(Fraction(10), Fraction(1, 1000))
+    return [clock.place(stamp) for stamp in stamps]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times"),
+    [
+        ([7, 107, 250, 900], [7, 107, 250, 900]),
+        ([0, 100, 200, 300, 0, 100], [0, 100, 200, 300, 400, 500]),  # began anew
+        ([0, 100, 200, None, 400], [0, 100, 200, 300, 400]),
+        ([0, 100, 100, 200, 300], [0, 100, 150, 200, 300]),  # equal, and back on its clock
+        ([0, 0, 100, 100, 200, 200], [0, 50, 100, 150, 200, 250]),
+        ([0, 100, 60, 200], [0, 100, 150, 200]),
+        ([0, 100, 10**11, 10**11 + 100], [0, 100, 200, 300]),  # three years later
+        ([-500, -400], [-500, -400]),
+        ([None, None], [0, 100]),
+    ],
+)
+def test_time_goes_on(stamps: list[int | None], times: list[int]) -> None:
+    assert place_all(stamps) == times
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "mpeg2.ts"])
+def test_joined_recordings_are_read_to_the_end(whole: dict[str, Path], tmp_path: Path, name: str) -> None:
+    path = tmp_path / "joined.ts"
+    path.write_bytes(whole[name].read_bytes() * 2)  # clock and continuity counters begin anew
+    frames, said = read(FileSource(path))
+    assert [frame_number(frame.rgb) for frame in frames] == 2 * list(range(NUM_FRAMES))
+    assert said == ""
+    rate = CONTAINERS[name].get("fps", 10)
+    steps = np.diff([frame.timestamp_s for frame in frames])
+    np.testing.assert_allclose(steps, 1 / rate, atol=1e-6)
+    assert_consistent(path, frames)
+
+
+def restamped(path: Path, out: Path, stamp: Callable[[int], int | None], shown: Callable[[int], bool]) -> Path:
+    """Copy an intra or P-frame video to `out`: packet k gets stamp(k), where shown(k)."""
+    with av.open(str(path)) as source, av.open(str(out), "w", options={"avoid_negative_ts": "disabled"}) as target:
+        copy: Any = target.add_stream_from_template(source.streams.video[0])
+        copy.time_base = source.streams.video[0].time_base
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            if shown(number):
+                packet.pts = packet.dts = stamp(number)
+                packet.stream = copy
+                target.mux(packet)
+    return out
+
+
+def test_equal_stamps_lose_no_frame(tmp_path: Path) -> None:
+    stamps = [0, 100, 200, 200, 400, 500, 600, 600, 600, 900, 1000, 1100]
+    source = write_video(tmp_path / "source.mkv", 12, codec="mpeg4", options={"g": "4"})
+    path = restamped(source, tmp_path / "equal.mkv", lambda k: stamps[k], lambda k: True)
+    frames, said = read(FileSource(path))
+    assert [frame_number(frame.rgb) for frame in frames] == list(range(12))
+    assert said == ""
+    times = [0, 100, 200, 250, 400, 500, 600, 650, 700, 900, 1000, 1100]
+    assert [round(1000 * frame.timestamp_s) for frame in frames] == times
+    assert_consistent(path, frames)
+
+
+def test_an_edit_list_hides_frames_and_is_no_damage(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "source.mp4", 20, options={"g": "20", "bf": "0"})
+    path = restamped(source, tmp_path / "trimmed.mp4", lambda k: 1024 * (k - 8), lambda k: True)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 20
+    frames, said = read(FileSource(path))
+    assert [frame_number(frame.rgb) for frame in frames] == list(range(8, 20))
+    assert frames[0].timestamp_s == 0
+    assert (said, count_frames(path)) == ("", 12)
+    assert_consistent(path, frames)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_null_frames_of_an_avi_take_up_time(tmp_path: Path, codec: str) -> None:
+    at = [0, 1, 2, 3, 4, 15, 16, 17, 18, 19]
+    options = {"bf": "0"} if codec == "libx264" else {}
+    path = write_video(tmp_path / "gap.avi", 10, pts=at, codec=codec, options=options)
+    frames, said = read(FileSource(path))
+    assert [frame_number(frame.rgb) for frame in frames] == list(range(10))
+    assert [round(10 * frame.timestamp_s) for frame in frames] == at
+    assert (said, count_frames(path)) == ("", None)
+    assert_consistent(path, frames)
+
+
+def test_a_recording_that_begins_between_key_frames_says_so(
+    whole: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = whole["h264.ts"].read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    video = [number for number, packet in enumerate(packets) if packet[1] & 0x5F == 0x41]  # payload begins, pid 0x100
+    path = tmp_path / "late.ts"
+    path.write_bytes(b"".join(packets[:3] + packets[video[3] :]))
+    frames, said = read(FileSource(path))
+    assert [frame_number(frame.rgb) for frame in frames] == list(range(6, NUM_FRAMES))
+    assert said == ""
+    assert "frames before the first key frame cannot be decoded" in caplog.text
+
+
+def test_damage_in_the_middle_is_counted(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "hole.mkv", 24, width=112, height=84, codec="mpeg4", options={"g": "6"})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 600] = bytes(600)
+    path.write_bytes(data)
+    frames, said = read(FileSource(path))
+    assert len(frames) < 24
+    assert "hole.mkv is damaged" in said
+
+
+class Server:
+    """Sends a file's first bytes and breaks off, though it has promised all of them."""
+
+    def __init__(self, data: bytes, sent: int) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[:sent])
+                self.close_connection = True
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def url(self, name: str) -> str:
+        return f"http://me:secret@127.0.0.1:{self.http.server_port}/{name}"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[bytes, int], Server]]:
+    servers: list[Server] = []
+
+    def start(data: bytes, sent: int) -> Server:
+        servers.append(Server(data, sent))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+@pytest.mark.parametrize("name", ["front.mp4", "fragments.mp4", "h264.mkv", "vp8.webm", "h264.ts", "h264.flv"])
+def test_a_connection_that_breaks_off_is_told(
+    whole: dict[str, Path], serve: Callable[[bytes, int], Server], name: str
+) -> None:
+    data = whole[name].read_bytes()
+    frames, said = read(UrlSource(serve(data, int(len(data) * 0.8)).url(name)))
+    assert 4 <= len(frames) < NUM_FRAMES
+    assert "is damaged or cut off" in said
+    assert "broke off" in said
+    assert "secret" not in said
+    frames, said = read(UrlSource(serve(data, len(data)).url(name)))
+    assert (len(frames), said) == (NUM_FRAMES, "")
+
+
+def test_a_part_that_was_asked_for_is_complete(whole: dict[str, Path], serve: Callable[[bytes, int], Server]) -> None:
+    data = whole["h264.mkv"].read_bytes()
+    frames, said = read(UrlSource(serve(data, int(len(data) * 0.8)).url("a.mkv"), max_frames=4))
+    assert (len(frames), said) == (4, "")
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_an_encoder_that_restarts_loses_no_frame(
+    tmp_path: Path, serve: Callable[[bytes, int], Server], codec: str
+) -> None:
+    """As a live source sends it: the second part has a clock, counters and headers of its own."""
+    parts = [
+        write_video(tmp_path / f"{seed}.ts", 20, codec=codec, fps=25, seed=seed, options={"g": "10"}) for seed in (0, 1)
+    ]
+    data = b"".join(part.read_bytes() for part in parts)
+    frames = list(NetworkCamera(serve(data, len(data)).url("live.ts"), reconnect_s=0))
+    assert [frame_number(frame.rgb) for frame in frames] == 2 * list(range(20))
+    assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
