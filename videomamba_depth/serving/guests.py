@@ -12,7 +12,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from videomamba_depth.data.video_io import Frame, VideoReadError, count_frames, iter_stream
+from videomamba_depth.data.video_decode import Losses
+from videomamba_depth.data.video_io import Frame, VideoReadError, iter_stream
 from videomamba_depth.utils.errors import UserError
 
 # Containers that hold their own data. Playlists, scripts and session descriptions (hls, dash, concat, sdp, …) name
@@ -50,10 +51,9 @@ class GuestVideo:
     """
 
     def __init__(self, path: Path, max_pixels: int) -> None:
-        self._path = path
+        self._losses = Losses()
         try:
-            self._stated = count_frames(path, options=GUEST_OPTIONS) or 0
-            self._frames = iter_stream(path, 1, options=GUEST_OPTIONS, max_pixels=max_pixels)
+            self._frames = iter_stream(path, 1, options=GUEST_OPTIONS, max_pixels=max_pixels, losses=self._losses)
             self._first = next(self._frames)
         except VideoReadError as error:
             raise UserError(self._anonymous(error, max_pixels)) from error
@@ -62,7 +62,7 @@ class GuestVideo:
         """Yield every frame that can be decoded.
 
         Raises:
-            UserError: behind the last one, where the file states more.
+            UserError: behind the last one, where something could not be read.
         """
         num_frames = 1
         yield self._first
@@ -72,8 +72,8 @@ class GuestVideo:
                 num_frames += 1
         except VideoReadError as error:
             raise UserError(f"the file is damaged behind frame {num_frames}") from error
-        if num_frames < self._stated:
-            raise UserError(f"the file is damaged or cut off: {num_frames} of its {self._stated} frames can be decoded")
+        if damage := self._losses.described():
+            raise UserError(f"the file is damaged or cut off: {damage}")
 
     def _anonymous(self, error: Exception, max_pixels: int) -> str:
         said = str(error)

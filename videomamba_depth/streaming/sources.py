@@ -62,7 +62,7 @@ class FileSource:
         if num_yielded < (self.num_frames or 0):
             damage = f"{num_yielded} of its {info.num_frames} frames could be decoded"
         if damage := damage or losses.described():
-            raise VideoReadError(f"{info.path} is damaged or cut off: {damage}")
+            raise VideoReadError(f"{info.path} is damaged: {damage}")
 
 
 class UrlSource:
@@ -90,7 +90,7 @@ class UrlSource:
             num_yielded += 1
         complete = self._max_frames is None or num_yielded < self._max_frames
         if complete and (damage := self._losses.described()):
-            raise VideoReadError(f"{without_password(self._url)} is damaged or cut off: {damage}")
+            raise VideoReadError(f"{without_password(self._url)} is damaged: {damage}")
 
 
 def name_of(path: str) -> str:
