@@ -6,21 +6,23 @@ import logging
 import sys
 import threading
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.data.video_decode import without_password
+from videomamba_depth.data.image_sequence import is_image_sequence, list_images
+from videomamba_depth.data.video_decode import is_url, without_password
 from videomamba_depth.streaming.colour import Colouriser, ColourRange
 from videomamba_depth.streaming.job import StreamJob, summary
 from videomamba_depth.streaming.live import LatestFrames
 from videomamba_depth.streaming.npz_sink import NpzSink
 from videomamba_depth.streaming.open_source import open_source
-from videomamba_depth.streaming.outputs import OutputPaths
-from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink
-from videomamba_depth.streaming.pipeline import Sink
+from videomamba_depth.streaming.outputs import OutputPaths, Outputs
+from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink, require_exr
+from videomamba_depth.streaming.pipeline import LateSinks, Sink
 from videomamba_depth.streaming.point_cloud_sink import Intrinsics, PointCloudSink, load_intrinsics
 from videomamba_depth.streaming.preview_window import PreviewWindow
 from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
@@ -48,13 +50,15 @@ def stream_main(config: StreamConfig) -> None:
     source = build_source(config)
     window = PreviewWindow(f"depth of {source.name}") if config.preview else None
     stream = build_stream(config)
-    paths = None if config.output == "-" else OutputPaths(Path(config.output).expanduser(), source.name)
-    if paths is None:
+    outputs = None if config.output == "-" else build_outputs(config, source)
+    if outputs is None:
         stdout = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
         sinks: list[Sink] = [RawStreamSink(stdout, config.raw_dtype)]
     else:
-        paths.prepare(config.overwrite)
-        sinks = build_sinks(config, paths, stream, source, intrinsics)
+        if config.raw == "exr":
+            require_exr()
+        outputs.prepare()
+        sinks = [LateSinks(partial(open_sinks, config, outputs, stream, source, intrinsics))]
     stop = threading.Event()
     if window is not None:
         sinks.append(PreviewSink(window, build_painter(config, stream.depth_kind), stop))
@@ -62,15 +66,15 @@ def stream_main(config: StreamConfig) -> None:
         source,
         stream,
         sinks,
-        about_path=None if paths is None else paths.about,
+        outputs=outputs,
         about=_about(config, source),
         overlap=config.overlap,
         queue_frames=0 if isinstance(source, LatestFrames) else 4,
     )
     report = job.run(stop)
     log.info(summary(report))
-    if paths is not None:
-        log.info("wrote %s", ", ".join(str(path) for path in paths.all() if path.exists()))
+    if outputs is not None:
+        log.info("wrote %s", ", ".join(str(path) for path in outputs.written()))
     if report.stopped:
         sys.exit(_STOPPED_STATUS)
 
@@ -112,15 +116,26 @@ def build_painter(config: StreamConfig, kind: DepthKind) -> FramePainter:
     return FramePainter(kind, colour_range, Colouriser(config.colour_map), config.video != "depth")
 
 
-def build_sinks(
+def build_outputs(config: StreamConfig, source: FrameSource) -> Outputs:
+    """Return where `config` writes to."""
+    read = [config.input, config.checkpoint.removeprefix("teacher:")]
+    read += [config.intrinsics] if isinstance(config.intrinsics, str) else []
+    there = [Path(text) for text in read if not is_url(text) and Path(text).exists()]
+    if is_image_sequence(config.input):
+        there += list_images(config.input)
+    return Outputs(OutputPaths(Path(config.output), source.name), asdict(config), there, config.overwrite)
+
+
+def open_sinks(
     config: StreamConfig,
-    paths: OutputPaths,
+    outputs: Outputs,
     stream: DepthStream,
     source: FrameSource,
     intrinsics: Intrinsics | None = None,
 ) -> list[Sink]:
-    """Return the sinks that `config` asks for."""
-    kind = stream.depth_kind
+    """Remove what an earlier stream wrote, and open the sinks that `config` asks for."""
+    outputs.replace()
+    paths, kind = outputs.paths, stream.depth_kind
     sinks: list[Sink] = [FrameLog(paths.frames)]
     if config.video != "none":
         sinks.append(VideoSink(paths.video, build_painter(config, kind), source.fps, config.video_codec))

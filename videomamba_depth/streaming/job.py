@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from videomamba_depth import __version__
 from videomamba_depth.data.video_io import Frame
 from videomamba_depth.streaming.frames import DepthFrame, LiveLosses
+from videomamba_depth.streaming.outputs import Outputs
 from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeline
 from videomamba_depth.streaming.sources import FrameSource
 from videomamba_depth.streaming.stream import DepthStream
@@ -35,7 +35,8 @@ class StreamJob:
     """Run a source through a stream into sinks.
 
     Args:
-        about_path: JSON record of the job, written at its start and at its end; None: none.
+        outputs: what is written where, for the JSON record of the job; None: no record. It is written at the start, or
+            with the first frame where it replaces another, and at the end.
         about: what the caller wants in it.
         overlap: decode, infer and write at the same time.
         queue_frames: how many frames may wait before and behind the model.
@@ -47,14 +48,15 @@ class StreamJob:
         stream: DepthStream,
         sinks: Sequence[Sink],
         *,
-        about_path: Path | None = None,
+        outputs: Outputs | None = None,
         about: dict[str, Any] | None = None,
         overlap: bool = True,
         queue_frames: int = 4,
     ) -> None:
         self._source, self._stream, self._sinks = source, stream, sinks
         self._overlap, self._queue_frames = overlap, queue_frames
-        self._about_path, self._memory = about_path, dict[str, float]()
+        self._outputs, self._memory = outputs, dict[str, float]()
+        self._is_recorded = False
         self._losses = LiveLosses()
         self._record: dict[str, Any] = {
             "status": "running",
@@ -74,7 +76,8 @@ class StreamJob:
             UserError: the source is damaged or an output cannot be written; what could be done before is done.
         """
         stop, report = stop or threading.Event(), PipelineReport(losses=self._losses)
-        self._write_record()
+        if self._outputs is not None and not self._outputs.paths.about.exists():
+            self._write_record()
         progress = tqdm(total=self._source.num_frames, unit="frame", mininterval=0.5, desc=self._source.name)
         try:
             with stop_on_signals(stop), progress:
@@ -101,7 +104,8 @@ class StreamJob:
         self._record |= {"status": status, "num_frames": report.num_frames, "ms_per_frame": _timings(report)}
         self._record["resident_mb"] = self._memory
         self._record |= {"live_losses": asdict(self._losses)} if self._losses.any() else {}
-        self._write_record()
+        if self._is_recorded:  # a stream without a frame leaves the record of the one before
+            self._write_record(finished=True)
 
     def _count(self, progress: Any) -> None:
         progress.update()
@@ -116,13 +120,17 @@ class StreamJob:
         why = self._stream.reset_reasons[0]
         self._losses.add(frame)
         lost = (frame.dropped, frame.outage_s)
+        if not self._is_recorded:
+            self._write_record()
         return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, why, decision, *lost)
 
-    def _write_record(self) -> None:
-        if self._about_path is None:
+    def _write_record(self, finished: bool = False) -> None:
+        self._is_recorded = True
+        if self._outputs is None:
             return
+        path = self._outputs.paths.about
         try:
-            write_json(self._about_path, self._record)
+            write_json(path, self._record | {"outputs": self._outputs.record(finished)})
         except UserError as error:  # a full disk: the error that the sinks raise says it
             log.warning("%s", error)
 

@@ -63,6 +63,12 @@ class Png16Sink:
         self._scale = scale
 
 
+def require_exr() -> None:
+    """Raise UserError where this build of PyAV cannot write EXR."""
+    if "exr" not in av.codecs_available:
+        raise UserError("this build of PyAV cannot write EXR; install the wheel (pip install av) or use raw=npz")
+
+
 class ExrSink:
     """One EXR per frame, `000000.exr`: a single channel `Y` of depth in the unit of its kind, ZIP-compressed.
 
@@ -74,8 +80,7 @@ class ExrSink:
     """
 
     def __init__(self, folder: Path, kind: DepthKind, dtype: str = "float32") -> None:
-        if "exr" not in av.codecs_available:
-            raise UserError("this build of PyAV cannot write EXR; install the wheel (pip install av) or use raw=npz")
+        require_exr()
         self.folder, self._half = folder, dtype == "float16"
         self._encoder: Any = None
         folder.mkdir(parents=True, exist_ok=True)

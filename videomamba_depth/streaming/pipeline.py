@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -31,6 +31,29 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish the files; called once, whatever happened before."""
+
+
+class LateSinks:
+    """Sinks that are opened by the first frame: before it comes, nothing is made and nothing replaced.
+
+    Args:
+        open_sinks: called once, by the first frame.
+    """
+
+    def __init__(self, open_sinks: Callable[[], Sequence[Sink]]) -> None:
+        self._open, self._sinks = open_sinks, list[Sink]()
+
+    def write(self, frame: DepthFrame) -> None:
+        """Hand one frame to every sink."""
+        self._sinks = self._sinks or list(self._open())
+        for sink in self._sinks:
+            sink.write(frame)
+
+    def close(self) -> None:
+        """Close every sink, even if one fails; one error is raised then."""
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
 
 
 @dataclass

@@ -29,8 +29,11 @@ def to_json(value: object, indent: int | None = None) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically; raises as `to_json` and `replacing`."""
-    write_text(path, to_json(value, indent=1) + "\n")
+    """Write a JSON file atomically; raises as `to_json` and `replacing`.
+
+    Names of files that are not UTF-8 (surrogates in Python) become JSON escapes, so that they come back as they were.
+    """
+    write_bytes(path, (to_json(value, indent=1) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def write_text(path: Path, text: str) -> None:
