@@ -59,6 +59,18 @@ def resolve_backend(
     return _automatic(use_kernel, device, discretization, wide)
 
 
+def check_environment() -> None:
+    """Raise BackendError for variables of the environment that say something unknown; nothing is built."""
+    switch("VIDEOMAMBA_DISABLE_FUSED")
+    switch("VIM_USE_CUDA_KERNEL")
+    _check_name(os.environ.get("VIDEOMAMBA_SCAN_BACKEND") or "auto", "VIDEOMAMBA_SCAN_BACKEND")
+
+
+def _check_name(name: str, origin: str) -> None:
+    if name not in (*BACKENDS, "auto"):
+        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r} from {origin}")
+
+
 def switch(name: str) -> bool | None:
     """Return what a switch of the environment says: True, False, or None where it is not set or empty.
 
@@ -73,8 +85,7 @@ def switch(name: str) -> bool | None:
 
 
 def _explicit(name: str, origin: str, device: str, discretization: str, wide: bool) -> str:
-    if name not in BACKENDS:
-        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r} from {origin}")
+    _check_name(name, origin)
     if name != "reference" and device not in ("meta", _DEVICE_OF[name]) and not _interpreted(name):
         raise BackendError(f"backend {name!r} runs on {_DEVICE_OF[name]} tensors; got {device} ({origin})")
     problem = _problem(name, discretization, wide)

@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 
 from videomamba_depth.configuration.serve_schema import ServeConfig
@@ -59,6 +60,7 @@ def build_page(config: ServeConfig) -> Any:
         resets = ResetPolicy(cuts=config.reset_at_cuts, max_gap_s=config.max_gap_s)
         return DepthStream(model, device=config.device, dtype=config.dtype, resets=resets)
 
+    new_stream().step(np.zeros((64, 64, 3), np.uint8))  # compiles what is to be, and fails before anybody is served
     names = (config.host, *config.allowed_hosts)
     return build_app(new_stream, settings(config), loopback=is_loopback(config.host), allowed_hosts=names)
 

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selective_scan.backends import BackendError, check_environment
 from videomamba_depth.configuration.checks import check_groups, check_values, expand_paths
 from videomamba_depth.configuration.overrides import quote_overrides
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
@@ -30,7 +31,7 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
     """Run `main(config)` as a Hydra command: overrides, `--multirun`, `--help` and `--cfg job` work as in Hydra.
 
     A misspelt key, a wrong type or an unknown group option ends in one line on stderr and exit status 2, and so does
-    every `UserError` that `main` raises.
+    every `UserError` that `main` raises, and a scan backend that the environment asks for and that does not run here.
 
     Args:
         config_name: file in `configs/`, without suffix.
@@ -43,10 +44,11 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
     def checked_main(config: DictConfig) -> None:
         sys.argv = given  # as the person wrote it, for the records
         configure_logging()
-        with exit_on_user_error():
+        with exit_on_user_error(BackendError):
             main(to_schema(config, schema))
 
-    with exit_on_user_error():
+    with exit_on_user_error(BackendError):
+        check_environment()
         if not flags:
             _ = load_config(config_name, schema, given[1:])
         sweep = any(flag in ("-m", "--multirun") for flag in flags)

@@ -18,10 +18,13 @@ class UserError(Exception):
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
+def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
     """Turn a `UserError`, or a full disk, into `error: …` on stderr and exit status 2; all else comes through.
 
     What was printed is flushed here, so that a full disk or a reader that has gone is noticed behind stdout too.
+
+    Args:
+        also: kinds of exception that are such errors too.
     """
     try:
         try:
@@ -29,7 +32,7 @@ def exit_on_user_error() -> Iterator[None]:
         finally:
             if sys.stdout is not None and not sys.stdout.closed:
                 sys.stdout.flush()
-    except UserError as error:
+    except (UserError, *also) as error:
         _exit_with(str(error))
     except BrokenPipeError:
         _exit_with("whoever read the output has stopped reading")
