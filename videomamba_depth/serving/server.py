@@ -48,7 +48,7 @@ def run_server(app: Any, listener: socket.socket, settings: ServeSettings) -> No
 
 def server_config(app: Any, settings: ServeSettings) -> uvicorn.Config:
     """Return uvicorn's configuration for the page."""
-    logging.getLogger("uvicorn.error").addFilter(_without_tracebacks_of_clients)
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
     return uvicorn.Config(
         app,
         http=_with_limits(AutoHTTPProtocol, settings.idle_s),
@@ -153,9 +153,10 @@ class _Limits:
             self._look_again(now)
 
 
-def _without_tracebacks_of_clients(record: logging.LogRecord) -> bool:
-    """Reduce what uvicorn reports of text that is no UTF-8 to its line, and drop the requests that a stop cancels."""
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Filter uvicorn's log: no traceback for text that is no UTF-8, nothing of what a stop or a refusal ends."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, UnicodeDecodeError):
         record.exc_info = None
-    return not isinstance(error, asyncio.CancelledError)
+    refused = record.getMessage() == "ASGI callable returned without completing handshake."  # but with a response
+    return not (refused or isinstance(error, asyncio.CancelledError))
