@@ -26,13 +26,14 @@ def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
     Args:
         also: kinds of exception that are such errors too.
     """
+    caught: tuple[type[Exception], ...] = (UserError, *also)
     try:
         try:
             yield
         finally:
             if sys.stdout is not None and not sys.stdout.closed:
                 sys.stdout.flush()
-    except (UserError, *also) as error:
+    except caught as error:
         _exit_with(str(error))
     except BrokenPipeError:
         _exit_with("whoever read the output has stopped reading")
