@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from videomamba_depth.data.stabilised_cache import StabiliseKey, precompute_stab
 from videomamba_depth.data.teacher_cache import TeacherKey
 from videomamba_depth.training.distributed import start_ranks, stop_ranks
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.lock import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,12 @@ def main(config: PrecomputeConfig) -> None:
         torch.set_num_threads(config.threads)
     videos = find_sources(config.root)
     ranks = start_ranks(config.device)
+    held = ExitStack()
     try:
+        with ranks.together():
+            if ranks.is_main and not config.verify and "://" not in config.cache:  # one lock for all ranks
+                lock = Path(config.cache).expanduser() / ".lock"
+                held.enter_context(exclusive(lock, f"teacher cache '{config.cache}'"))
         teacher = build_teacher(config.teacher, ranks.device, config.short_side)
         key = TeacherKey.from_dict(teacher.cache_key())
         if config.verify:
@@ -60,6 +68,7 @@ def main(config: PrecomputeConfig) -> None:
             frames = precompute_stabilised(mine, config.cache, key, how, flow, progress=ranks.is_main)
             log.info("%d frames stabilised", frames)
     finally:
+        held.close()
         stop_ranks()
     log.info(
         "%d videos labelled, %d were already, %d frames, %d failed",

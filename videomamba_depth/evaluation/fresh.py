@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ import torch
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.atomic import replacing, to_json, write_json
 from videomamba_depth.utils.flow_utils import FlowEstimator
 from videomamba_depth.utils.metrics import align_scale_shift
 
@@ -21,8 +24,11 @@ from .baselines import Baseline, default_baselines, run_baseline
 from .code_digest import code_digest
 from .feature_average import FEATURE_ROW
 from .judge import Judge
+from .report import to_jsonable
 from .world_depth import run_student, run_teacher
-from .worlds import World, WorldSpec, load_world, read_array, write_folder
+from .worlds import World, WorldSpec, is_intact, load_world, read_array, write_folder
+
+log = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, float]]
 """{row: {metric: value}} of one world, see `Judge.scores`."""
@@ -136,32 +142,43 @@ def teacher_folder(world: World, desk: Desk) -> Path:
     """Return the folder with the teacher's depth on a world and the advected feature average's; run them if needed."""
     code = code_digest(run_teacher.__module__, DepthAnythingEncoder.__module__)
     folder = world.folder / f"teacher-{desk.teacher.digest}-{code}"
-    if not folder.is_dir():
+    if not is_intact(folder):
         write_folder(folder, run_teacher(desk.teacher.encoder, world), {})
     return folder
-
-
-def write_json_atomically(path: Path, value: object) -> None:
-    """Write JSON so that a reader finds all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _judged(
     path: Path, depth: Callable[[], np.ndarray], world: World, desk: Desk, judges: list[Judge]
 ) -> dict[str, float]:
-    """Return the scores in `path`; judge the row first where it is not there."""
-    if not path.is_file():
+    """Return the scores in `path`; judge the row first where they are not there, or damaged."""
+    scores = _read_scores(path)
+    if scores is None:
         if not judges:
             judges.append(Judge(world, untrained_rows(world, desk)["teacher"](), desk.max_depth_m))
-        write_json_atomically(path, judges[0].scores(depth()))
-    return {metric: float(value) for metric, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        scores = judges[0].scores(depth())
+        values = to_jsonable(scores)
+        write_json(path, {"sha256": _digest(values), "scores": values})
+    return {metric: float(value) for metric, value in scores.items()}
+
+
+def _read_scores(path: Path) -> dict[str, float] | None:
+    """Return kept scores; None where there are none, or they are not what was written."""
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["sha256"] != _digest(kept["scores"]):
+            raise ValueError("other SHA-256")
+        return {metric: math.nan if value is None else float(value) for metric, value in kept["scores"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s): its row is scored again", path, error)
+        return None
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
 
 
 def _save(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
-    np.save(partial_path, values, allow_pickle=False)
-    os.replace(partial_path, path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, values, allow_pickle=False)

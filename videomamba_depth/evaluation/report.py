@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videomamba_depth.utils import atomic
+from videomamba_depth.utils.atomic import to_json
 from videomamba_depth.utils.metrics import Score
 
 
@@ -75,7 +75,7 @@ def to_jsonable(value: Any) -> Any:
 
 def write_json(result: Mapping[str, Any], path: str | Path) -> Path:
     """Write the result of `evaluate_videos` as JSON, atomically; return the path."""
-    return write_text(path, json.dumps(to_jsonable(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, to_json(to_jsonable(result), indent=2) + "\n")
 
 
 def write_markdown(result: Mapping[str, Any], path: str | Path) -> Path:
@@ -180,9 +180,5 @@ def _notes(result: Mapping[str, Any]) -> str:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write text atomically, making the folder where needed; return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    atomic.write_text(Path(path), text)
+    return Path(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,10 +20,15 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.synthetic import SyntheticFrame, WorldConfig, iter_video
+from videomamba_depth.utils.atomic import disk_errors, sync, sync_tree, write_json
+from videomamba_depth.utils.checkpoint import verify_files, write_manifest
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import FlowEstimator, consistency_mask
 from videomamba_depth.utils.motion import ClipMotion, estimate_motion
 
 from .code_digest import code_digest
+
+log = logging.getLogger(__name__)
 
 KIND_SEEDS = {"moving": 0, "fast": 10_000, "static": 20_000, "long": 30_000}
 """Kinds of videos, and where the seeds of each begin behind the first seed of the set."""
@@ -119,24 +125,46 @@ def world_folder(root: Path, spec: WorldSpec, flow_name: str) -> Path:
 def load_world(root: Path, spec: WorldSpec, flow: FlowEstimator, flow_name: str = "dis") -> World:
     """Return a world from its folder; render it first where it is not there yet."""
     folder = world_folder(root, spec, flow_name)
-    if not (folder / "world.json").is_file():
+    if not is_intact(folder):
         write_folder(folder, _render(spec, flow), {"world.json": asdict(spec)})
     arrays = {name: read_array(folder / f"{name}.npy") for name in ARRAYS}
     return World(spec, folder, **arrays)
 
 
 def write_folder(folder: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, object]) -> None:
-    """Write arrays and JSON files into a new folder, all or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
-    for name, values in arrays.items():
-        np.save(partial / f"{name}.npy", values, allow_pickle=False)
-    for name, value in texts.items():
-        (partial / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+    """Write arrays and JSON files into a new folder, with a manifest, atomically.
+
+    Raises:
+        UserError: the disk is full; nothing is left behind.
+    """
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+        try:
+            for name, values in arrays.items():
+                np.save(partial / f"{name}.npy", values, allow_pickle=False)
+            for name, value in texts.items():
+                write_json(partial / name, value)
+            write_manifest(partial)
+            sync_tree(partial)
+            if not folder.is_dir():  # else another process was faster: what it wrote is the same
+                os.replace(partial, folder)
+                sync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder of `write_folder` is there; a damaged one is removed, with a warning."""
+    if not folder.is_dir():
+        return False
     try:
-        os.replace(partial, folder)
-    except OSError:  # another process was faster: what it wrote is the same
-        shutil.rmtree(partial)
+        verify_files(folder, required=True)
+    except UserError as error:
+        log.warning("%s: made again", str(error).split(";")[0])
+        shutil.rmtree(folder)
+        return False
+    return True
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -75,17 +75,18 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"format": _MANIFEST_FORMAT, "files": files})
 
 
-def verify_files(folder: Path, names: Iterable[str] | None = None) -> None:
+def verify_files(folder: Path, names: Iterable[str] | None = None, required: bool = False) -> None:
     """Compare files of a folder with its manifest; a folder without one, of version 0.1.0, passes.
 
     Args:
         names: which; None: every file of the manifest.
+        required: refuse a folder without a manifest.
 
     Raises:
         UserError: a file is missing or not what was written, naming it.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.is_file() and not required:
         return
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
