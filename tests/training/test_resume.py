@@ -6,6 +6,8 @@ done often. The real command line is run by `tests/test_commands.py`.
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import random
 import shutil
@@ -13,19 +15,23 @@ import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from commands import run_command
 from media import write_video
 from processes import finish, start
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
-from videomamba_depth.training.distributed import start_ranks, stop_ranks
+from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.training.trainer import Trainer
+from videomamba_depth.utils import checkpoint as checkpoint_module
 from videomamba_depth.utils.checkpoint import list_steps
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines
@@ -201,6 +207,201 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(
     (run / "checkpoints" / "step_00000005" / "trainer.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot resume from .* delete that folder"):
         train(run, tiny_teacher_folder)
+
+
+def damaged_copy(uninterrupted: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a copy of a run that is to be continued from step 5, and the folder of that step."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run, symlinks=True)
+    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    return run, run / "checkpoints" / "step_00000005"
+
+
+def of_0_1_0(checkpoint: Path) -> None:
+    """Turn a checkpoint into one of version 0.1.0: no digests."""
+    (checkpoint / "manifest.json").unlink()
+    path = checkpoint / "student.json"
+    path.write_text(path.read_text().replace(',\n "manifest": "manifest.json"', ""))
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "sha256"}
+        save_file(load_file(path), path, metadata=metadata or None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["student.safetensors", "student.json", "trainer.safetensors", "trainer.json", "rank_0.safetensors", "config.json",
+     "manifest.json"],
+)  # fmt: skip
+def test_no_byte_of_what_is_resumed_changes_unnoticed(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, name: str
+) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    data = bytearray((checkpoint / name).read_bytes())
+    data[-20] ^= 1
+    (checkpoint / name).write_bytes(data)
+    damaged = "is damaged" if name == "manifest.json" else name.replace(".", r"\.")
+    with pytest.raises(UserError, match=rf"{damaged}.* delete that folder to go back to the one before"):
+        train(run, tiny_teacher_folder)
+
+
+def test_optimizer_state_of_another_dtype_is_refused(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path
+) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    path = checkpoint / "trainer.safetensors"
+    save_file({name: t.half() for name, t in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"cannot resume from .*trainer\.safetensors' is damaged.* delete that folder"):
+        train(run, tiny_teacher_folder)
+
+
+def test_a_run_of_0_1_0_continues(tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    of_0_1_0(checkpoint)
+    assert train(run, tiny_teacher_folder)
+    assert_same_end(run, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"step": 2}, "trainer.json is of step 2"),
+        ({"step": "5"}, "holds '5' where a count belongs"),
+        ({"batch": -1}, "holds -1 where a count belongs"),
+        ({"scaler": 3}, "not iterable"),
+    ],
+)
+def test_a_step_that_is_not_the_folder_s_is_refused_without_digests_too(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, edit: dict[str, object], said: str
+) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    of_0_1_0(checkpoint)
+    path = checkpoint / "trainer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    with pytest.raises(UserError, match=rf"cannot resume from .*{said}.* delete that folder"):
+        train(run, tiny_teacher_folder)
+
+
+def test_the_copy_of_the_encoder_is_checked_when_a_run_is_continued(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path
+) -> None:
+    run, _ = damaged_copy(uninterrupted, tmp_path)
+    path = run / "encoder" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 64
+    path.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"the copy of the encoder in .* is damaged .* delete that folder"):
+            train(run, tiny_teacher_folder)
+        (run / "encoder" / "manifest.json").unlink(missing_ok=True)  # as 0.1.0 left it
+    shutil.rmtree(run / "encoder")
+    assert train(run, tiny_teacher_folder)
+    assert (run / "encoder" / "manifest.json").is_file()
+
+
+def test_another_teacher_under_the_same_name_is_refused(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path
+) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    of_0_1_0(checkpoint)
+    path = checkpoint / "student.json"
+    digest = json.loads(path.read_text())["encoder"]["weights_sha256"]
+    path.write_text(path.read_text().replace(digest, "0" * 64))
+    with pytest.raises(UserError, match="was started with other weights"):
+        train(run, tiny_teacher_folder)
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    shutil.copy(checkpoint / "rank_0.safetensors", checkpoint / "rank_1.safetensors")
+    with pytest.raises(UserError, match=r"holds the states of 2 processes, not 1; resume with 2"):
+        train(run, tiny_teacher_folder)
+
+
+def test_the_learning_rate_s_curve_is_fixed_and_the_steps_are_not(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path
+) -> None:
+    """A run cut at 4 of its 6 steps goes on as one that was never cut; one of another curve is refused."""
+    run = tmp_path / "run"
+    assert train(run, tiny_teacher_folder, "trainer.steps=4", f"trainer.total_steps={STEPS}")
+    with pytest.raises(UserError, match=r"trainer\.total_steps=6, now it is 8"):
+        train(run, tiny_teacher_folder, "trainer.steps=8")
+    assert train(run, tiny_teacher_folder)
+    assert_same_end(run, uninterrupted)
+    assert train(run, tiny_teacher_folder, "trainer.steps=7", f"trainer.total_steps={STEPS}")
+    rates = [r["optim/lr"] for r in read_json_lines(run / "metrics.jsonl")]
+    assert rates[-1] <= rates[-2]
+
+
+def test_a_full_disk_costs_no_checkpoint_and_no_bit(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real, calls = tmp_path / "run", checkpoint_module.save_file, [0]
+
+    def full(*args: object, **kwargs: object) -> None:
+        calls[0] += 1
+        if calls[0] > 4:  # three files a checkpoint
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(
+        UserError,
+        match=r"step 2 failed: cannot write .*: No space left.* free some .*step_00000001', was read back",
+    ):
+        train(run, tiny_teacher_folder)
+    assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["step_00000001"]
+    monkeypatch.setattr(checkpoint_module, "save_file", real)
+    assert train(run, tiny_teacher_folder)
+    assert_same_end(run, uninterrupted)
+
+
+@pytest.mark.parametrize("tensor", ["average", "optimizer"])
+def test_a_number_that_is_not_finite_is_never_saved(
+    tmp_path: Path, tiny_teacher_folder: str, monkeypatch: pytest.MonkeyPatch, tensor: str
+) -> None:
+    real = Trainer._train_step
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        result = real(self, batches)
+        if self.step == 1:
+            target = self._average.average if tensor == "average" else next(iter(self._optimizer.state.values()))
+            next(t for t in target.values() if t.ndim > 0).fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    with pytest.raises(UserError, match=r"step 2 failed: tensor .* not finite .*step_00000001', was read back"):
+        train(tmp_path / "run", tiny_teacher_folder)
+    assert list_steps(tmp_path / "run" / "checkpoints") == [1]
+    assert [entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_the_last_checkpoint_is_called_intact_only_if_it_is(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    real = Trainer._train_step
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        real(self, batches)
+        (checkpoint / "trainer.json").write_text("{}")
+        self._refuse("the gradient norm")
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    with pytest.raises(UserError, match=r"the gradient norm is not finite .* the last checkpoint is damaged too"):
+        train(run, tiny_teacher_folder)
+
+
+def test_deterministic_refuses() -> None:
+    x, index = torch.zeros(4), torch.tensor([0, 0])
+    with (
+        pytest.raises(UserError, match=r"deterministic=true: put_.* is not reproducible"),
+        only_deterministic(True),
+    ):
+        x.put_(index, torch.tensor([1.0, 2.0]))
+    with only_deterministic(False):
+        x.put_(index, torch.tensor([1.0, 2.0]))
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def train_rank(rank: int, port: int, run: Path, teacher: str, *extra: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,12 @@ def stream_main(config: StreamConfig) -> None:
     Raises:
         UserError: anything that a person can mend.
     """
+    with ExitStack() as held:
+        _stream(config, held)
+
+
+def _stream(config: StreamConfig, held: ExitStack) -> None:
+    """Do what `stream_main` says; `held` keeps the lock of the outputs."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     intrinsics = None if config.intrinsics is None else load_intrinsics(config.intrinsics)
@@ -57,6 +64,7 @@ def stream_main(config: StreamConfig) -> None:
     else:
         if config.raw == "exr":
             require_exr()
+        held.enter_context(outputs.paths.locked())
         outputs.prepare()
         sinks = [LateSinks(partial(open_sinks, config, outputs, stream, source, intrinsics))]
     stop = threading.Event()

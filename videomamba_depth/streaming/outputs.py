@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from videomamba_depth.utils.atomic import disk_error
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.lock import exclusive
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255 with suffixes, temporary ones included
 _WRITTEN = re.compile(  # what the sinks put into folders
@@ -64,6 +66,10 @@ class OutputPaths:
     def frames(self) -> Path:
         """One JSON line per frame."""
         return self.folder / f"{self.name}.frames.jsonl"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the outputs of that name in that folder for this process, see `exclusive`."""
+        return exclusive(self.folder / f".{self.name}.lock", f"output '{self.folder / self.name}'")
 
     def written_by(self, config: Mapping[str, Any]) -> list[Path]:
         """Return what a stream with these values of `video`, `raw` and `intrinsics` writes."""

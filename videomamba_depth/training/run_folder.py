@@ -14,7 +14,8 @@ import yaml
 
 from videomamba_depth.models.checkpoint import read_description
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.utils.atomic import disk_errors, write_text
+from videomamba_depth.training.snapshot import resuming
+from videomamba_depth.utils.atomic import disk_errors, to_json, write_text
 from videomamba_depth.utils.checkpoint import list_steps, step_folder, verify_files, whole_folder
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.lock import exclusive
@@ -66,15 +67,10 @@ class RunFolder:
         newest = self.newest_checkpoint()
         if newest is None:
             return
-        verify_files(newest, [CONFIG_JSON])
-        try:
-            stored = json.loads((newest / CONFIG_JSON).read_text(encoding="utf-8"))
-            before, now = _comparable(stored), _comparable(json.loads(json.dumps(config)))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"cannot tell what '{newest}' was trained with ({CONFIG_JSON}: {error!r});"
-                " delete that folder to go back to the one before"
-            ) from error
+        with resuming(newest):
+            verify_files(newest, [CONFIG_JSON])
+            before = _comparable(json.loads((newest / CONFIG_JSON).read_text(encoding="utf-8")))
+        now = _comparable(json.loads(to_json(config)))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key not in MAY_CHANGE:
                 raise UserError(
