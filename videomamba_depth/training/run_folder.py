@@ -96,8 +96,10 @@ class RunFolder:
         """
         own, newest = encoder.weights_sha256(), self.newest_checkpoint()
         if newest is not None:
-            about = read_description(newest)["encoder"]
-            if about.get("teacher", about).get("weights_sha256") != own:
+            with resuming(newest):
+                about = read_description(newest)["encoder"]
+                stored = about.get("teacher", about)["weights_sha256"]
+            if stored != own:
                 raise UserError(
                     f"run '{self.path}' was started with other weights of '{encoder.model_id}'; restore them to"
                     " continue, or start another run with name=..."
