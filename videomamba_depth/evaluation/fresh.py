@@ -16,7 +16,7 @@ import torch
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-from videomamba_depth.utils.atomic import replacing, to_json, write_json
+from videomamba_depth.utils.atomic import disk_errors, replacing, to_json
 from videomamba_depth.utils.flow_utils import FlowEstimator
 from videomamba_depth.utils.metrics import align_scale_shift
 
@@ -24,7 +24,7 @@ from .baselines import Baseline, default_baselines, run_baseline
 from .code_digest import code_digest
 from .feature_average import FEATURE_ROW
 from .judge import Judge
-from .report import to_jsonable
+from .report import to_jsonable, write_text
 from .world_depth import run_student, run_teacher
 from .worlds import World, WorldSpec, is_intact, load_world, read_array, write_folder
 
@@ -157,7 +157,7 @@ def _judged(
             judges.append(Judge(world, untrained_rows(world, desk)["teacher"](), desk.max_depth_m))
         scores = judges[0].scores(depth())
         values = to_jsonable(scores)
-        write_json(path, {"sha256": _digest(values), "scores": values})
+        write_text(path, to_json({"sha256": _digest(values), "scores": values}) + "\n")
     return {metric: float(value) for metric, value in scores.items()}
 
 
@@ -180,5 +180,7 @@ def _digest(value: object) -> str:
 
 
 def _save(path: Path, values: np.ndarray) -> None:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("wb") as file:
         np.save(file, values, allow_pickle=False)

@@ -180,5 +180,8 @@ def _notes(result: Mapping[str, Any]) -> str:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write text atomically, making the folder where needed; return the path."""
-    atomic.write_text(Path(path), text)
-    return Path(path)
+    path = Path(path)
+    with atomic.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, text)
+    return path

@@ -51,8 +51,6 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a hidden path beside `path`; what the block writes there becomes `path` when it ends without an error.
 
-    The folder is made where needed.
-
     Args:
         durable: flush to the disk before and after renaming. False for one of many files that are flushed together
             later (`sync_tree`): it survives a kill, but maybe not a power cut.
@@ -63,7 +61,6 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             if durable:
                 sync(partial)

@@ -34,7 +34,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it; the line names its pid and host.
     """
-    with disk_errors(path):
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path, what)
     owner, held = os.getpid(), True
