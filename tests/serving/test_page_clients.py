@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -24,6 +26,7 @@ from starlette.datastructures import Headers
 sys.path.insert(0, str(Path(__file__).parent))
 from live_page import LivePage, frame_bytes, live_page, status_of, wait_until
 
+from videomamba_depth.serving import app
 from videomamba_depth.serving.same_origin import SameOrigin, is_loopback
 
 ABOUT = "GET /api/about HTTP/1.1\r\n"
@@ -143,6 +146,32 @@ def test_a_client_that_never_reads_is_let_go(clip: bytes) -> None:
                 if slots.free:
                     break
             wait_until(lambda: slots.free == 1)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_decoder_whose_client_has_gone_comes_to_its_end(clip: bytes, monkeypatch, tmp_path, named: bool) -> None:
+    """It may go through thousands of frames that are not shown before the first one that is."""
+    began, ended = threading.Event(), threading.Event()
+
+    def decode(path: Path, max_pixels: int) -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.seek(0) == 0 and file.read(100) and not ended.is_set():
+                began.set()
+                time.sleep(0.01)
+        ended.set()
+
+    monkeypatch.setattr(app, "GuestVideo", decode)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if named:
+        monkeypatch.setattr(Path, "exists", lambda path: False)  # as where there is no /proc
+    with live_page(max_streams=1) as page:
+        client = page.post_video(clip)
+        assert began.wait(30)
+        client.close()
+        came_to_its_end = ended.wait(30)
+        ended.set()  # lets it go in any case
+    assert came_to_its_end
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: 127", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -29,15 +30,15 @@ def unnamed_file() -> Iterator[tuple[IO[bytes], Path]]:
     """Open a temporary file for an upload; yields it, for writing, and a path to read it at.
 
     On Linux no folder holds it, so that it vanishes with the process however that ends. Elsewhere it has a name and is
-    removed at the end of the context.
+    removed at the end of the context. It is emptied there first: a decoder that still reads it comes to its end.
     """
-    with tempfile.TemporaryFile(prefix=_PREFIX) as file:
-        path = Path(f"/proc/self/fd/{file.fileno()}")
-        if path.exists():
-            yield file, path
-            return
-    with tempfile.NamedTemporaryFile(prefix=_PREFIX) as named:
-        yield named, Path(named.name)
+    with tempfile.TemporaryFile(prefix=_PREFIX) as unnamed, ExitStack() as stack:
+        path = Path(f"/proc/self/fd/{unnamed.fileno()}")
+        file = unnamed if path.exists() else stack.enter_context(tempfile.NamedTemporaryFile(prefix=_PREFIX))
+        try:
+            yield file, path if file is unnamed else Path(file.name)
+        finally:
+            os.ftruncate(file.fileno(), 0)
 
 
 class GuestVideo:
