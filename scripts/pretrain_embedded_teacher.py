@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -37,7 +36,9 @@ from videomamba_depth.models.small_depth_anything import (
     normalised,
     save_small_depth_anything,
 )
+from videomamba_depth.utils.atomic import replacing
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
+from videomamba_depth.utils.lock import exclusive
 from videomamba_depth.utils.logger import configure_logging
 
 log = logging.getLogger("pretrain_embedded_teacher")
@@ -113,9 +114,8 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint atomically."""
         state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step}
-        temporary = self.path.with_suffix(".tmp")
-        torch.save({**state, "optimizer": self.optimizer.state_dict(), "spent_s": self.spent_s}, temporary)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as partial:
+            torch.save({**state, "optimizer": self.optimizer.state_dict(), "spent_s": self.spent_s}, partial)
 
     def update(self, batch: Batch, args: argparse.Namespace) -> dict[str, float]:
         """Do one step; return the terms of the loss and the norm of the gradient."""
@@ -249,7 +249,10 @@ def main(argv: list[str] | None = None) -> None:
     dated.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger().addHandler(dated)
     torch.set_num_threads(args.threads)
-    with rendering(args.work_dir / "stills", args.num_stills, args.workers) as (stills, renderers):
+    with (
+        exclusive(args.work_dir / "lock", f"run '{args.work_dir}'"),
+        rendering(args.work_dir / "stills", args.num_stills, args.workers) as (stills, renderers),
+    ):
         run = train(stills, renderers, args)
     save_small_depth_anything(run.average, args.output)
     report = _evaluate(args.output, args.evaluation_frames)
