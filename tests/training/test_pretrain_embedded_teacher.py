@@ -17,7 +17,7 @@ from videomamba_depth.models.small_depth_anything import save_small_depth_anythi
 from videomamba_depth.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "--num-stills 12 --first-stills 4 --stills-per-step 2 --steps 5 --early-steps 3 --batch-size 2 --width 32"
+TINY = "--num-stills 12 --first-stills 4 --stills-per-step 2 --steps 5 --early-steps 5 --batch-size 2 --width 32"
 TINY += " --num-layers 4 --warmup 2 --log-every 2 --save-every 1 --evaluate-every 0"
 
 
@@ -111,6 +111,24 @@ def test_what_is_saved_is_a_small_depth_anything(script: ModuleType, tmp_path: P
     assert encoder.input_resolution(112, 140) == (110, 140)
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert processor["ensure_multiple_of"] == model.config.patch_size
+
+
+def test_a_dead_renderer_ends_the_wait(tmp_path: Path) -> None:
+    class Dead:
+        exitcode = 1
+
+    stills = stills_in(tmp_path)
+    stills.wait_for(12, [Dead()])  # type: ignore[list-item]
+    stills.done[3] = 0
+    stills.wait_for(3, [Dead()])  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="died"):
+        stills.wait_for(4, [Dead()])  # type: ignore[list-item]
+
+
+def test_stills_of_another_number_are_refused(tmp_path: Path) -> None:
+    stills_in(tmp_path)
+    with pytest.raises(UserError, match="expected"):
+        Stills(tmp_path / "stills", 13)
 
 
 def test_more_first_stills_than_stills_is_refused(script: ModuleType, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a depth model learns single pictures with: relative, scale-and-shift-invariant, gradient and edge terms.
 
-Prediction p and target y are inverse depth [B,1,H,W], y ≥ 0 of any positive scale. Everything is computed in the
-precision of its input; give float32.
+Prediction p and target y are inverse depth [B,1,H,W], sides of at least 2 px, y ≥ 0 of any positive scale. Everything
+is computed in the precision of its input; give float32.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def still_depth_losses(prediction: Tensor, inv_depth: Tensor) -> dict[str, Tenso
     """
     y = inv_depth * (TARGET_MEAN / inv_depth.mean((1, 2, 3), keepdim=True))
     residual = _normalised(prediction) - _normalised(y)
+    scales = [k for k in (1, 2, 4, 8) if k < min(y.shape[-2:])]
     return {
         "relative": ((prediction - y).abs() / (y + _RELATIVE_FLOOR)).mean(),
         "affine": residual.abs().mean(),
-        "gradient": torch.stack([_mean_step(residual[..., ::k, ::k]) for k in (1, 2, 4, 8)]).sum(),
-        "edge": torch.stack([_edge_term(prediction[..., ::k, ::k], y[..., ::k, ::k]) for k in (1, 2)]).mean(),
+        "gradient": torch.stack([_mean_step(residual[..., ::k, ::k]) for k in scales]).sum(),
+        "edge": torch.stack([_edge_term(prediction[..., ::k, ::k], y[..., ::k, ::k]) for k in scales[:2]]).mean(),
     }
 
 
