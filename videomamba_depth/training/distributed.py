@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from videomamba_depth.utils.environment import launch
 from videomamba_depth.utils.errors import UserError
 
 
@@ -66,9 +67,11 @@ def start_ranks(device_name: str) -> Ranks:
 
     Args:
         device_name: "auto" (CUDA where there is one), "cpu" or "cuda".
+
+    Raises:
+        UserError: the environment says something else than torchrun would.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank, world_size = launch()
     use_cuda = device_name == "cuda" or (device_name == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:

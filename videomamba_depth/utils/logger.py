@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -14,13 +13,14 @@ from pathlib import Path
 import transformers.utils.logging
 
 from videomamba_depth.utils.atomic import disk_error, sync, to_json, write_text
+from videomamba_depth.utils.environment import launch
 
 log = logging.getLogger(__name__)
 
 
 def configure_logging(level: int = logging.INFO) -> None:
     """Send one line per record to stderr; ranks other than 0 of a distributed run report warnings only."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = launch().rank
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
