@@ -15,13 +15,11 @@ from PIL import Image
 
 def fit(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bring uint8 [H, W, 3] to float32 [1, 3, height, width] in [0, 1]: cubic, antialiased where it shrinks."""
-    planes = rgb.transpose(2, 0, 1).astype(np.float32) / 255
     if height < rgb.shape[0] or width < rgb.shape[1]:
-        small = [
-            np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC)) for plane in planes
-        ]
-        return np.clip(small, 0, 1)[None]
-    return np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_CUBIC) for plane in planes])[None]
+        image = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    else:
+        image = cv2.resize(rgb.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None]) / 255
 
 
 def main(model_path: str, video_path: str, out_path: str) -> None:
@@ -43,7 +41,7 @@ def main(model_path: str, video_path: str, out_path: str) -> None:
 
     writer = cv2.VideoWriter(out_path, cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
     while (read := capture.read())[0]:
-        feeds["rgb"] = fit(read[1][..., ::-1], H, W)
+        feeds["rgb"] = fit(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), H, W)
         depth, *state = session.run(None, feeds)
         feeds.update(zip(state_names, state, strict=True))
         low, high = np.percentile(depth, (2, 98))

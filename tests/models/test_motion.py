@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_student
@@ -17,6 +19,8 @@ from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec, 
 from videomamba_depth.models.output_state import CELL_PX, SLOW_PX, OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import backward_warp
 
 SIZE = (42, 56)
@@ -206,18 +210,18 @@ def test_a_correction_counts_half_where_half_a_cell_is_crossed_in_one_frame() ->
     brighter = torch.stack([torch.ones(1, 1, height, width), torch.full((1, 1, height, width), 2.0)], 1)
     trusted = torch.ones(1, 2, 1, height, width, dtype=torch.bool)
 
-    def correction(speed_px: float) -> float:
+    def correction(speed_px: float, memory: float = 1.0) -> float:
         flow = torch.zeros(1, 2, 2, height, width)
         flow[:, :, 0] = speed_px
         motion = Motion(flow, trusted)
-        refined, _ = refine(brighter, torch.zeros(1, 1, height, width), torch.zeros(1, dtype=torch.int64), motion)
+        start = torch.zeros(1, 1, height, width), torch.zeros(1, dtype=torch.int64)
+        refined, _ = refine(brighter, *start, motion, memory)
         return 2.0 - float(refined[0, 1].mean())
 
     still, moved = correction(0.0), correction(SLOW_PX)
     assert still > 0.5
     assert moved == pytest.approx(still / 2, rel=0.05)
-    refine.memory = 3.0
-    assert correction(3 * SLOW_PX) == pytest.approx(correction(0.0) / 2, rel=0.05)
+    assert correction(3 * SLOW_PX, 3.0) == pytest.approx(correction(0.0, 3.0) / 2, rel=0.05)
 
 
 def test_refined_output_does_not_depend_on_the_unit_of_depth() -> None:
@@ -258,8 +262,10 @@ def test_memory_runs_from_the_teacher_to_a_long_average(tiny_encoder: DepthAnyth
         teacher = tiny_encoder.decode(tiny_encoder.encode_frame(clip[0]), (42, 56))
         changes = []
         for memory in (1e-6, 1.0, 4.0):
-            student.set_memory(memory)
-            depth, states = student(clip)[0][0], None
+            states = student.init_states(1, SIZE, memory=memory)
+            depth, after = student(clip, states)
+            depth = depth[0]
+            assert after.memory == memory
             changes.append(float((depth - teacher).abs().mean()))
             for t in range(clip.shape[1]):
                 streamed, states = student.step(clip[:, t], states)
@@ -267,4 +273,51 @@ def test_memory_runs_from_the_teacher_to_a_long_average(tiny_encoder: DepthAnyth
     assert changes[0] < 1e-3 * changes[1]
     assert changes[1] < changes[2]
     with pytest.raises(ValueError, match="memory must be positive"):
-        student.set_memory(0.0)
+        student.init_states(1, SIZE, memory=0.0)
+
+
+def test_streams_of_two_memories_share_a_model(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
+    """Each gives the bits that it gives alone, whatever the other does to the model."""
+    student = moving_student(tiny_encoder)
+    clip = sliding_clip()
+    frames = (clip[0].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    alone = {m: np.stack(list(DepthStream(copy.deepcopy(student), device="cpu", memory=m)(frames))) for m in (1.0, 4.0)}
+    assert np.abs(alone[1.0] - alone[4.0]).max() > 1e-2 * np.ptp(alone[1.0])
+    streams = {m: DepthStream(student, device="cpu", memory=m) for m in (1.0, 4.0)}
+    together = {m: [] for m in streams}
+    for frame in frames:
+        for memory, stream in streams.items():
+            together[memory].append(stream.step(frame))
+    for memory, depth in together.items():
+        assert np.array_equal(np.stack(depth), alone[memory])
+    streams[4.0].save(tmp_path / "stream")
+    with pytest.raises(UserError, match="of a stream with memory 4; this one has 1"):
+        streams[1.0].load(tmp_path / "stream")
+    again = DepthStream(student, device="cpu", memory=4.0)
+    again.load(tmp_path / "stream")
+    assert np.array_equal(again.step(frames[0]), streams[4.0].step(frames[0]))
+
+
+def test_memory_is_the_same_for_every_split(tiny_encoder: DepthAnythingEncoder) -> None:
+    student = moving_student(tiny_encoder)
+    clip = sliding_clip()
+    with torch.no_grad():
+        whole, end = student(clip, student.init_states(1, SIZE, memory=3.0))
+        states, depth = student.init_states(1, SIZE, memory=3.0), []
+        for part in (clip[:, :1], clip[:, 1:4], clip[:, 4:]):
+            out, states = student(part, states)
+            depth.append(out)
+    assert (torch.cat(depth, 1) - whole).abs().max() < 1e-4 * float(whole.max() - whole.min())
+    assert states.memory == end.memory == 3.0
+    for name, tensor in states.tensors().items():
+        torch.testing.assert_close(tensor, end.tensors()[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_another_frame_size_midway_is_refused_with_both_sizes(tiny_encoder: DepthAnythingEncoder, moving: bool) -> None:
+    student = moving_student(tiny_encoder) if moving else tiny_student(tiny_encoder)
+    _, states = student.step(torch.rand(1, 3, 56, 70))
+    with pytest.raises(ValueError, match=r"frames of 56x70 px .* this one has 84x98 px; .* states=None"):
+        student.step(torch.rand(1, 3, 84, 98), states)
+    with pytest.raises(ValueError, match="batch of 1 streams, the clip one of 2"):
+        student.step(torch.rand(2, 3, 56, 70), states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tiny import tiny_student
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
@@ -218,6 +220,27 @@ def test_a_state_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no state")
     with pytest.raises(UserError, match="cannot read"):
         DepthState.load(tmp_path / "text.safetensors")
+
+
+def test_a_state_of_another_version_is_refused(tmp_path: Path, tiny_encoder: DepthAnythingEncoder) -> None:
+    states = tiny_student(tiny_encoder).init_states(1, SIZE)
+    old = {**states.metadata(), "format": "videomamba-depth state 1"}
+    save_file(states.tensors(), tmp_path / "old.safetensors", metadata=old)
+    with pytest.raises(UserError, match=r"cannot read .*old\.safetensors.* of this version"):
+        DepthState.load(tmp_path / "old.safetensors")
+
+
+@pytest.mark.parametrize("lower", ["half", "bfloat16", "to"])
+def test_weights_below_float32_are_refused_where_they_are_asked_for(
+    tiny_encoder: DepthAnythingEncoder, lower: str
+) -> None:
+    model = tiny_student(tiny_encoder)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"float32 or float64; got torch\.\w+: give DepthStream dtype='\w+16'"):
+        model.to(torch.float16) if lower == "to" else getattr(model, lower)()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    _, states = copy.deepcopy(model).double()(random_clip(frames=1).double())
+    assert states.layers["s0"][0][1].dtype == torch.float64
 
 
 def test_bfloat16_autocast_carries_the_state(tiny_encoder: DepthAnythingEncoder) -> None:

@@ -61,14 +61,13 @@ def test_threads_do_not_change_a_bit() -> None:
 def test_a_mixer_streams_as_it_scans(expand: int, memory: float) -> None:
     torch.manual_seed(0)
     mixer = InnovationMixer(48, expand=expand, initial_gain=0.5, backend="cpp")
-    mixer.memory = memory
     x, control = torch.randn(50, 6, 48), torch.randn(50, 6, mixer.d_control)
     with torch.no_grad():
-        whole = mixer(x, control)
+        whole = mixer(x, control, memory=memory)
         state, parts = mixer.init_state(50, torch.float32, "cpu"), []
         assert mixer._fuses(x[:, :1], state[1])
         for t in range(6):
-            branch, state, summary = mixer(x[:, t : t + 1], control[:, t : t + 1], state)
+            branch, state, summary = mixer(x[:, t : t + 1], control[:, t : t + 1], state, memory)
             parts.append((branch, summary))
     # the law of the scan: 1e-5; measured 7e-7
     torch.testing.assert_close(torch.cat([p[0] for p in parts], 1), whole[0], rtol=1e-5, atol=1e-5)

@@ -194,8 +194,10 @@ def test_wrong_shape(student: VideoMambaDepth, shape: tuple[int, ...]) -> None:
 def test_wrong_size_midway(student: VideoMambaDepth, frames: np.ndarray) -> None:
     stream = DepthStream(student, device="cpu")
     stream.step(frames[0])
-    with pytest.raises(ValueError, match="open another stream"):
+    with pytest.raises(ValueError, match=r"\(47, 65\) .* px; got \(40, 65\): .* start afresh with reset\(\)"):
         stream.step(frames[0, :40])
+    stream.reset()
+    assert stream.step(frames[0, :40]).shape == (40, 65)
 
 
 def test_unknown_device_and_checkpoint(student: VideoMambaDepth, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def build_student(name: str, path: str, model: VideoMambaDepth, memory: float) -
     Its row is called NAME, or NAME@MEMORY for another memory than it was trained with.
     """
     try:
-        model.set_memory(memory)
+        model.check_memory(memory)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     weights = hash_tensors(model.student_state_dict().items())

@@ -124,8 +124,7 @@ def _filtered(baseline: Baseline, teacher: np.ndarray, world: World) -> np.ndarr
 
 
 def _run(student: Student, world: World) -> np.ndarray:
-    student.model.set_memory(student.memory)
-    return run_student(student.model, world)
+    return run_student(student.model, world, student.memory)
 
 
 def _student_path(folder: Path, student: Student, suffix: str) -> Path:

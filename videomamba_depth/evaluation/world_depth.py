@@ -13,7 +13,6 @@ from .feature_average import FEATURE_ROW, AdvectedFeatureAverage
 
 if TYPE_CHECKING:  # types alone: the teacher's depth must not be thrown away when the student's code changes
     from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-    from videomamba_depth.models.state import DepthState
     from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
     from .worlds import World
@@ -41,9 +40,9 @@ def run_teacher(encoder: DepthAnythingEncoder, world: World) -> dict[str, np.nda
     return {row: np.concatenate(frames) for row, frames in depths.items()}
 
 
-def run_student(model: VideoMambaDepth, world: World) -> np.ndarray:
-    """Return a student's depth [F,H,W] on a world, streamed in chunks: the same as frame by frame."""
-    states: DepthState | None = None
+def run_student(model: VideoMambaDepth, world: World, memory: float = 1.0) -> np.ndarray:
+    """Return a student's depth [F,H,W] on a world, streamed in chunks with that memory: the same as frame by frame."""
+    states = model.init_states(1, (world.spec.height, world.spec.width), memory=memory)
     depths = []
     for clip in _chunks(world.rgb):
         depth, states = model(clip[None], states)

@@ -57,7 +57,8 @@ class ExplicitStep(nn.Module):
             depth `[1, 1, H, W]`, then the next state in the same order.
         """
         states = DepthState.from_tensors(dict(zip(self.names, state, strict=True)), self._metadata)
-        states = replace(states, feature_sizes=self.model._sizes((rgb.shape[-2], rgb.shape[-1])))
+        size = (rgb.shape[-2], rgb.shape[-1])
+        states = replace(states, feature_sizes=self.model._sizes(size), image_size=size)
         depth, next_states = self.model.step(rgb, states)
         tensors = next_states.tensors()
         return (depth, *(tensors[name] for name in self.names))

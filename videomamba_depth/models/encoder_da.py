@@ -21,7 +21,7 @@ from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.checkpoint import check_finite, verify_files
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.images import shrink_images
+from videomamba_depth.utils.images import check_rgb, shrink_images
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
@@ -142,13 +142,25 @@ class DepthAnythingEncoder(nn.Module):
 
         Args:
             rgb: `[B, 3, H, W]` in [0, 1], any size.
+
+        Raises:
+            ValueError: see `check_rgb`.
         """
-        if rgb.ndim != 4 or rgb.shape[1] != 3:
-            raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
+        check_rgb(rgb)
         height, width = self.input_resolution(*rgb.shape[-2:])
         pixels = (shrink_images(rgb.to(self.mean.dtype), (height, width)) - self.mean) / self.std
         if (height, width) != pixels.shape[-2:]:  # it grows
             pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False)
+        return self.encode_pixels(pixels)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Do the part of `encode_frame` that is worth compiling.
+
+        Args:
+            pixels: `[B, 3, H, W]` normalised, sides multiples of the patch.
+        """
+        height, width = pixels.shape[-2:]
         hidden = self.backbone.forward_with_filtered_kwargs(pixels.to(self.dtype)).feature_maps
         maps = self.reassemble_stage(hidden, height // self.patch_size, width // self.patch_size)
         return dict(zip(SCALES, maps, strict=True))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.images import shrink_images
+from videomamba_depth.utils.images import check_rgb, shrink_images
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
 from videomamba_depth.video_mamba.embedding import normalize_imagenet
@@ -170,13 +170,19 @@ class VideoMambaEncoder(nn.Module):
 
         Args:
             rgb: `[B, 3, H, W]` in [0, 1], any size.
+
+        Raises:
+            ValueError: see `check_rgb`.
         """
-        if rgb.ndim != 4 or rgb.shape[1] != 3:
-            raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
+        check_rgb(rgb)
         size = self.input_resolution(rgb.shape[-2], rgb.shape[-1])
         pixels = normalize_imagenet(shrink_images(rgb, size))
         if size != pixels.shape[-2:]:  # it grows
             pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
+        return self.encode_pixels(pixels)
+
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Do the part of `encode_frame` that is worth compiling; pixels `[B, 3, H, W]` normalised, whole patches."""
         features = {}
         streams = self.backbone.dense_features(pixels, self.taps)
         for name, x, norm, project, resample in zip(

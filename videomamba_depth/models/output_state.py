@@ -52,15 +52,12 @@ class OutputRefiner(nn.Module):
     a pixel that has just come into view is drawn at the level of what was there before. a and g are gains, fixed,
     or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so that
     depth's gauge does not matter. 1 − a is halved where half a cell is crossed in one frame: what moves that fast
-    brings little of its past along. A frame without a past passes unchanged. `memory`, 1 as trained, multiplies the
-    odds (1 − a) / a of the past; those of fine detail only below 1, since more would blur edges. Above 1 it also
-    multiplies that speed.
+    brings little of its past along. A frame without a past passes unchanged.
     """
 
     def __init__(self, spec: OutputSpec) -> None:
         super().__init__()
         self.outlier = spec.outlier
-        self.memory = 1.0
         self.base_logits = [math.log(gain / (1.0 - gain)) for gain in (spec.coarse_gain, spec.gain)]
         self.gain_net: nn.Sequential | None = None
         if spec.hidden:
@@ -71,7 +68,7 @@ class OutputRefiner(nn.Module):
             self.gain_net = nn.Sequential(first, nn.GELU(), last)
 
     def forward(
-        self, depth: Tensor, estimate: Tensor, frame_index: Tensor, motion: Motion | None
+        self, depth: Tensor, estimate: Tensor, frame_index: Tensor, motion: Motion | None, memory: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Refine a chunk.
 
@@ -80,6 +77,8 @@ class OutputRefiner(nn.Module):
             estimate: `[B, 1, H, W]` carried, in float32 at least; not read for streams at frame 0.
             frame_index: `[B]` int64 of the first of the N frames.
             motion: None holds the estimate in place.
+            memory: > 0, multiplies the odds (1 − a) / a of the past; those of fine detail only below 1, since more
+                would blur edges. Above 1 it also multiplies the speed at which 1 − a is halved. 1: as trained.
 
         Returns:
             depth `[B, N, 1, H, W]` and the next estimate.
@@ -96,11 +95,11 @@ class OutputRefiner(nn.Module):
                     flow, trusted = motion.frame(t, size)
                     predicted, seen = warp_map(estimate, flow.to(x.dtype)), seen & trusted
                     speed = flow.square().sum(1, keepdim=True).sqrt().to(x.dtype)
-                estimate = self._step(x, predicted, seen, speed)
+                estimate = self._step(x, predicted, seen, speed, memory)
                 frames.append(estimate)
         return torch.stack(frames, 1), estimate
 
-    def _step(self, x: Tensor, predicted: Tensor, seen: Tensor, speed_px: Tensor) -> Tensor:
+    def _step(self, x: Tensor, predicted: Tensor, seen: Tensor, speed_px: Tensor, memory: float) -> Tensor:
         trust = _fade(seen.to(x.dtype))
         innovation = torch.where(seen, x - predicted, 0.0)
         scale = (innovation.detach().abs() * trust).sum((1, 2, 3), keepdim=True) / (
@@ -109,21 +108,21 @@ class OutputRefiner(nn.Module):
         unit = innovation / (scale + 1e-6 * x.detach().abs().mean((1, 2, 3), keepdim=True) + 1e-12)
         local = F.avg_pool2d(unit, 3, stride=1, padding=1, count_include_pad=False)
         confidence = trust / (1 + (local / self.outlier).square())
-        keep_coarse, keep = self._keep(unit, confidence, speed_px)
+        keep_coarse, keep = self._keep(unit, confidence, speed_px, memory)
         coarse = _continued(innovation, confidence)
         return x - _smooth(keep_coarse) * coarse - keep * confidence * (innovation - coarse)
 
-    def _keep(self, unit: Tensor, confidence: Tensor, speed_px: Tensor) -> tuple[Tensor, Tensor]:
+    def _keep(self, unit: Tensor, confidence: Tensor, speed_px: Tensor, memory: float) -> tuple[Tensor, Tensor]:
         """Return the weights `1 − gain` of the past, for what is coarse and for what is fine."""
-        coarse = self.base_logits[0] - math.log(self.memory)
-        fine = self.base_logits[1] - math.log(min(self.memory, 1.0))
+        coarse = self.base_logits[0] - math.log(memory)
+        fine = self.base_logits[1] - math.log(min(memory, 1.0))
         if self.gain_net is None:
             learnt = unit.new_zeros(unit.shape[0], 2, *unit.shape[2:])
         else:
             bounded = unit / (1 + unit.abs())
             inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
             learnt = self.gain_net(inputs)
-        slow = 1 / (1 + (speed_px / (SLOW_PX * max(self.memory, 1.0))).square())
+        slow = 1 / (1 + (speed_px / (SLOW_PX * max(memory, 1.0))).square())
         return slow * torch.sigmoid(-(coarse + learnt[:, :1])), torch.sigmoid(-(fine + learnt[:, 1:]))
 
 

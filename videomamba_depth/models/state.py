@@ -28,13 +28,17 @@ class DepthState:
         feature_sizes: (H_i, W_i) per scale, what ties a state to a resolution.
         maps: what is carried per pixel, `[B, C, h, w]` by name: the last frame, the last depth. Empty for most models.
         signature: text that names the temporal model's architecture, what ties a state to a model.
+        image_size: (H, W) px of the frames.
+        memory: how long the streams remember, relative to the student's training, see `VideoMambaDepth.init_states`.
     """
 
     layers: dict[str, tuple[LayerState, ...]]
     frame_index: Tensor
     feature_sizes: dict[str, tuple[int, int]]
     signature: str
+    image_size: tuple[int, int]
     maps: dict[str, Tensor] = field(default_factory=dict)
+    memory: float = 1.0
 
     @property
     def batch_size(self) -> int:
@@ -89,6 +93,8 @@ class DepthState:
             "format": _FORMAT,
             "signature": self.signature,
             "feature_sizes": json.dumps(self.feature_sizes),
+            "image_size": json.dumps(self.image_size),
+            "memory": json.dumps(self.memory),
         }
 
     @classmethod
@@ -107,7 +113,9 @@ class DepthState:
                 blocks.append((named[f"{key}.conv"], named[f"{key}.ssm"]))
             layers[name] = tuple(blocks)
         maps = {name.removeprefix(_MAP): t for name, t in named.items() if name.startswith(_MAP)}
-        return cls(layers, named["frame_index"], sizes, metadata["signature"], maps)
+        height, width = json.loads(metadata["image_size"])
+        memory = json.loads(metadata["memory"])
+        return cls(layers, named["frame_index"], sizes, metadata["signature"], (height, width), maps, memory)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically.
@@ -133,11 +141,11 @@ class DepthState:
             raise UserError(f"the stream state '{path}' is damaged ({error!r}); save it again") from error
 
 
-def check_state(state: DepthState, expected: DepthState) -> None:
-    """Refuse a state that does not fit, with a message that says whether batch, resolution, dtype or model is wrong.
+def check_stream(state: DepthState, expected: DepthState) -> None:
+    """Refuse a state of another model, frame size, batch or memory; looks at no layer.
 
     Args:
-        expected: a fresh state of the right kind; its values do not matter (it may live on the meta device).
+        expected: a fresh state of the right kind, with or without layers; it may live on the meta device.
 
     Raises:
         ValueError: naming what differs and what to do.
@@ -147,16 +155,31 @@ def check_state(state: DepthState, expected: DepthState) -> None:
             f"the state belongs to another model: it was made by [{state.signature}],"
             f" this one is [{expected.signature}]"
         )
-    if state.feature_sizes != expected.feature_sizes:
+    if state.feature_sizes != expected.feature_sizes or _map_sizes(state) != _map_sizes(expected):
+        had, has = ("x".join(map(str, size)) for size in (state.image_size, expected.image_size))
         raise ValueError(
-            f"the state belongs to another resolution: its features are {state.feature_sizes}, the frame's are"
-            f" {expected.feature_sizes}; resize the frames, or start a new stream with init_states()"
+            f"the state belongs to another resolution: to frames of {had} px (height x width), this one has {has} px;"
+            " resize the frames, or start afresh with states=None"
         )
     if state.batch_size != expected.batch_size:
         raise ValueError(
             f"the state holds a batch of {state.batch_size} streams, the clip one of {expected.batch_size};"
-            " start a new stream with init_states()"
+            " start afresh with states=None"
         )
+    if state.memory != expected.memory:
+        raise ValueError(f"the state is of a stream with memory {state.memory:g}; this one has {expected.memory:g}")
+
+
+def check_state(state: DepthState, expected: DepthState) -> None:
+    """Refuse a state that does not fit, with a message that says whether batch, resolution, dtype or model is wrong.
+
+    Args:
+        expected: a fresh state of the right kind; its values do not matter (it may live on the meta device).
+
+    Raises:
+        ValueError: naming what differs and what to do.
+    """
+    check_stream(state, expected)
     want = expected.tensors()
     for name, tensor in state.tensors().items():
         if tensor.shape != want[name].shape or tensor.dtype != want[name].dtype:
@@ -164,3 +187,7 @@ def check_state(state: DepthState, expected: DepthState) -> None:
                 f"state tensor {name} must be {tuple(want[name].shape)} {want[name].dtype};"
                 f" got {tuple(tensor.shape)} {tensor.dtype}"
             )
+
+
+def _map_sizes(state: DepthState) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape[-2:]) for name, t in state.maps.items()}

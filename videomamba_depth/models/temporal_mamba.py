@@ -112,6 +112,7 @@ class TemporalMambaScale(nn.Module):
         frame_index: Tensor,
         state: tuple[LayerState, ...] | None = None,
         motion: Motion | None = None,
+        memory: float = 1.0,
     ) -> ScaleOutput:
         """Run a chunk.
 
@@ -120,19 +121,20 @@ class TemporalMambaScale(nn.Module):
             frame_index: `[B]` int64, index of the first of the N frames in its stream.
             state: what the previous chunk returned; None starts fresh streams.
             motion: of the chunk; None, or a scale that does not advect, leaves the state where it is.
+            memory: see `InnovationMixer.forward`.
         """
         batch, num_frames, _, height, width = features.shape
         mixed = self.pre_mix(features.flatten(0, 1)).unflatten(0, (batch, num_frames))
         tokens = temporal_tokenize(mixed)
         age = temporal_age(frame_index, num_frames, AGE_TIME_CONSTANTS).to(tokens.dtype)
         if motion is None or not self.advect:
-            output, next_state, summaries = self._run_blocks(tokens, age, state)
+            output, next_state, summaries = self._run_blocks(tokens, age, state, memory)
         else:
             steps = []
             for t in range(num_frames):
                 if state is not None:
                     state = self._advected(state, TokenWarp(*motion.frame(t, (height, width))))
-                steps.append(self._run_blocks(tokens[:, t : t + 1], age[:, t : t + 1], state))
+                steps.append(self._run_blocks(tokens[:, t : t + 1], age[:, t : t + 1], state, memory))
                 state = steps[-1][1]
             output = torch.cat([step[0] for step in steps], 1)
             next_state = steps[-1][1]
@@ -142,11 +144,12 @@ class TemporalMambaScale(nn.Module):
         return ScaleOutput(features + update, next_state, maps)
 
     def _run_blocks(
-        self, tokens: Tensor, age: Tensor, state: tuple[LayerState, ...] | None
+        self, tokens: Tensor, age: Tensor, state: tuple[LayerState, ...] | None, memory: float
     ) -> tuple[Tensor, tuple[LayerState, ...], tuple[Tensor, ...]]:
         next_state, summaries = [], []
         for i, block in enumerate(self._typed_blocks()):
-            tokens, layer_state, summary = block(tokens, age, None if state is None else self._fetch(state[i]))
+            before = None if state is None else self._fetch(state[i])
+            tokens, layer_state, summary = block(tokens, age, before, memory)
             next_state.append(self._store(layer_state))
             summaries.append(summary)
         return tokens, tuple(next_state), tuple(summaries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_state import OutputRefiner, OutputSpec
-from videomamba_depth.models.state import DepthState, check_state
+from videomamba_depth.models.state import DepthState, check_state, check_stream
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.video_mamba.innovation import InnovationMixer
@@ -108,23 +108,28 @@ class VideoMambaDepth(nn.Module):
         """Where the model lives."""
         return next(self.head.parameters()).device
 
-    def init_states(self, batch_size: int, image_size: tuple[int, int], dtype: torch.dtype | None = None) -> DepthState:
+    def init_states(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int],
+        dtype: torch.dtype | None = None,
+        memory: float = 1.0,
+    ) -> DepthState:
         """Return the state of `batch_size` fresh streams of frames of `image_size` = (H, W).
 
         Args:
             dtype: of the features; states are float64 for float64 and float32 for all others, whatever precision the
                 layers compute in, unless a scale stores less. None: the dtype of the weights.
+            memory: > 0; how long the streams remember: steadiness against reaction (ours). It multiplies the time
+                constants of the innovation blocks and the past's odds in the carried output. 1: as trained; towards 0:
+                the teacher's frames.
+
+        Raises:
+            ValueError: see `check_memory`.
         """
+        self.check_memory(memory)
         dtype = dtype if dtype is not None else next(self.head.parameters()).dtype
-        sizes = self._sizes(image_size)
-        layers = {
-            name: scale.init_state(batch_size * sizes[name][0] * sizes[name][1], dtype, self.device)
-            for name, scale in self._scales()
-        }
-        frame_index = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        return DepthState(
-            layers, frame_index, sizes, self.signature, self._empty_maps(batch_size, image_size, dtype, self.device)
-        )
+        return self._fresh(batch_size, image_size, dtype, memory, self.device)
 
     def encode(self, clip: Tensor) -> ClipFeatures:
         """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen."""
@@ -146,8 +151,8 @@ class VideoMambaDepth(nn.Module):
         """
         if self.motion is None:
             return None, states
-        if states.signature != self.signature:
-            raise ValueError(f"the state belongs to another model: it was made by [{states.signature}]")
+        size = (clip.shape[-2], clip.shape[-1])
+        check_stream(states, self._fresh(clip.shape[0], size, torch.float32, states.memory, "meta", with_layers=False))
         frames = self.motion.shrink(clip)
         motion = self.motion(frames, states.maps["frame"], states.frame_index == 0)
         return motion, replace(states, maps={**states.maps, "frame": frames[:, -1].to(states.maps["frame"].dtype)})
@@ -173,7 +178,7 @@ class VideoMambaDepth(nn.Module):
         states = refined.states
         depth = self.decode(refined.features, self._output_size(image_size))
         first = states.frame_index - depth.shape[1]
-        depth, estimate = self.output(depth, states.maps["depth"], first, motion)
+        depth, estimate = self.output(depth, states.maps["depth"], first, motion, states.memory)
         if depth.shape[-2:] != out_size:
             depth = F.interpolate(depth.flatten(0, 1), out_size, mode="bilinear", align_corners=True).unflatten(
                 0, depth.shape[:2]
@@ -205,13 +210,14 @@ class VideoMambaDepth(nn.Module):
             states = self.init_states(batch, image_size, dtype)
         else:
             with torch.device("meta"):
-                check_state(states, self._expected(batch, image_size, dtype))
+                check_state(states, self._fresh(batch, image_size, dtype, states.memory, "meta"))
         refined, layers, summaries = dict(features), {}, {}
         for name, scale in self._scales():
             refined[name], layers[name], summaries[name] = scale(
-                features[name], states.frame_index, states.layers[name], motion
+                features[name], states.frame_index, states.layers[name], motion, states.memory
             )
-        next_states = replace(states, layers=layers, frame_index=states.frame_index + num_frames)
+        frame_index = states.frame_index + num_frames
+        next_states = replace(states, layers=layers, frame_index=frame_index, image_size=image_size)
         return RefineOutput(refined, next_states, summaries)
 
     def decode(self, features: ClipFeatures, image_size: tuple[int, int]) -> Tensor:
@@ -243,23 +249,26 @@ class VideoMambaDepth(nn.Module):
         depth, states = self(frame.unsqueeze(1), states)
         return depth.squeeze(1), states
 
-    def set_memory(self, memory: float) -> None:
-        """Let the student remember longer or shorter than it was trained to: steadiness against reaction (ours).
-
-        Args:
-            memory: > 0; multiplies the time constants of the innovation blocks and the past's odds in the carried
-                output. 1: as trained; towards 0: the teacher's frames.
+    def check_memory(self, memory: float) -> None:
+        """Refuse a memory that no stream of this student can have.
 
         Raises:
-            ValueError: not positive, or the student has nothing whose memory can be set (plain blocks alone).
+            ValueError: not positive, or the student has nothing that averages over time (plain blocks alone).
         """
         if not (math.isfinite(memory) and memory > 0):
             raise ValueError(f"memory must be positive; got {memory}")
-        averages = [m for m in self.modules() if isinstance(m, InnovationMixer | OutputRefiner)]
-        if not averages and memory != 1.0:
+        if memory != 1.0 and not any(isinstance(m, InnovationMixer | OutputRefiner) for m in self.modules()):
             raise ValueError("memory can be set for students with innovation blocks or a carried output")
-        for average in averages:
-            average.memory = memory
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoMambaDepth:
+        """Refuse weights below float32 (`half`, `bfloat16`, `to`): averages over time lose what they add up."""
+        kind = fn(torch.zeros((), device=self.device)).dtype
+        if kind not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"a student's weights stay float32 or float64; got {kind}: give DepthStream dtype="
+                f"'{str(kind).removeprefix('torch.')}', or run the model under torch.autocast"
+            )
+        return super()._apply(fn, recurse)
 
     def student_state_dict(self) -> dict[str, Tensor]:
         """Return the weights that are the student's own: all but a frozen encoder's."""
@@ -275,16 +284,24 @@ class VideoMambaDepth(nn.Module):
         sizes = self.encoder.feature_sizes(*image_size)
         return {name: sizes[name] for name in self.temporal}
 
-    def _expected(self, batch: int, image_size: tuple[int, int], dtype: torch.dtype) -> DepthState:
+    def _fresh(
+        self,
+        batch: int,
+        image_size: tuple[int, int],
+        dtype: torch.dtype,
+        memory: float,
+        device: torch.device | str,
+        with_layers: bool = True,
+    ) -> DepthState:
         sizes = self._sizes(image_size)
         layers = {
-            name: scale.init_state(batch * sizes[name][0] * sizes[name][1], dtype, "meta")
+            name: scale.init_state(batch * sizes[name][0] * sizes[name][1], dtype, device)
             for name, scale in self._scales()
+            if with_layers
         }
-        frame_index = torch.zeros(batch, dtype=torch.int64)
-        return DepthState(
-            layers, frame_index, sizes, self.signature, self._empty_maps(batch, image_size, dtype, "meta")
-        )
+        frame_index = torch.zeros(batch, dtype=torch.int64, device=device)
+        maps = self._empty_maps(batch, image_size, dtype, device)
+        return DepthState(layers, frame_index, sizes, self.signature, image_size, maps, memory)
 
     def _empty_maps(
         self, batch: int, image_size: tuple[int, int], dtype: torch.dtype, device: torch.device | str

@@ -41,7 +41,7 @@ def compile_frames(model: Any, device: torch.device) -> None:
     On CUDA as graphs that are replayed, which need frames of one size, as a stream has.
     """
     mode = "reduce-overhead" if device.type == "cuda" else "default"
-    for owner, name in ((model.encoder, "encode_frame"), (model, "decode")):
+    for owner, name in ((model.encoder, "encode_pixels"), (model, "decode")):
         setattr(owner, name, _detached_from_graph(torch.compile(getattr(owner, name), mode=mode, dynamic=False)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,17 +27,25 @@ class FrameByFrame(nn.Module):
         self.depth_kind = encoder.depth_kind
         self.signature = "frame by frame"
 
-    def init_states(self, batch_size: int, image_size: tuple[int, int], dtype: torch.dtype | None = None) -> DepthState:
+    def init_states(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int],
+        dtype: torch.dtype | None = None,
+        memory: float = 1.0,
+    ) -> DepthState:
         """Return the state of `batch_size` fresh streams."""
+        self.check_memory(memory)
         device = next(self.encoder.parameters()).device
-        return DepthState({}, torch.zeros(batch_size, dtype=torch.int64, device=device), {}, self.signature)
+        frame_index = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return DepthState({}, frame_index, {}, self.signature, image_size)
 
     def encode(self, clip: Tensor) -> ClipFeatures:
         """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]."""
         features = self.encoder.encode_frame(clip.flatten(0, 1))
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
-    def set_memory(self, memory: float) -> None:
+    def check_memory(self, memory: float) -> None:
         """Refuse any memory but that of 1.
 
         Raises:
@@ -75,8 +84,7 @@ class FrameByFrame(nn.Module):
         if states is None:
             states = fresh
         check_state(states, fresh)
-        counted = DepthState({}, states.frame_index + num_frames, {}, self.signature)
-        return RefineOutput(features, counted, {})
+        return RefineOutput(features, replace(fresh, frame_index=states.frame_index + num_frames), {})
 
     def decode(self, features: ClipFeatures, image_size: tuple[int, int]) -> Tensor:
         """Return depth `[B, N, 1, H, W]` from features, at `image_size` = (H, W)."""

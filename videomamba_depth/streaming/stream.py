@@ -45,8 +45,7 @@ class DepthStream:
         resolution: "source" returns depth at the size of the frames, "model" at the size that the model works in.
         resets: when a stream starts afresh by itself; None: never.
         key_frames: go on from an earlier state where the stream comes back to a view; None: never. One stream only.
-        memory: how long the student remembers, relative to its training: 2 is steadier, 0.5 reacts faster. A property
-            of the model, not of the stream; None leaves it as it is.
+        memory: how long the stream remembers, relative to the student's training: 2 is steadier, 0.5 reacts faster.
         compile: compile encoder and decoder (`torch.compile`, on CUDA as graphs), in the model.
 
     Raises:
@@ -64,7 +63,7 @@ class DepthStream:
         resolution: str = "source",
         resets: ResetPolicy | None = None,
         key_frames: KeyFrameSettings | None = None,
-        memory: float | None = None,
+        memory: float = 1.0,
         compile: bool = False,
     ) -> None:
         if dtype not in DTYPES:
@@ -82,8 +81,11 @@ class DepthStream:
             self.model = load_predictor(checkpoint, input_size)
         else:
             self.model = checkpoint
-        if memory is not None:
-            _set_memory(self.model, memory)
+        try:
+            self.model.check_memory(memory)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.memory = memory
         place(self.model, self.device, self.dtype)
         if compile:
             compile_frames(self.model, self.device)
@@ -92,7 +94,6 @@ class DepthStream:
             self.key_frames = KeyFrames(key_frames, with_shift=self.depth_kind is DepthKind.RELATIVE)
         self.reset_reasons: tuple[str, ...] = ("",) * batch_size
         self._states: DepthState | None = None
-        self._image_size: tuple[int, int] | None = None
         self._digest: str | None = None
 
     @property
@@ -131,7 +132,7 @@ class DepthStream:
             float32 `[h, w]`, or `[B, h, w]`.
 
         Raises:
-            ValueError: another shape, dtype or size than the stream's.
+            ValueError: another shape, dtype or size than the stream's; nothing is changed then.
             UserError: the depth is not finite.
         """
         shape = (3,) if frame.ndim == 3 and self.batch_size == 1 else (self.batch_size, 3)
@@ -150,8 +151,8 @@ class DepthStream:
         """Return depth `[B, 1, h, w]` float32 of the next frames `[B, 3, H, W]` in [0, 1] on the stream's device.
 
         Raises:
-            ValueError: another shape or size than the stream's, or pixels that are NaN or infinite. The stream is as it
-                was before: a later frame gives what it would have given without this one.
+            ValueError: another shape or size than the stream's, or no picture, see `check_rgb`. The stream is as it was
+                before: a later frame gives what it would have given without this one.
             UserError: the depth is not finite.
         """
         if not bool(torch.isfinite(rgb).all()):
@@ -170,9 +171,10 @@ class DepthStream:
         if rgb.ndim != 4 or rgb.shape[:2] != (self.batch_size, 3):
             raise ValueError(f"rgb must have shape [{self.batch_size}, 3, H, W]; got {list(rgb.shape)}")
         image_size = (rgb.shape[-2], rgb.shape[-1])
-        if self._image_size not in (None, image_size):
+        if self._states is not None and self._states.image_size != image_size:
             raise ValueError(
-                f"the stream has frames of {self._image_size} (H, W); got {image_size}: open another stream"
+                f"the stream has frames of {self._states.image_size} (height, width) px; got {image_size}: resize them,"
+                " or start afresh with reset()"
             )
         resets = None if self.resets is None else self.resets.tensors()
         with autocast(self.device, self.dtype):
@@ -192,16 +194,19 @@ class DepthStream:
                 f"the depth of {self._frame_name()} is not finite although its pixels are: the weights are damaged, or"
                 f" {str(self.dtype).removeprefix('torch.')} overflows; use dtype=float32, or another checkpoint"
             )
-        self._states, self._image_size = states, image_size
+        self._states = states
         return depth if self.key_frames is None else self.key_frames.take(depth, states)
 
     def reset(self, streams: Sequence[bool] | None = None) -> None:
-        """Start afresh, without key frames: all streams, or those of the batch that are True. The frame size stays."""
+        """Start afresh, without key frames: all streams, or those of the batch that are True.
+
+        After all of them, frames may have another size.
+        """
         chosen = torch.tensor([True] * self.batch_size if streams is None else list(streams), device=self.device)
         if chosen.shape != (self.batch_size,):
             raise ValueError(f"streams must hold {self.batch_size} booleans; got {chosen.numel()}")
         if streams is None:
-            self._states = self._image_size = None
+            self._states = None
         elif self._states is not None:
             self._states = self._states.reset(chosen)
         if self.resets is not None:
@@ -216,7 +221,7 @@ class DepthStream:
             ValueError: before the first frame there is nothing to save.
             UserError: the disk is full.
         """
-        if self._states is None or self._image_size is None:
+        if self._states is None:
             raise ValueError("nothing to save: the stream has not seen a frame")
         tensors = {f"state.{name}": t for name, t in self._states.tensors().items()}
         if self.resets is not None:
@@ -226,7 +231,6 @@ class DepthStream:
             tensors |= {f"keys.{name}": t for name, t in self.key_frames.tensors().items()}
         about |= {
             "format": _FORMAT,
-            "image_size": json.dumps(self._image_size),
             "dtype": str(self.dtype),
             "weights": self._weights_digest(),
             "state": json.dumps(self._states.metadata()),
@@ -234,11 +238,11 @@ class DepthStream:
         save_tensors(Path(path), tensors, about)
 
     def load(self, path: str | Path) -> None:
-        """Continue a stream that `save` wrote, under the same checkpoint, dtype and batch size.
+        """Continue a stream that `save` wrote, under the same checkpoint, dtype, batch size and memory.
 
         Raises:
-            UserError: no such file, damaged, not a stream, or one of another model, dtype or batch. The stream is then
-                as it was before.
+            UserError: no such file, damaged, not a stream, or one of another model, dtype, batch or memory. The
+                stream is then as it was before.
         """
         tensors, about = load_tensors(Path(path), self.device, sealed=True)
         if about.get("format") != _FORMAT:
@@ -253,11 +257,10 @@ class DepthStream:
         state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
         try:
             states = DepthState.from_tensors(state, json.loads(about["state"]))
-            height, width = json.loads(about["image_size"])
-            check_state(states, self._start((height, width)))
+            check_state(states, self._start(states.image_size))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"stream '{path}' does not fit: {error}") from error
-        self._states, self._image_size = states, (height, width)
+        self._states = states
         if self.resets is not None:
             kept = {n.removeprefix("resets."): t for n, t in tensors.items() if n.startswith("resets.")}
             self.resets.load_tensors(kept)
@@ -266,7 +269,7 @@ class DepthStream:
             self.key_frames.load(kept, about["key_frames"])
 
     def _start(self, image_size: tuple[int, int]) -> DepthState:
-        return self.model.init_states(self.batch_size, image_size, self.dtype)
+        return self.model.init_states(self.batch_size, image_size, self.dtype, self.memory)
 
     def _apply_resets(
         self, states: DepthState, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None
@@ -286,8 +289,3 @@ class DepthStream:
         return self._digest
 
 
-def _set_memory(model: Predictor, memory: float) -> None:
-    try:
-        model.set_memory(memory)
-    except ValueError as error:
-        raise UserError(str(error)) from error

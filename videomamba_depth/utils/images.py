@@ -1,10 +1,41 @@
-"""Frames as tensors: how they are made smaller."""
+"""Frames as tensors: what a model accepts, and how they are made smaller."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_SLACK = 0.01  # beyond [0, 1]: rounding of whoever made the frame
+
+
+def check_rgb(rgb: Tensor) -> None:
+    """Refuse what is no picture in [0, 1]: other numbers would give some depth, a wrong one.
+
+    While a model is traced or compiled, values are not looked at.
+
+    Args:
+        rgb: `[B, 3, H, W]`.
+
+    Raises:
+        ValueError: another shape, whole numbers, or values that are not finite or not in [0, 1].
+    """
+    if rgb.ndim != 4 or rgb.shape[1] != 3:
+        raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
+    if not rgb.is_floating_point():
+        raise ValueError(f"rgb must be floats in [0, 1]; got {rgb.dtype}: use rgb.float() / 255")
+    if torch.compiler.is_compiling() or rgb.numel() == 0:
+        return
+    low, high = (float(value) for value in rgb.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("rgb must be finite; got NaN or infinite pixels")
+    if low < -_SLACK or high > 1 + _SLACK:
+        raise ValueError(
+            f"rgb must be in [0, 1]; got {low:g} to {high:g}: pixels of 0 to 255 need rgb / 255, and mean and standard"
+            " deviation are the model's own business"
+        )
 
 
 def shrinks(old: tuple[int, int], new: tuple[int, int]) -> bool:
@@ -15,16 +46,27 @@ def shrinks(old: tuple[int, int], new: tuple[int, int]) -> bool:
 def shrink_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Return images at `size` = (H, W) where a side shrinks, else as they are.
 
-    Cubic (Keys' kernel, a = −0.5) with antialiasing, as Pillow, torchvision and transformers' image processors resize:
-    what the smaller grid cannot hold is averaged away. Skipping pixels instead makes detail flicker as it moves.
+    Cubic (Keys' kernel, a = −0.5) with antialiasing and on 8 bits, as Pillow, torchvision and transformers' image
+    processors resize pictures: what the smaller grid cannot hold is averaged away. Skipping pixels instead makes detail
+    flicker as it moves.
 
     Args:
         images: `[B, C, H, W]`, floats in [0, 1] or uint8.
     """
     if not shrinks((images.shape[-2], images.shape[-1]), size):
         return images
-    if images.dtype == torch.uint8:
-        return F.interpolate(images, size, mode="bicubic", antialias=True)
-    # Rows, then columns; the kernel overshoots at edges, and on uint8 each pass cuts that off.
-    narrow = F.interpolate(images, (images.shape[-2], size[1]), mode="bicubic", antialias=True).clamp_(0, 1)
-    return F.interpolate(narrow, size, mode="bicubic", antialias=True).clamp_(0, 1)
+    levels = images if images.dtype == torch.uint8 else images.float().mul(255).round_()
+    shrink = _shrink_bytes if images.device.type == "cpu" else _shrink_levels
+    small = shrink(levels, size)
+    return small.to(torch.uint8) if images.dtype == torch.uint8 else (small.float() / 255).to(images.dtype)
+
+
+def _shrink_bytes(levels: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(levels.to(torch.uint8), size, mode="bicubic", antialias=True)
+
+
+def _shrink_levels(levels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Do the same where there is no kernel for bytes: rows, then columns; each pass rounds and cuts off overshoot."""
+    for pass_size in ((levels.shape[-2], size[1]), size):
+        levels = F.interpolate(levels.float(), pass_size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
+    return levels

@@ -41,8 +41,11 @@ class MambaBlock(nn.Module):
         conv, ssm = state
         return move(conv, False), move(ssm, False)
 
-    def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None) -> MixerOutput:
-        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B."""
+    def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None, memory: float = 1.0) -> MixerOutput:
+        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B.
+
+        memory: has no meaning here and is not read.
+        """
         branch, state, summary = self.mixer(add_per_sample(self.norm(x), self.age_proj(age)), state)
         x = x + branch
         if self.ffn is not None:
@@ -76,10 +79,13 @@ class InnovationBlock(nn.Module):
         """Return the state moved with the scene, see `InnovationMixer.advect`."""
         return self.mixer.advect(state, move)
 
-    def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None) -> MixerOutput:
-        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B."""
+    def forward(self, x: Tensor, age: Tensor, state: LayerState | None = None, memory: float = 1.0) -> MixerOutput:
+        """Run a chunk of tokens `x [T, L, d_model]` at ages `age [B, L, K]`; T is a multiple of B.
+
+        memory: see `InnovationMixer.forward`.
+        """
         control = add_per_sample(self.mixer.in_proj(self.norm(x)), self.age_proj(age))
-        branch, state, summary = self.mixer(x, control, state)
+        branch, state, summary = self.mixer(x, control, state, memory)
         return MixerOutput(x + branch, state, summary)
 
 

@@ -38,8 +38,6 @@ class InnovationMixer(nn.Module):
         initial_gain: share of the innovation that passes before training; 0 changes nothing, 1 replaces x by h.
         discretization: a name in `selective_scan.DISCRETIZATIONS`.
         backend: scan backend; None chooses.
-
-    `memory`, 1 as trained, lengthens all time constants by that factor; towards 0, h becomes x.
     """
 
     def __init__(
@@ -62,7 +60,6 @@ class InnovationMixer(nn.Module):
         self.num_heads = heads * expand
         self.d_control = d_control if d_control is not None else max(16, d_model // 2)
         self.discretization, self.backend = discretization, backend
-        self.memory = 1.0
         self.in_proj = nn.Linear(d_model, self.d_control)
         self.conv1d = nn.Conv1d(self.d_control, self.d_control, d_conv, groups=self.d_control)
         # rows: Δ per head, gate per head, B, C
@@ -90,13 +87,14 @@ class InnovationMixer(nn.Module):
         columns = state_shape(1, 1, self.d_state, self.discretization)[2]
         return conv, zero_state((num_sequences, rows, columns), dtype, device)
 
-    def forward(self, x: Tensor, control: Tensor, state: LayerState | None = None) -> MixerOutput:
+    def forward(self, x: Tensor, control: Tensor, state: LayerState | None = None, memory: float = 1.0) -> MixerOutput:
         """Mix a chunk.
 
         Args:
             x: tokens `[T, L, d_model]`, L ≥ 1.
             control: `[T, L, d_control]`, what Δ, B, C and the gate are computed from.
             state: what the previous chunk returned; None starts fresh sequences. Never written to.
+            memory: > 0, lengthens all time constants by that factor; 1: as trained; towards 0, h becomes x.
         """
         conv_state, ssm_state = state if state is not None else (None, None)
         control, conv_state = causal_conv1d(
@@ -112,10 +110,12 @@ class InnovationMixer(nn.Module):
             controls = F.linear(control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise))
             if ssm_state is not None and self._fuses(x, ssm_state):
                 u = x[:, 0].repeat(1, self.expand) if self.expand > 1 else x[:, 0]
-                step, ssm_state, summary = mean_step(ssm_state, u, controls[:, 0], self._rates(torch.float32))
+                rates = self._rates(torch.float32, memory)
+                step, ssm_state, summary = mean_step(ssm_state, u, controls[:, 0], rates)
                 innovation, summary = step.unsqueeze(1), summary.unsqueeze(1)
             else:
-                estimate, ssm_state, summary = self._estimate(x.to(precise), controls, ssm_state)
+                rates = self._rates(precise, memory)
+                estimate, ssm_state, summary = self._estimate(x.to(precise), controls, rates, ssm_state)
                 gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()
                 innovation = estimate - x.to(precise).repeat(1, 1, self.expand)
                 innovation = (innovation.unflatten(-1, (self.num_heads, -1)) * gate.unsqueeze(-1)).flatten(-2)
@@ -143,12 +143,13 @@ class InnovationMixer(nn.Module):
         values = move(mean, True) * mass.repeat_interleave(per_head, 1)
         return move(conv, False), torch.cat([values, mass], dim=1)
 
-    def _estimate(self, x: Tensor, controls: Tensor, ssm_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _estimate(
+        self, x: Tensor, controls: Tensor, rates: Tensor, ssm_state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `(h [T, L, expand·d_model], state, summary)`: the weighted mean of each head's channels."""
         heads, n = self.num_heads, self.d_state
         dt, _, B, C = controls.split([heads, heads, n, n], dim=-1)
         B, C = F.softplus(B), F.softplus(C)
-        rates = self._rates(x.dtype)
         delta = F.softplus(dt)
         if self.discretization in ("bilinear", "tustin"):
             delta = torch.minimum(delta, _MAX_STEP_BILINEAR / rates.abs().amax(-1))
@@ -186,9 +187,9 @@ class InnovationMixer(nn.Module):
             ssm_state, channels, self.num_heads, self.d_state, self.discretization, self.backend
         )
 
-    def _rates(self, dtype: torch.dtype) -> Tensor:
+    def _rates(self, dtype: torch.dtype, memory: float) -> Tensor:
         """Return the decay rates A, `[heads, N]`, negative."""
-        return -torch.exp(self.A_log.to(dtype)) / self.memory
+        return -torch.exp(self.A_log.to(dtype)) / memory
 
     def _split_state(self, ssm_state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Cut the carried state into the scan's over the values and the scan's over the constant 1."""
