@@ -16,10 +16,12 @@ from PIL import Image
 def fit(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bring uint8 [H, W, 3] to float32 [1, 3, height, width] in [0, 1]: cubic, antialiased where it shrinks."""
     if height < rgb.shape[0] or width < rgb.shape[1]:
-        image = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    else:
-        image = cv2.resize(rgb.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.ascontiguousarray(image.transpose(2, 0, 1)[None]) / 255
+        cubic = Image.Resampling.BICUBIC  # rows in whole levels, then columns
+        rows = np.asarray(Image.fromarray(rgb).resize((width, rgb.shape[0]), cubic), np.float32)
+        planes = [Image.fromarray(rows[..., i]).resize((width, height), cubic) for i in range(3)]
+        return np.clip(planes, 0, 255)[None] / np.float32(255)
+    enlarged = cv2.resize(rgb.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(enlarged.transpose(2, 0, 1)[None]) / 255
 
 
 def main(model_path: str, video_path: str, out_path: str) -> None:

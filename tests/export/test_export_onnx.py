@@ -57,7 +57,7 @@ def test_a_student_with_motion_is_refused(tiny_encoder: DepthAnythingEncoder, tm
 def test_fifty_frames_equal_pytorch(student: VideoMambaDepth, exported: Path, size: tuple[int, int]) -> None:
     difference = compare(student, exported, frames(*size))
     assert difference.num_frames == 50
-    assert difference.largest < 1e-4  # measured 4e-6
+    assert difference.largest < 1e-4  # measured 8e-4 and 3e-6
     assert difference.state < 1e-4
 
 
@@ -130,7 +130,7 @@ def test_the_example_brings_frames_to_size_as_a_stream_does(
         depth, *state = session.run(None, feeds | {"rgb": fit(frame, height, width)})
         feeds = dict(zip(names, state, strict=True))
         expected = stream.step(frame)
-        assert np.abs(depth[0, 0] - expected).max() < 1e-3 * np.ptp(expected)  # measured 4e-6
+        assert np.abs(depth[0, 0] - expected).max() < 1e-3 * np.ptp(expected)  # measured 8e-4 and 3e-6
 
 
 @pytest.mark.slow

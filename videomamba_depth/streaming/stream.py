@@ -287,5 +287,3 @@ class DepthStream:
         if self._digest is None:
             self._digest = hash_tensors(self.model.state_dict().items())
         return self._digest
-
-
