@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from tiny import tiny_student
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
@@ -222,11 +221,14 @@ def test_a_state_file_that_is_none_is_refused(tmp_path: Path) -> None:
         DepthState.load(tmp_path / "text.safetensors")
 
 
-def test_a_state_of_another_version_is_refused(tmp_path: Path, tiny_encoder: DepthAnythingEncoder) -> None:
+def test_a_state_of_another_version_is_refused(
+    tmp_path: Path, tiny_encoder: DepthAnythingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     states = tiny_student(tiny_encoder).init_states(1, SIZE)
-    old = {**states.metadata(), "format": "videomamba-depth state 1"}
-    save_file(states.tensors(), tmp_path / "old.safetensors", metadata=old)
-    with pytest.raises(UserError, match=r"cannot read .*old\.safetensors.* of this version"):
+    with monkeypatch.context() as patch:
+        patch.setattr("videomamba_depth.models.state._FORMAT", "videomamba-depth state 1")
+        states.save(tmp_path / "old.safetensors")
+    with pytest.raises(UserError, match="not a stream state of this version"):
         DepthState.load(tmp_path / "old.safetensors")
 
 
