@@ -14,12 +14,12 @@ from hydra.types import RunMode
 from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.data.sampling import loader_errors
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
-
-STOPPED_BY_SIGNAL = 130
 
 
 def main(config: TrainConfig) -> None:
@@ -37,12 +37,13 @@ def main(config: TrainConfig) -> None:
                     stack.enter_context(run.locked())
                     run.check_config(resolved)
                     run.write_config(resolved)
-            with only_deterministic(config.trainer.deterministic):
-                finished = build_trainer(config, ranks, run, resolved).fit()
+            trainer = build_trainer(config, ranks, run, resolved)
+            with only_deterministic(config.trainer.deterministic), loader_errors():
+                finished = trainer.fit()
     finally:
         stop_ranks()
     if not finished:
-        sys.exit(STOPPED_BY_SIGNAL)
+        sys.exit(STOPPED_STATUS)
     log.info("student: %s", run.last)
 
 

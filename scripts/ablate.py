@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, AblationRun, list_runs
@@ -28,11 +26,11 @@ from videomamba_depth.evaluation.summary import versions
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.checkpoint import list_steps
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-STOPPED_BY_SIGNAL = 130
 _children: set[subprocess.Popen[str]] = set()
 
 
@@ -41,7 +39,6 @@ def main(config: AblateConfig) -> None:
     runs, groups = list_runs(config), config.groups()
     waiting = [run for run in runs if not is_finished(run)]
     log.info("%d runs, %d of them finished", len(runs), len(runs) - len(waiting))
-    signal.signal(signal.SIGTERM, _stop)
     failed: dict[str, str] = {}
     seen: list[AblationRun] = []
     try:
@@ -51,7 +48,7 @@ def main(config: AblateConfig) -> None:
             judge(config, groups, seen, failed)
     except KeyboardInterrupt:
         log.warning("stopped; run the same command to continue")
-        sys.exit(STOPPED_BY_SIGNAL)
+        sys.exit(STOPPED_STATUS)
     if failed:
         sys.exit(1)
 
@@ -155,11 +152,6 @@ def _call(arguments: Sequence[str], log_file: Any) -> int:
         raise
     finally:
         _children.discard(child)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Take SIGTERM for Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

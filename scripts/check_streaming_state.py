@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videomamba_depth.utils.errors import UserError, exit_on_user_error
+from videomamba_depth.utils.errors import UserError, building, exit_on_user_error
 from videomamba_depth.video_mamba import (
     PretrainVideoMamba,
     add_determinism_args,
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = configure_determinism_from_args(args)
     print(f"{STREAMING_STATEMENT}\n{config}\ndevice {args.device}, variant {args.variant}, {args.frames} frames")
     failures = 0
-    for name, measured, bound in run_checks(args):
+    for name, measured, bound in checked(args):
         passed = measured <= bound  # false for NaN
         failures += not passed
         print(f"{'ok    ' if passed else 'FAILED'} {name}: {measured:.2e} (≤ {bound:.0e})")
@@ -55,6 +55,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default=None, help="scan backend, see selective_scan (default: automatic)")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default: 1e-4)")
     return add_determinism_args(parser).parse_args(arguments)
+
+
+def checked(args: argparse.Namespace) -> Iterator[Check]:
+    """Yield every check's result; what a wrong option leads to names the options."""
+    with building("--backend, --device"):
+        yield from run_checks(args)
 
 
 def run_checks(args: argparse.Namespace) -> Iterator[Check]:

@@ -102,7 +102,7 @@ def test_nan_is_in_no_range() -> None:
         ("stream", "fps=0.0002", "fps must be in [0.01, 1000]"),
         ("stream", "intrinsics=[1,2,3]", "intrinsics must hold 4 values"),
         ("stream", "intrinsics=[1,2,3,nan]", "intrinsics must be"),
-        ("stream", "key_frames.max_scale=0.5", "key_frames.max_scale must be in [1.0"),
+        ("stream", "key_frames.max_scale=0.5", "key_frames.max_scale must be in [1, "),
         ("stream", "key_frames.enter=0.1", "similarities must ascend"),
         ("evaluate", "synthetic.height=1", "synthetic.height must be in [16, 4096]"),
         ("evaluate", "precision=x", "precision must be one of"),
@@ -116,3 +116,8 @@ def test_refusals(command: str, override: str, said: str) -> None:
         load(command, override)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_override_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(UserError, match=r"config: 'trainer\.steps=\$\(ls\)' is no override"):
+        load("train", "trainer.steps=$(ls)")

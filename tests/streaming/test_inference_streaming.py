@@ -146,7 +146,7 @@ def test_missing_checkpoint(tmp_path: Path, video: Path) -> None:
 
 def test_unwritable_output(tmp_path: Path, checkpoint: Path, video: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*out: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*out: Not a directory"):
         stream(checkpoint, video, tmp_path / "file" / "out")
 
 

@@ -1,48 +1,68 @@
-"""What a person can cause ends in one line and exit status 2, a full disk behind stdout included."""
+"""What a person can mend is one line and exit status 2; a bug keeps its traceback."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import errno
 
 import pytest
+import torch
 
-CODE = "from videomamba_depth.utils.errors import exit_on_user_error\nwith exit_on_user_error():\n    {}"
-
-
-def run(body: str, stdout: object = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", CODE.format(body)], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
-    )  # type: ignore[call-overload,no-any-return]
+from videomamba_depth.utils.errors import UserError, building, exit_on_user_error
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.parametrize("body", ["print('x')", "print('x' * 100000)"])
-def test_a_full_disk_behind_stdout(body: str) -> None:
-    with open("/dev/full", "w") as full:
-        done = run(body, full)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: cannot write ")
-    assert "No space left on device; free some space" in done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("a\nb"), "error: a b"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "error: /x: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n"), "error: n: File name too long"),
+        (MemoryError(), "error: memory does not suffice (MemoryError); take smaller frames, clips or batches"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "error: memory does not suffice (CUDA out of memory.)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "error: memory does not suffice"),
+    ],
+)
+def test_one_line(capsys: pytest.CaptureFixture[str], error: Exception, line: str) -> None:
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        raise error
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(line)
+    assert printed.count("\n") == 1
 
 
-def test_a_full_disk_behind_any_file() -> None:
-    done = run("raise OSError(28, 'No space left on device', 'runs/x/events')")
-    assert done.returncode == 2
-    assert done.stderr == "error: cannot write runs/x/events: No space left on device; free some space and run again\n"
+def test_a_bug_comes_through() -> None:
+    with pytest.raises(RuntimeError, match="bug"), exit_on_user_error():
+        raise RuntimeError("bug")
 
 
-def test_a_reader_that_has_gone() -> None:
-    code = CODE.format("import time; time.sleep(1); print('x' * 10)")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
-        assert p.stdout is not None
-        assert p.stderr is not None
-        p.stdout.close()
-        assert p.stderr.read() == "error: whoever read the output has stopped reading\n"
-        assert p.wait() == 2
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("7 is odd\nmore"), "model.s1: 7 is odd"),
+        (RuntimeError("no"), "model.s1: RuntimeError: no"),
+        (KeyError("k"), "model.s1: KeyError: 'k'"),
+        (FileNotFoundError(errno.ENOENT, "No such file", b"\xff"), "model.s1: \udcff: No such file"),
+    ],
+)
+def test_building_names_the_keys(error: Exception, said: str) -> None:
+    with pytest.raises(UserError) as caught, building("model.s1"):
+        raise error
+    assert str(caught.value) == said
+    assert caught.value.__cause__ is error
 
 
-def test_any_other_error_is_a_bug() -> None:
-    assert "Traceback" in run("raise OSError(2, 'No such file')").stderr
+def test_building_leaves_what_says_it_already() -> None:
+    with pytest.raises(UserError, match=r"^as it is$"), building("model"):
+        raise UserError("as it is")
+    with pytest.raises(OSError, match="space"), building("model"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_traceback_is_shown_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDEOMAMBA_TRACEBACK", "1")
+    with pytest.raises(SystemExit), exit_on_user_error(), building("model"):
+        raise RuntimeError("deep")
+    printed = capsys.readouterr().err
+    assert "RuntimeError: deep" in printed
+    assert "Traceback" in printed
+    assert printed.rstrip().endswith("error: model: RuntimeError: deep")

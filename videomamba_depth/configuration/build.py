@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from selective_scan.backends import resolve_backend
 from videomamba_depth.configuration.schema import (
     DataConfig,
     FlowConfig,
@@ -22,12 +23,13 @@ from videomamba_depth.configuration.schema import (
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.perturbations import Perturbations
-from videomamba_depth.data.sampling import ClipBatchSampler, build_loader
+from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
 from videomamba_depth.data.sources import hash_source
 from videomamba_depth.data.stabilised_cache import StabiliseKey
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
 from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform, ColourJitter
+from videomamba_depth.data.video_decode import is_url
 from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
@@ -39,16 +41,21 @@ from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder, RunLog
 from videomamba_depth.training.trainer import Trainer, TrainerSettings
 from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.errors import UserError, building
 from videomamba_depth.utils.flow_utils import FlowEstimator, build_flow
 from videomamba_depth.utils.precision import DTYPES, resolve_dtype
 
+_LOOK_AT_LOADERS_S = 20.0  # without a batch, after which the loader processes are looked at
 
+
+@building("teacher")
 def build_teacher(config: TeacherConfig, device: torch.device, input_size: int | None = None) -> DepthAnythingEncoder:
     """Load the frozen teacher."""
     teacher = DepthAnythingEncoder.from_pretrained(config.name, DTYPES[config.dtype], input_size)
     return teacher.to(device)
 
 
+@building("model.encoder")
 def build_encoder(
     config: ModelConfig, teacher: DepthAnythingEncoder, device: torch.device
 ) -> DepthAnythingEncoder | VideoMambaEncoder:
@@ -66,12 +73,14 @@ def build_encoder(
     return teacher
 
 
+@building("model")
 def build_temporal(config: ModelConfig) -> TemporalSpec:
     """Return the temporal stacks' specification."""
     scales = (config.s0, config.s1, config.s2, config.s3)
     return TemporalSpec(*(s.spec(config.form, config.discretization, config.scan_backend) for s in scales))
 
 
+@building("flow")
 def build_flow_estimator(config: FlowConfig, device: torch.device) -> FlowEstimator:
     """Return the optical flow estimator."""
     return build_flow(config.name, config.weights, device=str(device))
@@ -82,6 +91,7 @@ def flow_key(config: FlowConfig) -> str:
     return config.name if config.weights is None else f"{config.name}-{hash_source(config.weights)[:12]}"
 
 
+@building("loss")
 def build_objective(config: LossConfig) -> Objective:
     """Return the training objective."""
     return Objective(
@@ -95,6 +105,7 @@ def build_objective(config: LossConfig) -> Objective:
     )
 
 
+@building("data")
 def build_transform(config: DataConfig) -> ClipTransform:
     """Return the clip transform."""
     p, share = config.perturb, config.perturb.probability
@@ -120,12 +131,15 @@ def build_transform(config: DataConfig) -> ClipTransform:
     )
 
 
+@building("data")
 def build_dataset(
     config: DataConfig, seed: int, teacher: DepthAnythingEncoder, stabilised: StabiliseKey | None = None
 ) -> Dataset[dict[str, Any]]:
     """Return the clips to train on; with `stabilised`, targets made like that are taken from the teacher cache."""
     transform = build_transform(config)
     if config.kind == "synthetic":
+        if config.teacher_cache is not None:
+            raise UserError("data.teacher_cache is for data=video_folder; the synthetic world has no cache")
         height, width = config.crop or (config.short_side, config.short_side * 5 // 4)
         motions = get_args(CameraMotion) if config.motion == "mixed" else (config.motion,)
         worlds = [WorldConfig(height=height, width=width, family=config.world, camera_motion=m) for m in motions]  # type: ignore[arg-type]
@@ -139,7 +153,12 @@ def build_dataset(
             reverse_probability=config.reverse_probability,
         )
     cache = None
-    if config.teacher_cache:
+    if config.teacher_cache is not None:
+        if not is_url(config.teacher_cache) and not Path(config.teacher_cache).is_dir():
+            raise UserError(
+                f"data.teacher_cache: '{config.teacher_cache}' is not a folder; make it with"
+                " scripts/precompute_teacher_depth.py, or set data.teacher_cache=null"
+            )
         key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
         cache = TeacherCacheReader(config.teacher_cache, key, stabilised)
     return VideoClipDataset(
@@ -169,11 +188,15 @@ def build_batches(
             start_batch=start,
         )
         pin = ranks.device.type == "cuda"
-        return iter(build_loader(dataset, sampler, num_workers=config.num_workers, pin_memory=pin))
+        loader = build_loader(
+            dataset, sampler, num_workers=config.num_workers, pin_memory=pin, timeout_s=_LOOK_AT_LOADERS_S
+        )
+        return iterate_loader(loader)
 
     return batches_from
 
 
+@building("trainer, optim")
 def trainer_settings(config: TrainConfig, device: torch.device) -> TrainerSettings:
     """Return the numbers of the loop."""
     optim, trainer = config.optim, config.trainer
@@ -208,6 +231,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     Args:
         resolved: the whole config as plain values, for the logs and checkpoints.
     """
+    if config.model.scan_backend is not None:
+        with building("model.scan_backend"):
+            resolve_backend(config.model.scan_backend, ranks.device.type, config.model.discretization, wide=False)
     torch.manual_seed(config.trainer.seed)  # one seed for the weights: all ranks start equal
     teacher = build_teacher(config.teacher, ranks.device)
     encoder = build_encoder(config.model, teacher, ranks.device)
@@ -217,8 +243,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         origin, about = encoder, describe_encoder(encoder, "../../encoder")
     temporal = build_temporal(config.model)
     motion, output = config.model.motion_spec(), config.model.output.spec()
-    student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
-    student.to(ranks.device).train()
+    with building("model"):
+        student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
+        student.to(ranks.device).train()
     loss = config.loss
     needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target == "stabilised"
     settings = trainer_settings(config, ranks.device)

@@ -33,10 +33,9 @@ from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.video_sink import FrameLog, FramePainter, PreviewSink, VideoSink
 from videomamba_depth.streaming.zarr_sink import ZarrSink
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
-
-_STOPPED_STATUS = 130  # what shells report for a process that Ctrl-C ended
 
 
 def stream_main(config: StreamConfig) -> None:
@@ -84,7 +83,7 @@ def _stream(config: StreamConfig, held: ExitStack) -> None:
     if outputs is not None:
         log.info("wrote %s", ", ".join(str(path) for path in outputs.written()))
     if report.stopped:
-        sys.exit(_STOPPED_STATUS)
+        sys.exit(STOPPED_STATUS)
 
 
 def build_source(config: StreamConfig) -> FrameSource:

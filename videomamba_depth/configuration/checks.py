@@ -45,9 +45,9 @@ class Range:
 
     def __str__(self) -> str:
         if (self.low == 0 and self.open == "low") or (self.low == 1 and isinstance(self.low, int)):
-            return f"positive and at most {self.high}"
+            return f"positive and at most {self.high:.10g}"
         left, right = "(" if self.open in ("low", "both") else "[", ")" if self.open in ("high", "both") else "]"
-        return f"in {left}{self.low}, {self.high}{right}"
+        return f"in {left}{self.low:.10g}, {self.high:.10g}{right}"
 
 
 @dataclass(frozen=True)

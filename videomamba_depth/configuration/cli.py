@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +21,7 @@ from videomamba_depth.configuration.checks import check_groups, check_values, ex
 from videomamba_depth.configuration.overrides import quote_overrides
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging
+from videomamba_depth.utils.signals import STOPPED_STATUS, on_stop
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 """The folder of YAML files at the root of the repository."""
@@ -39,6 +41,8 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
         main: takes an instance of `schema`.
     """
     given = list(sys.argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
     flags = [argument for argument in given[1:] if argument.startswith("-")]
 
     def checked_main(config: DictConfig) -> None:
@@ -47,7 +51,7 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
         with exit_on_user_error(BackendError):
             main(to_schema(config, schema))
 
-    with exit_on_user_error(BackendError):
+    with exit_on_user_error(BackendError), _stopped_in_one_line():
         check_environment()
         if not flags:
             _ = load_config(config_name, schema, given[1:])
@@ -101,6 +105,17 @@ def to_yaml(config: Any) -> str:
 
 
 @contextmanager
+def _stopped_in_one_line() -> Iterator[None]:
+    """Take SIGTERM and SIGHUP for Ctrl-C, and end with one line and status 130 where `main` does nothing better."""
+    try:
+        with on_stop():
+            yield
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
+        sys.exit(STOPPED_STATUS)
+
+
+@contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
@@ -110,6 +125,8 @@ def _one_line_errors() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     """Keep what a person needs of a Hydra or OmegaConf message: what is wrong, the full key, the remedy."""
+    if isinstance(error, OverrideParseException):
+        return f"config: '{error.override}' is no override: KEY=VALUE, or quotes and brackets are missing"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     message = lines[0].replace("Could not override", "there is no key").rstrip(".")

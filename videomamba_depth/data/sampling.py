@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from videomamba_depth.data.clip import collate_clips
+from videomamba_depth.utils.errors import UserError
 
 # Keeps the draws about batches apart from those about items, which use (seed, index, attempt).
 _BATCH_STREAM = 0x5EED_BA7C
@@ -107,7 +113,7 @@ def build_loader(
         pin_memory: page-locked batches, for quick copies to a GPU.
         prefetch_factor: batches that each worker prepares ahead.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None for the platform's own.
-        timeout_s: seconds to wait for a batch before giving up; 0 for ever.
+        timeout_s: seconds to wait for a batch before RuntimeError is raised; one may ask again. 0: for ever.
     """
     workers: dict[str, Any] = {}
     if num_workers > 0:
@@ -128,6 +134,54 @@ def build_loader(
         generator=torch.Generator(),  # of its own: starting a loader must not move the run's random state
         **workers,
     )
+
+
+def iterate_loader(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the batches of a loader; build it with a `timeout_s`, after which its processes are looked at.
+
+    Raises:
+        UserError: a loader process was killed or stopped, or raised a `UserError`.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            with loader_errors():
+                batch = next(batches, None)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            pid = next((worker.pid for worker in getattr(batches, "_workers", ()) if _is_stopped(worker.pid)), None)
+            if pid is not None:
+                os.kill(pid, signal.SIGCONT)  # else it could not be ended either
+                raise UserError(f"the loader process {pid} was stopped (kill -STOP); run again to go on") from error
+            continue
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def loader_errors() -> Iterator[None]:
+    """Turn the death of a loader process, which is noticed wherever the main process is, into a `UserError`."""
+    try:
+        yield
+    except UserError as error:  # of a loader process: torch puts its traceback into the message
+        raise UserError(re.sub(r"^[\w.]+: ", "", str(error).strip().splitlines()[-1])) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "timed out" in str(error):
+            raise
+        raise UserError(
+            f"a loader process has ended ({str(error).strip().splitlines()[0]}), often for want of memory; run again,"
+            " with fewer data.num_workers"
+        ) from error
+
+
+def _is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped (SIGSTOP); False where the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
 
 
 def limit_threads(worker: int = 0) -> None:

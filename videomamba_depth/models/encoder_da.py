@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.input_size import model_input_size
-from videomamba_depth.utils.checkpoint import check_finite, verify_files
+from videomamba_depth.utils.checkpoint import check_finite, is_lfs_pointer, verify_files
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.images import check_rgb, shrink_images
@@ -29,6 +29,7 @@ SCALES = ("s0", "s1", "s2", "s3")
 EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "embedded_teacher"
 """The small teacher that is shipped with the package."""
 
+_PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of files that would have to be unpickled
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -62,9 +63,11 @@ class DepthAnythingEncoder(nn.Module):
         self.hf_config = config
         self.patch_size: int = config.patch_size
         self.channels: tuple[int, ...] = tuple(config.neck_hidden_sizes)
+        if len(self.channels) != len(SCALES):
+            raise ValueError(f"neck_hidden_sizes must hold {len(SCALES)} numbers; got {list(self.channels)}")
         metric = config.depth_estimation_type == "metric"
         self.depth_kind = DepthKind.METRIC if metric else DepthKind.RELATIVE
-        self.max_depth_m: float | None = float(config.max_depth) if metric else None
+        self.max_depth_m: float | None = _max_depth_m(config.max_depth) if metric else None
         self.backbone = model.backbone
         self.reassemble_stage = model.neck.reassemble_stage
         self.head = DPTHead.from_transformers(model)
@@ -105,7 +108,10 @@ class DepthAnythingEncoder(nn.Module):
                 f" shape, first {missing[0]}; download the checkpoint again"
             )
         check_finite(dict(model.named_parameters()), f"'{name_or_path}' cannot be used")
-        return cls(model, name_or_path, input_size)
+        try:
+            return cls(model, name_or_path, input_size)
+        except Exception as error:  # a config.json that makes no sense
+            raise _loading_error(name_or_path, error) from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a copy that `from_pretrained`, ours and transformers', can load."""
@@ -210,7 +216,38 @@ def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def _max_depth_m(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"max_depth must be a positive number of metres in a metric checkpoint; got {value}")
+    return float(value)
+
+
+def _converted(name_or_path: str) -> str:
+    """Return the id of the converted checkpoint for the name of an original PyTorch file."""
+    name = name_or_path.lower()
+    size = next((word for mark, word in (("vitl", "Large"), ("vitb", "Base")) if mark in name), "Small")
+    scene = {"hypersim": "-Metric-Indoor", "vkitti": "-Metric-Outdoor"}
+    metric = next((text for mark, text in scene.items() if mark in name), "")
+    if "v2" in name or metric:
+        return f"depth-anything/Depth-Anything-V2{metric}-{size}-hf"
+    return f"LiheYoung/depth-anything-{size.lower()}-hf"
+
+
 def _check_is_depth_anything(name_or_path: str) -> None:
+    folder = Path(name_or_path)
+    original = [folder] if folder.suffix in _PICKLED else []
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        original = sorted(file for file in folder.iterdir() if file.suffix in _PICKLED)
+    if original:
+        raise UserError(
+            f"'{original[0]}' is a PyTorch file of the original code, which is not read; use the converted checkpoint:"
+            f" teacher.name={_converted(original[0].name)}"
+        )
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file; give the folder that holds config.json and model.safetensors")
+    for name in ("config.json", "model.safetensors"):
+        if is_lfs_pointer(folder / name):
+            raise UserError(f"'{folder / name}' is a Git LFS pointer, not the file; run git lfs pull in '{folder}'")
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_local and not Path(name_or_path).is_dir():
         raise UserError(f"teacher folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")

@@ -25,6 +25,7 @@ from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import resident_mb
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.signals import on_stop
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class StreamJob:
         }
 
     def run(self, stop: threading.Event | None = None) -> PipelineReport:
-        """Stream until the source ends, `stop` is set, Ctrl-C or SIGTERM; the outputs are finished in every case.
+        """Stream until the source ends, `stop` is set or a signal asks to stop; the outputs are finished in every case.
 
         Raises:
             UserError: the source is damaged or an output cannot be written; what could be done before is done.
@@ -158,10 +159,7 @@ def _timings(report: PipelineReport) -> dict[str, Any]:
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set `stop` on the first Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once. Main thread only; else nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Set `stop` on the first Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C interrupts at once."""
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
@@ -169,9 +167,5 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
         log.info("%s: finishing the files (Ctrl-C again interrupts at once)", signal.Signals(number).name)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_stop(handle):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

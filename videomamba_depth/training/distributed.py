@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 
 from videomamba_depth.utils.environment import launch
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.precision import resolve_device
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def start_ranks(device_name: str) -> Ranks:
         device_name: "auto" (CUDA where there is one), "cpu" or "cuda".
 
     Raises:
-        UserError: the environment says something else than torchrun would.
+        UserError: the environment says something else than torchrun would, or a CUDA device is missing.
     """
     rank, local_rank, world_size = launch()
     use_cuda = device_name == "cuda" or (device_name == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    device = resolve_device(f"cuda:{local_rank}") if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
     if world_size > 1 and not distributed.is_initialized():

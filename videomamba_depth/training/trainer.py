@@ -54,6 +54,7 @@ from videomamba_depth.utils.checkpoint import (
     whole_folder,
 )
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.signals import on_stop
 
 log = logging.getLogger(__name__)
 
@@ -171,9 +172,9 @@ class Trainer:
             return True
         batches = self._batches_from(self._position.batch)
         run_log = self._open_log(self.step) if self.ranks.is_main else None
-        handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             with (
+                on_stop(self._request_stop),
                 logging_redirect_tqdm(),
                 tqdm(
                     total=self.settings.steps,
@@ -184,8 +185,6 @@ class Trainer:
             ):
                 return self._loop(batches, run_log, bar)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             if run_log is not None:
                 run_log.close()
 
@@ -314,7 +313,7 @@ class Trainer:
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self._stop_signal is not None:
             raise KeyboardInterrupt
-        log.warning("signal %s: saving after this step; press again to quit without", signal.Signals(number).name)
+        log.warning("%s: saving after this step; press again to quit without", signal.Signals(number).name)
         self._stop_signal = number
 
     def _write_picture(self, run_log: RunLog) -> None:

@@ -101,7 +101,7 @@ def verify_files(folder: Path, names: Iterable[str] | None = None, required: boo
             raise UserError(f"'{file}' is not in the folder's {MANIFEST}: it is not what was written there{_REMEDY}")
         if not file.is_file():
             raise UserError(f"'{file}' is missing{_REMEDY}")
-        if _is_lfs_pointer(file):
+        if is_lfs_pointer(file):
             raise UserError(f"'{file}' is a Git LFS pointer, not the file; run git lfs pull")
         if (file.stat().st_size, _sha256(file)) != files[name]:
             raise UserError(f"'{file}' is damaged: it is not what was written (other SHA-256){_REMEDY}")
@@ -135,7 +135,7 @@ def load_tensors(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        reason = "a Git LFS pointer, not the file: run git lfs pull" if _is_lfs_pointer(path) else error
+        reason = "a Git LFS pointer, not the file: run git lfs pull" if is_lfs_pointer(path) else error
         raise UserError(f"cannot read '{path}' ({reason}){_REMEDY}") from error
     digest = metadata.pop(_DIGEST, None)
     if sealed and digest is None:
@@ -175,7 +175,7 @@ def prune_steps(parent: Path, keep: int) -> None:
         shutil.rmtree(step_folder(parent, step), ignore_errors=True)
 
 
-def _is_lfs_pointer(path: Path) -> bool:
+def is_lfs_pointer(path: Path) -> bool:
     """Tell whether a file holds where Git Large File Storage keeps it, in place of its content."""
     if not path.is_file():
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -19,7 +20,10 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
-    """Turn a `UserError`, or a full disk, into `error: …` on stderr and exit status 2; all else comes through.
+    """Turn what a person can mend into one line `error: …` on stderr and exit status 2; all else comes through.
+
+    That is a `UserError`, whatever the operating system refuses (a file, a permission, a full disk) and memory that
+    does not suffice. With VIDEOMAMBA_TRACEBACK=1 the traceback is shown before.
 
     What was printed is flushed here, so that a full disk or a reader that has gone is noticed behind stdout too.
 
@@ -38,13 +42,53 @@ def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:
         _exit_with("whoever read the output has stopped reading")
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno in DISK_FULL:
+            where = error.filename or "an output, or what was printed"
+            _exit_with(f"cannot write {where}: {error.strerror}; free some space and run again")
+        _exit_with(_described(error))
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
-        where = error.filename or "an output, or what was printed"
-        _exit_with(f"cannot write {where}: {error.strerror}; free some space and run again")
+        _exit_with(f"memory does not suffice ({_first_line(error)}); take smaller frames, clips or batches")
+
+
+@contextmanager
+def building(keys: str) -> Iterator[None]:
+    """Name the keys of the config that led there in whatever is raised within.
+
+    Raises:
+        UserError: in place of every other `Exception`; VIDEOMAMBA_TRACEBACK=1 shows where it came from.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in DISK_FULL):
+            raise
+        raise UserError(f"{keys}: {_described(error)}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory did not suffice, of the CPU or of a GPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    return f"{kind}{_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _exit_with(message: str) -> NoReturn:
+    if os.environ.get("VIDEOMAMBA_TRACEBACK", "").strip().lower() not in ("", "0", "false", "off", "no"):
+        traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     try:
         sys.stdout.flush()

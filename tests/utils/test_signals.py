@@ -1,0 +1,42 @@
+"""SIGTERM and SIGHUP stop like Ctrl-C; a signal that is ignored stays so."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from videomamba_depth.utils.signals import on_stop
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_every_stop_raises_keyboard_interrupt(number: signal.Signals) -> None:
+    before = [signal.getsignal(stop) for stop in STOPS]
+    with pytest.raises(KeyboardInterrupt), on_stop():
+        signal.raise_signal(number)
+    assert [signal.getsignal(stop) for stop in STOPS] == before
+
+
+def test_nohup_stays() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with on_stop():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_other_threads_change_nothing() -> None:
+    found: list[object] = []
+
+    def enter() -> None:
+        with on_stop():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGTERM)]
