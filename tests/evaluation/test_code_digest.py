@@ -17,10 +17,11 @@ from videomamba_depth.evaluation.baselines import run_baseline
 from videomamba_depth.evaluation.code_digest import closure, code_digest, digest_of, source_roots
 from videomamba_depth.evaluation.judge import Judge
 from videomamba_depth.evaluation.world_depth import run_student, run_teacher
+from videomamba_depth.evaluation.world_render import render_world
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 
 KINDS = {
-    "world": (worlds.__name__,),
+    "world": (render_world.__module__,),
     "teacher": (run_teacher.__module__, DepthAnythingEncoder.__module__),
     "scores": (run_baseline.__module__, Judge.__module__),
     "student": (run_student.__module__, load_student.__module__),
@@ -113,11 +114,11 @@ def test_a_move_changes_no_key(tmp_path: Path) -> None:
 
 
 def test_another_library_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = digest_of([worlds.__name__], source_roots())
+    before = digest_of(KINDS["world"], source_roots())
     versions = {"opencv-python": "0.0"}
     real = module.metadata.version
     monkeypatch.setattr(module.metadata, "version", lambda name: versions.get(name) or real(name))
-    assert digest_of([worlds.__name__], source_roots()) != before
+    assert digest_of(KINDS["world"], source_roots()) != before
 
 
 def test_kept_results_lie_under_these_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -127,6 +128,6 @@ def test_kept_results_lie_under_these_keys(monkeypatch: pytest.MonkeyPatch, tmp_
     assert worlds.world_folder(tmp_path, spec, "dis") != world
     desk = SimpleNamespace(cache=tmp_path, teacher=SimpleNamespace(digest="t"), max_depth_m=30.0)
     folder = tmp_path / f"teacher-t-{code_digest(*KINDS['teacher'])}"
-    folder.mkdir()
+    worlds.write_folder(folder, {}, {})
     kept = SimpleNamespace(folder=tmp_path)
     assert fresh.scores_folder(kept, desk) == folder / f"scores-{code_digest(*KINDS['scores'])}-30m"

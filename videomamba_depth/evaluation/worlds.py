@@ -12,21 +12,21 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from videomamba_depth.data.synthetic import SyntheticFrame, WorldConfig, iter_video
+from videomamba_depth.data.synthetic import WorldConfig
 from videomamba_depth.utils.atomic import disk_errors, sync, sync_tree, write_json
 from videomamba_depth.utils.checkpoint import verify_files, write_manifest
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import FlowEstimator, consistency_mask
-from videomamba_depth.utils.motion import ClipMotion, estimate_motion
+from videomamba_depth.utils.flow_utils import FlowEstimator
+from videomamba_depth.utils.motion import ClipMotion
 
 from .code_digest import code_digest
+from .world_render import render_world
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ ARRAYS = ("rgb", "depth_m", "flow_fwd", "visible_fwd", "speed_px", "flow_bwd", "
 
 def world_folder(root: Path, spec: WorldSpec, flow_name: str) -> Path:
     """Return where a world is kept."""
-    about = json.dumps([asdict(spec), flow_name, code_digest(__name__)])
+    about = json.dumps([asdict(spec), asdict(spec.config()), flow_name, code_digest(render_world.__module__)])
     return root / f"{spec.name}-{spec.frames}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
 
@@ -126,7 +126,7 @@ def load_world(root: Path, spec: WorldSpec, flow: FlowEstimator, flow_name: str 
     """Return a world from its folder; render it first where it is not there yet."""
     folder = world_folder(root, spec, flow_name)
     if not is_intact(folder):
-        write_folder(folder, _render(spec, flow), {"world.json": asdict(spec)})
+        write_folder(folder, render_world(spec.seed, spec.config(), flow), {"world.json": asdict(spec)})
     arrays = {name: read_array(folder / f"{name}.npy") for name in ARRAYS}
     return World(spec, folder, **arrays)
 
@@ -170,35 +170,3 @@ def is_intact(folder: Path) -> bool:
 def read_array(path: Path) -> np.ndarray:
     """Return an array of a world, memory-mapped."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _render(spec: WorldSpec, flow: FlowEstimator) -> dict[str, np.ndarray]:
-    frames = list(_slim(iter_video(spec.seed, spec.config())))
-    arrays = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
-    motion = estimate_motion(arrays["rgb"], flow)
-    return {
-        **arrays,
-        "flow_bwd": motion.flow_bwd[:],
-        "trusted_bwd": motion.trusted_bwd[:],
-        "consistent_bwd": _consistent(motion),
-    }
-
-
-def _consistent(motion: ClipMotion) -> np.ndarray:
-    """Return [F,H,W] bool: the flow to the frame before passes the forward-backward check; False at frame 0."""
-    passes = np.zeros(motion.trusted_bwd.shape, bool)
-    for t in range(1, motion.num_frames):
-        back, forth = torch.from_numpy(motion.flow_bwd[t]), torch.from_numpy(motion.flow_fwd[t - 1])
-        passes[t] = consistency_mask(back[None], forth[None])[0, 0].numpy()
-    return passes
-
-
-def _slim(frames: Iterable[SyntheticFrame]) -> Iterable[dict[str, np.ndarray]]:
-    for frame in frames:
-        yield {
-            "rgb": frame.rgb,
-            "depth_m": frame.depth_m,
-            "flow_fwd": np.ascontiguousarray(np.moveaxis(frame.flow_fwd, -1, 0)),
-            "visible_fwd": frame.visible_fwd,
-            "speed_px": np.linalg.norm(frame.flow_bwd, axis=-1).astype(np.float32),
-        }
