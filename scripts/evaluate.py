@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported; its idle threads spin
+
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from videomamba_depth.configuration.build import build_flow_estimator
 from videomamba_depth.configuration.build_evaluate import load_students
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints
-from videomamba_depth.data.sources import find_sources
+from videomamba_depth.data.sources import VideoSource, find_sources
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.data.video_io import iter_frames, probe_video
-from videomamba_depth.evaluation.clips import EvaluationClip, clip_from_synthetic
+from videomamba_depth.evaluation.baselines import default_baselines
+from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, clip_from_synthetic
 from videomamba_depth.evaluation.feature_average import FEATURE_ROW, feature_average_stream
 from videomamba_depth.evaluation.html import Gallery, clips_page, write_html
 from videomamba_depth.evaluation.memory import Stream
+from videomamba_depth.evaluation.progress import EvaluationBar
 from videomamba_depth.evaluation.protocol import evaluate_videos
 from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
 from videomamba_depth.evaluation.rgbd import find_sequences, load_rgbd
@@ -37,9 +43,10 @@ log = logging.getLogger(__name__)
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate, print the table, write JSON, Markdown and HTML."""
+    """Evaluate, print the table, write JSON, Markdown and HTML; exit with 1 where clips had to be left out."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+        cv2.setNumThreads(config.threads)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     checkpoints = name_checkpoints(config.checkpoint)
@@ -63,37 +70,42 @@ def main(config: EvaluateConfig) -> None:
 
     gallery = Gallery([*config.html.rows, *checkpoints], config.html.video_frames)
     clips = synthetic_clips(config) if config.input == "synthetic" else find_clips(config)
-    with tqdm(desc="clips", unit="clip") as bar:
-        result = evaluate_videos(
-            counted(clips, bar),
-            teacher,
-            {name: partial(student_stream, model, device, dtype) for name, model in students.items()},
-            untrained={FEATURE_ROW: lambda: on_device(feature_average_stream(own, flow), device, dtype)},
-            depth_kind=own.depth_kind,
-            flow=flow,
-            max_side=config.max_side,
-            max_gt_side=config.max_gt_side,
-            max_frames=config.max_frames,
-            palindrome=config.palindrome,
-            cut_frames=config.cut_frames,
-            metadata={
-                "checkpoints": checkpoints,
-                "weights_sha256": {n: hash_tensors(m.student_state_dict().items()) for n, m in students.items()},
-                "teacher": own.model_id,
-                "teacher_sha256": own.weights_sha256(),
-                "input": config.input,
-                "command": " ".join(["python", *sys.argv]),
-            },
-            viewer=gallery if config.html.enabled else None,
-            keep=keep,
-        )
+    runs = int(config.palindrome) + int(config.cut_frames > 0)
+    bar = EvaluationBar(len(clips), 2 + len(default_baselines()) + len(students), runs * len(students))
+    result = evaluate_videos(
+        bar.over(clips),
+        teacher,
+        {name: partial(student_stream, model, device, dtype) for name, model in students.items()},
+        untrained={FEATURE_ROW: lambda: on_device(feature_average_stream(own, flow), device, dtype)},
+        depth_kind=own.depth_kind,
+        flow=flow,
+        max_side=config.max_side,
+        max_gt_side=config.max_gt_side,
+        max_frames=config.max_frames,
+        palindrome=config.palindrome,
+        cut_frames=config.cut_frames,
+        metadata={
+            "checkpoints": checkpoints,
+            "weights_sha256": {n: hash_tensors(m.student_state_dict().items()) for n, m in students.items()},
+            "teacher": own.model_id,
+            "teacher_sha256": own.weights_sha256(),
+            "input": config.input,
+            "command": " ".join(["python", *sys.argv]),
+        },
+        viewer=gallery if config.html.enabled else None,
+        progress=bar,
+        keep=keep,
+        skip_unusable=True,
+    )
     paths = [write_json(result, folder / f"{config.name}.json"), write_markdown(result, folder / f"{config.name}.md")]
     if config.html.enabled:
         paths.append(write_html(clips_page(result, gallery.pictures()), folder / f"{config.name}.html"))
     for path in so_far:
         path.unlink()
     print(to_markdown(result, per_clip=False))
-    print(f"\nwrote {', '.join(map(str, paths))}")
+    print(f"\nwrote {', '.join(map(str, paths))}", flush=True)
+    if result["skipped"]:
+        sys.exit(1)
 
 
 def on_device(stream: Stream, device: torch.device, dtype: torch.dtype) -> Stream:
@@ -119,40 +131,39 @@ def student_stream(student: VideoMambaDepth, device: torch.device, dtype: torch.
     return step
 
 
-def synthetic_clips(config: EvaluateConfig) -> Iterator[EvaluationClip]:
-    """Render fresh worlds one after another."""
+def synthetic_clips(config: EvaluateConfig) -> list[ClipSource]:
+    """Return fresh worlds, rendered one after another when their turn comes."""
     s = config.synthetic
     world = WorldConfig(s.height, s.width, s.frames, family=s.world, camera_motion=s.motion)  # type: ignore[arg-type]
-    for seed in range(s.seed, s.seed + s.videos):
-        yield clip_from_synthetic(f"{s.world}-{s.motion}-{seed}", iter_video(seed, world))
+
+    def render(name: str, seed: int) -> EvaluationClip:
+        return clip_from_synthetic(name, iter_video(seed, world))
+
+    names = {f"{s.world}-{s.motion}-{seed}": seed for seed in range(s.seed, s.seed + s.videos)}
+    return [ClipSource(name, partial(render, name, seed)) for name, seed in names.items()]
 
 
-def find_clips(config: EvaluateConfig) -> Iterator[EvaluationClip]:
-    """Yield the RGB-D sequences of `input` where `rgbd.depth_scale` is given, else every video at or below it."""
-    if config.rgbd.depth_scale is not None:
-        for sequence in find_sequences(config.input):
-            yield load_rgbd(
-                sequence,
-                depth_scale=config.rgbd.depth_scale,
-                invalid_value=config.rgbd.invalid,
-                intrinsics=config.rgbd.intrinsics,
-                poses=config.rgbd.poses,
-                max_depth_m=config.rgbd.max_depth_m,
-                crop_px=config.rgbd.crop_px,
-                max_frames=config.max_frames,
-            )
-        return
-    for source in find_sources(config.input):
-        fps = probe_video(source.path).fps
-        yield EvaluationClip(source.video_id, (frame.rgb for frame in iter_frames(source.path)), fps=fps)
+def find_clips(config: EvaluateConfig) -> list[ClipSource]:
+    """Return the RGB-D sequences of `input` where `rgbd.depth_scale` is given, else every video at or below it."""
+    if config.rgbd.depth_scale is None:
+        return [ClipSource(source.video_id, partial(open_video, source)) for source in find_sources(config.input)]
+    load = partial(
+        load_rgbd,
+        depth_scale=config.rgbd.depth_scale,
+        invalid_value=config.rgbd.invalid,
+        intrinsics=config.rgbd.intrinsics,
+        poses=config.rgbd.poses,
+        max_depth_m=config.rgbd.max_depth_m,
+        crop_px=config.rgbd.crop_px,
+        max_frames=config.max_frames,
+    )
+    return [ClipSource(sequence.name, partial(load, sequence)) for sequence in find_sequences(config.input)]
 
 
-def counted(clips: Iterator[EvaluationClip], bar: tqdm) -> Iterator[EvaluationClip]:
-    """Pass clips on and move the bar when each is done with."""
-    for clip in clips:
-        bar.set_postfix_str(clip.name)
-        yield clip
-        bar.update()
+def open_video(source: VideoSource) -> EvaluationClip:
+    """Open a video; its frames are decoded as they are asked for."""
+    fps = probe_video(source.path).fps
+    return EvaluationClip(source.video_id, (frame.rgb for frame in iter_frames(source.path)), fps=fps)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, by the workers too
+
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -43,9 +47,10 @@ def main(config: EvaluateFreshConfig) -> None:
     task = partial(score_fresh_world, config=config)
     jobs = [(spec, is_shown(spec, worlds)) for spec in specs]
     scores: dict[str, dict[str, Scores]] = {}
-    with tqdm(desc="worlds", total=len(jobs), unit="world") as bar:
+    with tqdm(desc="worlds", total=len(jobs), unit="world", smoothing=0.0) as bar:
         for spec, rows in zip(specs, run_all(task, jobs, config.workers), strict=True):
             scores.setdefault(spec.kind, {})[spec.name] = rows
+            bar.set_postfix_str(spec.name, refresh=False)
             bar.update()
     result = {
         "kinds": {kind: compare(list(videos.values()), names) for kind, videos in scores.items()},

@@ -110,6 +110,24 @@ def test_evaluation_prints_and_writes_the_table(trained: Path) -> None:
     assert not list((trained / "evaluation").glob("*.so_far.*"))
 
 
+def test_evaluation_leaves_out_what_cannot_be_used_and_says_so(trained: Path, videos: Path) -> None:
+    done = run_command(
+        trained, "scripts/evaluate.py", "checkpoint=run/last", f"input={videos}", "output=folder", "max_frames=4",
+        "cut_frames=0", "html.enabled=false", "device=cpu",
+    )  # fmt: skip
+    assert done.status == 1, done.err  # as precompute: done, but something was unusable
+    assert done.errors == []
+    result = json.loads((trained / "folder" / "evaluation.json").read_text())
+    assert {"deeper/odd.mkv", "good.mp4"} <= {clip["name"] for clip in result["clips"]}
+    assert {"empty.mp4", "headless.mp4", "text.mp4"} <= set(result["skipped"])
+    for name in result["skipped"]:
+        assert name in done.out
+        assert f"{name} is skipped" in done.err
+    assert f"Skipped {len(result['skipped'])} of 6 clips" in done.out
+    assert "clip 6/6" in done.err
+    assert not list((trained / "folder").glob("*.so_far.*"))
+
+
 def test_fresh_worlds_are_judged_by_one_command(trained: Path) -> None:
     small = ("worlds.videos=1", "worlds.frames=6", "worlds.long_videos=0", "worlds.height=28", "worlds.width=42")
     done = run_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -16,11 +17,13 @@ from tiny_room import Room, render_room
 from torch import Tensor
 
 from videomamba_depth.evaluation import (
+    ClipSource,
     EvaluationClip,
     clip_from_synthetic,
     evaluate_video,
     evaluate_videos,
     mean_rows,
+    run_palindrome,
     settle_after_cut,
     shrink_clip,
     to_markdown,
@@ -29,6 +32,10 @@ from videomamba_depth.evaluation import (
     write_markdown,
 )
 from videomamba_depth.evaluation.baselines import causal_affine, default_baselines, flow_warped_average
+from videomamba_depth.evaluation.html import clips_page
+from videomamba_depth.evaluation.html.page import render
+from videomamba_depth.evaluation.memory import to_tensor
+from videomamba_depth.evaluation.progress import EvaluationBar
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import DISFlow
@@ -155,6 +162,82 @@ def test_an_interrupted_evaluation_keeps_the_clips_that_are_done(room: Room) -> 
     assert [[clip["name"] for clip in result["clips"]] for result in kept] == [["room"], ["room", "again"]]
     assert kept[0]["counts"]["student"]["num_clips"] == 1
     assert "| student |" in to_markdown(kept[0])
+
+
+def test_clips_that_cannot_be_used_are_named_and_the_others_judged(room: Room) -> None:
+    def refuse() -> EvaluationClip:
+        raise UserError("there.mp4 is empty")
+
+    def stops() -> Iterator[np.ndarray]:
+        yield from room.rgb[:5]
+        raise UserError("midway.mp4 is damaged")
+
+    def clips() -> list[EvaluationClip | ClipSource]:
+        return [
+            ClipSource("there", refuse),
+            EvaluationClip("midway", stops()),
+            EvaluationClip("one", room.rgb[:1]),
+            ClipSource("room", lambda: clip_of(room)),
+            clip_of(room, name="last", frames=iter(room.rgb)),
+        ]
+
+    arguments: dict[str, Any] = {"depth_kind": DepthKind.RELATIVE, "flow": DISFlow("ultrafast"), "baselines": {}}
+    students = {"student": averaging_stream}
+    kept: list[dict[str, Any]] = []
+    result = evaluate_videos(clips(), brightness, students, **arguments, keep=kept.append, skip_unusable=True)
+    assert [clip["name"] for clip in result["clips"]] == ["room", "last"]
+    assert list(result["skipped"]) == ["there", "midway", "one"]
+    assert result["skipped"]["midway"] == "midway.mp4 is damaged"
+    said = "Skipped 3 of 5 clips: there (there.mp4 is empty); midway (midway.mp4 is damaged); one ("
+    assert said in to_markdown(result)
+    assert "Skipped 3 of 5 clips" in render(clips_page(result))
+    assert len(kept) == 2
+    with pytest.raises(UserError, match=r"there\.mp4 is empty"):
+        evaluate_videos(clips(), brightness, students, **arguments)
+    with pytest.raises(UserError, match=r"none of 3 clips can be evaluated: there \(there\.mp4 is empty\); midway"):
+        evaluate_videos(clips()[:3], brightness, students, **arguments, skip_unusable=True)
+
+
+def test_a_full_disk_ends_the_evaluation_whatever_the_clip(room: Room, tmp_path: Path, monkeypatch: Any) -> None:
+    def full() -> EvaluationClip:
+        raise UserError("no space is left for the frames") from OSError(errno.ENOSPC, "No space left on device")
+
+    clips = [clip_of(room), ClipSource("large", full), clip_of(room, name="again")]
+    with pytest.raises(UserError, match="no space is left"):
+        evaluate_videos(clips, brightness, {}, depth_kind=DepthKind.RELATIVE, baselines={}, skip_unusable=True)
+
+    def fails(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    result = evaluate_videos(clips[:1], brightness, {}, depth_kind=DepthKind.RELATIVE, baselines={})
+    with pytest.raises(UserError, match=r"cannot write .*report\.json: No space left on device; free some space"):
+        write_json(result, tmp_path / "out" / "report.json")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_clip_run_on_backwards_is_the_whole_palindrome(room: Room) -> None:
+    stream = averaging_stream()
+    forward = np.stack([stream(to_tensor(frame))[0, 0].numpy() for frame in room.rgb])
+    went_on = run_palindrome(stream, room.rgb, (48, 64), forward)
+    assert went_on == run_palindrome(averaging_stream(), room.rgb, (48, 64))
+    assert went_on.value > 0.0
+
+
+def test_the_bar_says_clip_row_and_time_left(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+    clips = [clip_of(room), ClipSource("broken", lambda: clip_of(room, frames=[])), clip_of(room, name="last")]
+    bar = EvaluationBar(3, rows=2, extra=2)
+    evaluate_videos(
+        bar.over(clips), brightness, {"student": averaging_stream}, depth_kind=DepthKind.RELATIVE, baselines={},
+        flow=DISFlow("ultrafast"), palindrome=True, cut_frames=4, progress=bar, skip_unusable=True,
+    )  # fmt: skip
+    shown = [line for line in capsys.readouterr().err.replace("\n", "\r").split("\r") if "left" in line]
+    assert any(line.startswith("clip 1/3 room:") and "row student" in line for line in shown)
+    assert [line for line in shown if "clip 2/3 broken:" in line]
+    done = [int(line.partition("%")[0].split()[-1]) for line in shown]
+    assert done == sorted(done)
+    assert done[-1] == 100
+    assert any(line.startswith("clip 3/3 last:") and "00:0" in line.partition("|")[2] for line in shown)
 
 
 def test_several_students_are_judged_and_counted_apart(room: Room) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +39,17 @@ class EvaluationClip:
     motion: ClipMotion | None = None
     intrinsics: np.ndarray | None = None
     camera_to_world: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A clip that is opened when its turn comes.
+
+    name: identifies it in reports, also when it cannot be opened. load: opens it.
+    """
+
+    name: str
+    load: Callable[[], EvaluationClip]
 
 
 def clip_from_synthetic(

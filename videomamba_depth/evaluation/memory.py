@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.utils.frames import FrameView, on_disk
+from videomamba_depth.utils.frames import Frames, FrameView, on_disk
 from videomamba_depth.utils.metrics import Score, frames_to_settle, palindrome_drift, palindrome_indices
 from videomamba_depth.utils.metrics_score import undefined
 
@@ -21,11 +21,23 @@ before.
 
 
 @torch.no_grad()
-def run_palindrome(stream: Stream, frames: Sequence[np.ndarray] | FrameView, size: tuple[int, int]) -> Score:
-    """Run a fresh stream over the frames forward and back; return `palindrome_drift` at size (H, W) px."""
-    order = palindrome_indices(len(frames))
-    (depths,) = on_disk([resize_depth(stream(to_tensor(frames[i])), size)] for i in order)
-    return palindrome_drift(depths)
+def run_palindrome(
+    stream: Stream,
+    frames: Sequence[np.ndarray] | FrameView,
+    size: tuple[int, int],
+    forward: Frames | None = None,
+) -> Score:
+    """Run a stream over the frames forward and back; return `palindrome_drift` at size (H, W) px.
+
+    forward: what it gave for the frames in order, at that size, if it has just been run over them; else it is fresh.
+    """
+    num_frames = len(frames)
+    order = palindrome_indices(num_frames)[0 if forward is None else num_frames :]
+    (run,) = on_disk([resize_depth(stream(to_tensor(frames[i])), size)] for i in order)
+    if forward is None:
+        return palindrome_drift(run)
+    whole = FrameView(lambda t: forward[t] if t < num_frames else run[t - num_frames], 2 * num_frames - 1)
+    return palindrome_drift(whole)
 
 
 @torch.no_grad()

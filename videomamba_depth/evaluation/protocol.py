@@ -11,21 +11,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from videomamba_depth.data.sources import summarise
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.errors import UserError, is_disk_full
 from videomamba_depth.utils.flow_utils import FlowEstimator
 from videomamba_depth.utils.frames import Frames, FrameView, on_disk
 from videomamba_depth.utils.metrics import Score
 from videomamba_depth.utils.motion import estimate_motion
 
 from .baselines import Baseline, default_baselines
-from .clips import EvaluationClip, shrink_clip
+from .clips import ClipSource, EvaluationClip, shrink_clip
 from .memory import Stream, run_palindrome, settle_after_own_cut
 from .rows import Scene, row_flags, row_metrics
 from .setting import Progress, build_scene, frames_in_any_order, run_streams
@@ -92,7 +94,7 @@ def evaluate_video(
         if viewer is not None:
             viewer(clip, name, depth, teacher, scene)
         if progress is not None:
-            progress("row", len(scores))
+            progress("row", name)
     frame_ids = list(clip.frame_ids or range(len(rgb)))[: len(rgb)]
     return {
         "name": clip.name,
@@ -111,7 +113,7 @@ def evaluate_video(
 
 
 def evaluate_videos(
-    clips: Iterable[EvaluationClip],
+    clips: Iterable[EvaluationClip | ClipSource],
     teacher: Stream,
     students: Mapping[str, Callable[[], Stream]],
     *,
@@ -128,11 +130,12 @@ def evaluate_videos(
     progress: Progress | None = None,
     viewer: Viewer | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
+    skip_unusable: bool = False,
 ) -> dict[str, Any]:
     """Judge teacher, baselines and students on clips, and average.
 
     Args:
-        clips: see `EvaluationClip`. teacher: framewise depth of one frame.
+        clips: see `EvaluationClip` and `ClipSource`. teacher: framewise depth of one frame.
         students: row's name → function that returns a fresh stream; called once per clip (twice with `palindrome`).
         untrained: the same for streams that count as baselines, such as `feature_average_stream`.
         palindrome: also run the students over each clip forward and back ("palindrome_drift").
@@ -141,12 +144,17 @@ def evaluate_videos(
         depth_kind, flow, baselines, max_side, max_gt_side, max_frames, progress, viewer: see
             `evaluate_video`.
         keep: called after every clip with the result so far, so that an interrupted run loses one clip at most.
+        skip_unusable: leave out the clips that cannot be opened, read or judged, and name them in the result.
 
     Returns:
-        {"clips": [per clip, see `evaluate_video`], "mean": {row: {metric: {"value", "std_error",
-        "num_clips"}}}, "verdicts": {student: see `verdict`}, "counts": {student: see `count_better`}, "protocol":
-        {...}, "versions": {...}, "metadata": {...}}.
+        {"clips": [per clip, see `evaluate_video`], "skipped": {clip: why}, "mean": {row: {metric: {"value",
+        "std_error", "num_clips"}}}, "verdicts": {student: see `verdict`}, "counts": {student: see `count_better`},
+        "protocol": {...}, "versions": {...}, "metadata": {...}}.
+
+    Raises:
+        UserError: no clip; one that cannot be used, or with `skip_unusable` none that can; the disk is full.
     """
+    skipped: dict[str, str] = {}
     results: list[dict[str, Any]] = []
     protocol = {
         "depth_kind": depth_kind.value,
@@ -157,42 +165,74 @@ def evaluate_videos(
         "cut_frames": cut_frames,
         "averaging": "pixels of a frame, then frames, then clips",
     }
+    judge = partial(
+        _evaluate_clip, teacher=teacher, students=students, untrained=untrained or {}, palindrome=palindrome,
+        cut_frames=cut_frames, depth_kind=depth_kind, flow=flow, baselines=baselines, max_side=max_side,
+        max_gt_side=max_gt_side, max_frames=max_frames, progress=progress, viewer=viewer,
+    )  # fmt: skip
     for clip in clips:
-        streams = {**(untrained or {}), **students}
-        rows: dict[str, Stream] = {"teacher": teacher, **{name: make() for name, make in streams.items()}}
-        frames: Sequence[np.ndarray] | FrameView = []
-        if palindrome or cut_frames:
-            frames = frames_in_any_order(clip.frames, max_frames)
-            clip = replace(clip, frames=frames)
-        result = evaluate_video(
-            clip,
-            rows,
-            depth_kind=depth_kind,
-            flow=flow,
-            baselines=baselines,
-            max_side=max_side,
-            max_gt_side=max_gt_side,
-            max_frames=max_frames,
-            progress=progress,
-            viewer=viewer,
-        )
-        for name, make in students.items():
-            if palindrome:
-                drift = run_palindrome(make(), frames, tuple(result["size"]))
-                result["rows"][name]["palindrome_drift"] = drift
-            if cut_frames:
-                result["rows"][name]["settle_after_cut"] = settle_after_own_cut(make, frames, cut_frames)
-        logger.info("evaluated %s: %d frames", clip.name, result["num_frames"])
-        results.append(result)
+        try:
+            results.append(judge(clip.load() if isinstance(clip, ClipSource) else clip))
+        except UserError as error:
+            if not skip_unusable or is_disk_full(error):
+                raise
+            skipped[clip.name] = str(error)
+            logger.warning("%s is skipped: %s", clip.name, error)
+            continue
+        logger.info("evaluated %s: %d frames", clip.name, results[-1]["num_frames"])
         if keep is not None:
-            keep(_summarise(results, students, protocol, metadata))
+            keep(_summarise(results, skipped, students, protocol, metadata))
+    if skipped and not results:
+        raise UserError(f"none of {len(skipped)} clips can be evaluated: {summarise(skipped)}")
     if not results:
         raise UserError("there is nothing to evaluate: no clip was given")
-    return _summarise(results, students, protocol, metadata)
+    return _summarise(results, skipped, students, protocol, metadata)
+
+
+def _evaluate_clip(
+    clip: EvaluationClip,
+    *,
+    teacher: Stream,
+    students: Mapping[str, Callable[[], Stream]],
+    untrained: Mapping[str, Callable[[], Stream]],
+    palindrome: bool,
+    cut_frames: int,
+    max_frames: int | None,
+    progress: Progress | None,
+    viewer: Viewer | None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Judge one clip, and what the students remember; see `evaluate_videos`."""
+    streams = {name: make() for name, make in {**untrained, **students}.items()}
+    frames: Sequence[np.ndarray] | FrameView = []
+    if palindrome or cut_frames:
+        frames = frames_in_any_order(clip.frames, max_frames)
+        clip = replace(clip, frames=frames)
+    depths: dict[str, Frames] = {}
+
+    def look(clip: EvaluationClip, row: str, depth: Frames, reference: Frames, scene: Scene) -> None:
+        depths[row] = depth
+        if viewer is not None:
+            viewer(clip, row, depth, reference, scene)
+
+    rows: dict[str, Stream] = {"teacher": teacher, **streams}
+    result = evaluate_video(clip, rows, max_frames=max_frames, progress=progress, viewer=look, **arguments)
+    for name, make in students.items():
+        scores = result["rows"][name]
+        if palindrome:  # the stream stands at the end of the clip: it goes back from there
+            scores["palindrome_drift"] = run_palindrome(streams[name], frames, tuple(result["size"]), depths[name])
+        if progress is not None and palindrome:
+            progress("palindrome", name)
+        if cut_frames:
+            scores["settle_after_cut"] = settle_after_own_cut(make, frames, cut_frames)
+        if progress is not None and cut_frames:
+            progress("cut", name)
+    return result
 
 
 def _summarise(
     results: list[dict[str, Any]],
+    skipped: Mapping[str, str],
     students: Mapping[str, Any],
     protocol: Mapping[str, Any],
     metadata: Mapping[str, Any] | None,
@@ -200,6 +240,7 @@ def _summarise(
     mean = mean_rows(results)
     return {
         "clips": list(results),
+        "skipped": dict(skipped),
         "mean": mean,
         "verdicts": {name: verdict(mean, name, students=list(students)) for name in students},
         "counts": {name: count_better(results, name, students=list(students)) for name in students},

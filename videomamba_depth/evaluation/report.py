@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videomamba_depth.data.sources import summarise
 from videomamba_depth.utils import atomic
 from videomamba_depth.utils.atomic import to_json
 from videomamba_depth.utils.metrics import Score
@@ -92,6 +93,8 @@ def to_markdown(result: Mapping[str, Any], per_clip: bool = True) -> str:
     for student, checks in result["verdicts"].items():
         parts.append(verdict_line(student, checks))
         parts.append(count_line(student, result["counts"][student]))
+    if line := skipped_line(result):
+        parts.append(line)
     parts.append(_notes(result))
     for clip in clips if per_clip and len(clips) > 1 else []:
         rows = {
@@ -169,6 +172,13 @@ def count_line(student: str, count: Mapping[str, Any]) -> str:
     )
 
 
+def skipped_line(result: Mapping[str, Any]) -> str:
+    """Return which clips could not be used, and why; nothing where all could."""
+    skipped = result["skipped"]
+    clips = len(skipped) + len(result["clips"])
+    return f"Skipped {len(skipped)} of {clips} clips: {summarise(skipped)}.\n" if skipped else ""
+
+
 def _notes(result: Mapping[str, Any]) -> str:
     alignments = sorted({clip["alignment"] for clip in result["clips"]})
     pairs = {**result["protocol"], "alignment of stability": "; ".join(alignments), **result["metadata"]}
@@ -179,7 +189,7 @@ def _notes(result: Mapping[str, Any]) -> str:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write text atomically, making the folder where needed; return the path."""
+    """Write text atomically, making the folder where needed; return the path. Raises as `atomic.replacing`."""
     path = Path(path)
     with atomic.disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

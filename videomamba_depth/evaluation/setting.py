@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice
 from typing import Any
 
 import cv2
@@ -24,8 +24,8 @@ from .rows import Scene
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int], None]
-"""Called with what was done ("frame", "flow", "row") and for which frame or row."""
+Progress = Callable[[str, int | str], None]
+"""Called with what was done and for which: "frame" or "flow" (its number), "row", "palindrome" or "cut" (its row)."""
 
 
 def run_streams(
@@ -98,8 +98,9 @@ def build_scene(
             raise UserError(f"clip {clip.name!r}: motion and ground truth differ in size or number of frames")
         motion = _first_frames(motion, num_frames)
     elif flow is not None:
-        told = None if progress is None else lambda: progress("flow", 0)
-        motion = estimate_motion(rgb, flow, keep=on_disk, progress=told)
+        pairs = itertools.count(1)
+        tick = None if progress is None else lambda: progress("flow", next(pairs))
+        motion = estimate_motion(rgb, flow, keep=on_disk, progress=tick)
     else:
         raise ValueError("flow must be an estimator when the clip brings no motion of its own; got None")
     return Scene(
@@ -129,7 +130,7 @@ def frames_in_any_order(frames: Iterable[np.ndarray], max_frames: int | None) ->
     """Return frames that can be read by index and again; those of an iterator are put on disk."""
     if isinstance(frames, Sized) and hasattr(frames, "__getitem__"):
         return first_frames(frames, len(frames) if max_frames is None else max_frames)
-    kept = on_disk([frame] for frame in islice(frames, max_frames))
+    kept = on_disk([frame] for frame in itertools.islice(frames, max_frames))
     return kept[0] if kept else []
 
 

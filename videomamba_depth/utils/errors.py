@@ -18,6 +18,14 @@ class UserError(Exception):
     """A mistake in what the user gave: one line that says what is wrong, with which value, and what to do."""
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or what led to it, is a full disk: nothing that the next input would mend."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno in DISK_FULL):
+        cause = cause.__cause__
+    return cause is not None
+
+
 @contextmanager
 def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
     """Turn what a person can mend into one line `error: …` on stderr and exit status 2; all else comes through.

@@ -17,6 +17,7 @@ from videomamba_depth.evaluation.report import (
     column_heading,
     count_line,
     metric_cell,
+    skipped_line,
     verdict_line,
 )
 
@@ -60,6 +61,7 @@ def clips_page(result: Mapping[str, Any], pictures: Sequence[ClipPictures] = ())
     videos = [plain_scores(clip) for clip in clips]
     lead = [line for name in students for line in (verdict_line(name, result["verdicts"][name]),
                                                    count_line(name, result["counts"][name]))]  # fmt: skip
+    lead += [line for line in [skipped_line(result)] if line]
     flags = {row: sorted({f for clip in clips for f in clip["flags"].get(row, [])}) for row in result["mean"]}
     sections = [
         Section(
