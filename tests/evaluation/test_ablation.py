@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import runpy
 from dataclasses import asdict
@@ -15,7 +16,8 @@ from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, l
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.evaluation.ablation import ablation_markdown, over_seeds, summarise
-from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.training.run_folder import CONFIG_JSON
+from videomamba_depth.utils.checkpoint import write_manifest
 from videomamba_depth.utils.errors import UserError
 
 
@@ -50,9 +52,12 @@ def test_finished_runs_are_skipped_and_changed_ones_refused(tmp_path: Path) -> N
     overrides = ("base=['trainer.steps=3']", f"output={tmp_path}", "seeds=[0]")
     run = list_runs(ablate_config(*overrides))[0]
     assert not is_finished(run)
-    RunFolder(run.folder).write_config(asdict(load_config("train", TrainConfig, list(run.overrides))))
+    config = asdict(load_config("train", TrainConfig, list(run.overrides)))
     for step, finished in ((2, False), (3, True)):
-        (run.folder / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+        checkpoint = run.folder / "checkpoints" / f"step_{step:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / CONFIG_JSON).write_text(json.dumps(config))
+        write_manifest(checkpoint)
         assert is_finished(run) == finished
     other = list_runs(ablate_config(*overrides[1:], "base=['trainer.steps=3','optim.lr=0.5']"))[0]
     with pytest.raises(UserError, match=r"optim.lr=0.001, now it is 0.5"):
