@@ -1,6 +1,7 @@
 """The synthetic world: exactness of depth, flow, visibility and poses, determinism, camera defects."""
 
 from dataclasses import fields, replace
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from videomamba_depth.data.synthetic import (
     FAST_TIME_SCALE,
+    SceneFamily,
     SyntheticVideo,
     WorldConfig,
     degrade,
@@ -24,7 +26,7 @@ CLEAN = replace(SMALL, exposure_flicker=0.0, noise=0.0, motion_blur=0.0, jpeg_qu
 SEEDS = (0, 1, 2)
 
 
-@pytest.fixture(scope="module", params=["rooms", "courtyard"])
+@pytest.fixture(scope="module", params=get_args(SceneFamily))
 def videos(request: pytest.FixtureRequest) -> list[SyntheticVideo]:
     return [render_video(seed, replace(CLEAN, family=request.param)) for seed in SEEDS]
 
@@ -107,7 +109,7 @@ def test_shapes_and_types_are_those_of_the_contract(videos: list[SyntheticVideo]
         assert video.depth_m.shape == (n, h, w)
         assert video.depth_m.dtype == np.float32
         assert np.isfinite(video.depth_m).all()
-        assert video.depth_m.min() > 0.1
+        assert video.depth_m.min() > 0.02
         assert video.camera_to_world.shape == (n, 4, 4)
         np.testing.assert_allclose(video.timestamps_s, np.arange(n) / 24)
         assert not video.visible_fwd[-1].any()
@@ -145,10 +147,10 @@ def points_in_world(video: SyntheticVideo, index: int) -> np.ndarray:
     return (video.camera_to_world[index] @ camera)[:3].T
 
 
-def test_the_floor_is_at_height_zero(videos: list[SyntheticVideo]) -> None:
+def test_nothing_lies_below_the_floor_at_height_zero(videos: list[SyntheticVideo]) -> None:
     heights = -np.concatenate([points_in_world(video, 0)[:, 1] for video in videos])
-    assert heights.min() > -1e-4
-    assert (np.abs(heights) < 1e-4).mean() > 0.02
+    assert heights.min() > -1e-3  # float32 at 200 m; in rooms 1e-4
+    assert (np.abs(heights) < 1e-3).any()
 
 
 def test_flow_of_static_pixels_is_what_poses_and_depth_give(videos: list[SyntheticVideo]) -> None:
@@ -183,8 +185,9 @@ def test_colours_follow_the_flow(videos: list[SyntheticVideo]) -> None:
         warped.append(np.abs(sampled(there, two_steps) - here)[seen].mean())
         plain.append(np.abs(there - here)[seen].mean())
     # Measured: 1.5 against 4.4 (rooms), 1.7 against 4.9 (courtyard) of 255; the rest is interpolation.
-    assert np.mean(warped) < 3
-    assert np.mean(warped) < 0.6 * np.mean(plain)
+    # Measured: 1.5 against 4.4 (rooms) of 255, 2.3 against 3.5 (clutter), 3.6 against 8.4 (forest): interpolation.
+    assert np.mean(warped) < 5
+    assert np.mean(warped) < 0.8 * np.mean(plain)
 
 
 def test_going_there_and_back_returns_to_the_pixel(videos: list[SyntheticVideo]) -> None:
@@ -196,32 +199,39 @@ def test_going_there_and_back_returns_to_the_pixel(videos: list[SyntheticVideo])
     assert np.quantile(np.concatenate(errors), 0.95) < 0.1
 
 
-def test_visible_means_the_next_frame_shows_the_same_depth() -> None:
-    hidden_count = 0
-    for seed in range(4):
-        video = render_video(seed, replace(CLEAN, camera_motion="fast", num_frames=3))
+@pytest.mark.parametrize("family", get_args(SceneFamily))
+def test_visible_means_the_next_frame_shows_the_same_depth(family: SceneFamily) -> None:
+    finer = 5  # the other frame is rendered anew with so many times the pixels: rounding then hits the same surface
+    height, width = SMALL.height, SMALL.width
+    agree, hides = [], []
+    for seed in range(3):
+        config = replace(CLEAN, camera_motion="fast", num_frames=3, family=family)
+        video = render_video(seed, config)
+        fine = replace(config, height=finer * height, width=finer * width, antialias=False)
+        depth_m = render_still(seed, fine, time_s=2 / config.fps * FAST_TIME_SCALE)[1]
         world_to_camera = np.linalg.inv(video.camera_to_world[2])
-        z = (points_in_world(video, 1) @ world_to_camera[:3, :3].T + world_to_camera[:3, 3])[:, 2].reshape(56, 70)
-        height, width = z.shape
+        z = (points_in_world(video, 1) @ world_to_camera[:3, :3].T + world_to_camera[:3, 3])[:, 2].reshape(
+            height, width
+        )
         y, x = np.mgrid[:height, :width] + video.flow_fwd[1][..., ::-1].transpose(2, 0, 1)
         in_view = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-        shown = video.depth_m[2][
-            np.clip(y, 0, height - 1).round().astype(int), np.clip(x, 0, width - 1).round().astype(int)
-        ]
-        static, visible = ~video.on_moving_object[1], video.visible_fwd[1]
+        row = ((y + 0.5) * finer - 0.5).round().clip(0, finer * height - 1).astype(int)
+        column = ((x + 0.5) * finer - 0.5).round().clip(0, finer * width - 1).astype(int)
+        shown, static, visible = depth_m[row, column], ~video.on_moving_object[1], video.visible_fwd[1]
         assert not (visible & ~in_view).any()
-        agree = np.abs(shown / z - 1) < 0.1
-        assert agree[visible & static].mean() > 0.98  # rounding to pixels disagrees at edges only
-        hidden = ~visible & in_view & static
-        hidden_count += hidden.sum()
-        assert (shown[hidden] < 1.02 * z[hidden]).mean() > 0.8, "what hides a point is nearer"
-    assert hidden_count > 50
+        agree.append((np.abs(shown / z - 1) < 0.05)[visible & static])
+        hides.append((shown < z)[~visible & in_view & static])
+    # Measured: 0.999 and 0.96 (rooms), 0.984 and 0.90 (forest), 0.990 and 0.88 (street); the rest is still rounding.
+    assert np.concatenate(agree).mean() > 0.97
+    assert len(np.concatenate(hides)) > 30
+    assert np.concatenate(hides).mean() > 0.8, "what hides a point is nearer"
 
 
-def test_a_static_camera_has_no_flow_except_on_moving_objects() -> None:
+@pytest.mark.parametrize("family", ["rooms", "bodies"])
+def test_a_static_camera_has_no_flow_except_on_moving_objects(family: SceneFamily) -> None:
     moving_pixels = 0
     for seed in range(4):
-        video = render_video(seed, replace(CLEAN, camera_motion="static"))
+        video = render_video(seed, replace(CLEAN, camera_motion="static", num_frames=2, family=family))
         assert (video.camera_to_world == video.camera_to_world[0]).all()
         assert not video.flow_fwd[~video.on_moving_object].any()
         assert not video.flow_bwd[~video.on_moving_object].any()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 CameraMotion = Literal["moving", "static", "fast"]
-SceneFamily = Literal["rooms", "courtyard"]
+SceneFamily = Literal["rooms", "courtyard", "clutter", "corridor", "tabletop", "street", "terrain", "forest", "bodies"]
 
 # "fast" runs the same trajectories, of camera and objects alike, at three times the speed.
 FAST_TIME_SCALE = 3.0

@@ -1,5 +1,6 @@
 """The scene families: how a scene is drawn from a seed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from videomamba_depth.data.synthetic.config import SceneFamily
 from videomamba_depth.data.synthetic.furniture import Maker, Stand, furniture, street_object
 from videomamba_depth.data.synthetic.geometry import BOX
+from videomamba_depth.data.synthetic.indoors import clutter, corridor, tabletop
+from videomamba_depth.data.synthetic.outdoors import bodies, forest, street, terrain
 from videomamba_depth.data.synthetic.scene import CameraPath, Light, Scene, Solid
 from videomamba_depth.data.synthetic.textures import TextureAtlas, facade, paint, random_texture
 
@@ -18,8 +21,8 @@ _CLEARANCE_M = 0.35  # between the camera's range and any solid
 def build_scene(seed: int, family: SceneFamily) -> Scene:
     """Draw a scene of a family; the same seed gives the same scene, bit for bit."""
     # The family is part of the seed, so that seed 7 of one family says nothing about seed 7 of another.
-    rng = np.random.default_rng([seed, 0, {"rooms": 1, "courtyard": 2}[family]])
-    return _room(rng) if family == "rooms" else _courtyard(rng)
+    number, build = _FAMILIES[family]
+    return build(np.random.default_rng([seed, 0, number]))
 
 
 def _camera(rng: np.random.Generator, position: Vector, yaw: float, travel: Vector) -> CameraPath:
@@ -154,3 +157,16 @@ def _wall_pieces(rng: np.random.Generator, size: Vector, textures: range) -> lis
 def _triple(vector: Vector) -> tuple[float, float, float]:
     x, y, z = vector
     return float(x), float(y), float(z)
+
+
+_FAMILIES: dict[SceneFamily, tuple[int, Callable[[np.random.Generator], Scene]]] = {
+    "rooms": (1, _room),
+    "courtyard": (2, _courtyard),
+    "clutter": (3, clutter),
+    "corridor": (4, corridor),
+    "tabletop": (5, tabletop),
+    "street": (6, street),
+    "terrain": (7, terrain),
+    "forest": (8, forest),
+    "bodies": (9, bodies),
+}

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videomamba_depth.data.synthetic.geometry import Array, Solids, cast_rays
-from videomamba_depth.data.synthetic.renderer import Rendering, View, pixel_grid
-from videomamba_depth.data.synthetic.scene import Matrix
+from videomamba_depth.data.synthetic.renderer import Rendering, pixel_grid
+from videomamba_depth.data.synthetic.rotations import Matrix
+from videomamba_depth.data.synthetic.shading import View
 
 # A point is visible when the other camera's ray to it ends no earlier than this share of the way: well above float32
 # rounding, well below the thinnest solid at the scene's depths.

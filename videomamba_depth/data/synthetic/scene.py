@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from videomamba_depth.data.synthetic.geometry import Array, Solids
+from videomamba_depth.data.synthetic.geometry import Array, Groups, Solids
+from videomamba_depth.data.synthetic.limbs import Limb
+from videomamba_depth.data.synthetic.look import Finish, Look
+from videomamba_depth.data.synthetic.rotations import Matrix, rotation_x, rotation_y, rotation_z
 from videomamba_depth.data.synthetic.textures import TextureAtlas
-
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Solid:
 
     shape: BOX, ELLIPSOID or CYLINDER; centre, half: [3] in m; yaw in rad; textures: one for each face
     (−x, +x, −y, +y, −z, +z) or a single one for all; tile_m: size of one texture tile in m; swing [3] in m; hop in m;
-    rate: swings in rad/s; phase in rad; spin in rad/s.
+    rate: swings in rad/s; phase in rad; spin in rad/s; tilt: pitch and roll in rad, before the yaw; mask: of a panel.
     """
 
     shape: int
@@ -35,16 +36,29 @@ class Solid:
     rate: float = 0.0
     phase: float = 0.0
     spin: float = 0.0
+    tilt: tuple[float, float] = (0.0, 0.0)
+    mask: int = 0
 
     @property
     def moves(self) -> bool:
         return self.spin != 0 or (self.rate != 0 and (any(self.swing) or self.hop != 0))
+
+    @property
+    def middle(self) -> Matrix:
+        """The place [3] that it moves about, and from which it is never farther than range_m."""
+        return np.array(self.centre)
+
+    @property
+    def range_m(self) -> float:
+        return float(np.linalg.norm(self.half) + np.linalg.norm(self.swing) + self.hop)
 
     def pose(self, time_s: float) -> Matrix:
         """Return object-to-world [4,4] at a time."""
         angle = self.yaw + self.spin * time_s
         pose = np.eye(4)
         pose[:3, :3] = rotation_y(angle)
+        if any(self.tilt):
+            pose[:3, :3] = pose[:3, :3] @ rotation_x(self.tilt[0]) @ rotation_z(self.tilt[1])
         swing = np.sin(self.rate * time_s + self.phase)
         pose[:3, 3] = np.array(self.centre) + swing * np.array(self.swing)
         pose[1, 3] -= self.hop * abs(np.sin(1.7 * self.rate * time_s + self.phase))
@@ -98,19 +112,27 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a frame needs besides its time. Solid 0 is the shell (see geometry.Solids)."""
+    """Everything that a frame needs besides its time. Solid 0 is the shell (see geometry.Solids).
 
-    solids: tuple[Solid, ...]
+    group_start: first solid of each group, for families whose solids lie in groups; look, finish: see look.py; None
+    for plain white light and matt surfaces.
+    """
+
+    solids: tuple[Solid | Limb, ...]
     atlas: TextureAtlas
     emissive: NDArray[np.bool_]  # per texture: shines by itself (sky, lamps) and is not shaded
     light: Light
     camera: CameraPath
+    group_start: NDArray[np.int64] | None = None
+    look: Look | None = None
+    finish: Finish | None = None
     texture_of: NDArray[np.int32] = field(init=False)  # [k,6]
     tile_m: Array = field(init=False)
     moves: NDArray[np.bool_] = field(init=False)
     _shape: NDArray[np.int8] = field(init=False)
     _half: Array = field(init=False)
     _radius: Array = field(init=False)
+    _mask: NDArray[np.int32] = field(init=False)
 
     def __post_init__(self) -> None:
         faces = [s.textures if len(s.textures) == 6 else s.textures[:1] * 6 for s in self.solids]
@@ -125,6 +147,7 @@ class Scene:
             "_shape": shape,
             "_half": half,
             "_radius": radius,
+            "_mask": np.array([s.mask for s in self.solids], np.int32),
         }.items():
             object.__setattr__(self, name, value)
 
@@ -137,22 +160,5 @@ class Scene:
         poses = self.object_poses(time_s)
         to_unit = np.swapaxes(poses[:, :3, :3], 1, 2) / self._half[:, :, None]
         centre = poses[:, :3, 3].astype(np.float32)
-        return Solids(self._shape, to_unit.astype(np.float32), centre, self._radius, self._half)
-
-
-def rotation_x(angle: float) -> Matrix:
-    """Pitch: positive looks up, since y points down."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-
-
-def rotation_y(angle: float) -> Matrix:
-    """Yaw: positive turns from z (forward) towards x (right)."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-
-
-def rotation_z(angle: float) -> Matrix:
-    """Roll about the optical axis."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        groups = None if self.group_start is None else Groups.around(self.group_start, centre, self._radius)
+        return Solids(self._shape, to_unit.astype(np.float32), centre, self._radius, self._half, self._mask, groups)

@@ -1,24 +1,31 @@
 """Stills of many scenes in memory-mapped files: to train on single pictures, scenes count more than frames."""
 
-import logging
 import multiprocessing
+import os
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from videomamba_depth.data.synthetic.config import WorldConfig
-from videomamba_depth.data.synthetic.degradations import degrade
+from videomamba_depth.data.synthetic.config import SceneFamily, WorldConfig
+from videomamba_depth.data.synthetic.photograph import photograph
 from videomamba_depth.data.synthetic.video import render_still
 from videomamba_depth.utils.errors import UserError
 
-log = logging.getLogger(__name__)
-
-STILL_SIZE = (144, 192)  # height, width in px
-FIRST_SEED = 10_000_000  # still i shows scene FIRST_SEED + i of the rooms; tests and experiments use seeds below
+STILL_SIZE = (168, 224)  # height, width in px
+FIRST_SEED = 10_000_000  # still i shows scene FIRST_SEED + i; tests and experiments use seeds below
+# Still i is of family FAMILIES[i % 16], so that every beginning of the collection has the same mixture. The courtyard
+# is not among them: no model of this project is trained on it.
+FAMILIES: tuple[SceneFamily, ...] = (
+    "clutter", "street", "tabletop", "forest", "bodies", "corridor", "clutter", "terrain",
+    "rooms", "street", "clutter", "bodies", "tabletop", "terrain", "corridor", "forest",
+)  # fmt: skip
+_POLL_S = 0.5
 
 
 class Stills:
@@ -30,6 +37,13 @@ class Stills:
         self.inv_depth = _memory_map(folder / "inv_depth.npy", (count, *STILL_SIZE), np.float16)
         self.done = _memory_map(folder / "done.npy", (count,), np.uint8)
 
+    def wait_for(self, count: int, renderers: list[BaseProcess]) -> None:
+        """Wait until the first `count` stills are there; raises RuntimeError when a renderer has died before."""
+        while not self.done[:count].all():
+            if any(process.exitcode not in (None, 0) for process in renderers):
+                raise RuntimeError("a process that renders stills has died; its traceback stands above")
+            time.sleep(_POLL_S)
+
 
 def _memory_map(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     if path.exists():
@@ -40,42 +54,42 @@ def _memory_map(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
-def render_degraded_still(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Render scene FIRST_SEED + index with random camera defects; return rgb and depth in metres."""
+def render_photograph(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Render still `index` with random camera defects; return rgb [h,w,3] and depth [h,w] in metres."""
     seed = FIRST_SEED + index
-    rng = np.random.default_rng([seed, 7])
-    config = WorldConfig(
-        height=STILL_SIZE[0],
-        width=STILL_SIZE[1],
-        noise=float(rng.uniform(0, 0.03)),
-        exposure_flicker=0.15,
-        jpeg_quality=None if rng.random() < 0.3 else int(rng.integers(50, 96)),
-    )
+    config = WorldConfig(height=STILL_SIZE[0], width=STILL_SIZE[1], family=FAMILIES[index % len(FAMILIES)])
     rgb, depth_m = render_still(seed, config)
-    return degrade(rgb, np.zeros((*STILL_SIZE, 2), np.float32), seed, 0, config), depth_m
+    return photograph(rgb, depth_m, np.random.default_rng([seed, 7])), depth_m
 
 
-def _render_block(folder: Path, count: int, indices: list[int]) -> int:
+def _render(folder: Path, count: int, first: int, step: int, parent: int) -> None:
+    """Render every step-th still that is missing, in order, until the parent process is gone."""
     cv2.setNumThreads(1)
     stills = Stills(folder, count)
-    for index in indices:
-        rgb, depth_m = render_degraded_still(index)
+    for index in range(first, count, step):
+        if stills.done[index]:
+            continue
+        if os.getppid() != parent:
+            return
+        rgb, depth_m = render_photograph(index)
         stills.rgb[index], stills.inv_depth[index] = rgb, 1 / depth_m
         stills.done[index] = 1
-    return len(indices)
 
 
-def render_stills(folder: Path, count: int, workers: int) -> Stills:
-    """Render the stills that are missing, in several processes."""
+@contextmanager
+def rendering(folder: Path, count: int, workers: int) -> Iterator[tuple[Stills, list[BaseProcess]]]:
+    """Render the stills that are missing in processes of their own, while the body runs and uses the first ones."""
     stills = Stills(folder, count)
-    missing = np.flatnonzero(stills.done == 0).tolist()
-    blocks = [missing[i : i + 128] for i in range(0, len(missing), 128)]
-    started, rendered = time.monotonic(), 0
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for size in pool.map(_render_block, [folder] * len(blocks), [count] * len(blocks), blocks):
-            rendered += size
-            rate = rendered / (time.monotonic() - started)
-            log.info(
-                "stills %6d/%d  %5.1f/s  ETA %4.0f s", rendered, len(missing), rate, (len(missing) - rendered) / rate
-            )
-    return stills
+    context = multiprocessing.get_context("spawn")
+    renderers: list[BaseProcess] = [
+        context.Process(target=_render, args=(folder, count, w, workers, os.getpid()), daemon=True)
+        for w in range(workers)
+    ]
+    for process in renderers:
+        process.start()
+    try:
+        yield stills, renderers
+    finally:
+        for process in renderers:
+            process.terminate()
+            process.join()

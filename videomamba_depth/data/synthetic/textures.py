@@ -33,7 +33,7 @@ def _noise_bank() -> Array:
     return np.stack(fields).astype(np.float32)
 
 
-def _noise(rng: np.random.Generator, rough: bool | None = None) -> Array:
+def tile_noise(rng: np.random.Generator, rough: bool | None = None) -> Array:
     """Draw a noise field [128,128] in [0,1]: a shifted, flipped member of the bank."""
     low, high = {None: (0, 24), True: (0, 10), False: (14, 24)}[rough]
     field = _noise_bank()[rng.integers(low, high)]
@@ -42,28 +42,28 @@ def _noise(rng: np.random.Generator, rough: bool | None = None) -> Array:
     return field[:: rng.choice([-1, 1])].T if rng.random() < 0.5 else field
 
 
-def _grid() -> tuple[Array, Array]:
+def tile_grid() -> tuple[Array, Array]:
     line = ((np.arange(TILE_PX) + 0.5) / TILE_PX).astype(np.float32)  # exact: multiples of 1/256
     y, x = np.meshgrid(line, line, indexing="ij")
     return x, y
 
 
 def _stripes(rng: np.random.Generator) -> Array:
-    x, y = _grid()
+    x, y = tile_grid()
     kx, ky = max(int(rng.integers(0, 13)), 1), int(rng.integers(0, 4))
     wave = np.sin(2 * np.pi * (kx * x + ky * y)) * rng.choice([1.5, 20.0])
     return np.clip(0.5 + 0.5 * wave, 0, 1)
 
 
 def _checker(rng: np.random.Generator) -> Array:
-    x, y = _grid()
+    x, y = tile_grid()
     kx, ky = rng.integers(1, 9, 2)
     return ((np.floor(2 * kx * x) + np.floor(2 * ky * y)) % 2).astype(np.float32)
 
 
 def _tiles(rng: np.random.Generator) -> Array:
     """Bricks, floor tiles or planks: cells of random tone, grout between, every second row shifted."""
-    x, y = _grid()
+    x, y = tile_grid()
     columns, rows = rng.integers(1, 8), rng.integers(2, 13)
     row = np.floor(rows * y).astype(int)
     shifted = columns * x + (row % 2) * rng.choice([0.0, 0.5]) * (rows % 2 == 0)
@@ -77,20 +77,20 @@ def _tiles(rng: np.random.Generator) -> Array:
 
 
 def _dots(rng: np.random.Generator) -> Array:
-    x, y = _grid()
+    x, y = tile_grid()
     k = rng.integers(2, 10)
     distance = np.hypot((k * x) % 1 - 0.5, (k * y) % 1 - 0.5)
     return np.clip((rng.uniform(0.2, 0.45) - distance) * TILE_PX / k, 0, 1)
 
 
 def _wood(rng: np.random.Generator) -> Array:
-    _, y = _grid()
-    rings = rng.integers(2, 8) * y + rng.uniform(0.5, 2.0) * _noise(rng, rough=False)
+    _, y = tile_grid()
+    rings = rng.integers(2, 8) * y + rng.uniform(0.5, 2.0) * tile_noise(rng, rough=False)
     return 0.5 + 0.5 * np.sin(2 * np.pi * rings)
 
 
 def _blotches(rng: np.random.Generator) -> Array:
-    return np.clip((_noise(rng) - 0.5) * rng.uniform(2, 15) + 0.5, 0, 1)
+    return np.clip((tile_noise(rng) - 0.5) * rng.uniform(2, 15) + 0.5, 0, 1)
 
 
 def _rectangles(rng: np.random.Generator) -> Array:
@@ -104,19 +104,19 @@ def _rectangles(rng: np.random.Generator) -> Array:
 
 
 def _plain(rng: np.random.Generator) -> Array:
-    return np.clip(0.5 + 0.3 * (_noise(rng) - 0.5), 0, 1)
+    return np.clip(0.5 + 0.3 * (tile_noise(rng) - 0.5), 0, 1)
 
 
 def facade(rng: np.random.Generator) -> Array:
     """Windows in a wall, the pattern of the courtyard's buildings."""
-    x, y = _grid()
+    x, y = tile_grid()
     columns, rows = rng.integers(2, 5, 2)
     inside = (np.abs((columns * x) % 1 - 0.5) < rng.uniform(0.18, 0.34)) & (
         np.abs((rows * y) % 1 - 0.5) < rng.uniform(0.2, 0.36)
     )
     tones = rng.uniform(0, 0.3, (rows, columns)).astype(np.float32)
     cell = tones[np.floor(rows * y).astype(int), np.floor(columns * x).astype(int)]
-    return np.where(inside, cell, 0.85 + 0.3 * (_noise(rng) - 0.5)).astype(np.float32)
+    return np.where(inside, cell, 0.85 + 0.3 * (tile_noise(rng) - 0.5)).astype(np.float32)
 
 
 PATTERNS: tuple[Callable[[np.random.Generator], Array], ...] = (
@@ -136,7 +136,7 @@ def paint(rng: np.random.Generator, pattern: Array, contrast: float = 1.0) -> Ar
     first = random_albedo(rng)
     second = first + np.float32(contrast) * (random_albedo(rng) - first)
     colour = first + pattern[..., None].astype(np.float32) * (second - first)
-    grain = 1 + np.float32(rng.uniform(0.1, 0.5)) * (_noise(rng) - 0.5)
+    grain = 1 + np.float32(rng.uniform(0.1, 0.5)) * (tile_noise(rng) - 0.5)
     return np.clip(colour * grain[..., None], 0.01, 1.0)
 
 

@@ -11,8 +11,10 @@ from videomamba_depth.data.synthetic.degradations import degrade, to_display
 from videomamba_depth.data.synthetic.families import build_scene
 from videomamba_depth.data.synthetic.flow import exact_flow
 from videomamba_depth.data.synthetic.geometry import Solids
-from videomamba_depth.data.synthetic.renderer import Rendering, View, render
-from videomamba_depth.data.synthetic.scene import Matrix, Scene
+from videomamba_depth.data.synthetic.renderer import Rendering, render
+from videomamba_depth.data.synthetic.rotations import Matrix
+from videomamba_depth.data.synthetic.scene import Scene
+from videomamba_depth.data.synthetic.shading import View
 
 _MEAN_DISPLAY_VALUE = 0.45  # the exposure is fixed so that the first frame has this mean before gamma
 

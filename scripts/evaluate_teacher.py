@@ -1,0 +1,107 @@
+#!/usr/bin/env python
+"""Measure what depth teachers know about single pictures, beside a constant and a ramp fitted to the same pictures.
+
+    python scripts/evaluate_teacher.py embedded runs/embedded_teacher/latest
+    python scripts/evaluate_teacher.py embedded --frames 0 --rgbd living_room=icl:data/icl street=kitti:data/kitti
+
+Held-out worlds of every family, and folders of RGB-D pictures (rgb/ and depth/ inside). Scale and shift are fitted per
+picture in inverse depth (Video Depth Anything's protocol, per frame); AbsRel, δ1, and on worlds the F1 of the edges.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videomamba_depth.evaluation.rgbd import load_rgbd
+from videomamba_depth.evaluation.teacher_skill import skill_on_clip, skill_on_worlds
+from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.utils.errors import UserError, exit_on_user_error
+from videomamba_depth.utils.logger import configure_logging
+
+log = logging.getLogger("evaluate_teacher")
+
+# How depth is stored: units per metre, ground truth beyond which nothing counts in m, white border in px.
+FORMATS: dict[str, dict[str, Any]] = {
+    "icl": {"depth_scale": 5000.0, "max_depth_m": 10.0},
+    "tum": {"depth_scale": 5000.0, "max_depth_m": 5.0},
+    "nyu": {"depth_scale": 1000.0, "max_depth_m": 10.0, "crop_px": 10},
+    "7scenes": {"depth_scale": 1000.0, "max_depth_m": 10.0},
+    "kitti": {"depth_scale": 256.0, "max_depth_m": 80.0},
+}
+
+
+@dataclass(frozen=True)
+class RgbdSet:
+    """A folder of pictures with depth: its name in the table, a key of FORMATS, and where it is."""
+
+    name: str
+    format: str
+    folder: Path
+
+    @staticmethod
+    def parse(text: str) -> "RgbdSet":
+        """Read NAME=FORMAT:FOLDER."""
+        name, _, rest = text.partition("=")
+        kind, _, folder = rest.partition(":")
+        if kind not in FORMATS or not folder:
+            formats = ", ".join(FORMATS)
+            raise UserError(f"--rgbd must be NAME=FORMAT:FOLDER with a format of {formats}; got '{text}'")
+        return RgbdSet(name, kind, Path(folder))
+
+
+def native_size(name: str) -> int:
+    """Return the short side in px that a teacher's own preprocessing asks for, or Depth Anything's 518."""
+    file = (EMBEDDED_TEACHER if name == "embedded" else Path(name)) / "preprocessor_config.json"
+    return int(json.loads(file.read_text(encoding="utf-8"))["size"]["height"]) if file.exists() else 518
+
+
+def table(report: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return rows of a markdown table: set, teacher, AbsRel, change against the better baseline, δ1, F1."""
+    lines = [
+        "| pictures | teacher | AbsRel | against the better baseline | δ1 | edge F1 | constant | ramp |",
+        "|" + "---|" * 8,
+    ]
+    for pictures, teachers in report.items():
+        for teacher, s in teachers.items():
+            gain = 100 * (s["abs_rel"] / min(s["constant"], s["ramp"]) - 1)
+            edges = f"{s['boundary_f1']:.3f}" if "boundary_f1" in s else ""
+            lines.append(
+                f"| {pictures} | {teacher} | {s['abs_rel']:.3f} | {gain:+.0f} % | {s['delta1']:.3f} | {edges} "
+                f"| {s['constant']:.3f} | {s['ramp']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teachers", nargs="+", help="'embedded', a folder or a hub id")
+    parser.add_argument("--frames", type=int, default=64, help="held-out scenes per family of worlds; 0 for none")
+    parser.add_argument("--rgbd", nargs="*", default=[], metavar="NAME=FORMAT:FOLDER", help=", ".join(FORMATS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    args = parser.parse_args(argv)
+    configure_logging()
+    sets = [RgbdSet.parse(text) for text in args.rgbd]
+    torch.set_num_threads(args.threads)
+    clips = {s.name: load_rgbd(s.folder, **FORMATS[s.format]) for s in sets}
+    report: dict[str, dict[str, dict[str, float]]] = {}
+    for name in args.teachers:
+        teacher = DepthAnythingEncoder.from_pretrained(name, input_size=native_size(name))
+        worlds = skill_on_worlds(teacher.predict_depth, args.frames) if args.frames else {}
+        rows = worlds | {key: skill_on_clip(teacher.predict_depth, clip) for key, clip in clips.items()}
+        for pictures, scores in rows.items():
+            report.setdefault(pictures, {})[name] = scores
+    print(table(report))
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

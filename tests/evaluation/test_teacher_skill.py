@@ -1,0 +1,85 @@
+"""What a teacher knows about single pictures, and the baselines that it is held against."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from videomamba_depth.evaluation.teacher_skill import baseline, mean_skill, picture_skill, skill_on_worlds
+from videomamba_depth.utils.errors import UserError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_teacher.py"
+
+
+def floor(height: int = 24, width: int = 32) -> np.ndarray:
+    """Return the depth in m of a level floor with a box on it: inverse depth is a ramp plus a step."""
+    inverse = np.linspace(0.1, 1.0, height)[:, None].repeat(width, 1)
+    inverse[8:16, 10:20] = 0.9
+    return (1 / inverse).astype(np.float32)
+
+
+def test_the_truth_of_any_scale_and_shift_scores_zero() -> None:
+    depth_m = floor()
+    valid = np.ones_like(depth_m, bool)
+    scores = mean_skill([(3 / depth_m + 0.7, depth_m, valid)], 80.0, edges=True)
+    assert scores["abs_rel"] == pytest.approx(0, abs=1e-4)
+    assert scores["delta1"] == 1
+    assert scores["boundary_f1"] == 1
+    assert 0 < scores["ramp"] < scores["constant"], "a floor is nearly a ramp"
+
+
+def test_baselines_by_hand() -> None:
+    depth_m = np.array([[1.0, 1.0], [0.5, 0.25]], np.float32)
+    valid = np.ones_like(depth_m, bool)
+    constant = picture_skill(baseline("constant", 2, 2), depth_m, valid, 80.0)
+    assert constant["abs_rel"] == pytest.approx(np.mean([0.5, 0.5, 0, 1]), rel=1e-6)  # mean inverse depth 2 → 0.5 m
+    ramp = picture_skill(baseline("ramp", 2, 2), depth_m, valid, 80.0)
+    assert ramp["abs_rel"] == pytest.approx(np.mean([0, 0, 1 / 3, 1 / 3]), rel=1e-6)  # rows 1 and 3 → 1 m and 1/3 m
+
+
+def test_pixels_without_truth_do_not_matter() -> None:
+    depth_m = floor()
+    valid = np.ones_like(depth_m, bool)
+    valid[:4] = False
+    wild = depth_m.copy()
+    wild[:4] = np.nan
+    p = np.random.default_rng(0).uniform(0.5, 2, depth_m.shape).astype(np.float32)
+    q = p.copy()
+    q[:4] = 1000
+    assert picture_skill(p, depth_m, valid, 80.0) == picture_skill(q, wild, valid, 80.0)
+    assert mean_skill([(p, depth_m, np.zeros_like(valid))], 80.0, edges=False) == {}
+
+
+def test_a_constant_teacher_is_no_better_than_the_constant_on_worlds() -> None:
+    def constant(rgb: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(rgb), 1, *rgb.shape[-2:])
+
+    scores = skill_on_worlds(constant, 2, ["tabletop"])["tabletop"]
+    assert scores["abs_rel"] == pytest.approx(scores["constant"], abs=1e-4)
+    assert scores["boundary_f1"] == 0
+
+
+def test_the_command_measures_a_teacher_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("evaluate_teacher", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name in ("rgb", "depth"):
+        (tmp_path / name).mkdir()
+    depth_m = floor(56, 70)
+    cv2.imwrite(str(tmp_path / "depth" / "0.png"), (1000 * depth_m).astype(np.uint16))
+    cv2.imwrite(str(tmp_path / "rgb" / "0.png"), np.random.default_rng(0).integers(0, 256, (56, 70, 3), np.uint8))
+    script.main(["embedded", "--frames", "0", "--rgbd", f"mine=7scenes:{tmp_path}", "--json", str(tmp_path / "s.json")])
+    scores = json.loads((tmp_path / "s.json").read_text())["mine"]["embedded"]
+    assert 0 < scores["abs_rel"] < 1.5
+    assert f"| mine | embedded | {scores['abs_rel']:.3f} |" in capsys.readouterr().out
+    assert script.native_size("embedded") == 112
+    with pytest.raises(UserError, match="FORMAT"):
+        script.main(["embedded", "--rgbd", "mine=unknown:/nowhere"])

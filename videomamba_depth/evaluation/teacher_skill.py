@@ -1,0 +1,104 @@
+"""How much a depth model knows about single pictures: beside a constant and a ramp, on held-out worlds and RGB-D sets.
+
+Everything is aligned per picture (scale and shift in inverse depth), so that no knowledge of units is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from videomamba_depth.data.synthetic import SceneFamily, WorldConfig, iter_video
+from videomamba_depth.evaluation.clips import EvaluationClip
+from videomamba_depth.utils.metrics import boundary_f1
+from videomamba_depth.utils.metrics_accuracy import (
+    align_scale_shift,
+    aligned_depth_m,
+    aligned_disparity,
+    frame_accuracy,
+    valid_ground_truth,
+)
+
+HELD_OUT_SEEDS = 5_000_000
+"""First seed of the worlds that models are judged on; training scenes begin far above."""
+
+MAX_DEPTH_M = {"rooms": 20.0, "courtyard": 30.0}
+"""Ground truth beyond does not count: nothing in a room, the sky in the courtyard; 80 m elsewhere."""
+
+Array = NDArray[np.float32]
+Predict = Callable[[Tensor], Tensor]
+
+
+def baseline(kind: str, height: int, width: int) -> Array:
+    """Return the inverse depth [h,w] of a constant, or of a ramp that grows towards the lower edge."""
+    if kind == "constant":
+        return np.ones((height, width), np.float32)
+    return np.repeat(np.linspace(1, 2, height, dtype=np.float32)[:, None], width, axis=1)
+
+
+def picture_skill(inv_depth: Array, depth_m: Array, valid: NDArray[np.bool_], max_depth_m: float) -> dict[str, float]:
+    """Return AbsRel and δ1 of one picture [h,w] against the truth, after its own alignment."""
+    target = np.where(valid, 1 / np.maximum(depth_m, 1e-8), 0).astype(np.float64)
+    pair = align_scale_shift(np.maximum(inv_depth, 1e-3), target, valid)
+    scores = frame_accuracy(aligned_depth_m(inv_depth.astype(np.float64), *pair, max_depth_m), depth_m, valid)
+    return {} if scores is None else {name: scores[name] for name in ("abs_rel", "delta1")}
+
+
+def mean_skill(
+    pictures: Iterable[tuple[Array, Array, NDArray[np.bool_]]], max_depth_m: float, *, edges: bool
+) -> dict[str, float]:
+    """Average over pictures (inverse depth, depth in m, valid), each [h,w].
+
+    Returns abs_rel, delta1, the AbsRel of both baselines (constant, ramp), and with `edges` boundary_f1: of the aligned
+    inverse depth against the true one, which must then be complete.
+    """
+    rows: list[dict[str, float]] = []
+    for inv_depth, depth_m, valid in pictures:
+        row = picture_skill(inv_depth, depth_m, valid, max_depth_m)
+        if not row:
+            continue
+        for kind in ("constant", "ramp"):
+            row[kind] = picture_skill(baseline(kind, *depth_m.shape), depth_m, valid, max_depth_m)["abs_rel"]
+        if edges:
+            truth = 1 / depth_m
+            pair = align_scale_shift(np.maximum(inv_depth, 1e-3), truth, np.ones_like(valid))
+            row["boundary_f1"] = boundary_f1(aligned_disparity(inv_depth, *pair)[None], truth[None]).value
+        rows.append(row)
+    return {name: round(float(np.nanmean([row[name] for row in rows])), 4) for name in rows[0]} if rows else {}
+
+
+def skill_on_worlds(
+    predict: Predict, count: int, families: Iterable[str] = get_args(SceneFamily)
+) -> dict[str, dict[str, float]]:
+    """Judge predict(rgb [b,3,h,w] in [0,1]) → inverse depth [b,1,h,w] on the first frame, with the default camera
+    defects, of `count` held-out scenes of each family. Returns family → what `mean_skill` returns."""
+    report = {}
+    for family in families:
+        config = WorldConfig(num_frames=1, family=family)  # type: ignore[arg-type]
+        frames = [next(iter_video(HELD_OUT_SEEDS + i, config)) for i in range(count)]
+        rgb = torch.from_numpy(np.stack([f.rgb for f in frames])).permute(0, 3, 1, 2).float() / 255
+        inv_depth = torch.cat([predict(part) for part in rgb.split(16)])[:, 0].float().numpy()
+        depth_m = np.stack([f.depth_m for f in frames])
+        limit = MAX_DEPTH_M.get(family, 80.0)
+        valid = np.stack(list(valid_ground_truth(depth_m, None, limit)))
+        report[family] = mean_skill(zip(inv_depth, depth_m, valid, strict=True), limit, edges=True)
+    return report
+
+
+def skill_on_clip(predict: Predict, clip: EvaluationClip) -> dict[str, float]:
+    """Judge predict on every frame of an RGB-D clip, at the size of its depth maps."""
+    assert clip.gt_depth_m is not None
+    valid = valid_ground_truth(clip.gt_depth_m, clip.valid, clip.max_depth_m)
+
+    def pictures() -> Iterable[tuple[Array, Array, NDArray[np.bool_]]]:
+        assert clip.gt_depth_m is not None
+        for rgb, depth_m, known in zip(clip.frames, clip.gt_depth_m, valid, strict=True):
+            tensor = torch.from_numpy(np.asarray(rgb)).permute(2, 0, 1)[None].float() / 255
+            yield predict(tensor)[0, 0].float().numpy(), np.asarray(depth_m), np.asarray(known)
+
+    return mean_skill(pictures(), clip.max_depth_m, edges=False)
