@@ -16,11 +16,11 @@ from videomamba_depth.streaming.predictor import load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
 
 _NEEDED = ("starlette", "uvicorn", "websockets")
-_STOPPED_STATUS = 130
 
 
 def serve_main(config: ServeConfig) -> None:
@@ -33,12 +33,12 @@ def serve_main(config: ServeConfig) -> None:
     if missing:
         raise UserError(f"the page needs {' and '.join(missing)}: pip install 'videomamba-depth[serve]'")
     from videomamba_depth.serving.same_origin import is_loopback
-    from videomamba_depth.serving.server import listen, run_server, stop_signals
+    from videomamba_depth.serving.server import listen, run_server
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:
-        with stop_signals(), listen(config.host, config.port) as listener:
+        with listen(config.host, config.port) as listener:
             app = build_page(config)
             host, port = listener.getsockname()[:2]
             if not is_loopback(config.host):
@@ -46,7 +46,7 @@ def serve_main(config: ServeConfig) -> None:
             log.info("open http://%s:%d in a browser; Ctrl-C ends", f"[{host}]" if ":" in host else host, port)
             run_server(app, listener, settings(config))
     except KeyboardInterrupt:
-        sys.exit(_STOPPED_STATUS)
+        sys.exit(STOPPED_STATUS)
 
 
 def build_page(config: ServeConfig) -> Any:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -17,10 +15,10 @@ from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from videomamba_depth.serving.settings import ServeSettings
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.signals import on_stop
 
 _CONNECTIONS_PER_STREAM = 8  # a page opens a few for its files
 _SHUTDOWN_S = 3
-_STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -41,7 +39,7 @@ def run_server(app: Any, listener: socket.socket, settings: ServeSettings) -> No
     """Serve until Ctrl-C, SIGTERM or SIGHUP; connections then have three seconds to finish.
 
     Raises:
-        KeyboardInterrupt: one of these signals came (within `stop_signals`, for those other than Ctrl-C).
+        KeyboardInterrupt: one of these signals came (within `on_stop`, for those other than Ctrl-C).
     """
     PageServer(server_config(app, settings)).run(sockets=[listener])
 
@@ -62,18 +60,6 @@ def server_config(app: Any, settings: ServeSettings) -> uvicorn.Config:
     )
 
 
-@contextmanager
-def stop_signals() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does; a SIGHUP that is ignored (nohup) stays so."""
-    chosen = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in chosen}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class PageServer(uvicorn.Server):
     """Stops at SIGHUP too, and cuts the connections that are still open when their time is over."""
 
@@ -91,12 +77,7 @@ class PageServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals(), ExitStack() as stack:
-            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-                before = signal.getsignal(signal.SIGHUP)
-                if before is not signal.SIG_IGN:
-                    signal.signal(signal.SIGHUP, self.handle_exit)
-                    stack.callback(signal.signal, signal.SIGHUP, before)
+        with super().capture_signals(), on_stop(self.handle_exit):
             yield
 
 
