@@ -287,6 +287,8 @@ class TeacherCacheReader:
                     " set loss.target_radius, loss.target_sigma and flow.name like the cache, or use another cache"
                 )
             names.append("stabilised")
+        elif self.stabilised is not None and stored is not None:
+            self._say(_Misfit("not finished", f"stabilised targets of {video_id} are not finished"))
         arrays = {name: group[name] for name in names if name in group}
         for kind in (RAW, *([STABILISED] if "stabilised" in arrays else [])):
             arrays |= {f"{kind}_{name}": group[f"{kind}_{name}"][:] for name in ("scale", "digest")}

@@ -240,6 +240,11 @@ class Trainer:
         """Forward and backward on the next chunk; return the loss terms and the number of frames."""
         clip = self._current_clip(batches)
         start, stop = self._position.frame, min(self._position.frame + self.settings.chunk_frames, clip.num_frames)
+        if start >= stop:
+            raise UserError(
+                f"the checkpoint of step {self.step} is damaged: it goes on at frame {start} of a clip of"
+                f" {clip.num_frames}; delete its folder to go back to the one before"
+            )
         chunk = self._restart_some(clip.chunk(start, stop), clip.rgb.shape[0])
         image_size = (clip.rgb.shape[-2], clip.rgb.shape[-1])
         defer = not synchronise and isinstance(self._forward, DistributedDataParallel)

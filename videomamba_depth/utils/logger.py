@@ -12,7 +12,7 @@ from pathlib import Path
 
 import transformers.utils.logging
 
-from videomamba_depth.utils.atomic import disk_error, sync, to_json, write_text
+from videomamba_depth.utils.atomic import disk_error, disk_errors, sync, to_json, write_text
 from videomamba_depth.utils.environment import launch
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ class JsonLines:
     def __init__(self, path: Path, keep_up_to_step: int | None = None) -> None:
         self.path = path
         if path.exists():
-            records, broken = _parse(path)
+            with disk_errors(path):
+                records, broken = _parse(path)
             if broken:
                 log.warning("%s: %d unreadable lines are left out, first line %d", path, len(broken), broken[0])
             kept = [r for r in records if keep_up_to_step is None or _step(r) <= keep_up_to_step]
