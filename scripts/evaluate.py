@@ -9,6 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is importe
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from videomamba_depth.models.encoder_da import hash_tensors
 from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.lock import exclusive
 from videomamba_depth.utils.precision import autocast, resolve_device, resolve_dtype
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,12 @@ log = logging.getLogger(__name__)
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table, write JSON, Markdown and HTML; exit with 1 where clips had to be left out."""
+    with ExitStack() as held:
+        evaluate(config, held)
+
+
+def evaluate(config: EvaluateConfig, held: ExitStack) -> None:
+    """Do what `main` says; `held` keeps the lock of the outputs."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
         cv2.setNumThreads(config.threads)
@@ -62,6 +70,7 @@ def main(config: EvaluateConfig) -> None:
             return own.predict_depth(frame.to(device)).float().cpu()
 
     folder = Path(config.output or Path(next(iter(checkpoints.values()))).parent / "evaluation")
+    held.enter_context(exclusive(folder / f".{config.name}.lock", f"evaluation '{folder / config.name}'"))
     so_far = [folder / f"{config.name}.so_far{suffix}" for suffix in (".json", ".md")]
 
     def keep(result: Mapping[str, Any]) -> None:

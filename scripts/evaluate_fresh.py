@@ -10,6 +10,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,17 @@ from videomamba_depth.evaluation.report import write_json, write_text
 from videomamba_depth.evaluation.summary import versions
 from videomamba_depth.evaluation.worlds import KIND_SEEDS, WorldSet, WorldSpec
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.lock import exclusive
 
 
 def main(config: EvaluateFreshConfig) -> None:
     """Score every world, print the report, write JSON, Markdown and HTML."""
+    with ExitStack() as held:
+        evaluate(config, held)
+
+
+def evaluate(config: EvaluateFreshConfig, held: ExitStack) -> None:
+    """Do what `main` says; `held` keeps the lock of the outputs."""
     worlds = world_set(config)
     specs = [spec for spec in worlds.specs() if spec.kind in config.kinds]
     if not specs:
@@ -43,6 +51,8 @@ def main(config: EvaluateFreshConfig) -> None:
         config.input_size,
         (worlds.height, worlds.width),
     )
+    folder = Path(config.output)
+    held.enter_context(exclusive(folder / f".{config.name}.lock", f"evaluation '{folder / config.name}'"))
     names = [student.name for student in students]
     task = partial(score_fresh_world, config=config)
     jobs = [(spec, is_shown(spec, worlds)) for spec in specs]
@@ -72,7 +82,6 @@ def main(config: EvaluateFreshConfig) -> None:
         "versions": versions(),
     }
     text = fresh_markdown(result)
-    folder = Path(config.output)
     paths = [write_json(result, folder / f"{config.name}.json"), write_text(folder / f"{config.name}.md", text)]
     if config.html.enabled:
         pictures = {spec.kind: [show_fresh_world(spec, config)] for spec, shown in jobs if shown}

@@ -15,6 +15,7 @@ from videomamba_depth.utils.lock import exclusive
 COMMANDS = {
     "run/.lock": ("train.py", "run_dir=run", "debug=smoke", "trainer.device=cpu"),
     "cache/.lock": ("scripts/precompute_teacher_depth.py", "root=videos", "cache=cache", "short_side=28", "device=cpu"),
+    "judged/.evaluation.lock": ("scripts/evaluate.py", "checkpoint=embedded", "output=judged", "device=cpu"),
     "out/.clip.lock": ("inference_streaming.py", "checkpoint=embedded", "input=videos/clip.mp4", "output=out"),
 }
 
@@ -24,7 +25,7 @@ def test_a_second_writer_is_refused(tmp_path: Path, tiny_teacher_folder: str, lo
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "clip.mp4", num_frames=3)
     script, *arguments = COMMANDS[lock]
-    teacher = [] if script == "inference_streaming.py" else [f"teacher.name={tiny_teacher_folder}"]
+    teacher = [f"teacher.name={tiny_teacher_folder}"] if script.startswith(("train", "scripts/pre")) else []
     with exclusive(tmp_path / lock, "it"):
         refused = run_command(tmp_path, script, *arguments, *teacher)
     assert refused.status == 2, refused.err

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from videomamba_depth.utils.atomic import sync
+from videomamba_depth.utils.atomic import disk_error, sync
 from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return av.open(str(self._target), "w", format="mp4", options=options)
         except (av.error.FFmpegError, OSError) as error:
-            raise UserError(f"cannot write video {self.path}: {error}") from error
+            raise disk_error(f"video {self.path}", error) from error
 
     def _add_stream(self, codec: str, rate: Fraction, crf: int, preset: str) -> Any:
         encoder = CODECS[codec]
@@ -177,7 +177,7 @@ class VideoWriter:
         try:
             self._container.mux(packets)
         except (av.error.FFmpegError, OSError) as error:
-            raise UserError(f"cannot write video {self.path}: {error}") from error
+            raise disk_error(f"video {self.path}", error) from error
 
 
 def _exact_time_base(time_base: Fraction) -> Fraction:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -122,7 +123,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error}; free some space and run again") from error
 
 
-def disk_error(path: Path | str, error: OSError) -> UserError:
-    """Return what to tell a person when `path` cannot be written."""
+def disk_error(path: Path | str, error: Any) -> UserError:
+    """Return what to tell a person when `path` cannot be written; `error` is an `OSError`, or one of FFmpeg's."""
     remedy = "free some space and run again" if error.errno in DISK_FULL else "see to the folder and run again"
     return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from tqdm import tqdm
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the errors that a full disk, a quota or a limit of the file size leads to."""
 
@@ -97,7 +99,7 @@ def _first_line(error: BaseException) -> str:
 def _exit_with(message: str) -> NoReturn:
     if os.environ.get("VIDEOMAMBA_TRACEBACK", "").strip().lower() not in ("", "0", "false", "off", "no"):
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)  # on a line of its own, not behind a bar
     try:
         sys.stdout.flush()
     except OSError:  # Python would try, and complain, once more at exit
