@@ -16,8 +16,8 @@ import pytest
 from media import frame_number, write_video
 
 from videomamba_depth.data.video_clock import Clock
-from videomamba_depth.data.video_end import is_cut_off
 from videomamba_depth.data.video_io import Frame, VideoReadError, count_frames, iter_frames, probe_video, read_frames
+from videomamba_depth.data.video_structure import CUT_OFF, find_damage
 from videomamba_depth.streaming.network import NetworkCamera
 from videomamba_depth.streaming.sources import FileSource, UrlSource
 
@@ -79,7 +79,7 @@ def test_a_whole_file_is_whole(whole: dict[str, Path], name: str) -> None:
     assert [frame_number(frame.rgb) for frame in frames] == list(range(NUM_FRAMES))
     assert said == ""
     assert count_frames(whole[name]) in (None, NUM_FRAMES)
-    assert not is_cut_off(whole[name])
+    assert find_damage(whole[name]) == ""
 
 
 @pytest.mark.parametrize("share", [0.7, 0.85])
@@ -101,14 +101,14 @@ def test_what_is_there_is_used_and_the_end_is_told(
     assert count_frames(path) in (None, len(frames))
 
 
-@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize("name", sorted(CONTAINERS.keys() - {"live.mkv"}))  # whose blocks have no whole
 def test_every_cut_is_seen_from_sizes_alone(whole: dict[str, Path], tmp_path: Path, name: str) -> None:
     data, path = whole[name].read_bytes(), tmp_path / "cut"
     for length in np.random.default_rng(0).integers(len(data) // 3, len(data), 40):
         if name.endswith("ts") and length % (192 if name == "blu.m2ts" else 188) == 0:
             continue  # a shorter file
         path.write_bytes(data[:length])
-        assert is_cut_off(path), length
+        assert find_damage(path) == CUT_OFF, length
 
 
 def place_all(stamps: list[int | None]) -> list[int]:

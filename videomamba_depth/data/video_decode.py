@@ -15,6 +15,7 @@ import numpy as np
 from av.stream import Disposition
 
 from videomamba_depth.data.video_info import Orientation, VideoReadError
+from videomamba_depth.data.video_structure import CUT_OFF
 
 _REMEDY = "it is damaged, cut off or not a video: replace or remove it"
 # Decoders that honour a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
@@ -23,6 +24,8 @@ _SKIP_ON_REQUEST = {"h264", "hevc", "mpeg4", "mpeg2video"}
 # further on. Elsewhere the mark means that the file ends within the packet.
 _MARKED_LOOSELY = {"mpegts", "mpeg"}
 _READ_ATTEMPTS = 16  # that fail one after the other, behind damage
+# One packet is one displayed frame here, unless it holds a field. (MPEG-4 has empty frames, VP8 hidden ones.)
+_ONE_TO_ONE = {"h264", "hevc", "av1", "vp9", "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "gif"}
 _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
@@ -35,9 +38,9 @@ class Losses:
         stated: that there should be; None where nobody says.
         leading: before the first frame, in pieces that refer to what is not there: a recording that begins between two
             key frames.
-        undecodable: packets behind it that cannot be decoded.
+        undecodable: packets behind it that cannot be decoded, or gave no frame.
         damaged: frames with parts that the decoder made up.
-        cut_off: the file ends before its container does, or within a packet.
+        structure: what is wrong with the container's structure, see `find_damage`; "" for nothing.
         broken: why reading ended before the end; "" if it did not.
     """
 
@@ -46,7 +49,7 @@ class Losses:
     leading: int = 0
     undecodable: int = 0
     damaged: int = 0
-    cut_off: bool = False
+    structure: str = ""
     broken: str = ""
 
     def described(self) -> str:
@@ -56,8 +59,9 @@ class Losses:
             parts.append(f"only {self.num_frames} of {self.stated} frames can be decoded")
         if self.broken:
             parts.append(f"reading broke off behind frame {self.num_frames} ({self.broken})")
-        elif self.cut_off:
-            parts.append(f"it is cut off behind frame {self.num_frames}")
+        elif self.structure:
+            behind = f" behind frame {self.num_frames}" if self.structure == CUT_OFF else ""
+            parts.append(f"{self.structure}{behind}")
         if self.undecodable:
             parts.append(f"{self.undecodable} packets cannot be decoded")
         if self.damaged:
@@ -131,10 +135,12 @@ def decode_frames(
     losses = Losses() if losses is None else losses
     decoding_times: deque[int | None] | None = deque() if container.format.name == "avi" else None
     early: list[int] = []  # times of packets up to the first frame
+    one_to_one, num_given = stream.codec_context.name in _ONE_TO_ONE, 0
     for packet in demux_packets(container, stream, losses):
         if skip_before is not None and stream.codec_context.name in _SKIP_ON_REQUEST:
             skipped = packet.pts is not None and packet.pts < skip_before
             stream.codec_context.skip_frame = "NONREF" if skipped else "DEFAULT"
+            one_to_one = one_to_one and not skipped
         if losses.num_frames == 0 and packet.pts is not None and not packet.is_discard:
             early.append(packet.pts)
         try:
@@ -144,9 +150,11 @@ def decode_frames(
         except av.error.FFmpegError:
             losses.undecodable += losses.num_frames > 0
             continue
+        num_given += not packet.is_discard
         if decoding_times is not None:
             decoding_times.append(packet.dts)
         for frame in frames:
+            one_to_one = one_to_one and not frame.interlaced_frame
             _check(frame, losses, decoding_times, early)
             yield frame
     try:
@@ -157,6 +165,8 @@ def decode_frames(
     for frame in frames:
         _check(frame, losses, decoding_times, early)
         yield frame
+    if one_to_one:
+        losses.undecodable += max(0, num_given - losses.leading - losses.num_frames)
 
 
 def _check(frame: Any, losses: Losses, decoding_times: deque[int | None] | None, early: list[int]) -> None:
@@ -182,6 +192,9 @@ def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> 
             packet = next(packets)
         except (StopIteration, av.error.EOFError):
             return
+        except IndexError:  # PyAV, of a packet of a stream that began behind the header: none of ours
+            packets = container.demux(stream)
+            continue
         except av.error.InvalidDataError as error:
             losses.broken, failures = error.strerror, failures + 1
             packets = container.demux(stream)
@@ -192,7 +205,7 @@ def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> 
         if failures:  # behind the damage it goes on
             losses.undecodable, losses.broken, failures = losses.undecodable + failures, "", 0
         if packet.is_corrupt and container.format.name != "mpegts":
-            losses.cut_off = True
+            losses.structure = CUT_OFF
         # A packet without data is PyAV's flush mark, or a null frame.
         if packet.size and (loosely or not packet.is_corrupt):
             yield packet

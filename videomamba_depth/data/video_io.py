@@ -36,8 +36,8 @@ from videomamba_depth.data.video_decode import (
     without_password,
 )
 from videomamba_depth.data.video_deinterlace import deinterlaced
-from videomamba_depth.data.video_end import is_cut_off
 from videomamba_depth.data.video_info import Orientation, VideoInfo, VideoReadError, average_fps
+from videomamba_depth.data.video_structure import find_damage
 from videomamba_depth.data.video_writer import VideoWriter
 
 __all__ = [
@@ -102,15 +102,15 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
     if not is_url(path) and is_image_sequence(path):
         return probe_images(path, fps)
     with open_video(path) as (container, stream):
-        cut_off = _is_cut_off(path)
-        table = None if cut_off else _packet_table(container, stream)
+        structure = _structure(path)
+        table = None if structure else _packet_table(container, stream)
     if table is None:
-        return _probe_by_decoding(path, cut_off)
+        return _probe_by_decoding(path, structure)
     pts, keyframes = table
     with open_video(path) as (container, stream):
         first = next(decode_frames(container, stream), None)
         if first is None or first.pts != pts[0]:
-            return _probe_by_decoding(path, cut_off)
+            return _probe_by_decoding(path, structure)
         return _make_info(path, stream, first, pts, keyframes, Fraction(stream.time_base))
 
 
@@ -126,7 +126,7 @@ def count_frames(path: str | Path, options: Mapping[str, str] | None = None) -> 
     if is_image_sequence(path):
         return probe_images(path).num_frames
     with open_video(path, options=options) as (container, stream):
-        return None if _is_cut_off(path) else stated_frames(container, stream)
+        return None if _structure(path) else stated_frames(container, stream)
 
 
 def read_frames(
@@ -238,7 +238,7 @@ def iter_stream(
     opened = open_video(path, threads, options=options, timeout_s=timeout_s, max_pixels=max_pixels)
     found = Losses() if losses is None else losses
     with opened as (container, stream):
-        found.stated, found.cut_off = stated_frames(container, stream), _is_cut_off(path)
+        found.stated, found.structure = stated_frames(container, stream), _structure(path)
         frames = decode_frames(container, stream, losses=found)
         first = next(frames, None)
         if first is None:
@@ -269,12 +269,15 @@ def _packet_table(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray] 
     """Return (pts ascending, indices of key frames) from the packets alone, or None where they do not suffice."""
     if not (container_names(container) & _EXACT_CONTAINERS and stream.codec_context.name in _EXACT_CODECS):
         return None
-    pts, key_pts, losses = [], [], Losses()
+    pts, key_pts, losses, latest = [], [], Losses(), -(1 << 63)
     for packet in demux_packets(container, stream, losses):
         if packet.pts is None:
             return None
         if packet.is_discard:  # hidden by an edit list
             continue
+        if packet.is_keyframe and packet.pts < latest:
+            return None  # the clock went back: times do not tell the order
+        latest = max(latest, packet.pts)
         pts.append(packet.pts)
         if packet.is_keyframe:
             key_pts.append(packet.pts)
@@ -285,9 +288,9 @@ def _packet_table(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray] 
     return table, np.searchsorted(table, np.sort(key_pts))
 
 
-def _probe_by_decoding(path: str | Path, cut_off: bool) -> VideoInfo:
+def _probe_by_decoding(path: str | Path, structure: str) -> VideoInfo:
     """Enumerate the frames by decoding the whole file."""
-    losses = Losses(cut_off=cut_off)
+    losses = Losses(structure=structure)
     with open_video(path) as (container, stream):
         losses.stated = stated_frames(container, stream)
         frames = decode_frames(container, stream, losses=losses)
@@ -439,9 +442,9 @@ def _unchanged(rgb: np.ndarray) -> np.ndarray:
     return rgb
 
 
-def _is_cut_off(path: str | Path) -> bool:
+def _structure(path: str | Path) -> str:
     path = Path(path).expanduser()
-    return not is_url(path) and path.is_file() and is_cut_off(path)
+    return find_damage(path) if not is_url(path) and path.is_file() else ""
 
 
 def _tell_beginning(path: str | Path, losses: Losses) -> None:
