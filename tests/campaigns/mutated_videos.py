@@ -81,7 +81,7 @@ class Case:
 class Result:
     """What became of it.
 
-    outcome: "all frames"; "told" (some frames, or all, and a line that says what is wrong); "refused" (a line, no frame);
+    outcome: "all frames"; "told" (some frames, or all, and a line that says what is missing); "refused" (a line alone);
     "shorter file" (a stretch of whole packets is missing of a container that states no total); and what must not be:
     "SILENT", "TRACEBACK", "HANG", "CRASH", "WRONG TIMES", "WRONG VIDEO".
     """
@@ -218,7 +218,9 @@ def remux(path: Path, out: Path, change: Callable[[list[Any], random.Random], li
         step = round(Fraction(1, 10 if video.average_rate is None else video.average_rate) / video.time_base)
         shift = max(0, *(number * step - packet.pts for number, packet in enumerate(packets)))
         try:
-            options = {"fflags": "bitexact", "use_editlist": "0"}  # which would hide what comes before the first stamp
+            options = {"fflags": "bitexact"}
+            if out.suffix in (".mp4", ".mov"):
+                options["use_editlist"] = "0"  # it would hide what comes before the first stamp
             with av.open(str(out), "w", options=options) as target:
                 copy: Any = target.add_stream_from_template(video)
                 copy.time_base = video.time_base
@@ -268,9 +270,10 @@ class StandIn:
 def run_case(case: Case) -> Result:
     """Stream one file as the command does."""
     lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
+    handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger().addHandler(handler)
+    logging.getLogger("videomamba_depth.data").setLevel(logging.INFO)
     out = Path(case.path + ".out")
     out.mkdir(exist_ok=True)
     said, outcome = "", ""

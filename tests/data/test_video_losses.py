@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -16,8 +17,9 @@ import pytest
 from media import frame_number, write_video
 
 from videomamba_depth.data.video_clock import Clock
+from videomamba_depth.data.video_decode import Losses, decode_frames
 from videomamba_depth.data.video_io import Frame, VideoReadError, count_frames, iter_frames, probe_video, read_frames
-from videomamba_depth.data.video_structure import CUT_OFF, find_damage
+from videomamba_depth.data.video_structure import BROKEN, CUT_OFF, find_damage
 from videomamba_depth.streaming.network import NetworkCamera
 from videomamba_depth.streaming.sources import FileSource, UrlSource
 
@@ -208,6 +210,60 @@ def test_a_recording_that_begins_between_key_frames_says_so(
     assert [frame_number(frame.rgb) for frame in frames] == list(range(6, NUM_FRAMES))
     assert said == ""
     assert "frames before the first key frame cannot be decoded" in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted(CONTAINERS.keys() - {"wmv2.wmv"}))
+def test_a_hole_in_the_middle_is_told(whole: dict[str, Path], tmp_path: Path, name: str) -> None:
+    data = bytearray(whole[name].read_bytes())
+    start, length = len(data) * 7 // 10, len(data) // 8
+    data[start : start + length] = bytes(length)
+    path = tmp_path / name
+    path.write_bytes(data)
+    frames, said = read(FileSource(path))
+    assert frames
+    assert f"{name} is damaged: " in said
+
+
+def test_a_block_of_a_track_that_is_not_there_is_seen(whole: dict[str, Path], tmp_path: Path) -> None:
+    data, path = whole["vp9.webm"].read_bytes(), tmp_path / "x.webm"
+    track = data.rindex(b"\x81", 0, data.rindex(b"\xa3") + 8)  # the last block's: demuxers pass it over without a word
+    path.write_bytes(data[:track] + b"\x82" + data[track + 1 :])
+    assert find_damage(path) == BROKEN
+
+
+@pytest.mark.parametrize(("name", "instead"), [(b"moof", b"free"), (b"traf", b"\xff\xff\xff\xff")])
+def test_a_destroyed_index_of_a_fragment_is_seen(
+    whole: dict[str, Path], tmp_path: Path, name: bytes, instead: bytes
+) -> None:
+    data, path = whole["fragments.mp4"].read_bytes(), tmp_path / "x.mp4"
+    at = data.rindex(name)
+    path.write_bytes(data[:at] + instead + data[at + 4 :])
+    assert find_damage(path) == BROKEN
+
+
+def test_packets_without_a_frame_and_of_unknown_streams() -> None:
+    """PyAV raises IndexError at a packet of a stream that the header did not name."""
+
+    def packet(pts: int, *frames: Any) -> Any:
+        more = {"is_corrupt": False, "is_discard": False, "decode": lambda: list(frames)}
+        return SimpleNamespace(size=9, pts=pts, dts=pts, **more)
+
+    def frame(pts: int) -> Any:
+        return SimpleNamespace(pts=pts, is_corrupt=False, interlaced_frame=False)
+
+    rest = iter([packet(0, frame(0)), IndexError("list index out of range"), packet(1), packet(2, frame(2))])
+
+    def demux(_: Any) -> Iterator[Any]:
+        for item in rest:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    container = SimpleNamespace(format=SimpleNamespace(name="flv"), demux=demux)
+    stream = SimpleNamespace(codec_context=SimpleNamespace(name="h264"), decode=lambda _: [])
+    losses = Losses()
+    assert [f.pts for f in decode_frames(container, stream, losses=losses)] == [0, 2]
+    assert losses.described() == "1 packets cannot be decoded"
 
 
 def test_damage_in_the_middle_is_counted(tmp_path: Path) -> None:

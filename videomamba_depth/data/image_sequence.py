@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from videomamba_depth.data.video_info import VideoInfo, VideoReadError
+from videomamba_depth.data.video_structure import find_damage
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def iter_images(info: VideoInfo, indices: Iterable[int]) -> Iterator[np.ndarray]
 
 
 def _probe_animated(path: Path) -> VideoInfo:
-    ends_ms, shape, damage = [0.0], (0, 0), ""
+    ends_ms, shape, damage = [0.0], (0, 0), find_damage(path)
     try:
         for rgb, duration_ms in _animated_frames(path):
             shape = rgb.shape[:2]

@@ -24,8 +24,8 @@ _SKIP_ON_REQUEST = {"h264", "hevc", "mpeg4", "mpeg2video"}
 # further on. Elsewhere the mark means that the file ends within the packet.
 _MARKED_LOOSELY = {"mpegts", "mpeg"}
 _READ_ATTEMPTS = 16  # that fail one after the other, behind damage
-# One packet is one displayed frame here, unless it holds a field. (MPEG-4 has empty frames, VP8 hidden ones.)
-_ONE_TO_ONE = {"h264", "hevc", "av1", "vp9", "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "gif"}
+# One packet is one displayed frame here, unless it holds a field, or a hidden frame of VP8. (MPEG-4 has empty ones.)
+_ONE_TO_ONE = {"h264", "hevc", "av1", "vp8", "vp9", "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "gif"}
 _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
@@ -150,7 +150,7 @@ def decode_frames(
         except av.error.FFmpegError:
             losses.undecodable += losses.num_frames > 0
             continue
-        num_given += not packet.is_discard
+        num_given += not (packet.is_discard or _is_hidden(packet, stream))
         if decoding_times is not None:
             decoding_times.append(packet.dts)
         for frame in frames:
@@ -167,6 +167,11 @@ def decode_frames(
         yield frame
     if one_to_one:
         losses.undecodable += max(0, num_given - losses.leading - losses.num_frames)
+
+
+def _is_hidden(packet: Any, stream: Any) -> bool:
+    """Tell whether a VP8 frame is only there to be referred to (RFC 6386, 9.1)."""
+    return stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
 
 
 def _check(frame: Any, losses: Losses, decoding_times: deque[int | None] | None, early: list[int]) -> None:

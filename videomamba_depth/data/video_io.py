@@ -103,6 +103,8 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
         return probe_images(path, fps)
     with open_video(path) as (container, stream):
         structure = _structure(path)
+        if hidden := stream.frames - (stated_frames(container, stream) or stream.frames):
+            log.info("%s: its edit list hides %d of %d frames", path, hidden, stream.frames)
         table = None if structure else _packet_table(container, stream)
     if table is None:
         return _probe_by_decoding(path, structure)

@@ -17,7 +17,11 @@ _BLOCK = 188 * 192 * 50  # bytes read at a time; a multiple of both packet sizes
 _TAIL = 1 << 16  # bytes looked through for the last page of an Ogg file: more than a page can hold
 _PNG_TAIL = 64  # bytes in which the last chunk of a PNG begins, and what may follow it
 _FIRST_MP4_BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"sidx", b"pnot"}
-_EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
+_MP4_PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+_EBML, _SEGMENT, _TRACK_NUMBER = 0x1A45DFA3, 0x18538067, 0xD7
+_EBML_PARENTS = {_SEGMENT, 0x1F43B675, 0x1654AE6B, 0xAE, 0xA0}  # Cluster, Tracks, TrackEntry, BlockGroup
+_EBML_BLOCKS = {0xA3, 0xA1}  # SimpleBlock, Block; they begin with the number of their track
+_WEBP_CHUNKS = {b"VP8X", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"ALPH", b"ICCP", b"EXIF", b"XMP "}
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
@@ -26,8 +30,8 @@ def find_damage(path: str | Path) -> str:
     """Return `CUT_OFF` or `BROKEN` where the sizes in a file do not lead from its start to its end, else "".
 
     Only headers are read (and every byte of MPEG-TS and GIF). MP4 and MOV (ISO/IEC 14496-12), Matroska and WebM (RFC
-    8794), AVI and WebP (RIFF), FLV, MPEG-TS, ASF, Ogg (RFC 3533), GIF and PNG; "" for others. A file cut exactly between
-    two fragments or packets of a container that states no total is a shorter file, and nobody can tell.
+    8794), AVI and WebP (RIFF), FLV, MPEG-TS, ASF, Ogg (RFC 3533), GIF and PNG; "" for others. A file cut exactly
+    between two fragments or packets of a container that states no total is a shorter file, and nobody can tell.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -49,6 +53,8 @@ def _check_boxes(file: BinaryIO, size: int) -> str:
             length = int.from_bytes(file.read(8), "big")
         if length < 8 or not kind.isascii():
             return ""  # to the end, or something else behind it
+        if kind in _MP4_PARENTS and at + length <= size and not _are_boxes(file, at + 8, at + length):
+            return BROKEN
         if kind == b"mdat" and fragments and not waiting:
             return BROKEN  # a fragment's data without its index
         fragments |= kind == b"moof"
@@ -57,35 +63,53 @@ def _check_boxes(file: BinaryIO, size: int) -> str:
     return CUT_OFF if at > size or waiting else ""
 
 
-def _check_elements(file: BinaryIO, size: int) -> str:
-    """Matroska: elements of a variable-length id and size; those of unknown size hold what follows."""
-    at, end = 0, size  # of what is looked at: the file, a segment
-    cluster_end = 0
-    while at < end:
+def _are_boxes(file: BinaryIO, at: int, end: int) -> bool:
+    """Tell whether boxes of a type and a length fill a stretch; those that hold the index are gone into."""
+    while at + 8 <= end:
         file.seek(at)
-        head = file.read(12)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if length < 8 or at + length > end or not kind.isascii():
+            return False
+        if kind in _MP4_PARENTS and not _are_boxes(file, at + 8, at + length):
+            return False
+        at += length
+    return True
+
+
+def _check_elements(file: BinaryIO, size: int) -> str:
+    """Matroska: elements of a variable-length id and size; parents of unknown size hold what follows."""
+    at, ends = 0, [size]  # of the parents that are open
+    tracks: set[int] = set()
+    while at < ends[0]:
+        file.seek(at)
+        head = file.read(16)
         id_length = 9 - head[0].bit_length()
         size_length = 9 - head[id_length].bit_length() if len(head) > id_length else 9
         if id_length > 4 or size_length > 8:
-            return BROKEN if len(head) == 12 else CUT_OFF
+            return BROKEN if len(head) == 16 else CUT_OFF
         number = int.from_bytes(head[:id_length], "big")
         length = int.from_bytes(head[id_length : id_length + size_length], "big") & ((1 << 7 * size_length) - 1)
+        content = head[id_length + size_length :]
         unknown = length == (1 << 7 * size_length) - 1
         at += id_length + size_length
-        if unknown and number not in (_SEGMENT, _CLUSTER):
-            return BROKEN
         if number == _SEGMENT and not unknown:
-            end = at + length  # what follows is not ours
-            if end > size:
+            ends = [at + length]  # what follows is not ours
+            if at + length > size:
                 return CUT_OFF
-        elif number == _CLUSTER:  # go into it
-            cluster_end = 0 if unknown else at + length
-        elif number != _SEGMENT:
+        elif number in _EBML_PARENTS:
+            ends += [] if unknown else [at + length]
+        elif unknown:
+            return BROKEN
+        elif number in _EBML_BLOCKS and content and content[0] & 0x7F not in tracks:
+            return BROKEN  # it would be passed over
+        else:
             at += length
-        if cluster_end and at > cluster_end:
-            return CUT_OFF if at > size else BROKEN
-        if at == cluster_end:
-            cluster_end = 0
+        if number == _TRACK_NUMBER and content:
+            tracks.add(content[0])
+        if at > ends[-1] or ends[-1] > ends[0]:
+            return CUT_OFF if at > size or ends[-1] > size else BROKEN
+        while len(ends) > 1 and at == ends[-1]:
+            ends.pop()
     return CUT_OFF if at > size else ""
 
 
@@ -99,18 +123,22 @@ def _check_riff(file: BinaryIO, size: int) -> str:
             return ""
         if at + 8 + length > size + 1:  # the last chunk's padding may be missing
             return CUT_OFF
-        if form[:3] == b"AVI" and not _are_chunks(file, at + 12, min(size, at + 8 + length)):
+        if not _are_chunks(file, at + 12, min(size, at + 8 + length), _WEBP_CHUNKS if form == b"WEBP" else None):
             return BROKEN
         at += 8 + length + length % 2
     return ""
 
 
-def _are_chunks(file: BinaryIO, at: int, end: int) -> bool:
-    """Tell whether chunks of a printable name and a length fill a stretch; lists of data chunks are gone into."""
+def _are_chunks(file: BinaryIO, at: int, end: int, names: set[bytes] | None) -> bool:
+    """Tell whether chunks of a name and a length fill a stretch; lists of data chunks are gone into.
+
+    names: that there may be; None: any that are printable.
+    """
     while at + 8 <= end:
         file.seek(at)
         kind, length, form = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
-        if not all(32 <= byte < 127 for byte in kind) or at + 8 + length > end + 1:
+        known = all(32 <= byte < 127 for byte in kind) if names is None else kind in names
+        if not known or at + 8 + length > end + 1:
             return False
         at += 12 if kind == b"LIST" and form in (b"movi", b"rec ") else 8 + length + length % 2
     return True
