@@ -128,7 +128,8 @@ def count_frames(path: str | Path, options: Mapping[str, str] | None = None) -> 
     if is_image_sequence(path):
         return probe_images(path).num_frames
     with open_video(path, options=options) as (container, stream):
-        return None if _structure(path) else stated_frames(container, stream)
+        stated = stated_frames(container, stream)
+        return None if stated is None or _structure(path) else stated
 
 
 def read_frames(
