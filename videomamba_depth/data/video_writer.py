@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from videomamba_depth.utils.atomic import disk_error, sync
+from videomamba_depth.utils.atomic import disk_error, put_in_place, sync
 from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -114,10 +114,10 @@ class VideoWriter:
         finally:
             container, self._container = self._container, None
             container.close()
-        sync(self._target)
-        if self._target != self.path:
-            os.replace(self._target, self.path)
-            sync(self.path.parent)
+        if self._target == self.path:
+            sync(self.path)
+        else:
+            put_in_place(self._target, self.path)
 
     def __enter__(self) -> VideoWriter:
         return self

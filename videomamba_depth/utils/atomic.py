@@ -64,13 +64,19 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         with disk_errors(path):
             yield partial
             if durable:
-                sync(partial)
-            os.replace(partial, path)
-            if durable:
-                sync(path.parent)
+                put_in_place(partial, path)
+            else:
+                os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Flush a file to the disk, let it take the place of `path`, and flush the folder's entry."""
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:
