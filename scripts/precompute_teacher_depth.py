@@ -40,8 +40,8 @@ def main(config: PrecomputeConfig) -> None:
             if ranks.is_main and not config.verify and "://" not in config.cache:  # one lock for all ranks
                 lock = Path(config.cache).expanduser() / ".lock"
                 held.enter_context(exclusive(lock, f"teacher cache '{config.cache}'"))
-        teacher = build_teacher(config.teacher, ranks.device, config.short_side)
-        key = TeacherKey.from_dict(teacher.cache_key())
+        teacher = build_teacher(config.teacher, ranks.device)
+        key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
         if config.verify:
             verify(config, key, videos)
             return
@@ -55,7 +55,7 @@ def main(config: PrecomputeConfig) -> None:
             key,
             config.cache,
             batch_frames=config.batch_frames,
-            storage_short_side=config.short_side,
+            image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
             rank=ranks.rank,
             world_size=ranks.world_size,
             flow=build_flow_estimator(config.flow, ranks.device) if config.store_flow else None,

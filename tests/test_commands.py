@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_folder: str, 
     teacher = f"teacher.name={tiny_teacher_folder}"
     cache = run_command(
         work, "scripts/precompute_teacher_depth.py", teacher, f"root={videos}", "cache=cache", "short_side=28",
-        "device=cpu", "threads=1",
+        "crop=[28,42]", "device=cpu", "threads=1",
     )  # fmt: skip
     assert cache.status == 1, cache.err  # broken videos are there
     assert "3 videos labelled" in cache.err

@@ -12,7 +12,7 @@ import pytest
 import torch
 from media import frame_number, write_empty, write_images, write_text, write_truncated, write_video
 
-from videomamba_depth.data.clip import ClipMeta, collate_clips
+from videomamba_depth.data.clip import ClipMeta, WholeFrames, collate_clips
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.perturbations import Perturbations
@@ -42,7 +42,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     if one.keys() != other.keys() or one["meta"] != other["meta"]:
         return False
-    return all(torch.equal(one[name], other[name]) for name in one if name != "meta")
+    views = [item.get("whole", []) for item in (one, other)]
+    views = [[view] if isinstance(view, WholeFrames) else view for view in views]
+    if not all(torch.equal(a.rgb, b.rgb) and a.geometry == b.geometry for a, b in zip(*views, strict=True)):
+        return False
+    return all(torch.equal(one[name], other[name]) for name in one.keys() - {"meta", "whole"})
 
 
 def numbers(item: dict[str, Any]) -> tuple[int, ...]:

@@ -238,6 +238,7 @@ class PrecomputeConfig:
     root: str = path()
     cache: str = path()
     short_side: int = ranged(14, _PX)
+    crop: list[int] | None = ranged(14, _PX, None, length=2)
     batch_frames: int = ranged(1, 4096)
     store_flow: bool = MISSING
     stabilise: bool = MISSING

@@ -61,10 +61,10 @@ class TeacherKey:
 
     model_id: hub id or folder, for people; the same weights under another name are the same teacher.
     weights_sha256: digest of the weights.
-    input_size: short side in px to which the teacher resizes a frame; None for the nearest multiple of its patch.
+    input_size: short side in px at which the teacher is shown a frame.
     dtype: of the computation, such as "float32".
     depth_kind: value of `DepthKind`.
-    resize: how the teacher resizes.
+    resize: how frames come to that size, and into the teacher.
     """
 
     model_id: str
@@ -72,7 +72,7 @@ class TeacherKey:
     input_size: int | None
     dtype: str
     depth_kind: str
-    resize: str = "antialiased cubic, aspect kept, multiple of the patch"
+    resize: str = "antialiased cubic, whole frames in whole levels, then to multiples of the patch"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TeacherKey:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from videomamba_depth.data.transforms import Geometry
 
 
 @dataclass(frozen=True)
@@ -23,18 +26,28 @@ class ClipMeta:
     timestamps_s: tuple[float, ...]
 
 
+class WholeFrames(NamedTuple):
+    """What a teacher labels of a clip: frames before crop, flip, colours and damage."""
+
+    rgb: Tensor  # uint8 [N,h,w,3] at the size that the clip's frames were resized to
+    geometry: Geometry  # what became of them: the label goes the same way
+
+
 def collate_clips(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack items [N,...] into a batch [B,N,...]; "meta" becomes a list of B `ClipMeta`.
 
     A map that only some items have (a teacher depth whose cache covers part of the videos) is left out, so that
-    whoever needs it computes it for the whole batch.
+    whoever needs it computes it for the whole batch. "whole" becomes a list of B `WholeFrames`, left out where nobody
+    needs it: with a teacher depth.
 
     Raises:
         ValueError: items of different sizes.
     """
     batch: dict[str, Any] = {"meta": [item["meta"] for item in items]}
     shared = set.intersection(*(set(item) for item in items)) - {"meta"}
-    for name in sorted(shared):
+    if "whole" in shared and "teacher_depth" not in shared:
+        batch["whole"] = [item["whole"] for item in items]
+    for name in sorted(shared - {"whole"}):
         shapes = {tuple(item[name].shape) for item in items}
         if len(shapes) > 1:
             raise ValueError(

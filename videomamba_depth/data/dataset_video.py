@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from videomamba_depth.data.clip import ClipMeta, SharedFlags
+from videomamba_depth.data.clip import ClipMeta, SharedFlags, WholeFrames
 from videomamba_depth.data.playback import Playback, adapt_relative_maps
 from videomamba_depth.data.sources import VideoSource, find_sources, scan_sources, summarise, unique_ids
 from videomamba_depth.data.teacher_cache import TeacherCacheReader
@@ -93,7 +94,8 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
 
         Returns:
             "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; where cached "teacher_depth" float32 [N,1,H,W], "flow_bwd"
-            float32 [N,2,H,W] px and "static" bool [N,1,H,W], which are 0 and False at t = 0; "meta" `ClipMeta`.
+            float32 [N,2,H,W] px and "static" bool [N,1,H,W], which are 0 and False at t = 0; "whole" `WholeFrames`, to
+            label where no depth is cached; "meta" `ClipMeta`.
 
         Raises:
             UserError: a hundred draws in a row hit broken videos.
@@ -121,19 +123,21 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         indices = self.playback.draw(frames, info.num_frames, rng)
         forwards = indices[::-1] if indices.step < 0 else indices
         clip: dict[str, np.ndarray] = {}
-        geometry = None
         if frames == 1 and info.image_paths:
-            clip["rgb"] = read_image(info.image_paths[indices[0]])[None]  # stills of one folder may differ in size
+            image = read_image(info.image_paths[indices[0]])[None]  # stills of one folder may differ in size
+            geometry = self.transform.draw_geometry(image.shape[1], image.shape[2], rng)
+            clip["rgb"] = resize_images(image, geometry.resized)
         else:
             geometry = self.transform.draw_geometry(info.height, info.width, rng)
             resize = functools.partial(_resize_one, size=geometry.resized)
             clip["rgb"] = read_frames(source.path, forwards, info=info, convert=resize)
         if use_cache and self.teacher_cache is not None:
-            clip |= self.teacher_cache.lookup_maps(source.video_id, forwards, source.path) or {}
+            clip |= self.teacher_cache.lookup_maps(source.video_id, forwards, source.path, geometry.resized) or {}
         clip = adapt_relative_maps(clip, indices)
         if indices.step < 0:
             clip = {name: values[::-1] for name, values in clip.items()}
         item: dict[str, Any] = dict(self.transform(clip, rng, geometry))
+        item["whole"] = WholeFrames(torch.from_numpy(np.ascontiguousarray(clip["rgb"])), geometry)
         times = tuple(float(time) for time in info.timestamps_s[list(indices)])
         item["meta"] = ClipMeta(source.video_id, tuple(indices), times)
         return item

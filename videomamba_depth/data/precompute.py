@@ -16,7 +16,7 @@ from tqdm import tqdm
 from videomamba_depth.data.cache_format import LabelError, StorageLayout, TeacherKey
 from videomamba_depth.data.sources import VideoSource, scan_sources, unique_ids
 from videomamba_depth.data.teacher_cache import TeacherCacheWriter
-from videomamba_depth.data.transforms import fit_size, resize_depth, resize_images
+from videomamba_depth.data.transforms import cover_size, resize_images
 from videomamba_depth.data.video_io import Frame, VideoInfo, VideoReadError, iter_frames, probe_video
 from videomamba_depth.utils.flow_utils import FlowEstimator, static_mask
 
@@ -41,7 +41,7 @@ def precompute_videos(
     *,
     batch_frames: int = 8,
     chunk_frames: int = 16,
-    storage_short_side: int | None = None,
+    image_size: tuple[int, int] | int | None = None,
     rank: int = 0,
     world_size: int = 1,
     flow: FlowEstimator | None = None,
@@ -50,18 +50,19 @@ def precompute_videos(
 ) -> PrecomputeSummary:
     """Label every frame of this rank's videos and store the result; finished chunks are skipped.
 
-    Frames reach the teacher at the video's own size, since resizing is the teacher's business and part of its key.
-    Batches never cross a chunk, so that a run that was stopped and continued makes the same batches, hence the same
-    labels bit for bit, as one that was not. Memory holds one batch of frames and one chunk of maps at the stored size.
+    Frames reach the teacher at the size that maps are stored at, as those of a clip do in training
+    (`dataset_video.VideoClipDataset`): the label is the same. Batches never cross a chunk, so that a run that was
+    stopped and continued makes the same batches, hence the same labels bit for bit, as one that was not. Memory holds
+    one batch of frames and one chunk of maps at the stored size.
 
     Args:
         videos: all ranks pass the same list; video i is rank (i mod world_size)'s.
-        predict_depth: the teacher: float32 RGB [B,3,H,W] in [0,1] on the CPU to depth [B,1,h,w] on any device.
+        predict_depth: the teacher: float32 RGB [B,3,h,w] in [0,1] on the CPU to depth [B,1,h,w] on any device.
         key: the teacher's.
         cache_root: folder or URL.
         batch_frames: frames per call of the teacher; more than `chunk_frames` has no effect.
         chunk_frames: frames per stored chunk, which is what a reader decompresses at least.
-        storage_short_side: short side in px of the stored maps, aspect kept, never enlarged; None stores the
+        image_size: the training's, see `ClipTransform`: frames are resized as for its crops, but not cropped. None: the
             video's own size.
         rank, world_size: this process among all.
         flow: also store optical flow to the frame before, estimated at the stored size.
@@ -87,9 +88,7 @@ def precompute_videos(
                 info = probe_video(source.path)
                 bar.total += info.num_frames - (stated or 0)
                 has_static = flow is not None and store_static
-                layout = StorageLayout(
-                    *storage_size(info, storage_short_side), chunk_frames, flow is not None, has_static
-                )
+                layout = StorageLayout(*label_size(info, image_size), chunk_frames, flow is not None, has_static)
                 writer = TeacherCacheWriter(cache_root, source, info, key, layout)
                 labeller = _Labeller(source, info, writer, predict_depth, batch_frames, flow)
                 summary.frames += _label_video(labeller, bar)
@@ -102,11 +101,11 @@ def precompute_videos(
     return summary
 
 
-def storage_size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
-    """Return (height, width) px of the stored maps: the given short side, aspect kept, never larger than the video."""
-    if short_side is None or short_side >= min(info.height, info.width):
+def label_size(info: VideoInfo, image_size: tuple[int, int] | int | None) -> tuple[int, int]:
+    """Return (height, width) px at which a video is labelled and its maps are stored."""
+    if image_size is None:
         return info.height, info.width
-    return fit_size(info.height, info.width, short_side, multiple=1)
+    return cover_size(info.height, info.width, image_size)[1]
 
 
 class _Labeller:
@@ -137,10 +136,10 @@ class _Labeller:
         if self.flow is not None and start > 0:
             small.append(self._before(start))
         for first in range(start, stop, self.batch_frames):
-            frames = self._take(first, min(self.batch_frames, stop - first))
+            frames = resize_images(self._take(first, min(self.batch_frames, stop - first)), self.size)
             depth.append(self._predict(frames))
             if self.flow is not None:
-                small.append(resize_images(frames, self.size))
+                small.append(frames)
         flow_bwd = static = None
         if self.flow is not None:
             flow_bwd, static = self._motion(np.concatenate(small), at_start=start == 0)
@@ -151,9 +150,9 @@ class _Labeller:
     def _predict(self, frames: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             depth = self.predict_depth(_to_tensor(frames))
-        if depth.ndim != 4 or depth.shape[:2] != (len(frames), 1):
-            raise ValueError(f"predict_depth must return [{len(frames)},1,h,w]; got {list(depth.shape)}")
-        return resize_depth(depth[:, 0].float().cpu().numpy(), self.size)
+        if depth.shape != (len(frames), 1, *self.size):
+            raise ValueError(f"predict_depth must return {[len(frames), 1, *self.size]}; got {list(depth.shape)}")
+        return depth[:, 0].float().cpu().numpy()
 
     def _motion(self, small: np.ndarray, at_start: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Return a chunk's flow to the frame before [K,2,h,w] and static [K,h,w]; `small` begins one frame earlier."""

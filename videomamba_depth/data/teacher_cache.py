@@ -198,7 +198,7 @@ class TeacherCacheReader:
         stabilised: also look up targets stabilised like this, where there are any.
     """
 
-    _KINDS = ("no cache", "no entry", "other teacher", "other source", "not finished", "unreadable")
+    _KINDS = ("no cache", "no entry", "other teacher", "other source", "not finished", "unreadable", "other size")
 
     def __init__(self, cache_root: str | Path, key: TeacherKey, stabilised: StabiliseKey | None = None) -> None:
         self.cache_root, self.key, self.stabilised = str(cache_root), key, stabilised
@@ -213,7 +213,11 @@ class TeacherCacheReader:
         return None if maps is None else maps["teacher_depth"][:, None]
 
     def lookup_maps(
-        self, video_id: str, frame_indices: Sequence[int], path: str | None = None
+        self,
+        video_id: str,
+        frame_indices: Sequence[int],
+        path: str | None = None,
+        size: tuple[int, int] | None = None,
     ) -> dict[str, np.ndarray] | None:
         """Return all stored maps of some frames of a video.
 
@@ -222,6 +226,7 @@ class TeacherCacheReader:
             frame_indices: N frames.
             path: the video itself; when given, it must have the content that was cached. Size and time of change are
                 compared first, the hash only when they differ.
+            size: (height, width) px at which frames are wanted; a label made at another size is another label.
 
         Returns:
             "teacher_depth" float32 [N,h,w]; "flow_bwd" float32 [N,h,w,2] and "static" bool [N,h,w] where stored. Both
@@ -233,6 +238,10 @@ class TeacherCacheReader:
         """
         try:
             arrays = self._arrays(video_id, path)
+            stored = (arrays["depth"].shape[1], arrays["depth"].shape[2])
+            if size is not None and stored != size:
+                problem = f"{video_id} was labelled at {stored} (height, width) px, training resizes it to {size}"
+                raise _Misfit("other size", problem)
             return self._read(arrays, video_id, np.asarray(frame_indices, np.int64))
         except UserError:
             raise

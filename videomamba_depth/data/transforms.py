@@ -147,18 +147,25 @@ class ClipTransform:
 
     def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
         """Draw resize, crop and flip for frames of the given size in px."""
-        if isinstance(self.image_size, tuple):
-            size = self.image_size
-        else:
-            size = fit_size(height, width, self.image_size, self.multiple)
         zoom = float(np.exp(rng.uniform(*np.log(self.zoom))))
-        ratio = max(size[0] / height, size[1] / width) * zoom
-        resized = (max(size[0], round(height * ratio)), max(size[1], round(width * ratio)))
+        size, resized = cover_size(height, width, self.image_size, self.multiple, zoom)
         if self.random_crop:
             top, left = int(rng.integers(resized[0] - size[0] + 1)), int(rng.integers(resized[1] - size[1] + 1))
         else:
             top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
         return Geometry(resized, top, left, size, bool(rng.random() < self.flip_probability))
+
+
+def cover_size(
+    height: int, width: int, image_size: tuple[int, int] | int | None, multiple: int = 14, zoom: float = 1.0
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the size of a crop, and the size that a frame is resized to so that it covers it, both (height, width) px.
+
+    image_size, multiple: see `ClipTransform`.
+    """
+    size = image_size if isinstance(image_size, tuple) else fit_size(height, width, image_size, multiple)
+    ratio = max(size[0] / height, size[1] / width) * zoom
+    return size, (max(size[0], round(height * ratio)), max(size[1], round(width * ratio)))
 
 
 def fit_size(height: int, width: int, short_side: int | None, multiple: int = 14) -> tuple[int, int]:

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.data.clip import WholeFrames
 from videomamba_depth.data.stabilise import stabilise_clip
+from videomamba_depth.data.transforms import transform_map
 from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.objective import ChunkTarget
@@ -58,7 +60,8 @@ class LabelledClip:
 class Labeller:
     """Encodes clips for the student and labels them by the teacher; both share one pass where they can.
 
-    They share it where the student's encoder is the teacher and the student's input is not perturbed.
+    They share it where the student's encoder is the teacher and the student's input is not perturbed. A clip that was
+    cut out of larger frames is labelled by what the teacher says of those, the same as a teacher cache holds.
 
     Args:
         encoder: of the student, where it is frozen; None where it learns.
@@ -101,6 +104,8 @@ class Labeller:
         features = None if self.encoder is None else self._encode(self.encoder, rgb)
         if "teacher_depth" in batch:
             depth = batch["teacher_depth"].to(device)
+        elif "whole" in batch:
+            depth = torch.stack([self._label_whole(whole, device) for whole in batch["whole"]])
         elif features is not None and self.teacher is self.encoder and torch.equal(rgb, clean):
             depth = self._decode(features, clean)
         else:
@@ -112,6 +117,12 @@ class Labeller:
         static = batch["static"].to(device) if "static" in batch else self._static(clean)
         video_ids = tuple(meta.video_id for meta in batch["meta"])
         return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, self._motion(rgb), video_ids)
+
+    def _label_whole(self, whole: WholeFrames, device: torch.device) -> Tensor:
+        """Label a clip's frames as they were before the crop, as a teacher cache does, and cut the label out."""
+        clip = whole.rgb.to(device).permute(0, 3, 1, 2).float().div_(255).unsqueeze(0)
+        depth = self._decode(self._encode(self.teacher, clip), clip)[0, :, 0]
+        return transform_map("teacher_depth", depth.cpu().numpy(), whole.geometry).to(device)
 
     def _motion(self, rgb: Tensor) -> Motion | None:
         if self.motion is None:
