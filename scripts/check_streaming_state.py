@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from videomamba_depth.utils.arguments import positive, whole
 from videomamba_depth.utils.errors import UserError, building, exit_on_user_error
 from videomamba_depth.video_mamba import (
     PretrainVideoMamba,
@@ -51,9 +52,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cpu or cuda (default: cpu)")
     parser.add_argument("--variant", default="small", choices=("small", *VARIANTS), help="size (default: a small one)")
-    parser.add_argument("--frames", type=int, default=12, help="frames of the clip (default: 12)")
+    parser.add_argument("--frames", type=whole(4, 10_000), default=12, help="frames of the clip (default: 12)")
     parser.add_argument("--backend", default=None, help="scan backend, see selective_scan (default: automatic)")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default: 1e-4)")
+    parser.add_argument("--tolerance", type=positive, default=1e-4, help="largest difference allowed (default: 1e-4)")
     return add_determinism_args(parser).parse_args(arguments)
 
 

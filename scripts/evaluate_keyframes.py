@@ -22,7 +22,6 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -35,6 +34,7 @@ from videomamba_depth.streaming.keyframes import KeyFrameSettings
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.arguments import named_path, path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 
 _FRESH_FRAMES = 8  # behind each cut, that are compared with a fresh start
@@ -175,17 +175,19 @@ def _shrink(frame: np.ndarray, short_side: int) -> np.ndarray:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a student's folder, or teacher:NAME_OR_PATH")
-    parser.add_argument("--clips", type=Path, nargs="+", help="video files; default: synthetic worlds")
-    parser.add_argument("--worlds", type=int, default=6, help="number of synthetic worlds")
-    parser.add_argument("--before", type=int, default=30, help="frames of the host before the insertion")
-    parser.add_argument("--inserted", type=int, default=12, help="frames of the next clip")
-    parser.add_argument("--skipped", type=int, default=0, help="frames of the host that are not seen")
-    parser.add_argument("--after", type=int, default=20, help="frames of the host behind it")
-    parser.add_argument("--short-side", type=int, default=224, help="px that larger frames of clips are shrunk to")
-    parser.add_argument("--input-size", type=int, help="short side in px; default: the checkpoint's")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--output", type=Path, help="JSON file for the rows")
+    parser.add_argument("checkpoint", type=named_path, help="a student's folder, or teacher:NAME_OR_PATH")
+    parser.add_argument("--clips", type=path_argument, nargs="+", help="video files; default: synthetic worlds")
+    parser.add_argument("--worlds", type=whole(2, 10_000), default=6, help="number of synthetic worlds")
+    parser.add_argument("--before", type=whole(1, 100_000), default=30, help="frames of the host before the insertion")
+    parser.add_argument("--inserted", type=whole(1, 100_000), default=12, help="frames of the next clip")
+    parser.add_argument("--skipped", type=whole(0, 100_000), default=0, help="frames of the host that are not seen")
+    parser.add_argument("--after", type=whole(1, 100_000), default=20, help="frames of the host behind it")
+    parser.add_argument(
+        "--short-side", type=whole(14, 8192), default=224, help="px that larger frames of clips are shrunk to"
+    )
+    parser.add_argument("--input-size", type=whole(14, 8192), help="short side in px; default: the checkpoint's")
+    parser.add_argument("--threads", type=whole(1, 1024), default=1, help="CPU threads")
+    parser.add_argument("--output", type=path_argument, help="JSON file for the rows")
     return parser.parse_args(arguments)
 
 

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.transforms import resize_images
-from videomamba_depth.data.video_io import iter_frames
+from videomamba_depth.data.video_io import iter_frames, probe_video
 from videomamba_depth.export.onnx_model import Difference, compare, export_onnx, quantise_int8, require
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.arguments import named_path, path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 
 _TOLERANCE = 1e-4  # of the depth range, float32
@@ -55,10 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _check(args: argparse.Namespace) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
+    _ = probe_video(args.video)
     if not args.output.parent.is_dir():
         raise UserError(f"there is no folder '{args.output.parent}'; make it, or give another output")
-    if args.frames < 1:
-        raise UserError(f"--frames must be at least 1; got {args.frames}")
 
 
 def _default_size(model: VideoMambaDepth) -> tuple[int, int]:
@@ -87,13 +87,17 @@ def _megabytes(path: Path) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a student's folder, runs/NAME/last")
-    parser.add_argument("output", type=Path, help="the .onnx file to write")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="px; default: any size")
+    parser.add_argument("checkpoint", type=named_path, help="a student's folder, runs/NAME/last")
+    parser.add_argument("output", type=path_argument, help="the .onnx file to write")
+    parser.add_argument(
+        "--size", type=whole(14, 8192), nargs=2, metavar=("HEIGHT", "WIDTH"), help="px; default: any size"
+    )
     parser.add_argument("--int8", action="store_true", help="also write 8-bit matrix weights, and report the error")
-    parser.add_argument("--frames", type=int, default=50, help="frames to compare on (default: 50)")
-    parser.add_argument("--video", type=Path, default=_CLIP, help="video to compare on (default: the shipped clip)")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--frames", type=whole(1, 100_000), default=50, help="frames to compare on (default: 50)")
+    parser.add_argument(
+        "--video", type=path_argument, default=_CLIP, help="video to compare on (default: the shipped clip)"
+    )
+    parser.add_argument("--threads", type=whole(1, 1024), help="CPU threads; default: all cores")
     return parser.parse_args(arguments)
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from fsspec.core import url_to_fs
 from torch import Tensor
 
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
@@ -21,8 +22,9 @@ from videomamba_depth.data.precompute import precompute_videos
 from videomamba_depth.data.sources import VideoSource, find_sources
 from videomamba_depth.data.stabilised_cache import StabiliseKey, precompute_stabilised
 from videomamba_depth.data.teacher_cache import TeacherKey
+from videomamba_depth.data.video_decode import is_url
 from videomamba_depth.training.distributed import start_ranks, stop_ranks
-from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.errors import UserError, building
 from videomamba_depth.utils.lock import exclusive
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ def main(config: PrecomputeConfig) -> None:
     """Fill, or verify, the cache that `config` describes."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if is_url(config.cache):
+        with building("cache"):
+            url_to_fs(config.cache)
     videos = find_sources(config.root)
     ranks = start_ranks(config.device)
     held = ExitStack()

@@ -6,10 +6,10 @@ python scripts/render_synthetic_clip.py videomamba_depth/assets/clip.mp4
 
 import argparse
 import logging
-from pathlib import Path
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.data.video_writer import VideoWriter
+from videomamba_depth.utils.arguments import path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging
 
@@ -19,14 +19,14 @@ log = logging.getLogger("render_synthetic_clip")
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="an .mp4 file; H.264")
-    parser.add_argument("--seed", type=int, default=14)
+    parser.add_argument("path", type=path_argument, help="an .mp4 file; H.264")
+    parser.add_argument("--seed", type=whole(0, 2**40), default=14)
     parser.add_argument("--family", default="rooms", choices=("rooms", "courtyard"))
     parser.add_argument("--camera-motion", default="moving", choices=("moving", "static", "fast"))
-    parser.add_argument("--height", type=int, default=192)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--num-frames", type=int, default=96)
-    parser.add_argument("--crf", type=int, default=23, help="x264 quality, 0 (lossless) to 51")
+    parser.add_argument("--height", type=whole(16, 4096), default=192)
+    parser.add_argument("--width", type=whole(16, 4096), default=256)
+    parser.add_argument("--num-frames", type=whole(1, 1_000_000), default=96)
+    parser.add_argument("--crf", type=whole(0, 51), default=23, help="x264 quality, 0 (lossless) to 51")
     args = parser.parse_args(argv)
     configure_logging()
     try:

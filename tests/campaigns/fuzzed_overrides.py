@@ -127,7 +127,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 }  # fmt: skip
 
 JUNK = (
-    "", "x", "null", "nan", "inf", "-1", "1.5", "1e400", "[]", "[1,[2]]", "{}", "{a: 1}", "true", "'", "${x}", "???",
+    "", "x", "null", "nan", "inf", "-1", "1.5", "1e400", "[]", "[1,[2]]", "{}", "{a: 1}", "'", "${x}", "???",
     "日本", "\udcff", "a" * 300, "0x10", "1_0", " ", "$(ls)", "99999999999999999999", "\\", "a\nb", "~", "-",
 )  # fmt: skip
 PATHS = ("/etc/passwd", "/no/such", ".", "..", "/dev/null", "/proc/self/mem", "a/b/c", "*", "http://127.0.0.1:9/x")
@@ -151,7 +151,7 @@ def values_of(key: Key, draw: random.Random) -> str:
     elif isinstance(allowed, Text):
         choices += [*PATHS, *PATHS, f"[{PATHS[0]},x:{PATHS[1]}]", "x:y:z"]
     else:
-        choices += ["true", "false", "yes", "2", "[true]"] * 2
+        choices += ["false", "yes", "2", "[true]"] * 2 + ([] if key.name.endswith("compile") else ["true"] * 4)
     return draw.choice(choices)
 
 

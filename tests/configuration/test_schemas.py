@@ -97,6 +97,7 @@ def test_nan_is_in_no_range() -> None:
         ("train", "trainer=1", "trainer/1'; there are default"),
         ("train", "model.s1=3", "model.s1 is a group of keys"),
         ("train", "trainer={a:1}", "trainer"),
+        ("train", "trainer.compile=2", "trainer.compile must be true or false; got 2"),
         ("train", "model.scan_backend=tpu", "model.scan_backend must be one of"),
         ("stream", "device=cuda:x", "device must be auto, cpu, cuda or cuda:N"),
         ("stream", "fps=0.0002", "fps must be in [0.01, 1000]"),

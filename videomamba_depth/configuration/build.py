@@ -234,6 +234,12 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     if config.model.scan_backend is not None:
         with building("model.scan_backend"):
             resolve_backend(config.model.scan_backend, ranks.device.type, config.model.discretization, wide=False)
+    computed = resolve_dtype(config.trainer.precision, ranks.device)
+    if DTYPES[config.teacher.dtype] not in (torch.float32, computed):
+        wanted, found = config.teacher.dtype, str(computed).removeprefix("torch.")
+        raise UserError(
+            f"teacher.dtype={wanted} needs trainer.precision={wanted}; the training computes in {found} here"
+        )
     torch.manual_seed(config.trainer.seed)  # one seed for the weights: all ranks start equal
     teacher = build_teacher(config.teacher, ranks.device)
     encoder = build_encoder(config.model, teacher, ranks.device)

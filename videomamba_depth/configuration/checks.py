@@ -182,7 +182,7 @@ def declared(schema: type, prefix: str = "") -> Iterator[Key]:
 
 
 def check_groups(schema: type, config: Mapping[str, Any], prefix: str = "") -> None:
-    """Check that groups of keys hold keys.
+    """Check that groups of keys hold keys, and that no number stands for true or false.
 
     Raises:
         UserError: one holds something else; the message names it in full.
@@ -193,6 +193,8 @@ def check_groups(schema: type, config: Mapping[str, Any], prefix: str = "") -> N
             if not isinstance(value, Mapping):
                 raise UserError(f"{prefix}{name} is a group of keys; got '{value}': set {prefix}{name}.KEY")
             check_groups(hints[name], value, f"{prefix}{name}.")
+        elif hints.get(name) is bool and isinstance(value, int | float) and not isinstance(value, bool):
+            raise UserError(f"{prefix}{name} must be true or false; got {value}")
 
 
 def check_values(schema: type, values: Mapping[str, Any]) -> None:

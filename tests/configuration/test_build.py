@@ -1,0 +1,52 @@
+"""What does not fit together is refused when a training is built, with the keys that led there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from videomamba_depth.configuration.build import build_dataset, build_teacher, build_trainer
+from videomamba_depth.configuration.cli import load_config
+from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.training.distributed import Ranks, start_ranks
+from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.s1.heads=7"], "model: d_model must be a multiple of heads"),
+        (["model.scan_backend=triton"], "model.scan_backend: "),
+        (
+            ["teacher.dtype=float16", "trainer.precision=float32"],
+            "needs trainer.precision=float16",
+        ),
+        (["teacher.dtype=float16", "trainer.precision=bfloat16"], "computes in bfloat16"),
+        (["data.crop=[15,15]"], "data: height and width must be at least 16 px"),
+        (["data.teacher_cache=/etc/passwd"], "data.teacher_cache is for data=video_folder"),
+    ],
+)
+def test_refused(tmp_path: Path, tiny_teacher_folder: str, overrides: list[str], said: str) -> None:
+    given = [f"teacher.name={tiny_teacher_folder}", "debug=smoke", "trainer.device=cpu", *overrides]
+    config = load_config("train", TrainConfig, given)
+    with pytest.raises(UserError) as caught:
+        build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / "run"), {})
+    assert said in str(caught.value)
+
+
+def test_a_cache_that_is_no_folder(tiny_teacher_folder: str) -> None:
+    shared = ["data=video_folder", "data.root=."]
+    given = [*shared, "data.teacher_cache=/etc/passwd", f"teacher.name={tiny_teacher_folder}"]
+    config = load_config("train", TrainConfig, given)
+    teacher = build_teacher(config.teacher, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"data\.teacher_cache: '/etc/passwd' is not a folder"):
+        build_dataset(config.data, 0, teacher)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="is not there"):
+        start_ranks("cuda")
