@@ -34,6 +34,7 @@ from videomamba_depth.models.small_depth_anything import (
     build_small_depth_anything,
     initialise_tokens,
     normalised,
+    predict_inverse_depth,
     save_small_depth_anything,
 )
 from videomamba_depth.utils.atomic import replacing
@@ -49,7 +50,7 @@ EARLY_GRIDS = ((7, 9), (8, 8), (8, 10), (7, 12), (9, 7))
 LATE_GRIDS = ((11, 14), (11, 14), (11, 15), (12, 12), (9, 18), (14, 10), (8, 24), (14, 18))
 EARLY_STEPS = 6_000
 DECAY_SHARE = 0.3  # of the steps, the last ones, in which the learning rate falls
-LOSS_WEIGHTS = {"relative": 1.0, "affine": 1.0, "gradient": 0.5, "edge": 1.0}
+LOSS_WEIGHTS = {"relative": 1.0, "affine": 1.0, "gradient": 0.2, "edge": 0.3}
 Batch = tuple[Tensor, Tensor]
 
 
@@ -122,10 +123,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, args)
         rgb, inv_depth = batch
-        pixels = normalised(rgb).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16"):
-            prediction = self.model(pixel_values=pixels).predicted_depth[:, None]
-        terms = still_depth_losses(prediction.float(), inv_depth)
+        prediction = predict_inverse_depth(self.model, rgb, bfloat16=args.precision == "bfloat16")
+        terms = still_depth_losses(prediction, inv_depth)
         torch.stack([LOSS_WEIGHTS[name] * term for name, term in terms.items()]).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, error_if_nonfinite=True)
         self.optimizer.step()

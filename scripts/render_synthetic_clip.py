@@ -6,8 +6,9 @@ python scripts/render_synthetic_clip.py videomamba_depth/assets/clip.mp4
 
 import argparse
 import logging
+from typing import get_args
 
-from videomamba_depth.data.synthetic import WorldConfig, iter_video
+from videomamba_depth.data.synthetic import SceneFamily, WorldConfig, iter_video
 from videomamba_depth.data.video_writer import VideoWriter
 from videomamba_depth.utils.arguments import path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=path_argument, help="an .mp4 file; H.264")
     parser.add_argument("--seed", type=whole(0, 2**40), default=14)
-    parser.add_argument("--family", default="rooms", choices=("rooms", "courtyard"))
+    parser.add_argument("--family", default="rooms", choices=get_args(SceneFamily))
     parser.add_argument("--camera-motion", default="moving", choices=("moving", "static", "fast"))
     parser.add_argument("--height", type=whole(16, 4096), default=192)
     parser.add_argument("--width", type=whole(16, 4096), default=256)

@@ -99,6 +99,19 @@ def test_the_learning_rate_rises_stays_and_falls(script: ModuleType, tmp_path: P
     assert rates[-1] == pytest.approx(0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * 29 / 30)))
 
 
+def test_the_prediction_in_training_is_the_models_own(script: ModuleType) -> None:
+    model = script.build_small_depth_anything(width=32, num_layers=4)
+    rgb = torch.rand(2, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = model(pixel_values=script.normalised(rgb)).predicted_depth[:, None]
+        ours = script.predict_inverse_depth(model, rgb, bfloat16=False)
+        rough = script.predict_inverse_depth(model, rgb, bfloat16=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, theirs, rtol=0.05, atol=0.05)
+    assert (rough.bfloat16().float() != rough).any(), "the head is not rounded to bfloat16"
+
+
 def test_what_is_saved_is_a_small_depth_anything(script: ModuleType, tmp_path: Path) -> None:
     model = script.build_small_depth_anything()
     assert sum(p.numel() for p in model.parameters()) < 8e6

@@ -95,6 +95,20 @@ def normalised(rgb: Tensor) -> Tensor:
     return (rgb - mean) / std
 
 
+def predict_inverse_depth(model: DepthAnythingForDepthEstimation, rgb: Tensor, *, bfloat16: bool) -> Tensor:
+    """Return inverse depth [b,1,h,w] in float32 of rgb [b,3,h,w] in [0,1], sides multiples of the patch.
+
+    bfloat16: compute in it, all but the head, which would round inverse depth to steps of 0.5 %: as much as a slope
+    changes from pixel to pixel.
+    """
+    pixels = normalised(rgb).contiguous(memory_format=torch.channels_last)
+    rows, columns = (side // model.config.patch_size for side in rgb.shape[-2:])
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        features = model.backbone.forward_with_filtered_kwargs(pixels).feature_maps
+        fused = model.neck(features, rows, columns)
+    return model.head([features.float() for features in fused], rows, columns)[:, None]
+
+
 def save_small_depth_anything(model: DepthAnythingForDepthEstimation, folder: Path) -> None:
     """Write weights in float16 and the preprocessing in the format of the published checkpoints."""
     half = DepthAnythingForDepthEstimation(model.config)
