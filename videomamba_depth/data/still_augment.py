@@ -23,12 +23,12 @@ def augment_still(
     target = cv2.resize(inv_depth[window].astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
     if rng.random() < 0.5:
         image, target = image[:, ::-1], target[:, ::-1]
-    image = _degrade(rng, _recolour(rng, np.ascontiguousarray(image)))
+    image = _degrade(rng, _recolor(rng, np.ascontiguousarray(image)))
     return np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(target)
 
 
-def _recolour(rng: np.random.Generator, image: Array) -> Array:
-    """Change hue, saturation, gain of each channel, gamma, contrast; at times lose, swap or invert colours."""
+def _recolor(rng: np.random.Generator, image: Array) -> Array:
+    """Change hue, saturation, gain of each channel, gamma, contrast; at times lose, swap or invert colors."""
     if rng.random() < 0.1:
         image = image[..., rng.permutation(3)]
     if rng.random() < 0.03:
@@ -51,11 +51,11 @@ def _recolour(rng: np.random.Generator, image: Array) -> Array:
 
 
 def _hue_matrix(angle: float, saturation: float) -> Array:
-    """Return the matrix [3,3] that turns colours about the grey axis and scales their distance from it."""
+    """Return the matrix [3,3] that turns colors about the gray axis and scales their distance from it."""
     c, s, third = np.cos(angle), np.sin(angle) / np.sqrt(3), 1 / 3
     turn = c * np.eye(3) + (1 - c) * third + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-    grey = np.full((3, 3), third)
-    return (grey + saturation * (turn - grey)).astype(np.float32)
+    gray = np.full((3, 3), third)
+    return (gray + saturation * (turn - gray)).astype(np.float32)
 
 
 def _degrade(rng: np.random.Generator, image: Array) -> Array:

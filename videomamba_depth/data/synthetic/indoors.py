@@ -5,10 +5,11 @@ import numpy as np
 from videomamba_depth.data.synthetic.creatures import animal, person
 from videomamba_depth.data.synthetic.cutouts import FENCE
 from videomamba_depth.data.synthetic.geometry import BOX, CYLINDER, ELLIPSOID, PANEL
-from videomamba_depth.data.synthetic.household import large_thing, small_thing, table, wall_thing
+from videomamba_depth.data.synthetic.household import large_thing, table, wall_thing
 from videomamba_depth.data.synthetic.lighting import indoors
 from videomamba_depth.data.synthetic.materials import Materials
 from videomamba_depth.data.synthetic.scene import Scene, Solid
+from videomamba_depth.data.synthetic.small_things import small_thing
 from videomamba_depth.data.synthetic.stage import Part, Stage, Vector, draw_camera, drift, put
 
 

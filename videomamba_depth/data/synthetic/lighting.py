@@ -14,7 +14,7 @@ def _rgb(*values: float) -> Array:
 
 
 def _warm(rng: np.random.Generator) -> Array:
-    """Draw a lamp's colour, from candle light over white to blue, and at times a coloured one."""
+    """Draw a lamp's color, from candle light over white to blue, and at times a colored one."""
     if rng.random() < 0.06:
         return rng.uniform(0.25, 1, 3).astype(np.float32)
     t = np.float32(rng.normal(0.15, 0.3))

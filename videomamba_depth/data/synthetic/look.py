@@ -1,4 +1,4 @@
-"""How a scene looks beyond white light on matt surfaces: coloured light, sky, haze, gloss, wet floors and glass."""
+"""How a scene looks beyond white light on matt surfaces: colored light, sky, haze, gloss, wet floors and glass."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Look:
-    """Colours are linear RGB [3].
+    """Colors are linear RGB [3].
 
-    direct, ambient: colours of the lamp or sun and of the light from everywhere; zenith, horizon: of the sky, None
+    direct, ambient: colors of the lamp or sun and of the light from everywhere; zenith, horizon: of the sky, None
     indoors (then the shell shows its textures); cloud: texture and how much of the sky it covers, 0 to 1; haze_m:
     distance at which 63 % is haze, inf for none; grain: texture of the fine detail that multiplies every surface, and
     its strength; sun: unit vector towards it [3].
@@ -30,29 +30,29 @@ class Look:
     sun: Array
 
     def sky(self, atlas: TextureAtlas, rays: Array) -> Array:
-        """Return the colour [n,3] of the sky in the direction of rays [3,n], y down."""
+        """Return the color [n,3] of the sky in the direction of rays [3,n], y down."""
         assert self.zenith is not None
         if rays.shape[1] == 0:
             return np.zeros((0, 3), np.float32)
         ray = rays / np.sqrt((rays * rays).sum(0))
         up = np.clip(-ray[1], 0, 1)
-        colour = self.horizon + (self.zenith - self.horizon) * np.sqrt(up)[:, None]
+        color = self.horizon + (self.zenith - self.horizon) * np.sqrt(up)[:, None]
         plane = np.maximum(up, np.float32(0.04))
         texture = np.full(up.shape, self.cloud[0], np.int32)
         level = np.float32(1) - np.log2(plane)  # clouds near the horizon are far and small
         puffs = atlas.sample(texture, 0.13 * ray[0] / plane, 0.13 * ray[2] / plane, level)[:, :1]
         cover = np.clip((puffs - 0.75 + 0.5 * np.float32(self.cloud[1])) * 5, 0, 1) * np.float32(self.cloud[1] > 0)
         white = self.direct * np.float32(0.75) + self.ambient * np.float32(0.25)
-        colour = colour + cover * np.clip(up / 0.15, 0, 1)[:, None] * (white - colour)
+        color = color + cover * np.clip(up / 0.15, 0, 1)[:, None] * (white - color)
         glow = np.clip(self.sun @ ray, 0, 1)
-        return colour + (0.35 * glow**12 + 4 * glow**900)[:, None] * self.direct
+        return color + (0.35 * glow**12 + 4 * glow**900)[:, None] * self.direct
 
-    def through_haze(self, colour: Array, distance: Array) -> Array:
-        """Mix colour [n,3] with the horizon's by distance [n] in m."""
+    def through_haze(self, color: Array, distance: Array) -> Array:
+        """Mix color [n,3] with the horizon's by distance [n] in m."""
         if np.isinf(self.haze_m):
-            return colour
+            return color
         clear = np.exp(-distance / np.float32(self.haze_m))[:, None]
-        return self.horizon + clear * (colour - self.horizon)
+        return self.horizon + clear * (color - self.horizon)
 
 
 @dataclass(frozen=True)

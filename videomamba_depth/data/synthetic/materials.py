@@ -1,4 +1,4 @@
-"""Materials of the newer families: a pattern, three colours that go together, gloss; counted into one atlas."""
+"""Materials of the newer families: a pattern, three colors that go together, gloss; counted into one atlas."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from videomamba_depth.data.synthetic.textures import TILE_PX, TextureAtlas, faca
 
 Array = NDArray[np.float32]
 
-# What a surface is made of → (patterns, range of hue in turns, of saturation, of value); colours are then spread.
+# What a surface is made of → (patterns, range of hue in turns, of saturation, of value); colors are then spread.
 _STUFF: dict[str, tuple[tuple[str, ...], tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "wall": (("plain", "plain", "plain", "any", "cells", "marble"), (0.0, 1.0), (0.0, 0.25), (0.25, 0.9)),
     "floor": (("any", "any", "marble", "plain", "cells", "cloth"), (0.02, 0.15), (0.0, 0.5), (0.1, 0.7)),
@@ -69,10 +69,10 @@ class Materials:
         self.emissive.append(shines)
         return len(self.textures) - 1
 
-    def lamp(self, colour: Array, strength: float) -> int:
+    def lamp(self, color: Array, strength: float) -> int:
         """Return a texture that shines by itself."""
         return self.add(
-            np.broadcast_to(colour * np.float32(strength), (TILE_PX, TILE_PX, 3)).astype(np.float32), shines=True
+            np.broadcast_to(color * np.float32(strength), (TILE_PX, TILE_PX, 3)).astype(np.float32), shines=True
         )
 
     def glass(self) -> int:
@@ -127,6 +127,6 @@ class Materials:
             [(hue + rng.normal(0, spread, 3)) % 1 * 360, rng.uniform(*saturations) * rng.uniform(0.5, 1, 3), value], -1
         )
         hsv[:, 2] = np.clip(hsv[:, 2], 0.03, 0.95)
-        colours = cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0]
-        first = colours[0] + shares[..., :1] * (colours[1] - colours[0])
-        return np.clip(first + shares[..., 1:] * (colours[2] - first), 0.01, 1.0).astype(np.float32)
+        colors = cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0]
+        first = colors[0] + shares[..., :1] * (colors[1] - colors[0])
+        return np.clip(first + shares[..., 1:] * (colors[2] - first), 0.01, 1.0).astype(np.float32)

@@ -14,9 +14,9 @@ _PER_KIND = 12
 
 @lru_cache(maxsize=1)
 def bank() -> dict[str, Array]:
-    """Return {kind: patterns [n,128,128,2]}, values in [0,1]: shares of a second and a third colour over a first.
+    """Return {kind: patterns [n,128,128,2]}, values in [0,1]: shares of a second and a third color over a first.
 
-    Drawn once per process from a seed of its own; scenes shift, turn and colour them.
+    Drawn once per process from a seed of its own; scenes shift, turn and color them.
     """
     makers = {
         "dead_leaves": _dead_leaves, "cells": _cells, "marble": _marble, "cloth": _cloth, "blades": _blades,
@@ -39,7 +39,7 @@ def pattern(rng: np.random.Generator, kind: str) -> Array:
 
 
 def _second(rng: np.random.Generator, first: Array, strength: float = 0.6) -> Array:
-    """Join a slow stain as the share of the third colour to a pattern [128,128]."""
+    """Join a slow stain as the share of the third color to a pattern [128,128]."""
     stain = np.clip((tile_noise(rng, rough=False) - 0.5) * rng.uniform(1, 6) + rng.uniform(0, 0.5), 0, 1)
     return np.stack([np.clip(first, 0, 1), stain * np.float32(strength)], -1).astype(np.float32)
 

@@ -65,8 +65,8 @@ def _vignette(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 def _tone(values: Array, rng: np.random.Generator) -> Array:
     """Change contrast, saturation and the black point of display values."""
-    grey = values.mean(-1, keepdims=True)
-    values = grey + np.float32(np.exp(rng.normal(0, 0.25))) * (values - grey)
+    gray = values.mean(-1, keepdims=True)
+    values = gray + np.float32(np.exp(rng.normal(0, 0.25))) * (values - gray)
     s_curve = np.float32(rng.uniform(-0.25, 0.45))
     values = np.clip(values, 0, 1)
     values = values + s_curve * (values * values * (3 - 2 * values) - values)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from videomamba_depth.data.synthetic.geometry import Array, Solids, cast_rays
 from videomamba_depth.data.synthetic.scene import Scene
-from videomamba_depth.data.synthetic.shading import View, colour_of
+from videomamba_depth.data.synthetic.shading import View, color_of
 
 # Four samples of a rotated grid inside a pixel, in px.
 _SUBSAMPLES = np.array([[-0.375, -0.125], [0.125, -0.375], [0.375, 0.125], [-0.125, 0.375]], np.float32)
@@ -37,13 +37,13 @@ def render(
     depth, solid = cast_rays(solids, view.origin, rays)
     colour = None
     if rgb:
-        colour, key = colour_of(scene, solids, view, rays, depth, solid)
+        colour, key = color_of(scene, solids, view, rays, depth, solid)
         edges = np.flatnonzero(_edges(key.reshape(height, width)).ravel())
         if antialias and edges.size:
             samples = (_SUBSAMPLES[:, :, None] + np.stack([x[edges], y[edges]])).transpose(1, 0, 2).reshape(2, -1)
             rays = view.world_rays(*samples)
             fine_depth, fine_solid = cast_rays(solids, view.origin, rays)
-            fine, _ = colour_of(scene, solids, view, rays, fine_depth, fine_solid)
+            fine, _ = color_of(scene, solids, view, rays, fine_depth, fine_solid)
             colour[edges] = fine.reshape(len(_SUBSAMPLES), -1, 3).mean(0)
         colour = colour.reshape(height, width, 3)
     return Rendering(depth.reshape(height, width), solid.reshape(height, width), colour)

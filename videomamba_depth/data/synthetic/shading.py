@@ -1,4 +1,4 @@
-"""The colour of surfaces: texture, light, shadow, gloss, mirroring floors, glass, haze and sky."""
+"""The color of surfaces: texture, light, shadow, gloss, mirroring floors, glass, haze and sky."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class Surface:
     facing: Array
 
 
-def colour_of(
+def color_of(
     scene: Scene, solids: Solids, view: View, rays: Array, depth: Array, solid: NDArray[np.int32], bounces: int = 1
 ) -> tuple[Array, NDArray[np.int32]]:
     """Return linear RGB [n,3] and a key [n] that changes where face, solid or shadow changes.
@@ -56,30 +56,30 @@ def colour_of(
     """
     look = scene.look
     if look is None or look.zenith is None:
-        return _surface_colour(scene, solids, view, rays, depth, solid, bounces)
+        return _surface_color(scene, solids, view, rays, depth, solid, bounces)
     in_sky = (solid == 0) & (view.origin[1] + depth * rays[1] < -_FLOOR_TOLERANCE_M)
     land, sky = np.flatnonzero(~in_sky), np.flatnonzero(in_sky)
-    colour, key = np.empty((len(depth), 3), np.float32), np.full(len(depth), -1, np.int32)
-    colour[sky] = look.sky(scene.atlas, rays[:, sky])
+    color, key = np.empty((len(depth), 3), np.float32), np.full(len(depth), -1, np.int32)
+    color[sky] = look.sky(scene.atlas, rays[:, sky])
     some = rays[:, land]
-    near, key[land] = _surface_colour(scene, solids, view, some, depth[land], solid[land], bounces)
-    colour[land] = look.through_haze(near, depth[land] * np.sqrt(_dot(some, some)))
-    return colour, key
+    near, key[land] = _surface_color(scene, solids, view, some, depth[land], solid[land], bounces)
+    color[land] = look.through_haze(near, depth[land] * np.sqrt(_dot(some, some)))
+    return color, key
 
 
-def _surface_colour(
+def _surface_color(
     scene: Scene, solids: Solids, view: View, rays: Array, depth: Array, solid: NDArray[np.int32], bounces: int
 ) -> tuple[Array, NDArray[np.int32]]:
-    """Do what `colour_of` does, for rays that end on a surface."""
-    colour, key, surface = _shade(scene, solids, view, rays, depth, solid)
+    """Do what `color_of` does, for rays that end on a surface."""
+    color, key, surface = _shade(scene, solids, view, rays, depth, solid)
     if bounces and scene.finish is not None:
-        _reflect_floor(scene, solids, view, rays, colour, surface)
-        _look_through(scene, solids, view, rays, colour, surface)
-    return colour, key
+        _reflect_floor(scene, solids, view, rays, color, surface)
+        _look_through(scene, solids, view, rays, color, surface)
+    return color, key
 
 
-def _reflect_floor(scene: Scene, solids: Solids, view: View, rays: Array, colour: Array, surface: Surface) -> None:
-    """Mix into colour [n,3] what polished and wet floors mirror; the mirrored camera sees it through the floor."""
+def _reflect_floor(scene: Scene, solids: Solids, view: View, rays: Array, color: Array, surface: Surface) -> None:
+    """Mix into color [n,3] what polished and wet floors mirror; the mirrored camera sees it through the floor."""
     assert scene.finish is not None
     mirror = scene.finish.mirror[surface.texture] * ((surface.solid == 0) & (surface.face == _FLOOR))
     chosen = np.flatnonzero(mirror > 0)
@@ -90,12 +90,12 @@ def _reflect_floor(scene: Scene, solids: Solids, view: View, rays: Array, colour
     mirrored = View(view.intrinsics, view.camera_to_world * np.array([1, -1, 1, 1])[:, None])
     turned = rays[:, chosen] * np.array([[1], [-1], [1]], np.float32)
     reached, hit = cast_rays(solids, mirrored.origin, turned)
-    seen, _ = colour_of(scene, solids, mirrored, turned, reached, hit, 0)
-    colour[chosen] += share[:, None] * (seen - colour[chosen])
+    seen, _ = color_of(scene, solids, mirrored, turned, reached, hit, 0)
+    color[chosen] += share[:, None] * (seen - color[chosen])
 
 
-def _look_through(scene: Scene, solids: Solids, view: View, rays: Array, colour: Array, surface: Surface) -> None:
-    """Mix into colour [n,3] what lies behind glass. Depth stays that of the glass."""
+def _look_through(scene: Scene, solids: Solids, view: View, rays: Array, color: Array, surface: Surface) -> None:
+    """Mix into color [n,3] what lies behind glass. Depth stays that of the glass."""
     assert scene.finish is not None
     clear = scene.finish.clear[surface.texture]
     chosen = np.flatnonzero(clear > 0)
@@ -103,15 +103,15 @@ def _look_through(scene: Scene, solids: Solids, view: View, rays: Array, colour:
         return
     glass = scene.finish.clear[scene.texture_of[:, 0]] > 0
     reached, hit = cast_rays(solids, view.origin, rays[:, chosen], glass)
-    seen, _ = colour_of(scene, solids, view, rays[:, chosen], reached, hit, 0)
+    seen, _ = color_of(scene, solids, view, rays[:, chosen], reached, hit, 0)
     share = (clear[chosen] * (1 - (1 - surface.facing[chosen]) ** 5))[:, None]
-    colour[chosen] += share * (seen - colour[chosen])
+    color[chosen] += share * (seen - color[chosen])
 
 
 def _shade(
     scene: Scene, solids: Solids, view: View, rays: Array, depth: Array, solid: NDArray[np.int32]
 ) -> tuple[Array, NDArray[np.int32], Surface]:
-    """Return the light that surfaces scatter and shine [n,3], the key of `colour_of` [n], and what they are."""
+    """Return the light that surfaces scatter and shine [n,3], the key of `color_of` [n], and what they are."""
     points = view.origin[:, None] + depth * rays
     matrix = np.ascontiguousarray(solids.to_unit.reshape(-1, 9).T)[:, solid].reshape(3, 3, -1)
     offset = points - np.ascontiguousarray(solids.centre.T)[:, solid]
@@ -128,15 +128,15 @@ def _shade(
     sky, direct, lit = _illumination(scene, solids, points, normal)
     occlusion = _ambient_occlusion(solid, points, unit, half)
     if scene.look is None:
-        colour = np.where(emissive, np.float32(1), (sky + direct) * occlusion)[:, None] * albedo
+        color = np.where(emissive, np.float32(1), (sky + direct) * occlusion)[:, None] * albedo
     else:
         light = sky[:, None] * scene.look.ambient + direct[:, None] * scene.look.direct
-        colour = np.where(emissive[:, None], np.float32(1), light * occlusion[:, None]) * albedo
+        color = np.where(emissive[:, None], np.float32(1), light * occlusion[:, None]) * albedo
     surface = Surface(solid, face, texture, np.abs(facing))
     if scene.finish is not None and scene.look is not None:
         gleam = _highlight(scene, points, normal, rays, texture) * lit
-        colour += gleam[:, None] * scene.look.direct
-    return colour, (solid * 6 + face) * 2 + lit, surface
+        color += gleam[:, None] * scene.look.direct
+    return color, (solid * 6 + face) * 2 + lit, surface
 
 
 def _highlight(scene: Scene, points: Array, normal: Array, rays: Array, texture: NDArray[np.int32]) -> Array:
@@ -163,7 +163,7 @@ def _albedo(
     # footprint is long and thin.
     footprint = depth / np.float32(view.intrinsics[0, 0]) / np.sqrt(np.maximum(facing, np.float32(0.05)))
     level = np.log2(np.maximum(footprint * TILE_PX / tile_m, np.float32(1e-3)))
-    colour = scene.atlas.sample(texture, first / tile_m + 0.37, second / tile_m + 0.71, level)
+    color = scene.atlas.sample(texture, first / tile_m + 0.37, second / tile_m + 0.71, level)
     if scene.look is not None:
         # Fine detail of a scale of its own, which the few texels of a tile seen from near do not have.
         grain, strength = np.full(texture.shape, scene.look.grain[0], np.int32), np.float32(scene.look.grain[1])
@@ -171,8 +171,8 @@ def _albedo(
         detail = scene.atlas.sample(
             grain, first * fine, second * fine, np.log2(np.maximum(footprint * TILE_PX * fine, 1e-3))
         )
-        colour = colour * (1 + strength * (detail[:, :1] - np.float32(0.5)))
-    return face, colour, texture
+        color = color * (1 + strength * (detail[:, :1] - np.float32(0.5)))
+    return face, color, texture
 
 
 def _illumination(scene: Scene, solids: Solids, points: Array, normal: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
