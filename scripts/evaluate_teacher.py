@@ -11,6 +11,7 @@ picture in inverse depth (Video Depth Anything's protocol, per frame); AbsRel, Î
 import argparse
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from videomamba_depth.evaluation.rgbd import load_rgbd
 from videomamba_depth.evaluation.teacher_skill import skill_on_clip, skill_on_worlds
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.utils.arguments import path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging
 
@@ -51,7 +53,7 @@ class RgbdSet:
         if kind not in FORMATS or not folder:
             formats = ", ".join(FORMATS)
             raise UserError(f"--rgbd must be NAME=FORMAT:FOLDER with a format of {formats}; got '{text}'")
-        return RgbdSet(name, kind, Path(folder))
+        return RgbdSet(name, kind, path_argument(folder))
 
 
 def native_size(name: str) -> int:
@@ -80,11 +82,11 @@ def table(report: dict[str, dict[str, dict[str, float]]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teachers", nargs="+", help="'embedded', a folder or a hub id")
-    parser.add_argument("--frames", type=int, default=64, help="held-out scenes per family of worlds; 0 for none")
+    parser.add_argument("teachers", nargs="+", type=os.path.expanduser, help="'embedded', a folder or a hub id")
+    parser.add_argument("--frames", type=whole(0), default=64, help="held-out scenes per family of worlds; 0 for none")
     parser.add_argument("--rgbd", nargs="*", default=[], metavar="NAME=FORMAT:FOLDER", help=", ".join(FORMATS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    parser.add_argument("--threads", type=whole(1), default=1)
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="write the numbers there as well")
     args = parser.parse_args(argv)
     configure_logging()
     sets = [RgbdSet.parse(text) for text in args.rgbd]

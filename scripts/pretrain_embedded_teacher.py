@@ -37,6 +37,7 @@ from videomamba_depth.models.small_depth_anything import (
     predict_inverse_depth,
     save_small_depth_anything,
 )
+from videomamba_depth.utils.arguments import path_argument, positive, whole
 from videomamba_depth.utils.atomic import replacing
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.lock import exclusive
@@ -211,31 +212,36 @@ def write_model_card(folder: Path, report: dict[str, dict[str, float]], args: ar
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=EMBEDDED_TEACHER, help="folder of the finished teacher")
-    parser.add_argument("--work-dir", type=Path, default=Path("runs/embedded_teacher"), help="stills, checkpoints, log")
-    parser.add_argument("--num-stills", type=int, default=60_000, help="training scenes, one still of each")
-    parser.add_argument("--first-stills", type=int, default=1_500, help="stills that the first step draws from")
-    parser.add_argument("--stills-per-step", type=float, default=1.5, help="stills by which that number grows")
-    parser.add_argument("--steps", type=int, default=50_000)
-    parser.add_argument("--early-steps", type=int, default=EARLY_STEPS, help="steps with small pictures")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--patch-size", type=int, default=10, help="in px")
-    parser.add_argument("--width", type=int, default=256, help="of the ViT, a multiple of 4 heads")
-    parser.add_argument("--num-layers", type=int, default=7, help="of the ViT")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up")
-    parser.add_argument("--ema", type=float, default=0.9995, help="decay of the averaged weights, which are kept")
+    parser.add_argument("--output", type=path_argument, default=EMBEDDED_TEACHER, help="folder of the finished teacher")
+    work_dir = Path("runs/embedded_teacher")
+    parser.add_argument("--work-dir", type=path_argument, default=work_dir, help="stills, checkpoints, log")
+    parser.add_argument("--num-stills", type=whole(1), default=60_000, help="training scenes, one still of each")
+    parser.add_argument("--first-stills", type=whole(1), default=1_500, help="stills that the first step draws from")
+    parser.add_argument("--stills-per-step", type=positive, default=1.5, help="stills by which that number grows")
+    parser.add_argument("--steps", type=whole(1), default=50_000)
+    parser.add_argument("--early-steps", type=whole(0), default=EARLY_STEPS, help="steps with small pictures")
+    parser.add_argument("--batch-size", type=whole(1), default=16)
+    parser.add_argument("--patch-size", type=whole(4, 32), default=10, help="in px")
+    parser.add_argument("--width", type=whole(8, 4096), default=256, help="of the ViT, a multiple of 8")
+    parser.add_argument("--num-layers", type=whole(4, 100), default=7, help="of the ViT")
+    parser.add_argument("--lr", type=positive, default=5e-4)
+    parser.add_argument("--warmup", type=whole(0), default=500, help="steps of linear warm-up")
+    parser.add_argument("--ema", type=positive, default=0.9995, help="decay of the averaged weights, which are kept")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of the forward pass")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of the training")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render")
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--evaluate-every", type=int, default=2_500, help="0 for only at the end")
-    parser.add_argument("--evaluation-frames", type=int, default=200, help="held-out scenes per family")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--threads", type=whole(1), default=1, help="of the training")
+    parser.add_argument("--workers", type=whole(1), default=1, help="processes that render")
+    parser.add_argument("--log-every", type=whole(1), default=50)
+    parser.add_argument("--save-every", type=whole(1), default=100)
+    parser.add_argument("--evaluate-every", type=whole(0), default=2_500, help="0 for only at the end")
+    parser.add_argument("--evaluation-frames", type=whole(1), default=200, help="held-out scenes per family")
     args = parser.parse_args(argv)
-    if args.first_stills > args.num_stills or args.first_stills < 1:
-        raise UserError(f"--first-stills must be between 1 and --num-stills {args.num_stills}; got {args.first_stills}")
+    if args.first_stills > args.num_stills:
+        raise UserError(f"--first-stills must be at most --num-stills {args.num_stills}; got {args.first_stills}")
+    if args.width % 8:
+        raise UserError(f"--width must be a multiple of 8; got {args.width}")
+    if args.ema >= 1:
+        raise UserError(f"--ema must be below 1; got {args.ema}")
     return args
 
 

@@ -144,6 +144,7 @@ def test_stills_of_another_number_are_refused(tmp_path: Path) -> None:
         Stills(tmp_path / "stills", 13)
 
 
-def test_more_first_stills_than_stills_is_refused(script: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="first-stills"):
-        arguments(script, tmp_path, "--first-stills 13")
+@pytest.mark.parametrize("wrong", ["--first-stills 13", "--width 36", "--ema 1"])
+def test_options_that_do_not_fit_are_refused_by_name(script: ModuleType, tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(UserError, match=wrong.split()[0]):
+        arguments(script, tmp_path, wrong)
