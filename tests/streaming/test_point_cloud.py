@@ -154,8 +154,8 @@ def test_intrinsics_are_four_numbers_or_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("intrinsics=[50,50]", r"intrinsics must be \[fx,fy,cx,cy\]"),
-        ("intrinsics={fx: 50}", "intrinsics must be"),
+        ("intrinsics=[50,50]", "intrinsics must hold 4 values"),
+        ("intrinsics={fx: 50}", r"cannot read the intrinsics file .*; give \[fx,fy,cx,cy\] or a file"),
         ("intrinsics=[a,b,c,d]", "intrinsics must be"),
         ("intrinsics=/no/camera.txt", "cannot read the intrinsics file '/no/camera.txt'"),
         ("ply_every=0", "ply_every must be positive"),

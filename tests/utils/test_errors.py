@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 
 import pytest
 import torch
@@ -66,3 +68,11 @@ def test_the_traceback_is_shown_on_request(capsys: pytest.CaptureFixture[str], m
     assert "RuntimeError: deep" in printed
     assert "Traceback" in printed
     assert printed.rstrip().endswith("error: model: RuntimeError: deep")
+
+
+def test_names_that_are_no_text_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    with exit_on_user_error():
+        print("clip-\udcff.mp4")
+    assert written.getvalue() == b"clip-\\udcff.mp4\n"

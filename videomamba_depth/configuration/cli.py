@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +40,6 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
         main: takes an instance of `schema`.
     """
     given = list(sys.argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
     flags = [argument for argument in given[1:] if argument.startswith("-")]
 
     def checked_main(config: DictConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -41,6 +42,8 @@ def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
         also: kinds of exception that are such errors too.
     """
     caught: tuple[type[Exception], ...] = (UserError, *also)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
     try:
         try:
             yield
