@@ -10,11 +10,11 @@ from test_resume import train
 from tiny import tiny_teacher
 
 from videomamba_depth.data.clip import ClipMeta
+from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.models.checkpoint import load_student, read_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.training.labels import Labeller
+from videomamba_depth.training.labeller import Labeller
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_estimators import DISFlow
 from videomamba_depth.utils.logger import read_json_lines
 
 ONE_CLIP = ("data.num_worlds=1", "data.flip=false", "data.p_single_frame=0", "data.perturb.probability=0")

@@ -12,11 +12,11 @@ from selective_scan import DISCRETIZATIONS
 from selective_scan.backends import BACKENDS
 from videomamba_depth.configuration.checks import DTYPES, choice, file_name, path, ranged, text
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
+from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
 from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
-from videomamba_depth.models.output_state import OutputSpec
+from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec
-from videomamba_depth.utils.flow_estimators import DIS_MIN_SIZE_PX
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
 # what a value may be stands beside its type, see `checks`. Bounds are far beyond what makes sense, so that what is
