@@ -24,7 +24,7 @@ from torch import Tensor
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.utils.precision import autocast
+from videomamba_depth.utils.device import autocast
 
 _SWITCH = "VIDEOMAMBA_DISABLE_FUSED"
 Call = Callable[[], object]

@@ -29,23 +29,23 @@ import numpy as np
 import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-from videomamba_depth.data.video_io import Frame
+from videomamba_depth.data.video.reader import Frame
 from videomamba_depth.models.checkpoint import load_student, load_teacher
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaEncoder, VideoMambaSpec
 from videomamba_depth.models.motion import MotionSpec
-from videomamba_depth.models.output_state import OutputSpec
+from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-from videomamba_depth.streaming.colour import Colouriser, ColourRange
-from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.pipeline import run_pipeline
 from videomamba_depth.streaming.predictor import FrameByFrame
-from videomamba_depth.streaming.sources import FileSource
+from videomamba_depth.streaming.sinks.video import FramePainter, VideoSink
+from videomamba_depth.streaming.sources.files import FileSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import StageTimes
-from videomamba_depth.streaming.video_sink import FramePainter, VideoSink
-from videomamba_depth.utils.precision import autocast
+from videomamba_depth.utils.color import Colouriser, ColourRange
+from videomamba_depth.utils.device import autocast
 
 _PATCH = 14
 

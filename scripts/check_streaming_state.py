@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from videomamba_depth.layers.bidirectional_mixer import STREAMING_STATEMENT
 from videomamba_depth.utils.arguments import positive, whole
 from videomamba_depth.utils.errors import UserError, building, exit_on_user_error
 from videomamba_depth.video_mamba import (
@@ -26,7 +27,6 @@ from videomamba_depth.video_mamba import (
     configure_determinism_from_args,
     validate_state,
 )
-from videomamba_depth.video_mamba.bidirectional import STREAMING_STATEMENT
 from videomamba_depth.video_mamba.variants import VARIANTS
 
 Check = tuple[str, float, float]

@@ -22,24 +22,24 @@ from videomamba_depth.configuration.build import build_flow_estimator
 from videomamba_depth.configuration.build_evaluate import load_students
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints
-from videomamba_depth.data.sources import VideoSource, find_sources
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
-from videomamba_depth.data.video_io import iter_frames, probe_video
+from videomamba_depth.data.video.find import VideoSource, find_sources
+from videomamba_depth.data.video.reader import iter_frames, probe_video
 from videomamba_depth.evaluation.baselines import default_baselines
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, clip_from_synthetic
+from videomamba_depth.evaluation.datasets.rgbd import find_sequences, load_rgbd
 from videomamba_depth.evaluation.feature_average import FEATURE_ROW, feature_average_stream
 from videomamba_depth.evaluation.html import Gallery, clips_page, write_html
 from videomamba_depth.evaluation.memory import Stream
 from videomamba_depth.evaluation.progress import EvaluationBar
 from videomamba_depth.evaluation.protocol import evaluate_videos
 from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
-from videomamba_depth.evaluation.rgbd import find_sequences, load_rgbd
+from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import hash_tensors
-from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.device import autocast, resolve_device, resolve_dtype
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.lock import exclusive
-from videomamba_depth.utils.precision import autocast, resolve_device, resolve_dtype
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.synthetic import iter_video
-from videomamba_depth.data.video_io import iter_frames
+from videomamba_depth.data.video.reader import iter_frames
 from videomamba_depth.evaluation.worlds import WorldSet
-from videomamba_depth.streaming.keyframes import KeyFrameSettings
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from videomamba_depth.evaluation.rgbd import load_rgbd
+from videomamba_depth.evaluation.datasets.rgbd import load_rgbd
 from videomamba_depth.evaluation.teacher_skill import skill_on_clip, skill_on_worlds
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.utils.arguments import path_argument, whole

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.transforms import resize_images
-from videomamba_depth.data.video_io import iter_frames, probe_video
+from videomamba_depth.data.video.reader import iter_frames, probe_video
 from videomamba_depth.export.onnx_model import Difference, compare, export_onnx, quantise_int8, require
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth

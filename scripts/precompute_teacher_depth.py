@@ -17,12 +17,12 @@ from torch import Tensor
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import PrecomputeConfig
-from videomamba_depth.data.cache_verify import verify_cache
-from videomamba_depth.data.precompute import precompute_videos
-from videomamba_depth.data.sources import VideoSource, find_sources
-from videomamba_depth.data.stabilised_cache import StabiliseKey, precompute_stabilised
-from videomamba_depth.data.teacher_cache import TeacherKey
-from videomamba_depth.data.video_decode import is_url
+from videomamba_depth.data.labels.cache_verify import verify_cache
+from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.stabilized_cache import StabiliseKey, precompute_stabilised
+from videomamba_depth.data.labels.teacher_cache import TeacherKey
+from videomamba_depth.data.video.decode import is_url
+from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.training.distributed import start_ranks, stop_ranks
 from videomamba_depth.utils.errors import UserError, building
 from videomamba_depth.utils.lock import exclusive
@@ -67,11 +67,11 @@ def main(config: PrecomputeConfig) -> None:
             progress=ranks.is_main,
         )
         if config.stabilise:
-            how = StabiliseKey(config.target_radius, config.target_sigma, flow_key(config.flow), config.target)
+            how = StabiliseKey(config.target_radius, config.target_sigma, flow_key(config.flow))
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
             flow = build_flow_estimator(config.flow, ranks.device)
             frames = precompute_stabilised(mine, config.cache, key, how, flow, progress=ranks.is_main)
-            log.info("%d frames given %s targets", frames, config.target)
+            log.info("%d frames stabilised", frames)
     finally:
         held.close()
         stop_ranks()

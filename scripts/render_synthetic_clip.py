@@ -9,7 +9,7 @@ import logging
 from typing import get_args
 
 from videomamba_depth.data.synthetic import SceneFamily, WorldConfig, iter_video
-from videomamba_depth.data.video_writer import VideoWriter
+from videomamba_depth.data.video.writer import VideoWriter
 from videomamba_depth.utils.arguments import path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging

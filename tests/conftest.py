@@ -22,9 +22,9 @@ def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny_encoder(tiny_teacher_folder: str):
-    """The same, loaded."""
+    """The same, loaded; anew for every file of tests, since streams and trainers change the memory format."""
     from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 
     return DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)

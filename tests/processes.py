@@ -14,7 +14,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         "pytest",
-        "videomamba_depth.data.precompute",
+        "videomamba_depth.data.labels.precompute",
         "videomamba_depth.streaming.stream",
         "videomamba_depth.training.trainer",
     ]

@@ -19,17 +19,19 @@ from videomamba_depth.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each package may import of ours, besides itself.
+# What the files of each folder may import of ours, besides their own folder and those above and below it.
 MAY_IMPORT = {
     "selective_scan": set(),
     "utils": set(),
-    "video_mamba": {"selective_scan", "utils"},
+    "flow": {"utils"},
     "losses": {"utils"},
-    "data": {"utils"},
-    "models": {"video_mamba", "selective_scan", "utils"},
-    "training": {"models", "losses", "data", "utils"},
+    "layers": {"selective_scan"},
+    "video_mamba": {"layers", "selective_scan", "utils"},
+    "models": {"layers", "video_mamba", "flow", "utils"},
+    "data": {"flow", "utils"},
+    "training": {"models", "losses", "data", "flow", "utils"},
     "streaming": {"models", "data", "utils"},
-    "evaluation": {"models", "losses", "data", "utils"},
+    "evaluation": {"models", "data", "flow", "utils"},
     "export": {"models", "utils"},
     "serving": {"streaming", "data", "utils"},
     "configuration": {
@@ -38,12 +40,18 @@ MAY_IMPORT = {
         "serving",
         "evaluation",
         "models",
-        "losses",
         "data",
+        "flow",
         "utils",
         "selective_scan",
     },
 }
+FOLDERS_BELOW = {
+    "data": {"labels", "synthetic", "video"},
+    "evaluation": {"datasets", "html", "metrics"},
+    "streaming": {"key_frames", "sinks", "sources"},
+}
+NO_CODE = {"assets"}
 ONLY_AT_THE_TOP = ("hydra", "omegaconf")
 
 
@@ -56,15 +64,15 @@ def package_of(module: str) -> str | None:
 
 
 def imports(path: Path, package: str) -> set[str]:
-    """Return the dotted names that a file imports, relative ones resolved against `package`."""
+    """Return the dotted names that a file imports; relative ones are not allowed."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module)
-        elif isinstance(node, ast.ImportFrom) and node.level > 1:
-            found.add(f"videomamba_depth.{node.module or ''}")
+        elif isinstance(node, ast.ImportFrom):
+            raise AssertionError(f"{path} imports relatively: say {package}'s full name")
     return found
 
 
@@ -72,6 +80,16 @@ def our_files() -> list[tuple[str, Path]]:
     files = [(p.relative_to(ROOT / "videomamba_depth").parts[0], p) for p in (ROOT / "videomamba_depth").rglob("*.py")]
     files = [(package, path) for package, path in files if package in MAY_IMPORT]
     return files + [("selective_scan", path) for path in (ROOT / "kernels").rglob("*.py")]
+
+
+def test_every_folder_is_known() -> None:
+    root = ROOT / "videomamba_depth"
+    folders = {path.parent.relative_to(root).as_posix() for path in root.rglob("*.py")} - {"."}
+    below = {f"{name}/{inner}" for name, inners in FOLDERS_BELOW.items() for inner in inners}
+    assert folders == (set(MAY_IMPORT) - {"selective_scan"}) | below
+    assert {path.name for path in root.iterdir() if path.is_dir()} - {"__pycache__"} == {
+        name.partition("/")[0] for name in folders
+    } | NO_CODE
 
 
 @pytest.mark.parametrize("package", sorted(MAY_IMPORT))

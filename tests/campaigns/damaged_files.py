@@ -29,19 +29,19 @@ from safetensors.torch import load_file, save_file
 from test_resume import train
 from tiny import save_tiny_teacher
 
-from videomamba_depth.data.cache_verify import verify_cache
-from videomamba_depth.data.precompute import precompute_videos
-from videomamba_depth.data.sources import find_sources
-from videomamba_depth.data.stabilised_cache import StabiliseKey, precompute_stabilised
-from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
+from videomamba_depth.data.labels.cache_verify import verify_cache
+from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.stabilized_cache import StabiliseKey, precompute_stabilised
+from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
+from videomamba_depth.data.video.find import find_sources
 from videomamba_depth.evaluation.worlds import WorldSpec, load_world
+from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
-from videomamba_depth.models.state import DepthState
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import DISFlow
 from videomamba_depth.utils.logger import JsonLines, read_json_lines
 
 OUTCOMES = ("refused", "harmless", "told", "traceback", "hang", "silent")

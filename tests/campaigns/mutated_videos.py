@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from media import numbered_frame, write_video
 
-from videomamba_depth.streaming.colour import Colouriser, ColourRange
 from videomamba_depth.streaming.job import StreamJob
-from videomamba_depth.streaming.open_source import open_source
-from videomamba_depth.streaming.video_sink import FrameLog, FramePainter, VideoSink
+from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, VideoSink
+from videomamba_depth.streaming.sources.open import open_source
+from videomamba_depth.utils.color import Colouriser, ColourRange
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 

@@ -17,9 +17,9 @@ from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader
-from videomamba_depth.data.sources import VideoSource, find_sources
 from videomamba_depth.data.synthetic import WorldConfig, render_video
 from videomamba_depth.data.transforms import ClipTransform, ColourJitter
+from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.utils.errors import UserError
 
 RANDOM = ClipTransform(

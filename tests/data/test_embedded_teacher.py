@@ -8,9 +8,9 @@ import torch
 from transformers import DepthAnythingForDepthEstimation
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
+from videomamba_depth.evaluation.metrics.accuracy import accuracy
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.metrics_accuracy import accuracy
 
 NATIVE_SIZE = 112
 

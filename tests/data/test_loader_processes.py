@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from videomamba_depth.data import sampling
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
-from videomamba_depth.data.video_info import VideoReadError
+from videomamba_depth.data.video.info import VideoReadError
 from videomamba_depth.utils.errors import UserError
 
 

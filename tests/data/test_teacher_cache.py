@@ -21,15 +21,15 @@ from media import flat_depth, write_empty, write_images, write_video
 from processes import finish, make_event, start
 from torch import Tensor
 
-from videomamba_depth.data import cache_format
-from videomamba_depth.data.cache_format import chunk_scale, group_name
-from videomamba_depth.data.cache_verify import verify_cache
 from videomamba_depth.data.dataset_video import VideoClipDataset
-from videomamba_depth.data.precompute import precompute_videos
-from videomamba_depth.data.sources import VideoSource, find_sources, hash_source
-from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
+from videomamba_depth.data.labels import cache_format
+from videomamba_depth.data.labels.cache_format import chunk_scale, group_name
+from videomamba_depth.data.labels.cache_verify import verify_cache
+from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform
-from videomamba_depth.data.video_io import read_frames
+from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
+from videomamba_depth.data.video.reader import read_frames
 from videomamba_depth.utils.errors import UserError
 
 KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")

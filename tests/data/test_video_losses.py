@@ -16,12 +16,19 @@ import numpy as np
 import pytest
 from media import frame_number, write_video
 
-from videomamba_depth.data.video_clock import Clock
-from videomamba_depth.data.video_decode import Losses, decode_frames
-from videomamba_depth.data.video_io import Frame, VideoReadError, count_frames, iter_frames, probe_video, read_frames
-from videomamba_depth.data.video_structure import BROKEN, CUT_OFF, find_damage
-from videomamba_depth.streaming.network import NetworkCamera
-from videomamba_depth.streaming.sources import FileSource, UrlSource
+from videomamba_depth.data.video.clock import Clock
+from videomamba_depth.data.video.decode import Losses, decode_frames
+from videomamba_depth.data.video.reader import (
+    Frame,
+    VideoReadError,
+    count_frames,
+    iter_frames,
+    probe_video,
+    read_frames,
+)
+from videomamba_depth.data.video.structure import BROKEN, CUT_OFF, find_damage
+from videomamba_depth.streaming.sources.files import FileSource, UrlSource
+from videomamba_depth.streaming.sources.network import NetworkCamera
 
 B_FRAMES = {"g": "6", "bf": "2"}
 CONTAINERS: dict[str, dict[str, Any]] = {

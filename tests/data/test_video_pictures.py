@@ -15,9 +15,9 @@ import pytest
 from media import frame_number, numbered_frame, write_images, write_video
 from PIL import Image
 
-from videomamba_depth.data.video_color import _rolled_off
-from videomamba_depth.data.video_decode import _video_stream
-from videomamba_depth.data.video_io import (
+from videomamba_depth.data.video.color import _rolled_off
+from videomamba_depth.data.video.decode import _video_stream
+from videomamba_depth.data.video.reader import (
     VideoReadError,
     _geometry,
     count_frames,
@@ -25,8 +25,8 @@ from videomamba_depth.data.video_io import (
     probe_video,
     read_frames,
 )
-from videomamba_depth.streaming.point_cloud_sink import to_points
-from videomamba_depth.streaming.sources import FileSource
+from videomamba_depth.streaming.sinks.point_cloud import to_points
+from videomamba_depth.streaming.sources.files import FileSource
 
 _709_TO_2020 = np.linalg.inv(
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]]

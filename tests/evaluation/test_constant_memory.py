@@ -46,8 +46,8 @@ def evaluate_everything(num_frames: int) -> None:
     """Judge a clip with ground truth and poses, forward, back and across a cut, and draw its pictures."""
     from videomamba_depth.evaluation import clip_from_synthetic, default_baselines, evaluate_videos
     from videomamba_depth.evaluation.html import Gallery
+    from videomamba_depth.flow.estimators import DISFlow
     from videomamba_depth.utils.depth_kind import DepthKind
-    from videomamba_depth.utils.flow_utils import DISFlow
 
     truth = clip_from_synthetic("world", world(num_frames))
     clip = replace(truth, frames=iter(truth.frames), motion=None)  # so that pictures are kept and flow is estimated

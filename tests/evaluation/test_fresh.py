@@ -21,10 +21,10 @@ from videomamba_depth.evaluation.judge import Judge
 from videomamba_depth.evaluation.paired import compare, differences, dominance, estimate, front_gaps
 from videomamba_depth.evaluation.rows import Scene, row_metrics
 from videomamba_depth.evaluation.worlds import World, WorldSet, load_world
+from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import DISFlow
 
 TINY = WorldSet(videos=1, frames=8, long_videos=1, long_frames=10, height=42, width=56)
 

@@ -35,11 +35,11 @@ from videomamba_depth.evaluation.baselines import causal_affine, default_baselin
 from videomamba_depth.evaluation.html import clips_page
 from videomamba_depth.evaluation.html.page import render
 from videomamba_depth.evaluation.memory import to_tensor
+from videomamba_depth.evaluation.metrics import ClipMotion
 from videomamba_depth.evaluation.progress import EvaluationBar
+from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import DISFlow
-from videomamba_depth.utils.metrics import ClipMotion
 
 NUM_FRAMES = 12
 

@@ -12,10 +12,10 @@ from tiny_room import render_room
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.evaluation import clip_from_synthetic
+from videomamba_depth.evaluation.metrics import ClipMotion, Score
 from videomamba_depth.evaluation.rows import Scene, row_metrics
+from videomamba_depth.flow.frame_view import in_memory
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.frames import in_memory
-from videomamba_depth.utils.metrics import ClipMotion, Score
 
 Scores = dict[str, dict[str, Score]]
 JITTER = ("scale jitter", "shift jitter")

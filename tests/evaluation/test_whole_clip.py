@@ -9,10 +9,7 @@ import pytest
 from tiny_room import Room, render_room
 
 from videomamba_depth.evaluation.baselines import default_baselines
-from videomamba_depth.evaluation.rows import Scene, row_metrics
-from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.frames import on_disk
-from videomamba_depth.utils.metrics import (
+from videomamba_depth.evaluation.metrics import (
     ClipMotion,
     boundary_f1,
     edge_threshold,
@@ -23,8 +20,11 @@ from videomamba_depth.utils.metrics import (
     static_variation,
     temporal_gradient_error,
 )
-from videomamba_depth.utils.metrics_guards import edge_strength
-from videomamba_depth.utils.motion import warp_frame
+from videomamba_depth.evaluation.metrics.sharpness_and_lag import edge_strength
+from videomamba_depth.evaluation.rows import Scene, row_metrics
+from videomamba_depth.flow.clip_motion import warp_frame
+from videomamba_depth.flow.frame_view import on_disk
+from videomamba_depth.utils.depth_kind import DepthKind
 
 NUM_FRAMES = 40
 

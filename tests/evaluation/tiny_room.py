@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videomamba_depth.evaluation.metrics import ClipMotion
 from videomamba_depth.utils.flow_utils import backward_warp
-from videomamba_depth.utils.metrics import ClipMotion
 
 # Axis, offset (m) and extent: back wall, right and left wall, floor and ceiling, then a panel in front.
 PLANES = ((2, 5.0), (0, 2.0), (0, -2.0), (1, 1.2), (1, -1.2))

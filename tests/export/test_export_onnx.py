@@ -15,7 +15,7 @@ from commands import ROOT, run_command
 from media import numbered_frame, write_video
 from tiny import tiny_student
 
-from videomamba_depth.data.video_io import probe_video
+from videomamba_depth.data.video.reader import probe_video
 from videomamba_depth.export.explicit_step import ExplicitStep, evaluate_shape, exportable, state_shapes
 from videomamba_depth.export.onnx_model import compare, export_onnx, open_session, quantise_int8
 from videomamba_depth.models.checkpoint import describe_encoder, save_student

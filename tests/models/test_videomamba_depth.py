@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_student
 
+from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
 
@@ -226,7 +226,7 @@ def test_a_state_of_another_version_is_refused(
 ) -> None:
     states = tiny_student(tiny_encoder).init_states(1, SIZE)
     with monkeypatch.context() as patch:
-        patch.setattr("videomamba_depth.models.state._FORMAT", "videomamba-depth state 1")
+        patch.setattr("videomamba_depth.models.depth_state._FORMAT", "videomamba-depth state 1")
         states.save(tmp_path / "old.safetensors")
     with pytest.raises(UserError, match="not a stream state of this version"):
         DepthState.load(tmp_path / "old.safetensors")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selective_scan.cpp_backend import mean_step_works
 from selective_scan.mean_step import mean_step, mean_step_fits, mean_step_ref
-from videomamba_depth.video_mamba.innovation import InnovationMixer
+from videomamba_depth.layers.innovation_mixer import InnovationMixer
 
 needs_kernel = pytest.mark.skipif(not mean_step_works(), reason="the fused step needs AVX-512 and GCC")
 

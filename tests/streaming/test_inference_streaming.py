@@ -20,7 +20,7 @@ from media import write_empty, write_headless, write_images, write_text, write_t
 from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.data.video_io import iter_frames
+from videomamba_depth.data.video.reader import iter_frames
 from videomamba_depth.streaming import job
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-from videomamba_depth.streaming.keyframes import KeyFrameSettings
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
 from videomamba_depth.streaming.stream import DepthStream
 
 FAR = 10_000_000

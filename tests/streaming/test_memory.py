@@ -12,7 +12,7 @@ import pytest
 from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.data.video_io import VideoWriter
+from videomamba_depth.data.video.reader import VideoWriter
 
 
 @pytest.mark.slow

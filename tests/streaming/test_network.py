@@ -17,11 +17,11 @@ from mjpeg_server import MjpegServer
 from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.data.video_io import VideoReadError
+from videomamba_depth.data.video.reader import VideoReadError
 from videomamba_depth.streaming import job
-from videomamba_depth.streaming.live import LatestFrames
-from videomamba_depth.streaming.network import NetworkCamera
-from videomamba_depth.streaming.open_source import open_source
+from videomamba_depth.streaming.sources.live import LatestFrames
+from videomamba_depth.streaming.sources.network import NetworkCamera
+from videomamba_depth.streaming.sources.open import open_source
 from videomamba_depth.streaming.timing import resident_mb
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines

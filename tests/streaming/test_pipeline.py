@@ -10,8 +10,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from videomamba_depth.data.video_io import Frame
-from videomamba_depth.streaming.frames import DepthFrame
+from videomamba_depth.data.video.reader import Frame
+from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.pipeline import run_pipeline
 
 _PICTURE = np.zeros((2, 2, 3), np.uint8)

@@ -13,8 +13,8 @@ from tiny import save_tiny_teacher
 from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.streaming.frames import DepthFrame
-from videomamba_depth.streaming.point_cloud_sink import PointCloudSink, load_intrinsics
+from videomamba_depth.streaming.depth_frame import DepthFrame
+from videomamba_depth.streaming.sinks.point_cloud import PointCloudSink, load_intrinsics
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines

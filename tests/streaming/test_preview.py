@@ -19,10 +19,10 @@ from media import write_video
 from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.streaming.colour import Colouriser, ColourRange
-from videomamba_depth.streaming.frames import DepthFrame
-from videomamba_depth.streaming.preview_window import PreviewWindow
-from videomamba_depth.streaming.video_sink import FramePainter, PreviewSink
+from videomamba_depth.streaming.depth_frame import DepthFrame
+from videomamba_depth.streaming.sinks.preview_window import PreviewWindow
+from videomamba_depth.streaming.sinks.video import FramePainter, PreviewSink
+from videomamba_depth.utils.color import Colouriser, ColourRange
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import zarr
 
-from videomamba_depth.streaming.colour import Colouriser, ColourRange
-from videomamba_depth.streaming.frames import DepthFrame
-from videomamba_depth.streaming.npz_sink import NpzSink
-from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink
-from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
-from videomamba_depth.streaming.video_sink import FrameLog, FramePainter, VideoSink
-from videomamba_depth.streaming.zarr_sink import ZarrSink
+from videomamba_depth.streaming.depth_frame import DepthFrame
+from videomamba_depth.streaming.sinks.images import ExrSink, Png16Sink
+from videomamba_depth.streaming.sinks.npz import NpzSink
+from videomamba_depth.streaming.sinks.raw_stream import RawStreamSink
+from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, VideoSink
+from videomamba_depth.streaming.sinks.zarr_group import ZarrSink
+from videomamba_depth.utils.color import Colouriser, ColourRange
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from media import frame_number, numbered_frame, write_images, write_video
 
-from videomamba_depth.data.video_io import Frame, VideoReadError
-from videomamba_depth.streaming import live
-from videomamba_depth.streaming.live import CameraSource, LatestFrames, RawFrameSource
-from videomamba_depth.streaming.open_source import open_source
-from videomamba_depth.streaming.sources import FileSource
+from videomamba_depth.data.video.reader import Frame, VideoReadError
+from videomamba_depth.streaming.sources import live
+from videomamba_depth.streaming.sources.files import FileSource
+from videomamba_depth.streaming.sources.live import CameraSource, LatestFrames, RawFrameSource
+from videomamba_depth.streaming.sources.open import open_source
 from videomamba_depth.utils.errors import UserError
 
 

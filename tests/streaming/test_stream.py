@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
-from videomamba_depth.models.output_state import OutputSpec
+from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.resets import ResetPolicy

@@ -10,16 +10,16 @@ import pytest
 import torch
 from media import write_images, write_video
 
-from videomamba_depth.data.cache_format import TeacherKey
 from videomamba_depth.data.clip import ClipMeta, collate_clips
 from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.labels.cache_format import TeacherKey
+from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.perturbations import Perturbations
-from videomamba_depth.data.precompute import precompute_videos
-from videomamba_depth.data.sources import find_sources
-from videomamba_depth.data.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.transforms import ClipTransform, ColourJitter
+from videomamba_depth.data.video.find import find_sources
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.training.labels import Labeller
+from videomamba_depth.training.labeller import Labeller
 
 SIDE = 42
 KEY = TeacherKey("hub/model", "a" * 64, SIDE, "float32", "affine_invariant_inverse_depth")

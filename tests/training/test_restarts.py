@@ -7,10 +7,10 @@ from tiny import tiny_student
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import Motion
-from videomamba_depth.training.labels import Chunk
+from videomamba_depth.training.labeller import Chunk
 from videomamba_depth.training.objective import ChunkTarget, Objective
 from videomamba_depth.training.restarts import draw_restarts, restart
-from videomamba_depth.training.snapshot import Carry, Position
+from videomamba_depth.training.trainer_state import Carry, Position
 
 SIZE = (28, 42)
 

@@ -156,8 +156,8 @@ def test_the_commands_train_stream_and_evaluate(tiny_teacher_folder: str, tmp_pa
     ("override", "said"),
     [
         ("model.video_mamba.variant=xl", "model.video_mamba.variant must be one of t, s, m, b"),
-        ("model.video_mamba.num_layers=3", "model.video_mamba.num_layers must be at least 4"),
-        ("model.video_mamba.embed_dim=0", "model.video_mamba.embed_dim must be positive"),
+        ("model.video_mamba.num_layers=3", "model.video_mamba.num_layers must be in [4,"),
+        ("model.video_mamba.embed_dim=0", "model.video_mamba.embed_dim must be in [8,"),
         ("model.video_mamba.pretrained=/no/such.pth", "'/no/such.pth' does not exist"),
     ],
 )

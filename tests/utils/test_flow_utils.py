@@ -11,16 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from videomamba_depth.flow.estimators import DISFlow, RAFTFlow, build_flow
+from videomamba_depth.flow.static import static_mask
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import (
-    DISFlow,
-    RAFTFlow,
-    backward_warp,
-    build_flow,
-    consistency_mask,
-    rgb_consistency_mask,
-    static_mask,
-)
+from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask, rgb_consistency_mask
 
 
 def texture(height: int, width: int, dx: float = 0.0, dy: float = 0.0) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_backbones import PATCHES, clip, contract, image_model, masked_model, stream, video_model, vim_model
 
-from videomamba_depth.video_mamba.mixer import MambaMixer
+from videomamba_depth.layers.mamba_mixer import MambaMixer
 from videomamba_depth.video_mamba.pooling import mean_per_slice
 from videomamba_depth.video_mamba.positions import resize_spatial_table
 from videomamba_depth.video_mamba.streaming import allocate_state

@@ -6,10 +6,10 @@ import pytest
 import torch
 from small_backbones import SIZE, clip, contract, image_model, masked_model, video_model, vim_model
 
+from videomamba_depth.layers.mamba_mixer import MambaMixer
+from videomamba_depth.layers.temporal_block import MambaBlock
 from videomamba_depth.video_mamba import BiMambaRefinerBlock, PretrainVideoMamba
 from videomamba_depth.video_mamba.backbone_block import LayerNorm, RMSNorm, drop_path_rates
-from videomamba_depth.video_mamba.block import MambaBlock
-from videomamba_depth.video_mamba.mixer import MambaMixer
 from videomamba_depth.video_mamba.variants import PRESETS, VARIANTS
 
 

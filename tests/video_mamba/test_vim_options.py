@@ -7,7 +7,7 @@ import torch
 from small_backbones import SIZE, clip, vim_model
 
 from selective_scan import DISCRETIZATIONS
-from videomamba_depth.video_mamba.mixer import MambaMixer
+from videomamba_depth.layers.mamba_mixer import MambaMixer
 from videomamba_depth.video_mamba.rope import rotary_angles, rotate_patches
 
 PUBLISHED = ("zoh", "foh", "bilinear", "poly", "highorder", "rk4")

@@ -22,28 +22,28 @@ from videomamba_depth.configuration.schema import (
 )
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.labels.stabilized_cache import StabiliseKey
+from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
-from videomamba_depth.data.sources import hash_source
-from videomamba_depth.data.stabilised_cache import StabiliseKey
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
-from videomamba_depth.data.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform, ColourJitter
-from videomamba_depth.data.video_decode import is_url
+from videomamba_depth.data.video.decode import is_url
+from videomamba_depth.data.video.find import hash_source
+from videomamba_depth.flow.estimators import FlowEstimator, build_flow
 from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
-from videomamba_depth.training.labels import Labeller
+from videomamba_depth.training.labeller import Labeller
 from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder, RunLog
 from videomamba_depth.training.trainer import Trainer, TrainerSettings
 from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.device import DTYPES, resolve_dtype
 from videomamba_depth.utils.errors import UserError, building
-from videomamba_depth.utils.flow_utils import FlowEstimator, build_flow
-from videomamba_depth.utils.precision import DTYPES, resolve_dtype
 
 _LOOK_AT_LOADERS_S = 20.0  # without a batch, after which the loader processes are looked at
 
@@ -253,7 +253,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
         student.to(ranks.device).train()
     loss = config.loss
-    needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target != "raw"
+    needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target == "stabilised"
     settings = trainer_settings(config, ranks.device)
     labeller = Labeller(
         encoder if encoder.frozen else None,
@@ -263,15 +263,15 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         config.flow.max_rgb_change,
         frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
         autocast_dtype=settings.autocast_dtype,
-        target=loss.target,
-        target_radius=loss.target_radius,
-        target_sigma=loss.target_sigma,
+        stabilise=loss.target == "stabilised",
+        stabilise_radius=loss.target_radius,
+        stabilise_sigma=loss.target_sigma,
         motion=student.motion,
     )
-    cached = None
-    if loss.target != "raw":
-        cached = StabiliseKey(loss.target_radius, loss.target_sigma, flow_key(config.flow), loss.target)
-    dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
+    stabilised = StabiliseKey(loss.target_radius, loss.target_sigma, flow_key(config.flow))
+    dataset = build_dataset(
+        config.data, config.trainer.seed, teacher, stabilised if loss.target == "stabilised" else None
+    )
     with ranks.together():
         if ranks.is_main:
             run.keep_encoder(origin)

@@ -14,24 +14,24 @@ from typing import Any
 import torch
 
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.data.image_sequence import is_image_sequence, list_images
-from videomamba_depth.data.video_decode import is_url, without_password
-from videomamba_depth.streaming.colour import Colouriser, ColourRange
+from videomamba_depth.data.video.decode import is_url, without_password
+from videomamba_depth.data.video.image_sequence import is_image_sequence, list_images
 from videomamba_depth.streaming.job import StreamJob, summary
-from videomamba_depth.streaming.live import LatestFrames
-from videomamba_depth.streaming.npz_sink import NpzSink
-from videomamba_depth.streaming.open_source import open_source
-from videomamba_depth.streaming.outputs import OutputPaths, Outputs
-from videomamba_depth.streaming.picture_sinks import ExrSink, Png16Sink, require_exr
 from videomamba_depth.streaming.pipeline import LateSinks, Sink
-from videomamba_depth.streaming.point_cloud_sink import Intrinsics, PointCloudSink, load_intrinsics
-from videomamba_depth.streaming.preview_window import PreviewWindow
-from videomamba_depth.streaming.raw_stream_sink import RawStreamSink
 from videomamba_depth.streaming.resets import ResetPolicy
-from videomamba_depth.streaming.sources import FrameSource
+from videomamba_depth.streaming.sinks.images import ExrSink, Png16Sink, require_exr
+from videomamba_depth.streaming.sinks.npz import NpzSink
+from videomamba_depth.streaming.sinks.paths import OutputPaths, Outputs
+from videomamba_depth.streaming.sinks.point_cloud import Intrinsics, PointCloudSink, load_intrinsics
+from videomamba_depth.streaming.sinks.preview_window import PreviewWindow
+from videomamba_depth.streaming.sinks.raw_stream import RawStreamSink
+from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, PreviewSink, VideoSink
+from videomamba_depth.streaming.sinks.zarr_group import ZarrSink
+from videomamba_depth.streaming.sources.files import FrameSource
+from videomamba_depth.streaming.sources.live import LatestFrames
+from videomamba_depth.streaming.sources.open import open_source
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.streaming.video_sink import FrameLog, FramePainter, PreviewSink, VideoSink
-from videomamba_depth.streaming.zarr_sink import ZarrSink
+from videomamba_depth.utils.color import Colouriser, ColourRange
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.signals import STOPPED_STATUS
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
+from videomamba_depth.utils.device import DTYPES as _TORCH_DTYPES
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.precision import DTYPES as _TORCH_DTYPES
 
 DTYPES = tuple(_TORCH_DTYPES)
 _ALLOWED = "allowed"

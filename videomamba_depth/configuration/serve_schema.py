@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from videomamba_depth.configuration.checks import DTYPES, choice, device_name, path, ranged, text
-from videomamba_depth.streaming.colour import COLOUR_MAPS
+from videomamba_depth.utils.color import COLOUR_MAPS
 
 
 @dataclass

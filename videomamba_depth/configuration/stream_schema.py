@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from videomamba_depth.configuration.checks import DTYPES, Range, choice, device_name, path, ranged
-from videomamba_depth.streaming.colour import COLOUR_MAPS
-from videomamba_depth.streaming.keyframes import KeyFrameSettings
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
+from videomamba_depth.utils.color import COLOUR_MAPS
 
 
 @dataclass

@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from videomamba_depth.data.clip import ClipMeta, SharedFlags, WholeFrames
+from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.playback import Playback, adapt_relative_maps
-from videomamba_depth.data.sources import VideoSource, find_sources, scan_sources, summarise, unique_ids
-from videomamba_depth.data.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.transforms import ClipTransform, resize_images
-from videomamba_depth.data.video_io import VideoInfo, VideoReadError, probe_video, read_frames, read_image
+from videomamba_depth.data.video.find import VideoSource, find_sources, scan_sources, summarise, unique_ids
+from videomamba_depth.data.video.reader import VideoInfo, VideoReadError, probe_video, read_frames, read_image
 from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)

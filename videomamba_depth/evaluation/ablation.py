@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .fresh_report import HEADINGS, KINDS
+from videomamba_depth.evaluation.fresh_report import HEADINGS, KINDS
 
 COLUMNS = (
     ("moving", "tge"), ("fast", "tge"), ("static", "tge"),

@@ -14,8 +14,8 @@ from itertools import accumulate, repeat
 
 import numpy as np
 
-from videomamba_depth.utils.frames import Frames
-from videomamba_depth.utils.motion import ClipMotion, warp_frame
+from videomamba_depth.flow.clip_motion import ClipMotion, warp_frame
+from videomamba_depth.flow.frame_view import Frames
 
 Baseline = Callable[[Frames, ClipMotion], Iterable[np.ndarray]]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from videomamba_depth.data.synthetic import SyntheticFrame
-from videomamba_depth.utils.frames import Frames, Keep, mapped, on_disk
-from videomamba_depth.utils.motion import ClipMotion
+from videomamba_depth.flow.clip_motion import ClipMotion
+from videomamba_depth.flow.frame_view import Frames, Keep, mapped, on_disk
 
 
 @dataclass(frozen=True)

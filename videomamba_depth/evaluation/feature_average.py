@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.utils.flow_utils import FlowEstimator, backward_warp, consistency_mask
+from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask
 
 DEFAULT_ALPHA = 0.27
 FEATURE_ROW = "feature_ema"

@@ -14,19 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from videomamba_depth.evaluation.baselines import Baseline, default_baselines, run_baseline
+from videomamba_depth.evaluation.code_digest import code_digest
+from videomamba_depth.evaluation.feature_average import FEATURE_ROW
+from videomamba_depth.evaluation.judge import Judge
+from videomamba_depth.evaluation.metrics import align_scale_shift
+from videomamba_depth.evaluation.report import to_jsonable, write_text
+from videomamba_depth.evaluation.world_depth import run_student, run_teacher
+from videomamba_depth.evaluation.worlds import World, WorldSpec, is_intact, load_world, read_array, write_folder
+from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.atomic import disk_errors, replacing, to_json
-from videomamba_depth.utils.flow_utils import FlowEstimator
-from videomamba_depth.utils.metrics import align_scale_shift
-
-from .baselines import Baseline, default_baselines, run_baseline
-from .code_digest import code_digest
-from .feature_average import FEATURE_ROW
-from .judge import Judge
-from .report import to_jsonable, write_text
-from .world_depth import run_student, run_teacher
-from .worlds import World, WorldSpec, is_intact, load_world, read_array, write_folder
 
 log = logging.getLogger(__name__)
 

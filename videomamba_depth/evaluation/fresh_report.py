@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .paired import AXES, Estimate
+from videomamba_depth.evaluation.paired import AXES, Estimate
 
 HEADINGS = {
     "tge": "TGE %",

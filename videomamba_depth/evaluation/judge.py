@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from videomamba_depth.utils.metrics import (
+from videomamba_depth.evaluation.metrics import (
     MIN_DISPARITY,
     align_scale_shift,
     aligned_disparity,
@@ -19,11 +19,10 @@ from videomamba_depth.utils.metrics import (
     scale_jitter_and_drift,
     valid_ground_truth,
 )
-
-from .rows import FAST_MIN_PX, FAST_PERCENTILE
+from videomamba_depth.evaluation.rows import FAST_MIN_PX, FAST_PERCENTILE
 
 if TYPE_CHECKING:  # how worlds are kept does not decide their scores
-    from .worlds import World
+    from videomamba_depth.evaluation.worlds import World
 
 CHUNK_FRAMES = 64
 

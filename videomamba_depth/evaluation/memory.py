@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.utils.frames import Frames, FrameView, on_disk
-from videomamba_depth.utils.metrics import Score, frames_to_settle, palindrome_drift, palindrome_indices
-from videomamba_depth.utils.metrics_score import undefined
+from videomamba_depth.evaluation.metrics import Score, frames_to_settle, palindrome_drift, palindrome_indices
+from videomamba_depth.evaluation.metrics.score import undefined
+from videomamba_depth.flow.frame_view import Frames, FrameView, on_disk
 
 Stream = Callable[[Tensor], Tensor]
 """Maps the next frame, float32 [1,3,H,W] RGB in [0,1], to its depth [1,1,h,w]; may remember what came

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .baselines import AVERAGES, STRENGTHS
-from .fresh import Scores
+from videomamba_depth.evaluation.baselines import AVERAGES, STRENGTHS
+from videomamba_depth.evaluation.fresh import Scores
 
 RELATIVE = ("tge", "abs_rel/video", "abs_rel/first_frame", "abs_rel/per_frame", "abs_rel/single_image",
             "abs_rel/fast_pixels", "edge_ratio")  # fmt: skip

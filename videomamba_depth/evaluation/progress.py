@@ -9,7 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .clips import ClipSource, EvaluationClip
+from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 
 STEPS = ("row", "palindrome", "cut")
 """What moves the bar; frames and flow are shown alone."""

@@ -18,20 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.sources import summarise
+from videomamba_depth.data.video.find import summarise
+from videomamba_depth.evaluation.baselines import Baseline, default_baselines
+from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, shrink_clip
+from videomamba_depth.evaluation.memory import Stream, run_palindrome, settle_after_own_cut
+from videomamba_depth.evaluation.metrics import Score
+from videomamba_depth.evaluation.rows import Scene, row_flags, row_metrics
+from videomamba_depth.evaluation.setting import Progress, build_scene, frames_in_any_order, run_streams
+from videomamba_depth.evaluation.summary import count_better, mean_rows, verdict, versions
+from videomamba_depth.flow.clip_motion import estimate_motion
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.frame_view import Frames, FrameView, on_disk
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError, is_disk_full
-from videomamba_depth.utils.flow_utils import FlowEstimator
-from videomamba_depth.utils.frames import Frames, FrameView, on_disk
-from videomamba_depth.utils.metrics import Score
-from videomamba_depth.utils.motion import estimate_motion
-
-from .baselines import Baseline, default_baselines
-from .clips import ClipSource, EvaluationClip, shrink_clip
-from .memory import Stream, run_palindrome, settle_after_own_cut
-from .rows import Scene, row_flags, row_metrics
-from .setting import Progress, build_scene, frames_in_any_order, run_streams
-from .summary import count_better, mean_rows, verdict, versions
 
 logger = logging.getLogger(__name__)
 

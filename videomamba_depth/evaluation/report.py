@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videomamba_depth.data.sources import summarise
+from videomamba_depth.data.video.find import summarise
+from videomamba_depth.evaluation.metrics import Score
 from videomamba_depth.utils import atomic
 from videomamba_depth.utils.atomic import to_json
-from videomamba_depth.utils.metrics import Score
 
 
 @dataclass(frozen=True)

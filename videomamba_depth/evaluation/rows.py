@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.frames import Frames, FrameView, mapped
-from videomamba_depth.utils.metrics import (
+from videomamba_depth.evaluation.metrics import (
     MIN_DISPARITY,
     ClipMotion,
     Score,
@@ -33,7 +31,9 @@ from videomamba_depth.utils.metrics import (
     temporal_gradient_error,
     valid_ground_truth,
 )
-from videomamba_depth.utils.quantiles import median, percentiles
+from videomamba_depth.evaluation.metrics.percentiles import median, percentiles
+from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
+from videomamba_depth.utils.depth_kind import DepthKind
 
 FAST_PERCENTILE = 90.0
 FAST_MIN_PX = 1.0

@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videomamba_depth.evaluation.clips import EvaluationClip
+from videomamba_depth.evaluation.memory import Stream, resize_depth, to_tensor
+from videomamba_depth.evaluation.rows import Scene
+from videomamba_depth.flow.clip_motion import ClipMotion, estimate_motion
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.frame_view import Frames, FrameView, first_frames, mapped, on_disk
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import FlowEstimator
-from videomamba_depth.utils.frames import Frames, FrameView, first_frames, mapped, on_disk
-from videomamba_depth.utils.motion import ClipMotion, estimate_motion
-
-from .clips import EvaluationClip
-from .memory import Stream, resize_depth, to_tensor
-from .rows import Scene
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from videomamba_depth.utils.metrics import Score
+from videomamba_depth.evaluation.metrics import Score
 
 Mean = dict[str, dict[str, dict[str, float]]]
 EDGE_RANGE = (0.9, 1.1)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from videomamba_depth.data.synthetic import SceneFamily, WorldConfig, iter_video
 from videomamba_depth.evaluation.clips import EvaluationClip
-from videomamba_depth.utils.metrics import boundary_f1
-from videomamba_depth.utils.metrics_accuracy import (
+from videomamba_depth.evaluation.metrics import boundary_f1
+from videomamba_depth.evaluation.metrics.accuracy import (
     align_scale_shift,
     aligned_depth_m,
     aligned_disparity,

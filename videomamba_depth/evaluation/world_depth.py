@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .feature_average import FEATURE_ROW, AdvectedFeatureAverage
+from videomamba_depth.evaluation.feature_average import FEATURE_ROW, AdvectedFeatureAverage
 
 if TYPE_CHECKING:  # types alone: the teacher's depth must not be thrown away when the student's code changes
+    from videomamba_depth.evaluation.worlds import World
     from videomamba_depth.models.encoder_da import DepthAnythingEncoder
     from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-
-    from .worlds import World
 
 CHUNK_FRAMES = 8
 

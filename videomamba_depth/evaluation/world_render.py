@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.synthetic import SyntheticFrame, WorldConfig, iter_video
-from videomamba_depth.utils.flow_utils import FlowEstimator, consistency_mask
-from videomamba_depth.utils.motion import ClipMotion, estimate_motion
+from videomamba_depth.flow.clip_motion import ClipMotion, estimate_motion
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.utils.flow_utils import consistency_mask
 
 
 def render_world(seed: int, config: WorldConfig, flow: FlowEstimator) -> dict[str, np.ndarray]:

@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from videomamba_depth.data.synthetic import WorldConfig
+from videomamba_depth.evaluation.code_digest import code_digest
+from videomamba_depth.evaluation.world_render import render_world
+from videomamba_depth.flow.clip_motion import ClipMotion
+from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.utils.atomic import disk_errors, sync, sync_tree, write_json
 from videomamba_depth.utils.checkpoint import verify_files, write_manifest
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import FlowEstimator
-from videomamba_depth.utils.motion import ClipMotion
-
-from .code_digest import code_digest
-from .world_render import render_world
 
 log = logging.getLogger(__name__)
 

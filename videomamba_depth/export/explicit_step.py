@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.models.depth_anything import modeling_depth_anything
 
 from videomamba_depth.models import videomamba_depth
+from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
 

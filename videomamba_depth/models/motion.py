@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.utils.flow_estimators import DIS_MIN_SIZE_PX
-from videomamba_depth.utils.flow_utils import FlowEstimator, build_flow, consistency_mask
+from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, FlowEstimator, build_flow
+from videomamba_depth.utils.flow_utils import consistency_mask
 
 MOTION_FLOWS = ("dis", "dis_fast", "dis_ultrafast")
 CUBIC = -0.75  # of Keys' kernel, as in PyTorch's bicubic sampling

@@ -10,9 +10,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from videomamba_depth.layers.mamba_mixer import LayerState
+from videomamba_depth.layers.temporal_block import InnovationBlock, MambaBlock, temporal_age
 from videomamba_depth.models.motion import Motion, TokenWarp
-from videomamba_depth.video_mamba.block import InnovationBlock, MambaBlock, temporal_age
-from videomamba_depth.video_mamba.mixer import LayerState
 
 AGE_TIME_CONSTANTS = (1.0, 2.0, 4.0, 8.0)
 """Time constants of the temporal position features, in frames."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.layers.innovation_mixer import InnovationMixer
+from videomamba_depth.models.depth_state import DepthState, check_state, check_stream
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
-from videomamba_depth.models.output_state import OutputRefiner, OutputSpec
-from videomamba_depth.models.state import DepthState, check_state, check_stream
+from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.video_mamba.innovation import InnovationMixer
 
 ClipFeatures = dict[str, Tensor]
 """Feature maps of a clip by scale name, each `[B, N, C_i, H_i, W_i]`."""

@@ -17,15 +17,15 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from videomamba_depth.data.video_io import Frame
+from videomamba_depth.data.video.reader import Frame
 from videomamba_depth.serving.camera import CameraSession
 from videomamba_depth.serving.depth_view import DepthView, message
 from videomamba_depth.serving.guests import GuestVideo, read_picture, unnamed_file
 from videomamba_depth.serving.same_origin import SameOrigin
 from videomamba_depth.serving.settings import ServeSettings, Slots
 from videomamba_depth.serving.turns import Turns
-from videomamba_depth.streaming.colour import Colouriser
 from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.color import Colouriser
 from videomamba_depth.utils.errors import UserError
 
 _STATIC = Path(__file__).parent / "static"

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from videomamba_depth.serving.turns import Turns
-from videomamba_depth.streaming.colour import Colouriser, ColourRange, nearness
 from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.color import Colouriser, ColourRange, nearness
 
 _JPEG_QUALITY = 85
 

@@ -13,8 +13,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from videomamba_depth.data.video_decode import Losses
-from videomamba_depth.data.video_io import Frame, VideoReadError, iter_stream
+from videomamba_depth.data.video.decode import Losses
+from videomamba_depth.data.video.reader import Frame, VideoReadError, iter_stream
 from videomamba_depth.utils.errors import UserError
 
 # Containers that hold their own data. Playlists, scripts and session descriptions (hls, dash, concat, sdp, …) name

@@ -16,11 +16,11 @@ import transformers
 from tqdm import tqdm
 
 from videomamba_depth import __version__
-from videomamba_depth.data.video_io import Frame
-from videomamba_depth.streaming.frames import DepthFrame, LiveLosses
-from videomamba_depth.streaming.outputs import Outputs
+from videomamba_depth.data.video.reader import Frame
+from videomamba_depth.streaming.depth_frame import DepthFrame, LiveLosses
 from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeline
-from videomamba_depth.streaming.sources import FrameSource
+from videomamba_depth.streaming.sinks.paths import Outputs
+from videomamba_depth.streaming.sources.files import FrameSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import resident_mb
 from videomamba_depth.utils.atomic import write_json

@@ -11,8 +11,8 @@ from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from videomamba_depth.data.video_io import Frame
-from videomamba_depth.streaming.frames import DepthFrame, LiveLosses
+from videomamba_depth.data.video.reader import Frame
+from videomamba_depth.streaming.depth_frame import DepthFrame, LiveLosses
 from videomamba_depth.streaming.timing import StageTimes
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.depth_state import DepthState, check_state
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import Motion
-from videomamba_depth.models.state import DepthState, check_state
 from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, RefineOutput, VideoMambaDepth
 
 TEACHER_PREFIX = "teacher:"

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videomamba_depth.models.depth_state import DepthState, check_state
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
-from videomamba_depth.models.state import DepthState, check_state
-from videomamba_depth.streaming.keyframes import KeyFrames, KeyFrameSettings
-from videomamba_depth.streaming.precision import compile_frames, place
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
+from videomamba_depth.streaming.placement import compile_frames, place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.device import DTYPES, autocast, resolve_device
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.precision import DTYPES, autocast, resolve_device
 
 _FORMAT = "videomamba-depth stream 2"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from videomamba_depth.utils.device import resolve_device
 from videomamba_depth.utils.environment import launch
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.precision import resolve_device
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomamba_depth.training.labels import Chunk
-from videomamba_depth.training.snapshot import Carry, Position
+from videomamba_depth.training.labeller import Chunk
+from videomamba_depth.training.trainer_state import Carry, Position
 
 # Keeps these draws apart from those about batches and items.
 _RESTART_STREAM = 0x5EED_0FF5

@@ -14,7 +14,7 @@ import yaml
 
 from videomamba_depth.models.checkpoint import read_description
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.training.snapshot import resuming
+from videomamba_depth.training.trainer_state import resuming
 from videomamba_depth.utils.atomic import disk_errors, to_json, write_text
 from videomamba_depth.utils.checkpoint import list_steps, step_folder, verify_files, whole_folder
 from videomamba_depth.utils.errors import UserError

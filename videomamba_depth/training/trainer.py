@@ -25,17 +25,17 @@ from videomamba_depth.models.checkpoint import (
     read_description,
     read_weights,
 )
+from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.motion import Motion
-from videomamba_depth.models.state import DepthState
 from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
-from videomamba_depth.training.labels import Chunk, LabelledClip, Labeller
+from videomamba_depth.training.labeller import Chunk, LabelledClip, Labeller
 from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.preview import preview_picture, write_picture
 from videomamba_depth.training.restarts import draw_restarts, restart
 from videomamba_depth.training.run_folder import RunFolder, RunLog
 from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
-from videomamba_depth.training.snapshot import (
+from videomamba_depth.training.trainer_state import (
     Carry,
     Position,
     carry_file,

@@ -1,7 +1,7 @@
-"""Optical flow: warping, the masks that say where flow can be trusted, and what is static.
+"""Optical flow: warping, and the masks that say where flow can be trusted.
 
 A flow `a → b` is in pixels, channels (x right, y down), and lives on the pixels of a: pixel p of a is at p +
-flow(p) in b. The estimators are in `flow_estimators.py`.
+flow(p) in b. The estimators are in `flow/estimators.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from .flow_estimators import DISFlow, FlowEstimator, RAFTFlow, build_flow
-
-__all__ = [
-    "DISFlow",
-    "FlowEstimator",
-    "RAFTFlow",
-    "backward_warp",
-    "build_flow",
-    "consistency_mask",
-    "in_bounds_mask",
-    "rgb_consistency_mask",
-    "static_mask",
-    "trust_mask",
-]
 
 
 def backward_warp(
@@ -101,28 +86,6 @@ def trust_mask(
     """
     colour = rgb_consistency_mask(source, target, flow_st, max_rgb_change)
     return consistency_mask(flow_st, flow_ts) & colour
-
-
-def static_mask(clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, max_rgb_change: float = 0.06) -> Tensor:
-    """Return which pixels of each frame neither moved, changed colour nor were hidden since the frame before.
-
-    Args:
-        clip: [N,3,H,W] RGB in [0,1].
-        flow: estimates both directions, for the forward-backward check.
-        max_motion_px: upper bound on |flow|, px per frame. max_rgb_change: see `rgb_consistency_mask`.
-
-    Returns:
-        [N,1,H,W] bool; frame 0 is all False, since nothing came before.
-    """
-    if clip.ndim != 4 or clip.shape[1] != 3:
-        raise ValueError(f"clip must have shape [N,3,H,W]; got {list(clip.shape)}")
-    static = torch.zeros_like(clip[:, :1], dtype=torch.bool)
-    if clip.shape[0] > 1:
-        now, before = clip[1:], clip[:-1]
-        back, forth = flow(now, before), flow(before, now)
-        still = back.square().sum(dim=1, keepdim=True) < max_motion_px**2
-        static[1:] = still & trust_mask(now, before, back, forth, max_rgb_change)
-    return static
 
 
 def _pixel_grid(flow: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from videomamba_depth.layers.mamba_mixer import LayerState
     from videomamba_depth.video_mamba.build import build_videomamba
     from videomamba_depth.video_mamba.determinism import (
         DeterminismConfig,
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
         configure_determinism,
         configure_determinism_from_args,
     )
-    from videomamba_depth.video_mamba.mixer import LayerState
     from videomamba_depth.video_mamba.pretrain import PretrainVideoMamba
     from videomamba_depth.video_mamba.refiner import BiMambaRefinerBlock
     from videomamba_depth.video_mamba.streaming import (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer, refuse_state
 from videomamba_depth.video_mamba.backbone_block import (
     BackboneLayer,
     add_residual,
@@ -16,7 +17,6 @@ from videomamba_depth.video_mamba.backbone_block import (
     init_backbone_,
     make_norm,
 )
-from videomamba_depth.video_mamba.bidirectional import BidirectionalMixer, refuse_state
 from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.masking import gather_tokens, visible_patches
 from videomamba_depth.video_mamba.patch_embed import PatchEmbed

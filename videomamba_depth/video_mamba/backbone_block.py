@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from videomamba_depth.video_mamba.bidirectional import BidirectionalMixer
-from videomamba_depth.video_mamba.mixer import LayerState, MambaMixer
+from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer
+from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer
 
 
 class LayerOutput(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer
 from videomamba_depth.video_mamba.backbone_block import (
     BackboneLayer,
     add_residual,
@@ -17,7 +18,6 @@ from videomamba_depth.video_mamba.backbone_block import (
 )
 from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.masking import gather_tokens, visible_patches
-from videomamba_depth.video_mamba.mixer import LayerState, MambaMixer
 from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
 from videomamba_depth.video_mamba.pooling import POOL_TYPES, check_slices, pool_tokens
 from videomamba_depth.video_mamba.positions import TemporalPolicy, resize_spatial_table

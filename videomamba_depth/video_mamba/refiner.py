@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.layers.bidirectional_mixer import STREAMING_STATEMENT
+from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer
 from videomamba_depth.video_mamba.backbone_block import BackboneLayer, make_norm
-from videomamba_depth.video_mamba.bidirectional import STREAMING_STATEMENT
-from videomamba_depth.video_mamba.mixer import LayerState, MambaMixer
 from videomamba_depth.video_mamba.ssm_config import mixer_arguments
 
 

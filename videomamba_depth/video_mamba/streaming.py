@@ -16,8 +16,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from videomamba_depth.video_mamba.bidirectional import BidirectionalMixer
-from videomamba_depth.video_mamba.mixer import LayerState
+from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer
+from videomamba_depth.layers.mamba_mixer import LayerState
 
 STREAMING_CONTRACT_VERSION = "1.0.0"
 """Version of the state's layout and of `forward`'s returns; the major number changes when old states stop working."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer, refuse_state
+from videomamba_depth.layers.mamba_mixer import MambaMixer
 from videomamba_depth.video_mamba.backbone_block import (
     BackboneLayer,
     add_residual,
@@ -15,9 +17,7 @@ from videomamba_depth.video_mamba.backbone_block import (
     init_backbone_,
     make_norm,
 )
-from videomamba_depth.video_mamba.bidirectional import BidirectionalMixer, refuse_state
 from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
-from videomamba_depth.video_mamba.mixer import MambaMixer
 from videomamba_depth.video_mamba.patch_embed import PatchEmbed
 from videomamba_depth.video_mamba.positions import resize_spatial_table
 from videomamba_depth.video_mamba.rope import rotary_angles, rotate_patches

@@ -1,1 +1,0 @@
-"""Labels worked out from a teacher's depth."""

@@ -8,6 +8,9 @@ from typing import Any
 
 from videomamba_depth.evaluation.fresh import Scores
 from videomamba_depth.evaluation.fresh_report import cell
+from videomamba_depth.evaluation.html.front_plot import Axis, front_plot, points_of
+from videomamba_depth.evaluation.html.page import Page, Section, Table, folded_ranges
+from videomamba_depth.evaluation.html.pictures import ClipPictures
 from videomamba_depth.evaluation.paired import ABSOLUTE, change, costs, estimate
 from videomamba_depth.evaluation.report import (
     ACCURACY_COLUMNS,
@@ -20,10 +23,6 @@ from videomamba_depth.evaluation.report import (
     skipped_line,
     verdict_line,
 )
-
-from .front_plot import Axis, front_plot, points_of
-from .page import Page, Section, Table, folded_ranges
-from .pictures import ClipPictures
 
 FLICKER = {
     "tge": "TGE",

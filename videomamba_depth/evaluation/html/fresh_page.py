@@ -15,12 +15,11 @@ from videomamba_depth.evaluation.fresh_report import (
     set_line,
     statement,
 )
+from videomamba_depth.evaluation.html.clips_page import PRICES, row_class
+from videomamba_depth.evaluation.html.front_plot import Axis, front_plot, points_of
+from videomamba_depth.evaluation.html.page import Page, Section, Table
+from videomamba_depth.evaluation.html.pictures import ClipPictures
 from videomamba_depth.evaluation.paired import AXES, Estimate, costs
-
-from .clips_page import PRICES, row_class
-from .front_plot import Axis, front_plot, points_of
-from .page import Page, Section, Table
-from .pictures import ClipPictures
 
 DOMINATES = (
     "A row dominates another when it is steadier (TGE) and no worse on the other axis, by the means; * by more than two"

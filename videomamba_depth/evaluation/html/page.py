@@ -11,9 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from videomamba_depth.evaluation.html.pictures import ClipPictures
 from videomamba_depth.evaluation.report import write_text
-
-from .pictures import ClipPictures
 
 
 @dataclass(frozen=True)

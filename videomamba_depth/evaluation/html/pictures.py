@@ -13,11 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from videomamba_depth.data.video_writer import VideoWriter
+from videomamba_depth.data.video.writer import VideoWriter
 from videomamba_depth.evaluation.clips import EvaluationClip
+from videomamba_depth.evaluation.metrics.percentiles import percentiles
 from videomamba_depth.evaluation.rows import Scene, common_disparity
-from videomamba_depth.utils.frames import Frames, first_frames, on_disk
-from videomamba_depth.utils.quantiles import percentiles
+from videomamba_depth.flow.frame_view import Frames, first_frames, on_disk
 
 log = logging.getLogger(__name__)
 

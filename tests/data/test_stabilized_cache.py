@@ -1,0 +1,177 @@
+"""Stabilised targets in the teacher cache: what stabilising live gives, the same bytes however often it was stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from media import flat_depth, write_video
+from torch import Tensor
+
+from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.labels import stabilized_cache
+from videomamba_depth.data.labels.cache_format import group_name
+from videomamba_depth.data.labels.cache_verify import verify_cache
+from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.labels.stabilized_cache import StabiliseKey, block_range, precompute_stabilised
+from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
+from videomamba_depth.data.transforms import ClipTransform
+from videomamba_depth.data.video.find import VideoSource, find_sources
+from videomamba_depth.data.video.reader import read_frames
+from videomamba_depth.flow.estimators import DISFlow
+from videomamba_depth.utils.errors import UserError
+
+KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
+HOW = StabiliseKey(2, 1.5, "dis")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[VideoSource]:
+    root = tmp_path_factory.mktemp("videos")
+    write_video(root / "a.mp4", 21)
+    write_video(root / "b.mp4", 6, seed=1)
+    return find_sources(root)
+
+
+def label(videos: list[VideoSource], cache: Path) -> Path:
+    calls = [0]
+
+    def flickering(rgb: Tensor) -> Tensor:
+        calls[0] += 1
+        return flat_depth(rgb) * (1 + 0.05 * (-1) ** calls[0])
+
+    precompute_videos(videos, flickering, KEY, cache, chunk_frames=4, batch_frames=1, progress=False)
+    return cache
+
+
+def stabilise(videos: list[VideoSource], cache: Path, how: StabiliseKey = HOW) -> int:
+    return precompute_stabilised(videos, cache, KEY, how, DISFlow("fast"), progress=False)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cache(videos: list[VideoSource], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = label(videos, tmp_path_factory.mktemp("cache") / "cache")
+    assert stabilise(videos, folder) == 27
+    return folder
+
+
+def test_blocks_cover_every_frame_once_with_margins() -> None:
+    blocks = [block_range(block, 16, 150) for block in range(3)]
+    assert [frame for inner, _ in blocks for frame in inner] == list(range(150))
+    assert [outer for _, outer in blocks] == [range(88), range(40, 150), range(104, 150)]
+
+
+def test_a_short_video_is_stabilised_as_one_clip(videos: list[VideoSource], cache: Path) -> None:
+    maps = TeacherCacheReader(cache, KEY, HOW).lookup_maps("b.mp4", range(6), videos[1].path)
+    assert maps is not None
+    clip = torch.from_numpy(read_frames(videos[1].path, range(6))).permute(0, 3, 1, 2).float() / 255
+    raw = torch.from_numpy(maps["teacher_depth"])[:, None]
+    live = stabilise_clip(raw, clip, DISFlow("fast"), radius=2, sigma=1.5)[:, 0].numpy()
+    np.testing.assert_allclose(maps["stabilised_depth"], live, rtol=2**-10)
+    assert not np.allclose(live, maps["teacher_depth"], rtol=1e-3)
+
+
+def test_raw_targets_stay_selectable_and_other_parameters_are_refused(cache: Path) -> None:
+    raw = TeacherCacheReader(cache, KEY).lookup_maps("a.mp4", [3, 4])
+    assert raw is not None
+    assert "stabilised_depth" not in raw
+    with pytest.raises(UserError, match=r"radius is 2, wanted 8; set loss.target_radius"):
+        TeacherCacheReader(cache, KEY, StabiliseKey(8, 1.5, "dis")).lookup_maps("a.mp4", [3, 4])
+
+
+def test_another_run_with_other_parameters_is_refused(videos: list[VideoSource], cache: Path) -> None:
+    before = tree(cache)
+    assert stabilise(videos, cache) == 0  # all there
+    with pytest.raises(UserError, match=r"sigma is 1.5, wanted 9.0"):
+        stabilise(videos, cache, StabiliseKey(2, 9.0, "dis"))
+    assert tree(cache) == before
+    assert verify_cache(cache, key=KEY, progress=False).ok
+
+
+def set_radius(group: Path) -> None:
+    metadata = json.loads((group / "zarr.json").read_text())
+    metadata["attributes"]["stabilised"]["radius"] = 3
+    (group / "zarr.json").write_text(json.dumps(metadata))
+
+
+def double_scale(group: Path) -> None:
+    scales = zarr.open_group(str(group), mode="r+")["stabilised_scale"]
+    scales[0] = 2 * scales[0]
+
+
+@pytest.mark.parametrize("damage", [set_radius, double_scale, lambda g: (g / "stabilised/c/0/0/0").unlink()])
+def test_stabilised_numbers_are_under_a_digest_too(cache: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(cache, folder)
+    damage(folder / group_name("a.mp4"))
+    (problem,) = verify_cache(folder, progress=False).problems
+    assert "chunk 0 of stabilised is missing or damaged" in problem
+    how = StabiliseKey(3, 1.5, "dis") if damage is set_radius else HOW
+    assert TeacherCacheReader(folder, KEY, how).lookup_maps("a.mp4", [3]) is None
+
+
+def test_damaged_labels_are_not_stabilised(videos: list[VideoSource], tmp_path: Path) -> None:
+    folder = label(videos, tmp_path / "c")
+    (folder / group_name("a.mp4") / "depth/c/1/0/0").unlink()
+    with pytest.raises(UserError, match=r"the labels of a\.mp4 .* are damaged \(chunk 1 of depth is missing"):
+        stabilise(videos, folder)
+
+
+def test_a_stop_at_any_frame_is_made_good(
+    videos: list[VideoSource], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = label(videos, tmp_path / "c"), stabilized_cache.chunk_scale
+    for number in (1, 3):
+        calls = [0]
+
+        def dying(depth: np.ndarray, calls: list[int] = calls, number: int = number) -> float:
+            calls[0] += 1
+            if calls[0] == number:
+                raise InterruptedError
+            return real(depth)
+
+        monkeypatch.setattr(stabilized_cache, "chunk_scale", dying)
+        with pytest.raises(InterruptedError):
+            stabilise(videos, folder)
+        assert verify_cache(folder, key=KEY, progress=False).unfinished
+        maps = TeacherCacheReader(folder, KEY, HOW).lookup_maps("a.mp4", [20])
+        assert maps is not None
+        assert "stabilised_depth" not in maps
+    monkeypatch.setattr(stabilized_cache, "chunk_scale", real)
+    stabilise(videos, folder)
+    assert tree(folder) == tree(cache)
+
+
+def test_blocks_agree_with_the_whole_video_but_for_the_gauge(
+    videos: list[VideoSource], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """21 frames as blocks of 4 with margins of 8, and as one block."""
+    monkeypatch.setattr(stabilized_cache, "BLOCK_CHUNKS", 1)
+    monkeypatch.setattr(stabilized_cache, "MARGIN_FRAMES", 8)
+    folder = label(videos, tmp_path / "c")
+    stabilise(videos, folder)
+    whole, blocks = (TeacherCacheReader(c, KEY, HOW).lookup_maps("a.mp4", range(21)) for c in (cache, folder))
+    assert whole is not None
+    assert blocks is not None
+    difference = np.abs(blocks["stabilised_depth"] - whole["stabilised_depth"]).mean()
+    removed = np.abs(whole["stabilised_depth"] - whole["teacher_depth"]).mean()
+    assert difference < 0.2 * removed
+
+
+def test_clips_carry_the_target(videos: list[VideoSource], cache: Path) -> None:
+    options: dict[str, Any] = {"transform": ClipTransform((48, 64)), "clip_frames": 4, "progress": False}
+    dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(cache, KEY, HOW), **options)
+    item = dataset[0]
+    assert item["stabilised_depth"].shape == item["teacher_depth"].shape

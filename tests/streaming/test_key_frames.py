@@ -1,0 +1,199 @@
+"""Key frames: the ring, returning to a view, following its scale, and continuing to the bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media import write_video
+
+from videomamba_depth.configuration.build_stream import stream_main
+from videomamba_depth.configuration.cli import load_config
+from videomamba_depth.configuration.stream_schema import StreamConfig
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
+from videomamba_depth.streaming.key_frames.scale_align import ScaleFollower, fit_scale
+from videomamba_depth.streaming.resets import ResetPolicy
+from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.errors import UserError
+
+# Frames drawn at random: nothing is alike, so that only a frame that comes again is a return.
+EVERY_FRAME = KeyFrameSettings(every=1, duplicate=0.999, enter=0.99, leave=0.98, align=False)
+
+
+def cutting() -> ResetPolicy:
+    """Return a policy that takes every change of the tiny random features for a cut."""
+    return ResetPolicy(histogram_change=0.001, feature_change=1e-6, feature_ratio=0.0, pattern_change=0.01)
+
+
+def scenes(frames: np.ndarray) -> np.ndarray:
+    """Return host, host, other, other, host: equal frames within a scene."""
+    host, other = frames[0], frames[1]
+    return np.stack([host, host, other, other, host])
+
+
+def test_after_a_cut_equals_a_fresh_start(student: VideoMambaDepth, frames: np.ndarray) -> None:
+    clip = scenes(frames)
+    stream = DepthStream(student, device="cpu", resets=cutting())
+    depth, reasons = [], []
+    for frame in clip:
+        depth.append(stream.step(frame))
+        reasons.append(stream.reset_reasons[0])
+    assert reasons == ["start", "", "cut", "", "cut"]
+    for start, stop in ((2, 4), (4, 5)):
+        fresh = list(DepthStream(student, device="cpu")(clip[start:stop]))
+        assert np.array_equal(np.stack(depth[start:stop]), np.stack(fresh))
+
+
+def test_a_return_goes_on_where_the_view_was_left(student: VideoMambaDepth, frames: np.ndarray) -> None:
+    clip = scenes(frames)
+    stream = DepthStream(student, device="cpu", resets=cutting(), key_frames=EVERY_FRAME)
+    depth = [stream.step(frame) for frame in clip]
+    assert stream.key_frames is not None
+    assert stream.key_frames.decision["event"] == "returned"
+    # the host's two frames are alike: its key frame is the first of them, and the return is as if the second followed
+    uncut = list(DepthStream(student, device="cpu")(clip[:2]))
+    assert np.array_equal(depth[4], uncut[1])
+    fresh = DepthStream(student, device="cpu").step(clip[4])
+    assert not np.array_equal(depth[4], fresh)
+
+
+def test_away_within_a_shot_blends_linearly(student: VideoMambaDepth, frames: np.ndarray) -> None:
+    settings = replace(EVERY_FRAME, blend_frames=2)
+    stream = DepthStream(student, device="cpu", key_frames=settings)
+    for frame in (frames[0], frames[1]):
+        stream.step(frame)
+    keys, own = stream.key_frames, stream.states
+    assert keys is not None
+    assert own is not None
+    kept = keys.frames[0].state
+    rgb = torch.from_numpy(frames[0]).permute(2, 0, 1)[None].float() / 255
+    with torch.inference_mode():
+        features = stream.model.encode(rgb[:, None])["s3"][:, 0]
+        for share in (0.5, 1.0):
+            mixed = keys.anchor(own, own, rgb, features)
+            expected = torch.lerp(own.layers["s3"][1][1], kept.layers["s3"][1][1], share)
+            assert torch.equal(mixed.layers["s3"][1][1], expected)
+            assert torch.equal(mixed.frame_index, own.frame_index)
+        assert keys.anchor(own, own, rgb, features) is own
+
+
+def test_the_ring_is_bounded_and_holds_no_duplicates(student: VideoMambaDepth, frames: np.ndarray) -> None:
+    settings = replace(EVERY_FRAME, capacity=3)
+    stream = DepthStream(student, device="cpu", key_frames=settings)
+    dropped = []
+    for frame in np.concatenate([frames[:1], frames]):
+        stream.step(frame)
+        assert stream.key_frames is not None
+        dropped += [stream.key_frames.decision["dropped"]]
+    assert [key.number for key in stream.key_frames.frames] == [6, 7, 8]
+    assert dropped == [[], [], [], [], [0], [2], [3], [4], [5]]  # frame 1 was a duplicate of frame 0
+    stream.reset()
+    assert stream.key_frames.frames == ()
+
+
+def test_saved_and_loaded_equals_never_stopped(tmp_path: Path, checkpoint: Path, frames: np.ndarray) -> None:
+    clip = np.concatenate([scenes(frames), frames[1:3], frames[:3]])
+    settings = replace(EVERY_FRAME, align=True, max_state_change=10.0)
+
+    def fresh() -> DepthStream:
+        return DepthStream(checkpoint, device="cpu", resets=cutting(), key_frames=settings)
+
+    through, first, second = fresh(), fresh(), fresh()
+    expected = [through.step(frame) for frame in clip]
+    list(first(clip[:6]))
+    first.save(tmp_path / "stream.safetensors")
+    second.load(tmp_path / "stream.safetensors")
+    for frame, depth in zip(clip[6:], expected[6:], strict=True):
+        assert np.array_equal(second.step(frame), depth)
+    assert through.key_frames is not None
+    assert second.key_frames is not None
+    assert second.key_frames.decision == through.key_frames.decision
+    assert second.key_frames.metadata() == through.key_frames.metadata()
+    with pytest.raises(UserError, match="with key frames"):
+        DepthStream(checkpoint, device="cpu").load(tmp_path / "stream.safetensors")
+
+
+def test_batches_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size 1"):
+        DepthStream(checkpoint, device="cpu", batch_size=2, key_frames=KeyFrameSettings())
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="ascend"):
+        KeyFrameSettings(enter=0.5, leave=0.6)
+    named = ["checkpoint=x", "input=x", "output=x", "key_frames.enter=0.99"]
+    with pytest.raises(UserError, match="ascend"):
+        load_config("stream", StreamConfig, named)
+
+
+def test_every_decision_is_logged(tmp_path: Path, checkpoint: Path) -> None:
+    source = write_video(tmp_path / "clip.mp4", 6)
+    named = [f"checkpoint={checkpoint}", f"input={source}", f"output={tmp_path}/out", "video=none", "device=cpu"]
+    stream_main(load_config("stream", StreamConfig, [*named, "key_frames.enabled=true", "key_frames.every=2"]))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "clip.frames.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        assert {"event", "anchor", "scale", "shift", "change", "followed", "held"} <= set(line["key"])
+    assert lines[1]["key"]["added"] == [1]
+    assert lines[2]["key"]["nearest"] == 1
+
+
+def test_fit_finds_the_scale_despite_outliers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    depth = torch.rand(40, 50, generator=generator) * 5 + 1
+    reference = 1.2 * depth - 0.3 + 0.01 * torch.randn(40, 50, generator=generator)
+    reference[:8] += 3.0  # a fifth has moved
+    usable = torch.ones(40, 50, dtype=torch.bool)
+    fitted = fit_scale(depth, reference, usable)
+    assert fitted is not None
+    assert fitted == pytest.approx((1.2, -0.3), abs=0.02)  # measured 0.004
+    usable[:8] = False
+    reference[0] = torch.nan
+    assert fit_scale(depth, reference, usable) == pytest.approx((1.2, -0.3), abs=0.003)  # measured 0.0008
+    scale = fit_scale(depth, 0.8 * depth, usable, with_shift=False)
+    assert scale == pytest.approx((0.8, 0.0), abs=1e-7)
+
+
+def test_fit_says_when_it_cannot_know() -> None:
+    depth = torch.rand(20, 20)
+    few = torch.zeros(20, 20, dtype=torch.bool)
+    few[0] = True
+    assert fit_scale(depth, depth, few) is None
+    everywhere = torch.ones_like(few)
+    assert fit_scale(torch.full_like(depth, 2.0), depth, everywhere) is None
+    assert fit_scale(depth, -depth, everywhere) is None
+
+
+def test_follower_is_slow_and_bounded() -> None:
+    follower = ScaleFollower(time_constant=16.0, max_scale=1.25)
+    depth = torch.rand(3, 4)
+    assert follower(depth) is depth
+    follower.follow((1.2, 0.1), 1.0)
+    assert 1.0 < follower.a < 1.02
+    for _ in range(1000):
+        follower.follow((3.0, -9.0), 2.0)
+    assert (follower.a, follower.b) == pytest.approx((1.25, -0.5))
+    follower.follow((1.1, 0.2), 2.0, at_once=True)
+    assert torch.equal(follower(depth), depth * 1.1 + 0.2)
+    follower.reset()
+    assert (follower.a, follower.b) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("largest", "moves"), [(0.0, False), (1e9, True)])
+def test_scale_is_followed_only_while_the_state_rests(
+    student: VideoMambaDepth, frames: np.ndarray, largest: float, moves: bool
+) -> None:
+    settings = replace(EVERY_FRAME, align=True, max_state_change=largest, blend_frames=1)
+    stream = DepthStream(student, device="cpu", key_frames=settings)
+    for index in (0, 1, 0, 0):
+        stream.step(frames[index])
+    keys = stream.key_frames
+    assert isinstance(keys, KeyFrames)
+    assert keys.decision["anchor"] == 0
+    assert keys.decision["followed"] is moves
+    assert (keys.scale != (1.0, 0.0)) is moves

@@ -1,0 +1,287 @@
+"""What the teacher cache looks like on disk, and when it fits. Format and rules: ours.
+
+    <cache root>/<name>-<digest of the video id>/
+        depth        float16 [F,h,w]    the teacher's depth / chunk_scale, in the unit of `depth_kind`
+        flow_bwd     float16 [F,2,h,w]  optional; frame t → t-1, px of the stored grid (x right, y down), 0 at t = 0
+        static       bool    [F,h,w]    optional; static and visible with respect to the frame before; False at t = 0
+        timestamps_s float64 [F]
+        chunk_digest uint8   [chunks,32] SHA-256 of the attributes and of everything of a chunk, see `chunk_digest`
+        chunk_scale  float32 [chunks]   0 until the chunk is whole on disk, then the factor of its depth
+        attributes   format_version, teacher (the key), source (file, hash, frames), storage (sizes)
+
+Float16 keeps 11 bits, a relative error of at most 2^-11 = 0.05 %. Each chunk is divided by a power of two that brings
+its largest magnitude into (512, 1024]: nothing overflows, and the error stays relative down to 1e-7 of the maximum,
+whatever the unit. Values that are not finite are refused.
+
+A chunk counts once `chunk_scale` says so, which is written last, after the rest has been flushed to the disk; Zarr
+replaces each file atomically. So a process may be killed, or the power cut, at any moment: running it again finishes
+the chunks that are missing and changes none of the others. Whoever reads a chunk compares it with its digest first: a
+file that is missing (which Zarr reads as zeros), of another chunk or video, or a number that was changed is damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from videomamba_depth.data.video.find import VideoSource, hash_source, source_stamp
+from videomamba_depth.data.video.info import VideoInfo, VideoReadError
+from videomamba_depth.utils.atomic import sync_tree
+from videomamba_depth.utils.errors import UserError
+
+FORMAT_VERSION = 2
+_SCALED_MAX = 1024.0
+
+
+RAW, STABILISED = "chunk", "stabilised"
+"""Kinds of labels: the first words of the arrays of their scales and digests."""
+ARRAYS = {RAW: ("depth", "flow_bwd", "static"), STABILISED: ("stabilised",)}
+"""The arrays of each kind that are stored in chunks of frames; the first is divided by the chunk's scale."""
+
+
+class LabelError(ValueError):
+    """A teacher's answer that cannot be stored."""
+
+
+class ChunkError(ValueError):
+    """A stored chunk is not what was written."""
+
+
+@dataclass(frozen=True)
+class TeacherKey:
+    """What decides a teacher's labels. Two keys fit when all fields but `model_id` are equal.
+
+    model_id: hub id or folder, for people; the same weights under another name are the same teacher.
+    weights_sha256: digest of the weights.
+    input_size: short side in px at which the teacher is shown a frame.
+    dtype: of the computation, such as "float32".
+    depth_kind: value of `DepthKind`.
+    resize: how frames come to that size, and into the teacher.
+    """
+
+    model_id: str
+    weights_sha256: str
+    input_size: int | None
+    dtype: str
+    depth_kind: str
+    resize: str = "antialiased cubic, whole frames in whole levels, then to multiples of the patch"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TeacherKey:
+        """Build a key from a dict such as `DepthAnythingEncoder.cache_key()` returns; unknown names are refused."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"teacher key has unknown fields {sorted(unknown)}")
+        return cls(**values)
+
+    def difference(self, other: TeacherKey) -> str:
+        """Name the first field in which `other` (the cache's key) does not fit, with both values; "" if it fits."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name != "model_id" and mine != theirs:
+                named = f" (model {other.model_id}, wanted {self.model_id})" if field.name == "weights_sha256" else ""
+                return f"{field.name} is {_short(theirs)}, wanted {_short(mine)}{named}"
+        return ""
+
+
+@dataclass(frozen=True)
+class StorageLayout:
+    """How a video is stored: (height, width) px, frames per chunk, and which optional arrays there are."""
+
+    height: int
+    width: int
+    chunk_frames: int = 16
+    has_flow: bool = False
+    has_static: bool = False
+
+
+def open_groups(cache_root: str | Path) -> dict[str, Any]:
+    """Open all groups of a local cache for reading: {folder name: group}; a folder without readable metadata is None.
+
+    Raises:
+        UserError: no such folder, or nothing in it.
+    """
+    root = Path(cache_root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"no teacher cache at {root}; make one with scripts/precompute_teacher_depth.py")
+    groups: dict[str, Any] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        try:
+            groups[folder.name] = zarr.open_group(str(folder), mode="r", zarr_format=3)
+        except (OSError, KeyError, ValueError):
+            groups[folder.name] = None
+    if not groups:
+        raise UserError(f"the teacher cache {root} is empty; fill it with scripts/precompute_teacher_depth.py")
+    return groups
+
+
+def chunk_scale(depth: np.ndarray) -> float:
+    """Return the power of two by which `depth` is divided, so that its largest magnitude lies in (512, 1024]."""
+    largest = float(np.abs(depth).max(initial=0.0))
+    if largest == 0:
+        return 1.0
+    # Kept within float32, in which the scale is stored.
+    return float(2.0 ** np.clip(np.ceil(np.log2(largest / _SCALED_MAX)), -120, 120))
+
+
+def chunk_digest(
+    attributes: Mapping[str, Any], kind: str, chunk: int, scale: float, maps: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return the SHA-256, uint8 [32], of a chunk's labels: their bits, scale and times, and what they are labels of.
+
+    Args:
+        attributes: of the group: format, teacher, source, storage; and how targets were stabilised.
+        maps: the chunk's part of every array as it is stored, by name, and of "timestamps_s".
+    """
+    names = ("format_version", "teacher", "source", "storage", *([STABILISED] if kind == STABILISED else []))
+    about = [{name: attributes[name] for name in names}, kind, chunk, float(np.float32(scale)).hex()]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(maps):
+        digest.update(f"{name} {maps[name].dtype} {maps[name].shape} ".encode())
+        digest.update(np.ascontiguousarray(maps[name]).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def store_chunk(
+    group: Any, kind: str, chunk: int, scale: float, maps: Mapping[str, np.ndarray], local: Path | None
+) -> None:
+    """Write a chunk's maps as they are to be stored, then its digest, and its scale last, which makes it count.
+
+    Args:
+        local: folder of the group, whose files are flushed to the disk; None where it is not on a local disk.
+    """
+    attributes = dict(group.attrs)
+    rows = chunk_rows(chunk, attributes["storage"]["chunk_frames"], attributes["source"]["num_frames"])
+    for name, values in maps.items():
+        group[name][rows] = values
+    times = group["timestamps_s"][rows]
+    group[f"{kind}_digest"][chunk] = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": times})
+    _flush(local, [f"{name}/c/{chunk}" for name in maps] + [f"{kind}_digest/c"])
+    group[f"{kind}_scale"][chunk] = scale
+    _flush(local, [f"{kind}_scale/c"])
+
+
+def read_chunk(
+    arrays: Mapping[str, Any], attributes: Mapping[str, Any], kind: str, chunk: int, verify: bool = True
+) -> dict[str, np.ndarray]:
+    """Return the stored maps of a chunk that counts, by the names in `ARRAYS`, as they are stored.
+
+    Args:
+        arrays: a group, or its arrays by name; `{kind}_scale` and `{kind}_digest` may be read already.
+
+    Raises:
+        ChunkError: it is not what was written. Other errors where a file cannot be decoded.
+    """
+    rows = chunk_rows(chunk, attributes["storage"]["chunk_frames"], attributes["source"]["num_frames"])
+    maps = {name: arrays[name][rows] for name in ARRAYS[kind] if name in arrays}
+    if verify:
+        scale, stored = float(arrays[f"{kind}_scale"][chunk]), arrays[f"{kind}_digest"][chunk]
+        times = arrays["timestamps_s"][rows]
+        digest = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": times})
+        if not np.array_equal(stored, digest):
+            raise ChunkError(f"chunk {chunk} of {ARRAYS[kind][0]} is missing or damaged: it is not what was written")
+    return maps
+
+
+def chunk_rows(chunk: int, chunk_frames: int, num_frames: int) -> slice:
+    """Return the frames of a chunk."""
+    return slice(chunk * chunk_frames, min((chunk + 1) * chunk_frames, num_frames))
+
+
+def create_bookkeeping(group: Any, kind: str, chunks: int) -> None:
+    """Create the arrays of digests and scales that are not there; the scales last, since they make the rest count."""
+    if f"{kind}_digest" not in group:
+        group.create_array(f"{kind}_digest", shape=(chunks, 32), chunks=(chunks, 32), dtype="uint8", fill_value=0)
+    if f"{kind}_scale" not in group:
+        group.create_array(f"{kind}_scale", shape=(chunks,), chunks=(chunks,), dtype="float32", fill_value=0.0)
+
+
+def local_folder(root: str | Path, name: str) -> Path | None:
+    """Return a group's folder; None for a cache behind a URL."""
+    return None if "://" in str(root) else Path(join_path(str(root), name))
+
+
+def _flush(folder: Path | None, names: list[str]) -> None:
+    for name in names if folder is not None else []:
+        if (folder / name).is_dir():  # type: ignore[operator]
+            sync_tree(folder / name)  # type: ignore[operator]
+
+
+def group_name(video_id: str) -> str:
+    """Return a video's folder name: readable, safe on every file system, and unique through a digest."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "_", video_id).strip("._")[-60:] or "video"
+    return f"{slug}-{hashlib.sha256(video_id.encode()).hexdigest()[:10]}"
+
+
+def source_unchanged(attributes: Mapping[str, Any], path: str | Path) -> bool:
+    """Tell whether the video at `path` has the content that a group was made from."""
+    source = attributes["source"]
+    try:
+        if source_stamp(path) == (source["size_bytes"], source["mtime_ns"]):
+            return True
+        return source_stamp(path)[0] == source["size_bytes"] and hash_source(path) == source["sha256"]
+    except (OSError, VideoReadError):
+        return False
+
+
+def group_attributes(source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout) -> dict[str, Any]:
+    size_bytes, mtime_ns = source_stamp(source.path)
+    return {
+        "format_version": FORMAT_VERSION,
+        "teacher": asdict(key),
+        "source": {
+            "video_id": source.video_id,
+            "name": Path(source.path).name,
+            "sha256": hash_source(source.path),
+            "size_bytes": size_bytes,
+            "mtime_ns": mtime_ns,
+            "num_frames": info.num_frames,
+            "width": info.width,
+            "height": info.height,
+        },
+        "storage": asdict(layout),
+    }
+
+
+def group_difference(attributes: Mapping[str, Any], key: TeacherKey) -> str:
+    """Name what keeps a group from being of this format and teacher; "" if it fits."""
+    version = attributes.get("format_version")
+    if version != FORMAT_VERSION:
+        return f"format_version is {version}, wanted {FORMAT_VERSION}"
+    try:
+        return key.difference(TeacherKey.from_dict(attributes["teacher"]))
+    except (KeyError, TypeError, ValueError) as error:
+        return f"its teacher key cannot be read ({error})"
+
+
+def content_difference(
+    attributes: Mapping[str, Any], source: VideoSource, info: VideoInfo, layout: StorageLayout
+) -> str:
+    """Name the first field in which a group's source or layout differs; "" if they fit."""
+    for name, value in asdict(layout).items():
+        stored = attributes["storage"].get(name)
+        if stored != value:
+            return f"storage.{name} is {stored}, wanted {value}"
+    if not source_unchanged(attributes, source.path):
+        return "source.sha256 differs, the video has changed since it was cached"
+    stored = attributes["source"]["num_frames"]
+    if stored != info.num_frames:
+        return f"source.num_frames is {stored}, wanted {info.num_frames}"
+    return ""
+
+
+def join_path(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root).expanduser() / name)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 50 else f"{text[:12]}…"

@@ -1,0 +1,141 @@
+"""Check a teacher cache against its own claims and, where given, against teacher and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from videomamba_depth.data.labels.cache_format import (
+    ARRAYS,
+    RAW,
+    STABILISED,
+    ChunkError,
+    TeacherKey,
+    group_difference,
+    group_name,
+    open_groups,
+    read_chunk,
+)
+from videomamba_depth.data.video.find import VideoSource, hash_source
+from videomamba_depth.data.video.info import VideoReadError
+
+
+@dataclass
+class VerifyReport:
+    """videos, frames: what was read back whole; unfinished: ids with missing chunks; problems: one line per fault."""
+
+    videos: int = 0
+    frames: int = 0
+    unfinished: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; an unfinished video is not wrong, running the precompute again finishes it."""
+        return not self.problems
+
+
+def verify_cache(
+    cache_root: str | Path,
+    *,
+    key: TeacherKey | None = None,
+    sources: Iterable[VideoSource] = (),
+    progress: bool = True,
+) -> VerifyReport:
+    """Read every chunk back and check format, shapes and digests, which cover every number that is stored.
+
+    Args:
+        cache_root: a local cache.
+        key: the teacher that it should be of; None skips that check.
+        sources: videos to compare with the hashes in the cache, reading each file whole; missing ones are reported.
+        progress: show a bar.
+
+    Raises:
+        UserError: there is no cache at `cache_root`.
+    """
+    report = VerifyReport()
+    groups = open_groups(cache_root)
+    by_name = {group_name(source.video_id): source for source in sources}
+    report.problems += [f"{s.video_id}: not in the cache" for name, s in by_name.items() if name not in groups]
+    for name, group in tqdm(groups.items(), desc="verify cache", unit="video", disable=not progress):
+        try:
+            problem = _verify_group(name, group, key, by_name.get(name), report)
+        except Exception as error:  # damage shows as whatever the codec in question raises
+            problem = f"cannot be read ({' '.join(str(error).split())})"
+        if problem:
+            report.problems.append(f"{name}: {problem}")
+    return report
+
+
+def _verify_group(
+    name: str, group: Any, key: TeacherKey | None, source: VideoSource | None, report: VerifyReport
+) -> str:
+    """Check one video; count it in `report` where it is whole; return what is wrong with it, or ""."""
+    if group is None:
+        return "its metadata cannot be read"
+    attributes = dict(group.attrs)
+    problem = group_difference(attributes, TeacherKey.from_dict(attributes["teacher"]) if key is None else key)
+    if problem:
+        return problem
+    if group_name(attributes["source"]["video_id"]) != name:
+        return f"holds labels of another video, {attributes['source']['video_id']}"
+    if source is not None:
+        try:
+            if hash_source(source.path) != attributes["source"]["sha256"]:
+                return "source.sha256 differs, the video has changed since it was cached"
+        except VideoReadError as error:
+            return str(error)
+    if "chunk_scale" not in group:
+        report.unfinished.append(attributes["source"]["video_id"])
+        return ""
+    problem = _shape_problem(group, attributes)
+    if problem:
+        return problem
+    finished = True
+    for kind in (RAW, *([STABILISED] if STABILISED in attributes else [])):
+        scales = group[f"{kind}_scale"][:] if f"{kind}_scale" in group else np.zeros(1)
+        finished &= bool((scales != 0).all())
+        for chunk in np.flatnonzero(scales):
+            problem = _chunk_problem(group, attributes, kind, int(chunk))
+            if problem:
+                return problem
+    if not finished:
+        report.unfinished.append(attributes["source"]["video_id"])
+    else:
+        report.videos += 1
+        report.frames += attributes["source"]["num_frames"]
+    return ""
+
+
+def _shape_problem(group: Any, attributes: dict[str, Any]) -> str:
+    layout, frames = attributes["storage"], attributes["source"]["num_frames"]
+    size, chunks = (layout["height"], layout["width"]), -(-frames // layout["chunk_frames"])
+    expected = {
+        "depth": (frames, *size),
+        "timestamps_s": (frames,),
+        "chunk_scale": (chunks,),
+        "chunk_digest": (chunks, 32),
+        **({"flow_bwd": (frames, 2, *size)} if layout["has_flow"] else {}),
+        **({"static": (frames, *size)} if layout["has_static"] else {}),
+    }
+    for name, shape in expected.items():
+        if name not in group:
+            return f"array {name} is missing"
+        if group[name].shape != shape:
+            return f"array {name} has shape {group[name].shape}, expected {shape}"
+    return ""
+
+
+def _chunk_problem(group: Any, attributes: dict[str, Any], kind: str, chunk: int) -> str:
+    try:
+        read_chunk(group, attributes, kind, chunk)
+    except ChunkError as error:
+        return str(error)
+    except Exception as error:  # see verify_cache
+        return f"chunk {chunk} of {' or '.join(ARRAYS[kind])} cannot be read ({' '.join(str(error).split())})"
+    return ""

@@ -1,0 +1,213 @@
+"""Stabilised targets: a clip's depth, freed of flicker offline and from both sides, without ground truth.
+
+A per-frame teacher flickers in two ways: whole frames change scale and shift, and every region wobbles on its own. Both
+are noise about a trend: where the camera or an object moves, depth along a trajectory truly changes, and that must
+stay. So nothing here pulls values towards equality; everything pulls them towards a straight line in time:
+
+1. one (scale, shift) per frame, chosen so that depth along trajectories runs straight (`stabilise_align`);
+2. a robust local linear fit, in place of each value, to the values that the same point of the scene has in the frames
+   around it (a Savitzky–Golay filter along trajectories).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomamba_depth.data.labels.pixel_trajectories import ClipTracks, Floats
+from videomamba_depth.data.labels.stabilize_align import fit_frame_affines, sample_step
+from videomamba_depth.flow.clip_motion import detect_cuts
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.flow_utils import trust_mask
+
+SLOPE_RIDGE = 0.5  # frames²; holds the slope back where a window is too short to tell a slope from noise
+ENOUGH_WEIGHT = 1.0  # of trusted neighbours, each 0 to 1, from which on a fit stands alone
+MIN_METRIC_DEPTH_M = 1e-3
+
+
+def stabilise_depth(
+    depth: Tensor,
+    flow_fwd: Tensor,
+    flow_bwd: Tensor,
+    trusted_fwd: Tensor,
+    trusted_bwd: Tensor,
+    *,
+    radius: int = 4,
+    sigma: float = 2.5,
+    align: bool = True,
+    align_prior: float = 100.0,
+    outlier: float = 10.0,
+    fill_sigma_px: float = 3.0,
+    depth_kind: DepthKind = DepthKind.RELATIVE,
+) -> Tensor:
+    """Return the clip's depth without its flicker, in the teacher's gauge.
+
+    Args:
+        depth: [N,1,H,W] floating point, a teacher's, any N ≥ 1; values that are not finite stay and are used nowhere.
+        flow_fwd, flow_bwd: [N,2,H,W] px, t → t+1 and t → t−1; the last and the first frame's are not read.
+        trusted_fwd, trusted_bwd: [N,1,H,W] bool: the pixel is seen there and its flow can be trusted; False across
+            cuts.
+        radius: frames to either side that a value is fitted to; 0 only aligns the frames.
+        sigma: of the Gaussian weight over those frames, in frames.
+        align: solve one scale and shift per frame first. align_prior: see `fit_frame_affines`.
+        outlier: a value this many noise standard deviations off the fit weighs a quarter.
+        fill_sigma_px: reach of the corrections from trusted pixels into those without trusted neighbours, px.
+        depth_kind: metric depth is treated as its logarithm, since its noise grows with depth, and gets a factor per
+            frame in place of scale and shift.
+
+    Returns:
+        [N,1,H,W] float32 on depth's device. Pixels without trusted neighbours in time keep the aligned raw value, and
+        take over the correction of trusted pixels within a few px only. N = 1, or nothing trusted: the input. Positive
+        affine changes of relative depth, and positive factors of metric depth, pass through.
+
+    Raises ValueError on shapes that disagree. Runs on the CPU, frame by frame, in O(N·H·W) memory.
+
+    Source: ours.
+    """
+    _check(depth, flow_fwd, flow_bwd, trusted_fwd, trusted_bwd)
+    if radius < 0 or sigma <= 0 or align_prior <= 0 or outlier <= 0 or fill_sigma_px <= 0:
+        raise ValueError(
+            "radius must be ≥ 0 and sigma, align_prior, outlier and fill_sigma_px > 0; got "
+            f"{radius}, {sigma}, {align_prior}, {outlier}, {fill_sigma_px}"
+        )
+    raw = depth.detach().float().cpu()[:, 0].numpy()
+    if len(raw) == 1:
+        return depth.detach().float().clone()
+    metric = depth_kind is DepthKind.METRIC
+    values = np.log(np.maximum(raw, MIN_METRIC_DEPTH_M)) if metric else raw
+    tracks = ClipTracks(
+        values,
+        *(flow.detach().float().cpu().numpy() for flow in (flow_fwd, flow_bwd)),
+        *(mask.detach().cpu().numpy()[:, 0] for mask in (trusted_fwd, trusted_bwd)),
+    )
+    if align:
+        tracks.rescale(*fit_frame_affines(tracks, prior=align_prior, fit_scale=not metric))
+    smooth = _smooth(tracks, radius, sigma, outlier, fill_sigma_px) if radius > 0 else tracks.depth
+    if metric:
+        smooth = np.exp(smooth)
+    return torch.from_numpy(np.where(np.isfinite(raw), smooth, raw))[:, None].to(depth.device)
+
+
+def stabilise_clip(
+    depth: Tensor,
+    clip: Tensor,
+    flow: FlowEstimator,
+    *,
+    max_rgb_change: float = 0.06,
+    radius: int = 4,
+    sigma: float = 2.5,
+    depth_kind: DepthKind = DepthKind.RELATIVE,
+) -> Tensor:
+    """Return `stabilise_depth` of a clip whose motion is estimated here, both ways; nothing is carried over a cut.
+
+    Args:
+        depth: [N,1,H,W]. clip: [N,3,H,W] RGB in [0,1] of the same size: what the teacher saw.
+        flow: the estimator. max_rgb_change: see `trust_mask`. The others: see `stabilise_depth`.
+    """
+    if clip.ndim != 4 or clip.shape[1] != 3 or clip.shape[0] != depth.shape[0] or clip.shape[-2:] != depth.shape[-2:]:
+        raise ValueError(f"clip must be [N,3,H,W] of depth's size {list(depth.shape)}; got {list(clip.shape)}")
+    flows = [torch.zeros(len(clip), 2, *clip.shape[-2:], device=clip.device) for _ in range(2)]
+    trusted = [torch.zeros_like(clip[:, :1], dtype=torch.bool) for _ in range(2)]
+    if len(clip) > 1:
+        now, following = clip[:-1], clip[1:]
+        forth, back = flow(now, following), flow(following, now)
+        flows[0][:-1], flows[1][1:] = forth, back
+        trusted[0][:-1] = trust_mask(now, following, forth, back, max_rgb_change)
+        trusted[1][1:] = trust_mask(following, now, back, forth, max_rgb_change)
+        for cut in detect_cuts((clip.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()):
+            trusted[0][cut - 1] = False
+            trusted[1][cut] = False
+    return stabilise_depth(depth, *flows, *trusted, radius=radius, sigma=sigma, depth_kind=depth_kind)
+
+
+def _smooth(tracks: ClipTracks, radius: int, sigma: float, outlier: float, fill_sigma_px: float) -> Floats:
+    """Return [N,H,W], every value moved to the robust local linear fit along its trajectory."""
+    noise = _noise(tracks)
+    smooth = tracks.depth.copy()
+    for frame in range(tracks.shape[0]):
+        depth, trust = tracks.follow(frame, radius)
+        correction, confidence = _local_linear_fit(depth, trust, sigma, outlier * noise)
+        smooth[frame] += _fill(correction, confidence, fill_sigma_px)
+    return smooth
+
+
+def _noise(tracks: ClipTracks) -> float:
+    """Return the robust standard deviation of a value about the mean of its two neighbours in time, above 0.
+
+    Differences of second order, so that a steady true change does not count as noise.
+    """
+    num_frames, height, width = tracks.shape
+    step = sample_step(height, width)
+    unexplained = []
+    for frame in range(num_frames):
+        depth, trust = tracks.follow(frame, 1, step)
+        both, one = (trust[[0, 2]] > 0.5).all(0), trust[2] > 0.5
+        if num_frames > 2:
+            unexplained.append(np.abs(0.5 * (depth[0] + depth[2]) - depth[1])[both] / 1.5**0.5)
+        else:
+            unexplained.append(np.abs(depth[2] - depth[1])[one] / 2**0.5)
+    seen = np.concatenate(unexplained)
+    floor = 1e-6 * max(float(np.nanmax(np.abs(tracks.depth), initial=0)), 1e-30)
+    return max(1.4826 * float(np.median(seen)) if seen.size else 0.0, floor)
+
+
+def _local_linear_fit(depth: Floats, trust: Floats, sigma: float, outlier: float) -> tuple[Floats, Floats]:
+    """Fit a line to each pixel's values over time by weighted least squares with one robust reweighting.
+
+    Args:
+        depth, trust: [2r+1,H,W], see `ClipTracks.follow`. sigma: frames. outlier: unit of depth.
+
+    Returns:
+        The line's value at the middle minus depth's there, and the confidence in it, 0 to 1; each [H,W].
+    """
+    radius = len(depth) // 2
+    time = np.arange(-radius, radius + 1, dtype=np.float32)
+    prior_weight = np.exp(-0.5 * (time / sigma) ** 2)[:, None, None] * trust
+    deviation = depth - depth[radius]
+    weight = prior_weight / (1 + (deviation / (2**0.5 * outlier)) ** 2) ** 2
+    value, slope = _weighted_line(deviation, weight, time)
+    weight = prior_weight / (1 + ((deviation - value - slope * time[:, None, None]) / outlier) ** 2) ** 2
+    value, _ = _weighted_line(deviation, weight, time)
+    confidence = np.clip((weight.sum(0) - weight[radius]) / ENOUGH_WEIGHT, 0, 1)
+    return value, confidence
+
+
+def _weighted_line(y: Floats, weight: Floats, time: Floats) -> tuple[Floats, Floats]:
+    """Return value at time 0 and slope [H,W] of the line through y [K,H,W], the slope held back by a ridge."""
+    flat = weight.reshape(len(time), -1)
+    powers = np.stack([np.ones_like(time), time, time * time])
+    w0, w1, w2 = powers @ flat
+    y0, y1 = powers[:2] @ (flat * y.reshape(flat.shape))
+    w2 += SLOPE_RIDGE
+    determinant = np.maximum(w0 * w2 - w1 * w1, 1e-9)
+    value, slope = (w2 * y0 - w1 * y1) / determinant, (w0 * y1 - w1 * y0) / determinant
+    return value.reshape(y.shape[1:]), slope.reshape(y.shape[1:])
+
+
+def _fill(correction: Floats, confidence: Floats, sigma_px: float) -> Floats:
+    """Let corrections fade out over a few px where there is no confidence, rather than end in an edge."""
+    spread, share = (
+        cv2.GaussianBlur(x, (0, 0), sigma_px, borderType=cv2.BORDER_REPLICATE)
+        for x in (correction * confidence, confidence)
+    )
+    filled: Floats = confidence * correction + (1 - confidence) * spread / (share + 0.05)
+    return filled
+
+
+def _check(depth: Tensor, flow_fwd: Tensor, flow_bwd: Tensor, trusted_fwd: Tensor, trusted_bwd: Tensor) -> None:
+    if depth.ndim != 4 or depth.shape[1] != 1 or depth.shape[0] < 1:
+        raise ValueError(f"depth must have shape [N,1,H,W] with N ≥ 1; got {list(depth.shape)}")
+    num_frames, _, height, width = depth.shape
+    for name, flow in (("flow_fwd", flow_fwd), ("flow_bwd", flow_bwd)):
+        if flow.shape != (num_frames, 2, height, width):
+            raise ValueError(
+                f"{name} must have shape {[num_frames, 2, height, width]} like depth; got {list(flow.shape)}"
+            )
+    for name, mask in (("trusted_fwd", trusted_fwd), ("trusted_bwd", trusted_bwd)):
+        if mask.shape != depth.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"{name} must be bool of shape {list(depth.shape)}; got {mask.dtype} of shape {list(mask.shape)}"
+            )

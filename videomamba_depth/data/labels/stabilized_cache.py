@@ -1,0 +1,181 @@
+"""Stabilised targets beside the raw ones in the teacher cache; `precompute_stabilised` makes them.
+
+    <cache root>/<group of a video>/
+        stabilised        float16 [F,h,w]   like `depth`, freed of its flicker, / stabilised_scale
+        stabilised_digest uint8 [chunks,32] like `chunk_digest`
+        stabilised_scale  float32 [chunks]  0 until the chunk is whole on disk, then its factor
+        attributes        stabilised: the `StabiliseKey`
+
+Stabilising looks to both sides over a whole clip: a long video is treated in blocks of `BLOCK_CHUNKS` chunks, each with
+`MARGIN_FRAMES` more frames at either end, which bounds memory. Flow and frames are those of the stored size, depth is
+the cached one. A block is a function of the video and the raw cache alone, so that running again gives the same bytes.
+What differs from treating the video as one clip: the scale and shift of its frames are solved per block, and each
+block's mean gauge is that of its own frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+from tqdm import tqdm
+from zarr.codecs import ZstdCodec
+
+from videomamba_depth.data.labels.cache_format import (
+    RAW,
+    STABILISED,
+    ChunkError,
+    TeacherKey,
+    chunk_scale,
+    create_bookkeeping,
+    group_difference,
+    group_name,
+    join_path,
+    local_folder,
+    read_chunk,
+    store_chunk,
+)
+from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.transforms import resize_images
+from videomamba_depth.data.video.find import VideoSource
+from videomamba_depth.data.video.reader import iter_frames
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.utils.atomic import disk_errors, sync_tree
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+BLOCK_CHUNKS = 4
+MARGIN_FRAMES = 24
+
+
+@dataclass(frozen=True)
+class StabiliseKey:
+    """What decides stabilised targets, given the raw ones: frames to either side, their Gaussian's std, the flow."""
+
+    radius: int
+    sigma: float
+    flow: str
+
+    def difference(self, stored: Mapping[str, Any]) -> str:
+        """Name the first field in which what is stored does not fit; "" if it fits."""
+        for name, wanted in asdict(self).items():
+            if stored.get(name) != wanted:
+                return f"{name} is {stored.get(name)}, wanted {wanted}"
+        return ""
+
+
+def block_range(block: int, chunk_frames: int, num_frames: int) -> tuple[range, range]:
+    """Return (frames of a block, the frames around it that it is worked out from)."""
+    size = BLOCK_CHUNKS * chunk_frames
+    start, stop = block * size, min((block + 1) * size, num_frames)
+    return range(start, stop), range(max(0, start - MARGIN_FRAMES), min(num_frames, stop + MARGIN_FRAMES))
+
+
+def precompute_stabilised(
+    videos: list[VideoSource],
+    cache_root: str | Path,
+    key: TeacherKey,
+    how: StabiliseKey,
+    flow: FlowEstimator,
+    *,
+    progress: bool = True,
+) -> int:
+    """Add stabilised targets to every finished video of a cache; return how many frames were worked out.
+
+    Raises:
+        UserError: the cache holds other stabilised targets, or raw labels of another teacher, or damaged ones.
+    """
+    frames = 0
+    for source in tqdm(videos, desc="stabilised depth", unit="video", disable=not progress):
+        group = _open(cache_root, source.video_id, key, how)
+        if group is None:
+            continue
+        folder = local_folder(cache_root, group_name(source.video_id))
+        chunk_frames, num_frames = group["depth"].chunks[0], group["depth"].shape[0]
+        missing = sorted({int(chunk) // BLOCK_CHUNKS for chunk in np.flatnonzero(group["stabilised_scale"][:] == 0)})
+        for block in missing:
+            inner, outer = block_range(block, chunk_frames, num_frames)
+            try:
+                depth = _stabilise(source, group, outer, key, how, flow)[inner.start - outer.start :][: len(inner)]
+            except ChunkError as error:
+                raise UserError(
+                    f"the labels of {source.video_id} in the teacher cache {cache_root} are damaged ({error}); delete"
+                    " its folder there and run again"
+                ) from error
+            frames += len(inner)
+            for start in range(inner.start, inner.stop, chunk_frames):
+                part = depth[start - inner.start :][:chunk_frames]
+                if not np.isfinite(part).all():
+                    raise UserError(f"stabilised depth of {source.video_id} is not finite from frame {start} on")
+                scale = chunk_scale(part)
+                stored = {"stabilised": (part / scale).astype(np.float16)}
+                with disk_errors("the teacher cache"):
+                    store_chunk(group, STABILISED, start // chunk_frames, scale, stored, folder)
+    return frames
+
+
+def _open(cache_root: str | Path, video_id: str, key: TeacherKey, how: StabiliseKey) -> Any:
+    """Return a video's group with the arrays for stabilised targets, or None if its raw labels are not finished."""
+    store = join_path(str(cache_root), group_name(video_id))
+    try:
+        group = zarr.open_group(store, mode="r+", zarr_format=3)
+    except (FileNotFoundError, KeyError):
+        return None
+    problem = group_difference(dict(group.attrs), key)
+    stored = group.attrs.get("stabilised")
+    if not problem and stored is not None:
+        problem = how.difference(stored)
+    if problem:
+        raise UserError(
+            f"teacher cache {cache_root}, stabilised targets of {video_id}: {problem};"
+            " use the same values, or another cache folder"
+        )
+    if "chunk_scale" not in group or (group["chunk_scale"][:] == 0).any():
+        return None
+    depth = group["depth"]
+    if stored is None:
+        group.attrs["stabilised"] = asdict(how)
+    if "stabilised" not in group:
+        compression = ZstdCodec(level=3, checksum=True)
+        group.create_array(
+            "stabilised", shape=depth.shape, chunks=depth.chunks, dtype="float16", compressors=compression,
+            fill_value=0.0,
+        )  # fmt: skip
+    if "stabilised_scale" not in group:
+        create_bookkeeping(group, STABILISED, group["chunk_scale"].shape[0])
+        folder = local_folder(cache_root, group_name(video_id))
+        if folder is not None:
+            sync_tree(folder)
+    return group
+
+
+def _stabilise(
+    source: VideoSource, group: Any, frames: range, key: TeacherKey, how: StabiliseKey, flow: FlowEstimator
+) -> np.ndarray:
+    """Return stabilised depth, float32 [N,h,w], of a block with its margins."""
+    attributes, scales = dict(group.attrs), group["chunk_scale"][:]
+    chunk_frames = attributes["storage"]["chunk_frames"]
+    chunks = range(frames.start // chunk_frames, (frames.stop - 1) // chunk_frames + 1)
+    parts = [read_chunk(group, attributes, RAW, c)["depth"].astype(np.float32) * scales[c] for c in chunks]
+    raw = np.concatenate(parts)[frames.start - chunks.start * chunk_frames :][: len(frames)]
+    small = []
+    for frame in iter_frames(source.path, start=frames.start):
+        small.append(resize_images(frame.rgb[None], raw.shape[1:]))
+        if len(small) == len(frames):
+            break
+    clip: Tensor = torch.from_numpy(np.concatenate(small)).permute(0, 3, 1, 2).float() / 255
+    depth = stabilise_clip(
+        torch.from_numpy(raw)[:, None],
+        clip,
+        flow,
+        radius=how.radius,
+        sigma=how.sigma,
+        depth_kind=DepthKind(key.depth_kind),
+    )
+    return depth[:, 0].numpy()

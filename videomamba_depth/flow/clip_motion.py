@@ -1,0 +1,150 @@
+"""The motion of a clip: flow both ways, where it can be trusted, and where the clip is cut."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.frame_view import Frames, Keep, in_memory
+from videomamba_depth.utils.flow_utils import backward_warp, trust_mask
+
+MIN_COVERAGE = 0.1
+
+
+@dataclass(frozen=True)
+class ClipMotion:
+    """What every flow-based metric needs, for F frames of H×W px, in arrays or read from disk.
+
+    flow_bwd: [F,2,H,W] px, frame t → t−1 on the pixels of t; zeros at 0.
+    flow_fwd: [F,2,H,W] px, frame t → t+1 on the pixels of t; zeros at F−1.
+    trusted_bwd: [F,H,W] bool, the pixel is seen in frame t−1 and its flow can be trusted; False at 0.
+    trusted_fwd: [F,H,W] bool, the same towards t+1; False at F−1.
+    cuts: frames t such that the clip is cut between t−1 and t; no pair across a cut is ever used.
+    """
+
+    flow_bwd: Frames
+    flow_fwd: Frames
+    trusted_bwd: Frames
+    trusted_fwd: Frames
+    cuts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        num_frames, _, height, width = self.flow_bwd.shape
+        for name, shape in (
+            ("flow_fwd", (num_frames, 2, height, width)),
+            ("trusted_bwd", (num_frames, height, width)),
+            ("trusted_fwd", (num_frames, height, width)),
+        ):
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must have shape {shape}; got {getattr(self, name).shape}")
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.flow_bwd.shape[0])
+
+    @property
+    def coverage(self) -> float:
+        """Share of the pixels of frames 1..F−1 whose flow to the frame before can be trusted; 0 across
+        cuts.
+        """
+        shares = [0.0 if t in self.cuts else float(self.trusted_bwd[t].mean()) for t in range(1, self.num_frames)]
+        return float(np.mean(shares)) if shares else 0.0
+
+    def usable(self, t: int, min_coverage: float = MIN_COVERAGE) -> bool:
+        """Return whether the pair (t−1, t) may be scored: no cut, and enough trusted pixels."""
+        return t >= 1 and t not in self.cuts and float(self.trusted_bwd[t].mean()) >= min_coverage
+
+
+def estimate_motion(
+    frames: Iterable[Any],
+    flow: FlowEstimator,
+    *,
+    max_rgb_change: float = 0.06,
+    keep: Keep = in_memory,
+    progress: Callable[[], None] | None = None,
+) -> ClipMotion:
+    """Estimate flow both ways between neighbours of a clip, one pair at a time.
+
+    Args:
+        frames: F × uint8 [H,W,3] RGB; gone over twice. flow: the estimator. max_rgb_change: see `trust_mask`.
+        keep: where flow and masks go, 18 bytes per pixel and frame: `in_memory` or `on_disk`.
+        progress: called once per pair.
+    """
+    bwd, fwd, trusted_bwd, trusted_fwd = keep(_motion_of_frames(frames, flow, max_rgb_change, progress))
+    return ClipMotion(bwd, fwd, trusted_bwd, trusted_fwd, detect_cuts(frames))
+
+
+def _motion_of_frames(
+    frames: Iterable[Any], flow: FlowEstimator, max_rgb_change: float, progress: Callable[[], None] | None
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield flow_bwd, flow_fwd, trusted_bwd and trusted_fwd of every frame, see `ClipMotion`."""
+    following = iter(frames)
+    before = _to_tensor(next(following))
+    no_flow = np.zeros((2, *before.shape[-2:]), np.float32)
+    nowhere = np.zeros(before.shape[-2:], bool)
+    bwd, trusted_bwd = no_flow, nowhere
+    for now in map(_to_tensor, following):
+        back, forth = flow(now, before), flow(before, now)
+        trusted_fwd = trust_mask(before, now, forth, back, max_rgb_change)[0, 0].cpu().numpy()
+        yield bwd, forth[0].cpu().numpy(), trusted_bwd, trusted_fwd
+        trusted_bwd = trust_mask(now, before, back, forth, max_rgb_change)[0, 0].cpu().numpy()
+        before, bwd = now, back[0].cpu().numpy()
+        if progress is not None:
+            progress()
+    yield bwd, no_flow, trusted_bwd, nowhere
+
+
+def detect_cuts(frames: Iterable[Any], max_histogram_change: float = 0.5) -> tuple[int, ...]:
+    """Return the frames at which a new shot starts.
+
+    A cut is where half the L1 distance between the 8×8×8 colour histograms of neighbours, the share of pixels
+    that changed bin, exceeds `max_histogram_change` and both its neighbours' distances do not (a run of such
+    frames is flicker or fast motion, not cuts). Blind to cuts between shots of equal colours: there the
+    forward-backward check leaves too few pixels, and the pair is skipped as well.
+    """
+    histograms = map(_colour_histogram, frames)
+    change = [0.0, *(0.5 * float(np.abs(b - a).sum()) for a, b in itertools.pairwise(histograms)), 0.0]
+    return tuple(
+        t
+        for t in range(1, len(change) - 1)
+        if change[t] > max_histogram_change and max(change[t - 1], change[t + 1]) <= max_histogram_change
+    )
+
+
+def warp_frame(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Sample frame [H,W] or [C,H,W] at p + flow(p) (bilinear, in the frame's float precision)."""
+    channels = frame[None] if frame.ndim == 2 else frame
+    values = torch.from_numpy(np.ascontiguousarray(channels))[None]
+    warped = backward_warp(values, torch.from_numpy(np.ascontiguousarray(flow))[None].to(values.dtype))[0][0]
+    return warped.numpy()[0] if frame.ndim == 2 else warped.numpy()
+
+
+def warped_pairs(
+    x: Frames, motion: ClipMotion, defined: Frames, min_coverage: float = MIN_COVERAGE
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield (t, w(x_{t−1}) [H,W] float32, mask [H,W]) for every usable pair of x [F,H,W].
+
+    The mask holds where the flow is trusted and `defined` is True at either end.
+    """
+    for t in range(1, motion.num_frames):
+        if not motion.usable(t, min_coverage):
+            continue
+        both = np.stack([x[t - 1], ~defined[t - 1]]).astype(np.float32)
+        warped, undefined_before = warp_frame(both, motion.flow_bwd[t])
+        yield t, warped, motion.trusted_bwd[t] & (defined[t] | (undefined_before < 0.5))
+
+
+def _to_tensor(frame: Any) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255.0
+
+
+def _colour_histogram(frame: Any) -> np.ndarray:
+    bins = (np.asarray(frame)[::2, ::2] >> 5).reshape(-1, 3).astype(np.int64)
+    counts = np.bincount(bins @ np.array([64, 8, 1]), minlength=512)
+    return counts / max(counts.sum(), 1)

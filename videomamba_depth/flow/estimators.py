@@ -1,0 +1,164 @@
+"""Optical flow estimators: DIS (classical, no weights, CPU) and RAFT (learned, weights from a local file)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomamba_depth.utils.errors import UserError
+
+DIS_PRESETS = ("ultrafast", "fast", "medium")
+DIS_MIN_SIZE_PX = 16
+RAFT_MIN_SIZE_PX = 128
+LUMA = (0.299, 0.587, 0.114)
+
+
+class FlowEstimator(Protocol):
+    """Anything that maps two batches of frames [K,3,H,W] in [0,1] to the flow source → target [K,2,H,W]
+    px.
+    """
+
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor: ...
+
+
+class DISFlow:
+    """Dense Inverse Search (Kroeger et al., ECCV 2016) as in OpenCV, on 8-bit luma.
+
+    Args:
+        preset: "ultrafast", "fast" or "medium": from coarser and faster to finer and slower.
+
+    Runs on the CPU, frame by frame; the result returns to the source's device and depends on the pair alone.
+    """
+
+    def __init__(self, preset: str = "medium") -> None:
+        if preset not in DIS_PRESETS:
+            raise ValueError(f"preset must be one of {DIS_PRESETS}; got {preset!r}")
+        self.preset = preset
+
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
+        _check_pair(source, target, DIS_MIN_SIZE_PX)
+        flows = [
+            torch.from_numpy(self._dis().calc(a, b, None)).permute(2, 0, 1)
+            for a, b in zip(_luma8(source), _luma8(target), strict=True)
+        ]
+        stacked = torch.stack(flows) if flows else torch.zeros(0, 2, *source.shape[-2:])
+        return stacked.float().to(source.device)
+
+    def _dis(self) -> Any:
+        """Return a new estimator: used again, it gives other flow on some sizes (OpenCV 5.0, 28×42 px)."""
+        import cv2
+
+        return cv2.DISOpticalFlow_create(DIS_PRESETS.index(self.preset))
+
+
+class RAFTFlow:
+    """RAFT (Teed and Deng, ECCV 2020), torchvision's architecture, small or large as the weights say.
+
+    Args:
+        weights_path: a state dict of torchvision's `raft_small` or `raft_large`, as .safetensors or a torch
+            file (loaded with `weights_only=True`). Nothing is ever downloaded.
+        num_updates: refinement iterations.
+        device: where it runs; frames are moved there and the flow back.
+
+    Raises UserError when the file is missing, unreadable or not a RAFT state dict.
+    """
+
+    def __init__(self, weights_path: str | Path, num_updates: int = 12, device: str = "cpu") -> None:
+        weights = _load_weights(Path(weights_path))
+        self.num_updates = num_updates
+        self.device = torch.device(device)
+        self.model = _build_raft(weights, Path(weights_path)).to(self.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        """Estimate source → target: [K,3,H,W] in [0,1] → [K,2,H,W] float32 px.
+
+        RAFT needs multiples of 8 and at least 128 px: other frames are resized there and the flow scaled
+            back.
+        """
+        _check_pair(source, target, 2)
+        height, width = source.shape[-2:]
+        size = [max(RAFT_MIN_SIZE_PX, -(-side // 8) * 8) for side in (height, width)]
+        a, b = (2.0 * _resize(x.float().to(self.device), size) - 1.0 for x in (source, target))
+        flow = self.model(a, b, num_flow_updates=self.num_updates)[-1]
+        unit = torch.tensor([width / size[1], height / size[0]], device=self.device).view(1, 2, 1, 1)
+        return (_resize(flow, [height, width]) * unit).to(source.device)
+
+
+def build_flow(name: str, weights_path: str | Path | None = None, device: str = "cpu") -> FlowEstimator:
+    """Build an estimator by name: "dis" (medium), "dis_fast", "dis_ultrafast", "raft" (needs weights).
+
+    Args:
+        name: as above; "raft:PATH" is short for "raft" with `weights_path=PATH`.
+        weights_path: RAFT's weights. device: where RAFT runs.
+
+    Raises UserError on an unknown name or when RAFT has no weights.
+    """
+    base, _, inline_path = name.partition(":")
+    dis = {"dis": "medium", "dis_medium": "medium", "dis_fast": "fast", "dis_ultrafast": "ultrafast"}
+    if base in dis:
+        return DISFlow(dis[base])
+    if base == "raft":
+        path = inline_path or weights_path
+        if not path:
+            raise UserError(
+                "flow 'raft' needs a local weights file of torchvision's raft_small or raft_large; "
+                "give its path, or use 'dis', which needs none"
+            )
+        return RAFTFlow(path, device=device)
+    raise UserError(f"unknown flow {name!r}; choose one of {sorted(dis)} or raft:PATH")
+
+
+def _check_pair(source: Tensor, target: Tensor, min_size: int) -> None:
+    if source.ndim != 4 or source.shape[1] != 3 or source.shape != target.shape:
+        raise ValueError(f"source and target must both be [K,3,H,W]; got {list(source.shape)} and {list(target.shape)}")
+    if min(source.shape[-2:]) < min_size:
+        raise ValueError(f"flow needs frames of at least {min_size} px; got {list(source.shape[-2:])}: upscale them")
+
+
+def _luma8(frames: Tensor) -> list[np.ndarray]:
+    weights = torch.tensor(LUMA, device=frames.device).view(1, 3, 1, 1)
+    luma = (frames.detach().float() * weights).sum(dim=1)
+    return list((luma * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+
+
+def _resize(x: Tensor, size: list[int]) -> Tensor:
+    if list(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"RAFT weights not found: {path}; give a local file, or use flow 'dis', which needs none")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"RAFT weights {path} cannot be read ({type(error).__name__}); give another file") from error
+    return loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+
+
+def _build_raft(weights: dict[str, Tensor], path: Path) -> nn.Module:
+    from torchvision.models.optical_flow import raft_large, raft_small
+
+    # The stem tells the two apart: 32 channels in raft_small, 64 in raft_large.
+    stem = weights.get("feature_encoder.convnormrelu.0.weight")
+    builders = {32: raft_small, 64: raft_large}
+    if not isinstance(stem, Tensor) or stem.shape[0] not in builders:
+        raise UserError(f"{path} is not a state dict of torchvision's raft_small or raft_large")
+    model = builders[stem.shape[0]](weights=None, progress=False)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit torchvision's RAFT: {str(error).splitlines()[0]}") from error
+    return model

@@ -1,0 +1,193 @@
+"""What a stream carries from frame to frame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from videomamba_depth.layers.mamba_mixer import LayerState
+from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
+from videomamba_depth.utils.errors import UserError
+
+_FORMAT = "videomamba-depth state 2"
+_MAP = "map."  # before the names of maps, where tensors are listed by flat names
+
+
+@dataclass(frozen=True)
+class DepthState:
+    """The state of B streams after some frames. Immutable: every method returns a new one.
+
+    Attributes:
+        layers: per scale, per block `(conv_state, ssm_state)`; the leading axis is B·H_i·W_i.
+        frame_index: `[B]` int64, index of the next frame of each stream.
+        feature_sizes: (H_i, W_i) per scale, what ties a state to a resolution.
+        maps: what is carried per pixel, `[B, C, h, w]` by name: the last frame, the last depth. Empty for most models.
+        signature: text that names the temporal model's architecture, what ties a state to a model.
+        image_size: (H, W) px of the frames.
+        memory: how long the streams remember, relative to the student's training, see `VideoMambaDepth.init_states`.
+    """
+
+    layers: dict[str, tuple[LayerState, ...]]
+    frame_index: Tensor
+    feature_sizes: dict[str, tuple[int, int]]
+    signature: str
+    image_size: tuple[int, int]
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    memory: float = 1.0
+
+    @property
+    def batch_size(self) -> int:
+        """Number of streams B."""
+        return self.frame_index.shape[0]
+
+    def num_bytes(self) -> int:
+        """Return the memory that the tensors take."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> DepthState:
+        """Return a state with `function` applied to every tensor but the frame index."""
+        layers = {
+            name: tuple((function(conv), function(ssm)) for conv, ssm in blocks) for name, blocks in self.layers.items()
+        }
+        return replace(self, layers=layers, maps={name: function(t) for name, t in self.maps.items()})
+
+    def detach(self) -> DepthState:
+        """Cut the gradient: what comes next does not reach back."""
+        return self.map(Tensor.detach)
+
+    def clone(self) -> DepthState:
+        """Copy every tensor."""
+        return replace(self.map(Tensor.clone), frame_index=self.frame_index.clone())
+
+    def to(self, device: torch.device | str) -> DepthState:
+        """Move to a device; dtypes stay."""
+        return replace(self.map(lambda t: t.to(device)), frame_index=self.frame_index.to(device))
+
+    def reset(self, streams: Tensor) -> DepthState:
+        """Start the streams where `streams [B]` bool is True afresh: an all-zero state at frame 0 is a fresh one."""
+        keep = ~streams.to(self.frame_index.device)
+
+        def zero(t: Tensor) -> Tensor:
+            per_stream = t.unflatten(0, (self.batch_size, -1))
+            mask = keep.view(-1, *[1] * (per_stream.ndim - 1))
+            return torch.where(mask, per_stream, torch.zeros_like(per_stream)).flatten(0, 1)
+
+        return replace(self.map(zero), frame_index=self.frame_index * keep)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors under flat names, as they are saved."""
+        named = {"frame_index": self.frame_index}
+        for name, blocks in self.layers.items():
+            for i, (conv, ssm) in enumerate(blocks):
+                named[f"{name}.{i}.conv"], named[f"{name}.{i}.ssm"] = conv, ssm
+        return named | {f"{_MAP}{name}": t for name, t in self.maps.items()}
+
+    def metadata(self) -> dict[str, str]:
+        """Return what else is saved, as text."""
+        return {
+            "format": _FORMAT,
+            "signature": self.signature,
+            "feature_sizes": json.dumps(self.feature_sizes),
+            "image_size": json.dumps(self.image_size),
+            "memory": json.dumps(self.memory),
+        }
+
+    @classmethod
+    def from_tensors(cls, named: dict[str, Tensor], metadata: dict[str, str]) -> DepthState:
+        """Undo `tensors` and `metadata`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: they are not of a state.
+        """
+        sizes = {name: (int(h), int(w)) for name, (h, w) in json.loads(metadata["feature_sizes"]).items()}
+        layers: dict[str, tuple[LayerState, ...]] = {}
+        for name in sizes:
+            blocks: list[LayerState] = []
+            while f"{name}.{len(blocks)}.conv" in named:
+                key = f"{name}.{len(blocks)}"
+                blocks.append((named[f"{key}.conv"], named[f"{key}.ssm"]))
+            layers[name] = tuple(blocks)
+        maps = {name.removeprefix(_MAP): t for name, t in named.items() if name.startswith(_MAP)}
+        height, width = json.loads(metadata["image_size"])
+        memory = json.loads(metadata["memory"])
+        return cls(layers, named["frame_index"], sizes, metadata["signature"], (height, width), maps, memory)
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file, atomically.
+
+        Raises:
+            UserError: a number is not finite, or the disk is full.
+        """
+        save_tensors(Path(path), self.tensors(), self.metadata())
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> DepthState:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no such file, not a state, or damaged.
+        """
+        tensors, metadata = load_tensors(Path(path), device, sealed=True)
+        if metadata.get("format") != _FORMAT:
+            raise UserError(f"'{path}' is not a stream state of this version ({_FORMAT}); save it again")
+        try:
+            return cls.from_tensors(tensors, metadata)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the stream state '{path}' is damaged ({error!r}); save it again") from error
+
+
+def check_stream(state: DepthState, expected: DepthState) -> None:
+    """Refuse a state of another model, frame size, batch or memory; looks at no layer.
+
+    Args:
+        expected: a fresh state of the right kind, with or without layers; it may live on the meta device.
+
+    Raises:
+        ValueError: naming what differs and what to do.
+    """
+    if state.signature != expected.signature:
+        raise ValueError(
+            f"the state belongs to another model: it was made by [{state.signature}],"
+            f" this one is [{expected.signature}]"
+        )
+    if state.feature_sizes != expected.feature_sizes or _map_sizes(state) != _map_sizes(expected):
+        had, has = ("x".join(map(str, size)) for size in (state.image_size, expected.image_size))
+        raise ValueError(
+            f"the state belongs to another resolution: to frames of {had} px (height x width), this one has {has} px;"
+            " resize the frames, or start afresh with states=None"
+        )
+    if state.batch_size != expected.batch_size:
+        raise ValueError(
+            f"the state holds a batch of {state.batch_size} streams, the clip one of {expected.batch_size};"
+            " start afresh with states=None"
+        )
+    if state.memory != expected.memory:
+        raise ValueError(f"the state is of a stream with memory {state.memory:g}; this one has {expected.memory:g}")
+
+
+def check_state(state: DepthState, expected: DepthState) -> None:
+    """Refuse a state that does not fit, with a message that says whether batch, resolution, dtype or model is wrong.
+
+    Args:
+        expected: a fresh state of the right kind; its values do not matter (it may live on the meta device).
+
+    Raises:
+        ValueError: naming what differs and what to do.
+    """
+    check_stream(state, expected)
+    want = expected.tensors()
+    for name, tensor in state.tensors().items():
+        if tensor.shape != want[name].shape or tensor.dtype != want[name].dtype:
+            raise ValueError(
+                f"state tensor {name} must be {tuple(want[name].shape)} {want[name].dtype};"
+                f" got {tuple(tensor.shape)} {tensor.dtype}"
+            )
+
+
+def _map_sizes(state: DepthState) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape[-2:]) for name, t in state.maps.items()}

@@ -1,0 +1,109 @@
+"""Depth as one picture file per frame: 16-bit PNG or EXR."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from videomamba_depth.streaming.depth_frame import DepthFrame, to_storage
+from videomamba_depth.utils.atomic import flush_folder, write_bytes, write_json
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+_HEADROOM = 2.0  # how far above the first frame's largest value relative depth may go before the scale changes
+
+
+class Png16Sink:
+    """One 16-bit grey PNG per frame, `000000.png`, and `scale.json`: depth = value · scale.
+
+    The scale is one number for the stream: the largest depth of metric checkpoints over 65535; for relative depth,
+    twice the first frame's largest value over 65535. A frame that goes beyond doubles it, for itself and all that
+    follow. `scale.json` lists each scale with the first frame that it holds for.
+
+    Args:
+        max_depth_m: largest depth that a metric checkpoint gives.
+    """
+
+    def __init__(self, folder: Path, kind: DepthKind, max_depth_m: float | None = None) -> None:
+        self.folder, self._kind = folder, kind
+        self._scales: list[tuple[int, float]] = []
+        self._scale = 0.0 if max_depth_m is None else max_depth_m / 65535
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, frame: DepthFrame) -> None:
+        """Write one picture."""
+        depth = np.nan_to_num(frame.depth, nan=0.0, posinf=0.0, neginf=0.0)
+        self._fit_scale(float(depth.max()), frame.index)
+        value = np.clip(np.rint(depth / np.float32(self._scale)), 0, 65535).astype(np.uint16)
+        _, data = cv2.imencode(".png", value, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        write_bytes(self.folder / f"{frame.index:06d}.png", data.tobytes(), durable=False)
+
+    def close(self) -> None:
+        """Flush the pictures to the disk."""
+        flush_folder(self.folder)
+
+    def _fit_scale(self, largest: float, index: int) -> None:
+        scale = self._scale
+        if scale == 0.0 and largest > 0.0:
+            scale = _HEADROOM * largest / 65535
+        while largest > 65535 * scale > 0:
+            scale *= 2
+        scale = scale or 1.0 / 65535  # an all-zero first frame
+        if not self._scales or scale != self._scales[-1][1]:
+            self._scales.append((index, scale))
+            formula = "depth = value * scale"
+            entries = [{"first_frame": first, "scale": value} for first, value in self._scales]
+            about = {"depth_kind": self._kind.value, "formula": formula, "scales": entries}
+            write_json(self.folder / "scale.json", about)
+        self._scale = scale
+
+
+def require_exr() -> None:
+    """Raise UserError where this build of PyAV cannot write EXR."""
+    if "exr" not in av.codecs_available:
+        raise UserError("this build of PyAV cannot write EXR; install the wheel (pip install av) or use raw=npz")
+
+
+class ExrSink:
+    """One EXR per frame, `000000.exr`: a single channel `Y` of depth in the unit of its kind, ZIP-compressed.
+
+    Args:
+        dtype: "float16" (EXR half) or "float32".
+
+    Raises:
+        UserError: this build of PyAV cannot write EXR.
+    """
+
+    def __init__(self, folder: Path, kind: DepthKind, dtype: str = "float32") -> None:
+        require_exr()
+        self.folder, self._half = folder, dtype == "float16"
+        self._encoder: Any = None
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "about.json", {"depth_kind": kind.value, "channel": "Y"})
+
+    def write(self, frame: DepthFrame) -> None:
+        """Write one picture."""
+        encoder = self._open(frame.depth) if self._encoder is None else self._encoder
+        # FFmpeg truncates to half; what is rounded already stays as it is.
+        depth = to_storage(frame.depth, np.dtype(np.float16)).astype(np.float32) if self._half else frame.depth
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(depth), format="grayf32le")
+        picture.pts, picture.time_base = frame.index, encoder.time_base
+        data = b"".join(bytes(p) for p in encoder.encode(picture))
+        write_bytes(self.folder / f"{frame.index:06d}.exr", data, durable=False)
+
+    def close(self) -> None:
+        """Flush the pictures to the disk."""
+        flush_folder(self.folder)
+
+    def _open(self, depth: np.ndarray) -> Any:
+        encoder: Any = av.CodecContext.create("exr", "w")
+        encoder.height, encoder.width = depth.shape
+        encoder.pix_fmt, encoder.time_base = "grayf32le", Fraction(1, 30)
+        encoder.options = {"compression": "zip16", "format": "half" if self._half else "float"}
+        self._encoder = encoder
+        return encoder

@@ -1,0 +1,131 @@
+"""Depth as coloured points in space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from videomamba_depth.streaming.depth_frame import DepthFrame
+from videomamba_depth.utils.atomic import flush_folder, write_bytes
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+Intrinsics = tuple[float, float, float, float]
+"""(fx, fy, cx, cy) in px of the source's frames as displayed; the centre of the first pixel lies at (0, 0)."""
+
+_VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
+_FARTHEST = 20.0  # relative depth beyond that many medians is left out: near zero, the inverse means nothing
+
+
+class PointCloudSink:
+    """Binary PLY files, `000000.ply`: x to the right, y down, z forward, and the pixel's colour.
+
+    Metric depth gives metres. Relative depth is an inverse depth up to an unknown scale and shift: z = m / depth, where
+    m is the median of the shot's first cloud, so that half of its points lie before z = 1. That has no unit, and as
+    the shift is unknown, shapes are bent along z.
+
+    Args:
+        every: frames from one cloud to the next; None: one per key frame (see `KeyFrames.decision`).
+    """
+
+    def __init__(self, folder: Path, kind: DepthKind, intrinsics: Intrinsics, every: int | None = 30) -> None:
+        self.folder, self._kind, self._intrinsics, self._every = folder, kind, intrinsics, every
+        self._next_index = 0
+        self._number = -1  # of the latest frame, counted as key frames count
+        self._before: DepthFrame | None = None
+        self._unit: float | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, frame: DepthFrame) -> None:
+        """Write the points of a frame whose turn it is, or of the one before, if a cut made that a key frame."""
+        self._number += 1
+        added = [] if frame.key is None else frame.key["added"]
+        if self._every is None and self._before is not None and self._number - 1 in added:
+            self._write(self._before)
+        if frame.reset:
+            self._unit = None
+        if self._number in added if self._every is None else frame.index >= self._next_index:
+            self._next_index = frame.index + (self._every or 0)
+            self._write(frame)
+        self._before = frame
+
+    def close(self) -> None:
+        """Flush the clouds to the disk."""
+        flush_folder(self.folder)
+
+    def _write(self, frame: DepthFrame) -> None:
+        if self._kind is DepthKind.RELATIVE and self._unit is None:
+            there = frame.depth[usable(frame.depth)]
+            self._unit = float(np.median(there)) if there.size else None
+        points = to_points(frame.rgb, frame.depth, self._intrinsics, self._unit)
+        unit = "metre" if self._kind is DepthKind.METRIC else "none, the scale and the shift of 1/z are unknown"
+        write_bytes(self.folder / f"{frame.index:06d}.ply", _ply(points, unit), durable=False)
+
+
+def usable(depth: np.ndarray) -> np.ndarray:
+    """Tell which values are a depth, positive and finite; bool, shaped like `depth`."""
+    return np.isfinite(depth) & (depth > 0)
+
+
+def to_points(rgb: np.ndarray, depth: np.ndarray, intrinsics: Intrinsics, unit: float | None = None) -> np.ndarray:
+    """Return the points of a frame, a structured array `[P]` of `xyz` float32 and `rgb` uint8, P ≤ h·w.
+
+    Pixels without a usable depth are left out.
+
+    Args:
+        rgb: uint8 `[H, W, 3]`.
+        depth: `[h, w]`, of the same view at any size.
+        intrinsics: in px of `rgb`.
+        unit: None: `depth` is z. Else it is inverse depth, z = `unit` / depth, and what lies beyond 20 is left out.
+    """
+    (height, width), (h, w) = rgb.shape[:2], depth.shape
+    if (height, width) != (h, w):
+        rgb = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA)
+    valid = usable(depth)
+    z = np.where(valid, depth, 1).astype(np.float32)
+    if unit is not None:
+        z = np.float32(unit) / z
+        valid &= z <= _FARTHEST
+    fx, fy, cx, cy = intrinsics
+    x = ((np.arange(w) + 0.5) * (width / w) - 0.5 - cx) / fx
+    y = ((np.arange(h) + 0.5) * (height / h) - 0.5 - cy) / fy
+    points = np.empty(int(valid.sum()), _VERTEX)
+    points["xyz"] = np.stack([z * x[None, :], z * y[:, None], z], -1)[valid]
+    points["rgb"] = rgb[valid]
+    return points
+
+
+def load_intrinsics(given: Sequence[float] | str) -> Intrinsics:
+    """Return (fx, fy, cx, cy) from four numbers, or from a text file that holds them or a 3×3 matrix.
+
+    Raises:
+        UserError: neither, or focal lengths that are not positive.
+    """
+    values = _numbers_of(Path(given).expanduser()) if isinstance(given, str) else list(given)
+    if len(values) == 9:
+        values = [values[i] for i in (0, 4, 2, 5)]
+    if len(values) != 4 or not np.isfinite(values).all() or min(values[:2]) <= 0:
+        raise UserError(
+            f"intrinsics must be [fx,fy,cx,cy] in px with positive fx and fy, or a text file with them or a 3x3 matrix;"
+            f" got {given}"
+        )
+    fx, fy, cx, cy = (float(value) for value in values)
+    return fx, fy, cx, cy
+
+
+def _numbers_of(path: Path) -> list[float]:
+    try:
+        return [float(text) for text in path.read_text(encoding="utf-8").replace(",", " ").split()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it holds something else than numbers"
+        raise UserError(f"cannot read the intrinsics file '{path}': {reason}; give [fx,fy,cx,cy] or a file") from error
+
+
+def _ply(points: np.ndarray, unit: str) -> bytes:
+    axes = [f"property float {name}" for name in "xyz"]
+    colours = [f"property uchar {name}" for name in ("red", "green", "blue")]
+    head = ["ply", "format binary_little_endian 1.0", f"comment unit: {unit}", f"element vertex {len(points)}"]
+    return "\n".join([*head, *axes, *colours, "end_header\n"]).encode("ascii") + points.tobytes()

@@ -1,0 +1,152 @@
+"""What a person looks at, as a video or in a window, and the per-frame log that says what its colours mean."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from videomamba_depth.data.video.reader import VideoWriter
+from videomamba_depth.streaming.depth_frame import DepthFrame
+from videomamba_depth.streaming.sinks.preview_window import PreviewWindow
+from videomamba_depth.utils.atomic import replacing
+from videomamba_depth.utils.color import Colouriser, ColourRange, nearness
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.logger import JsonLines
+
+log = logging.getLogger(__name__)
+
+_MAX_TIMESCALE = 2**31 - 1
+
+
+class FramePainter:
+    """Coloured depth, alone or beside the frame it belongs to.
+
+    Args:
+        kind: what the depth means; metric depth is coloured by its inverse, so that near is bright for both kinds.
+        colour_range: follows the frames that are painted; not to be shared.
+        side_by_side: the frame on the left.
+    """
+
+    def __init__(
+        self, kind: DepthKind, colour_range: ColourRange, colouriser: Colouriser, side_by_side: bool = True
+    ) -> None:
+        self._kind, self._side_by_side = kind, side_by_side
+        self._range, self._colouriser = colour_range, colouriser
+
+    def __call__(self, frame: DepthFrame) -> np.ndarray:
+        """Return the picture of a frame, uint8 RGB `[h, w, 3]`."""
+        near = nearness(frame.depth, self._kind)
+        if frame.reset:
+            self._range.reset()
+        coloured = self._colouriser(near, self._range.update(near, frame.timestamp_s))
+        if not self._side_by_side:
+            return coloured
+        rgb, (height, width) = frame.rgb, coloured.shape[:2]
+        if rgb.shape != coloured.shape:
+            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+        return np.concatenate([rgb, coloured], axis=1)
+
+
+class PreviewSink:
+    """Show the newest frame in a window; where the window is closed, `stop` is set."""
+
+    def __init__(self, window: PreviewWindow, painter: FramePainter, stop: threading.Event) -> None:
+        self._window, self._painter, self._stop = window, painter, stop
+
+    def write(self, frame: DepthFrame) -> None:
+        """Show one frame, or leave it out while the window is busy."""
+        if self._window.wants():
+            self._window.show(self._painter(frame))
+        if self._window.closed:
+            self._stop.set()
+
+    def close(self) -> None:
+        """Close the window."""
+        self._window.close()
+
+
+class VideoSink:
+    """Video of painted frames with the source's timestamps.
+
+    While it grows the file consists of fragments, so that it plays even after a kill; on closing it is rewritten
+    (packets are copied) as an ordinary MP4 with its index in front.
+
+    Args:
+        path: the file.
+        fps: a hint for the encoder.
+        codec: "h264" or "hevc".
+    """
+
+    def __init__(self, path: Path, painter: FramePainter, fps: float, codec: str = "h264") -> None:
+        self.path, self._painter, self._fps, self._codec = path, painter, fps, codec
+        self._writer: VideoWriter | None = None
+
+    def write(self, frame: DepthFrame) -> None:
+        """Append one frame."""
+        picture = self._painter(frame)
+        if self._writer is None:
+            size = (picture.shape[1], picture.shape[0])
+            fps = Fraction(self._fps).limit_denominator(1001)
+            self._writer = VideoWriter(
+                self.path, size=size, fps=fps, time_base=frame.time_base, codec=self._codec, fragmented=True
+            )
+        self._writer.write(picture, frame.pts)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            _index_in_front(self.path)
+
+
+class FrameLog:
+    """One JSON line per frame: index, time, range of the depth, why the model started afresh, key frames, losses."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = JsonLines(path)
+
+    def write(self, frame: DepthFrame) -> None:
+        """Append one line; it is on disk when this returns."""
+        low, high = cv2.minMaxLoc(frame.depth)[:2]
+        record: dict[str, object] = {"frame": frame.index, "pts": frame.pts, "time_s": round(frame.timestamp_s, 6)}
+        record |= {"depth_min": float(f"{low:.6g}"), "depth_max": float(f"{high:.6g}")}
+        if frame.reset:
+            record["reset"] = frame.reset
+        if frame.key is not None:
+            record["key"] = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in frame.key.items()}
+        if frame.dropped:
+            record["dropped"] = frame.dropped
+        if frame.outage_s:
+            record["outage_s"] = round(frame.outage_s, 3)
+        self._lines.write(record)
+
+    def close(self) -> None:
+        """Flush the file to the disk and close it."""
+        self._lines.sync()
+        self._lines.close()
+
+
+def _index_in_front(path: Path) -> None:
+    """Rewrite a fragmented MP4 as an ordinary one; the fragmented file stays where that fails."""
+    try:
+        with replacing(path) as partial, av.open(str(path)) as source:
+            video = source.streams.video[0]
+            scale = str(min(video.time_base.denominator, _MAX_TIMESCALE))
+            options = {"movflags": "faststart", "video_track_timescale": scale, "movie_timescale": scale}
+            with av.open(str(partial), "w", format="mp4", options=options) as target:
+                copy = target.add_stream_from_template(video)
+                copy.time_base = video.time_base
+                for packet in source.demux(video):
+                    if packet.dts is not None:
+                        packet.stream = copy
+                        target.mux(packet)
+    except (av.error.FFmpegError, UserError) as error:
+        log.warning("%s stays in fragments (it plays as it is): %s", path, error)

@@ -1,0 +1,170 @@
+"""From a batch of clips to everything that the chunks of those clips are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from videomamba_depth.data.clip import WholeFrames
+from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.transforms import transform_map
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.static import static_mask
+from videomamba_depth.models.motion import Motion, MotionEstimator
+from videomamba_depth.models.videomamba_depth import ClipFeatures
+from videomamba_depth.training.objective import ChunkTarget
+
+
+class Chunk(NamedTuple):
+    """What the student is given for a piece of a clip, and what it should make of it."""
+
+    inputs: ClipFeatures | Tensor  # features; rgb [B, N, 3, H, W] for an encoder that learns
+    motion: Motion | None
+    target: ChunkTarget
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """A clip, encoded and labelled once, to be trained on chunk by chunk.
+
+    Attributes:
+        features: of the student's input; None where the encoder learns and each chunk is encoded when it is trained on.
+        target: of all frames.
+        rgb: `[B, N, 3, H, W]` in [0, 1], the student's input; for pictures.
+        motion: between the frames of `rgb`; None for a student that does not want it.
+        video_ids: per sample; for messages.
+    """
+
+    features: ClipFeatures | None
+    target: ChunkTarget
+    rgb: Tensor
+    motion: Motion | None
+    video_ids: tuple[str, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Length N of the clip."""
+        return self.rgb.shape[1]
+
+    def chunk(self, start: int, stop: int) -> Chunk:
+        """Return the frames [start, stop)."""
+        inputs: ClipFeatures | Tensor = self.rgb[:, start:stop]
+        if self.features is not None:
+            inputs = {name: x[:, start:stop] for name, x in self.features.items()}
+        target = ChunkTarget(*(x[:, start:stop] for x in self.target))
+        return Chunk(inputs, None if self.motion is None else self.motion.chunk(start, stop), target)
+
+
+class Labeller:
+    """Encodes clips for the student and labels them by the teacher; both share one pass where they can.
+
+    They share it where the student's encoder is the teacher and the student's input is not perturbed. A clip that was
+    cut out of larger frames is labelled by what the teacher says of those, the same as a teacher cache holds.
+
+    Args:
+        encoder: of the student, where it is frozen; None where it learns.
+        teacher: labels frames; may be `encoder` itself.
+        flow: for static masks; None where no loss needs them.
+        max_motion_px, max_rgb_change: see `static_mask`.
+        frames_per_pass: frames encoded at once.
+        autocast_dtype: None for none.
+        stabilise: label with the teacher's depth freed of its flicker, offline and two-sided, see `stabilise_clip`.
+        stabilise_radius, stabilise_sigma: frames, see `stabilise_depth`.
+        motion: the student's own estimator, which sees what the student sees; None where it has none.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | None,
+        teacher: nn.Module,
+        flow: FlowEstimator | None,
+        max_motion_px: float,
+        max_rgb_change: float,
+        frames_per_pass: int,
+        autocast_dtype: torch.dtype | None,
+        stabilise: bool = False,
+        stabilise_radius: int = 4,
+        stabilise_sigma: float = 2.5,
+        motion: MotionEstimator | None = None,
+    ) -> None:
+        if stabilise and flow is None:
+            raise ValueError("stabilise needs an optical flow estimator; got flow=None")
+        self.encoder, self.teacher, self.flow = encoder, teacher, flow
+        self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
+        self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
+        self.stabilise, self.stabilise_radius, self.stabilise_sigma = stabilise, stabilise_radius, stabilise_sigma
+        self.motion = motion
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
+        """Label a collated batch, see `data.dataset_video`."""
+        rgb, clean = batch["rgb"].to(device, non_blocking=True), batch["rgb_clean"].to(device, non_blocking=True)
+        features = None if self.encoder is None else self._encode(self.encoder, rgb)
+        if "teacher_depth" in batch:
+            depth = batch["teacher_depth"].to(device)
+        elif "whole" in batch:
+            depth = torch.stack([self._label_whole(whole, device) for whole in batch["whole"]])
+        elif features is not None and self.teacher is self.encoder and torch.equal(rgb, clean):
+            depth = self._decode(features, clean)
+        else:
+            depth = self._decode(self._encode(self.teacher, clean), clean)
+        if self.stabilise and depth.shape[1] > 1:
+            cached = batch.get("stabilised_depth")
+            depth = self._stabilised(depth, clean) if cached is None else cached.to(device)
+        valid = torch.isfinite(depth)
+        static = batch["static"].to(device) if "static" in batch else self._static(clean)
+        video_ids = tuple(meta.video_id for meta in batch["meta"])
+        return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, self._motion(rgb), video_ids)
+
+    def _label_whole(self, whole: WholeFrames, device: torch.device) -> Tensor:
+        """Label a clip's frames as they were before the crop, as a teacher cache does, and cut the label out."""
+        clip = whole.rgb.to(device).permute(0, 3, 1, 2).float().div_(255).unsqueeze(0)
+        depth = self._decode(self._encode(self.teacher, clip), clip)[0, :, 0]
+        return transform_map("teacher_depth", depth.cpu().numpy(), whole.geometry).to(device)
+
+    def _motion(self, rgb: Tensor) -> Motion | None:
+        if self.motion is None:
+            return None
+        frames = self.motion.shrink(rgb)
+        fresh = torch.ones(len(rgb), dtype=torch.bool, device=rgb.device)
+        return self.motion(frames, frames[:, 0], fresh)
+
+    def _encode(self, encoder: nn.Module, clip: Tensor) -> ClipFeatures:
+        passes = []
+        for part in clip.flatten(0, 1).split(self.frames_per_pass):
+            with self.autocast(clip.device):
+                passes.append(encoder.encode_frame(part))  # type: ignore[operator]
+        return {name: torch.cat([p[name] for p in passes]).unflatten(0, clip.shape[:2]) for name in passes[0]}
+
+    def _decode(self, features: ClipFeatures, clip: Tensor) -> Tensor:
+        flat = {name: x.flatten(0, 1).split(self.frames_per_pass) for name, x in features.items()}
+        size = (clip.shape[-2], clip.shape[-1])
+        depth = []
+        for i in range(len(next(iter(flat.values())))):
+            with self.autocast(clip.device):
+                depth.append(self.teacher.decode({name: x[i] for name, x in flat.items()}, size).float())  # type: ignore[operator]
+        return torch.cat(depth).unflatten(0, clip.shape[:2])
+
+    def _stabilised(self, depth: Tensor, clip: Tensor) -> Tensor:
+        assert self.flow is not None
+        kind = self.teacher.depth_kind
+        how = {"radius": self.stabilise_radius, "sigma": self.stabilise_sigma, "depth_kind": kind}
+        clips = [stabilise_clip(d, c, self.flow, **how) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
+        return torch.stack(clips)
+
+    def _static(self, clip: Tensor) -> Tensor:
+        if self.flow is None or clip.shape[1] == 1:
+            batch, frames, _, height, width = clip.shape
+            return torch.zeros(batch, frames, 1, height, width, dtype=torch.bool, device=clip.device)
+        masks = [
+            static_mask(one, self.flow, max_motion_px=self.max_motion_px, max_rgb_change=self.max_rgb_change)
+            for one in clip
+        ]
+        return torch.stack(masks)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the precision that features and depth are computed in."""
+        return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)

@@ -1,0 +1,122 @@
+"""Everything that a run needs to go on as if it had never stopped, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videomamba_depth.models.checkpoint import read_weights
+from videomamba_depth.models.depth_state import DepthState
+from videomamba_depth.training.objective import Tail
+from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.checkpoint import load_tensors, save_tensors, step_folder
+from videomamba_depth.utils.errors import UserError
+
+TRAINER_JSON = "trainer.json"
+_TRAINER_TENSORS = "trainer.safetensors"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the stream of clips the next chunk lies."""
+
+    batch: int = 0  # index of the clip batch
+    frame: int = 0  # first frame of the next chunk; > 0 in the middle of a clip
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What one rank carries from chunk to chunk in the middle of a clip."""
+
+    states: DepthState | None = None
+    tail: Tail | None = None
+
+
+def save_shared(
+    folder: Path, step: int, position: Position, tensors: dict[str, Tensor], scaler: dict[str, Any]
+) -> None:
+    """Write what all ranks share: weights and optimizer state by flat names, the step, the position."""
+    save_tensors(folder / _TRAINER_TENSORS, tensors)
+    about = {"step": step, "batch": position.batch, "frame": position.frame, "scaler": scaler}
+    write_json(folder / TRAINER_JSON, about)
+
+
+def load_shared(folder: Path) -> tuple[int, Position, dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_shared` wrote: (step, position, tensors, scaler); call it inside `resuming`.
+
+    Raises:
+        Exception: damaged files, or those of another step than the folder's name says.
+    """
+    about = json.loads((folder / TRAINER_JSON).read_text(encoding="utf-8"))
+    step, batch, frame = (_count(about[name]) for name in ("step", "batch", "frame"))
+    if step_folder(folder.parent, step).name != folder.name:
+        raise ValueError(f"{TRAINER_JSON} is of step {step}")
+    return step, Position(batch, frame), read_weights(folder / _TRAINER_TENSORS), dict(about["scaler"])
+
+
+@contextmanager
+def resuming(folder: Path) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint leads to while it is taken up into a `UserError` with the remedy."""
+    try:
+        yield
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        reason = str(error) if isinstance(error, UserError | ValueError) else repr(error)
+        raise UserError(
+            f"cannot resume from '{folder}' ({reason}); delete that folder to go back to the one before"
+        ) from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{TRAINER_JSON} holds {value!r} where a count belongs")
+    return value
+
+
+def carry_file(folder: Path, rank: int) -> Path:
+    """Return where a rank's carry is."""
+    return folder / f"rank_{rank}.safetensors"
+
+
+def save_carry(folder: Path, rank: int, carry: Carry) -> None:
+    """Write one rank's carried states, tail and random state."""
+    tensors = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    metadata: dict[str, str] = {}
+    if carry.states is not None:
+        tensors |= {f"state.{name}": t for name, t in carry.states.tensors().items()}
+        metadata = carry.states.metadata()
+    if carry.tail is not None:
+        *frames, summaries = carry.tail
+        tensors |= {f"tail.{i}": t for i, t in enumerate(frames)}
+        tensors |= {f"summary.{i:03d}": t for i, t in enumerate(summaries)}
+    save_tensors(carry_file(folder, rank), tensors, metadata)
+
+
+def load_carry(folder: Path, rank: int, device: torch.device) -> Carry:
+    """Read what `save_carry` wrote, and set the random state; call it inside `resuming`.
+
+    Raises:
+        Exception: a damaged file.
+    """
+    tensors, metadata = load_tensors(carry_file(folder, rank))
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    states = tail = None
+    if metadata:
+        named = {name.removeprefix("state."): t for name, t in tensors.items() if name.startswith("state.")}
+        states = DepthState.from_tensors(named, metadata)
+    if "tail.0" in tensors:
+        summaries = tuple(tensors[name] for name in sorted(tensors) if name.startswith("summary."))
+        frames = [tensors[f"tail.{i}"] for i in range(len(Tail._fields) - 1)]
+        tail = Tail._make([*frames, summaries])
+    return Carry(states, tail)
