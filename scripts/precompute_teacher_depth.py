@@ -67,11 +67,11 @@ def main(config: PrecomputeConfig) -> None:
             progress=ranks.is_main,
         )
         if config.stabilise:
-            how = StabiliseKey(config.target_radius, config.target_sigma, flow_key(config.flow))
+            how = StabiliseKey(config.target_radius, config.target_sigma, flow_key(config.flow), config.target)
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
             flow = build_flow_estimator(config.flow, ranks.device)
             frames = precompute_stabilised(mine, config.cache, key, how, flow, progress=ranks.is_main)
-            log.info("%d frames stabilised", frames)
+            log.info("%d frames given %s targets", frames, config.target)
     finally:
         held.close()
         stop_ranks()

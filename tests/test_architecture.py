@@ -47,7 +47,7 @@ MAY_IMPORT = {
     },
 }
 FOLDERS_BELOW = {
-    "data": {"labels", "synthetic", "video"},
+    "data": {"labels", "labels/geometry", "synthetic", "video"},
     "evaluation": {"datasets", "html", "metrics"},
     "streaming": {"key_frames", "sinks", "sources"},
 }

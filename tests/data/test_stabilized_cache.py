@@ -87,7 +87,7 @@ def test_raw_targets_stay_selectable_and_other_parameters_are_refused(cache: Pat
     raw = TeacherCacheReader(cache, KEY).lookup_maps("a.mp4", [3, 4])
     assert raw is not None
     assert "stabilised_depth" not in raw
-    with pytest.raises(UserError, match=r"radius is 2, wanted 8; set loss.target_radius"):
+    with pytest.raises(UserError, match=r"radius is 2, wanted 8; set loss.target, loss.target_radius"):
         TeacherCacheReader(cache, KEY, StabiliseKey(8, 1.5, "dis")).lookup_maps("a.mp4", [3, 4])
 
 
@@ -98,6 +98,30 @@ def test_another_run_with_other_parameters_is_refused(videos: list[VideoSource],
         stabilise(videos, cache, StabiliseKey(2, 9.0, "dis"))
     assert tree(cache) == before
     assert verify_cache(cache, key=KEY, progress=False).ok
+
+
+def test_geometric_targets_take_the_same_place(
+    videos: list[VideoSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubled(depth: Tensor, clip: Tensor, flow: object, *, radius: int, sigma: float, depth_kind: object) -> Tensor:
+        return 2 * depth + radius
+
+    monkeypatch.setitem(stabilized_cache.OFFLINE_TARGETS, "geometry", doubled)
+    geometry = StabiliseKey(2, 1.5, "dis", "geometry")
+    folder = label(videos, tmp_path / "cache")
+    assert stabilise(videos, folder, geometry) == 27
+    assert stabilise(videos, folder, geometry) == 0  # all there
+    maps = TeacherCacheReader(folder, KEY, geometry).lookup_maps("b.mp4", range(6), videos[1].path)
+    assert maps is not None
+    np.testing.assert_allclose(maps["stabilised_depth"], 2 * maps["teacher_depth"] + 2, rtol=2**-9)
+    with pytest.raises(UserError, match="target is geometry, wanted stabilised"):
+        TeacherCacheReader(folder, KEY, HOW).lookup_maps("b.mp4", range(6), videos[1].path)
+
+
+def test_a_cache_from_before_there_was_another_target_holds_stabilised_ones() -> None:
+    stored = {"radius": 2, "sigma": 1.5, "flow": "dis"}
+    assert HOW.difference(stored) == ""
+    assert StabiliseKey(2, 1.5, "dis", "geometry").difference(stored) == "target is stabilised, wanted geometry"
 
 
 def set_radius(group: Path) -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from test_resume import train
 from tiny import tiny_teacher
+from torch import Tensor
 
 from videomamba_depth.data.clip import ClipMeta
 from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.models.checkpoint import load_student, read_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.training import labeller as labeller_module
 from videomamba_depth.training.labeller import Labeller
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines
@@ -68,16 +70,35 @@ def test_a_stabilised_target_flickers_less_than_the_teacher(tiny_encoder: DepthA
     batch = {"rgb": clip, "rgb_clean": clip, "meta": [ClipMeta("made", tuple(range(8)), tuple(map(float, range(8))))]}
     change = {}
     for stabilise in (False, True):
-        labeller = Labeller(tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, stabilise)
+        labeller = Labeller(
+            tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, "stabilised" if stabilise else "raw"
+        )
         labels = labeller(batch, torch.device("cpu"))
         assert labels.target.valid.all()
         change[stabilise] = float((labels.target.depth[:, 1:] - labels.target.depth[:, :-1]).abs().mean())
     assert 0 < change[True] < 0.5 * change[False]
 
 
+def test_the_labeller_makes_geometric_targets_of_the_clean_clip_each_on_its_own(
+    tiny_encoder: DepthAnythingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_red(
+        depth: Tensor, clip: Tensor, flow: object, *, radius: int, sigma: float, depth_kind: object
+    ) -> Tensor:
+        return torch.full_like(depth, float(clip[0, 0, 0, 0]) + radius + sigma)
+
+    monkeypatch.setitem(labeller_module.OFFLINE_TARGETS, "geometry", first_red)
+    clean = torch.rand(2, 3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    meta = [ClipMeta("made", (0, 1, 2), (0.0, 1.0, 2.0))] * 2
+    labeller = Labeller(tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, "geometry", 8, 5.0)
+    depth = labeller({"rgb": 1 - clean, "rgb_clean": clean, "meta": meta}, torch.device("cpu")).target.depth
+    for sample in range(2):
+        assert torch.allclose(depth[sample], clean[sample, 0, 0, 0, 0] + 13)
+
+
 def test_stabilising_needs_flow(tiny_encoder: DepthAnythingEncoder) -> None:
     with pytest.raises(ValueError, match="flow"):
-        Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, stabilise=True)
+        Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, target="stabilised")
 
 
 @pytest.mark.parametrize("options", [(), ("model.motion=flow", "model.output.enabled=true")])

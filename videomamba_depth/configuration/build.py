@@ -253,7 +253,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
         student.to(ranks.device).train()
     loss = config.loss
-    needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target == "stabilised"
+    needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target != "raw"
     settings = trainer_settings(config, ranks.device)
     labeller = Labeller(
         encoder if encoder.frozen else None,
@@ -263,15 +263,15 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         config.flow.max_rgb_change,
         frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
         autocast_dtype=settings.autocast_dtype,
-        stabilise=loss.target == "stabilised",
-        stabilise_radius=loss.target_radius,
-        stabilise_sigma=loss.target_sigma,
+        target=loss.target,
+        target_radius=loss.target_radius,
+        target_sigma=loss.target_sigma,
         motion=student.motion,
     )
-    stabilised = StabiliseKey(loss.target_radius, loss.target_sigma, flow_key(config.flow))
-    dataset = build_dataset(
-        config.data, config.trainer.seed, teacher, stabilised if loss.target == "stabilised" else None
-    )
+    cached = None
+    if loss.target != "raw":
+        cached = StabiliseKey(loss.target_radius, loss.target_sigma, flow_key(config.flow), loss.target)
+    dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
     with ranks.together():
         if ranks.is_main:
             run.keep_encoder(origin)

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from selective_scan import DISCRETIZATIONS
 from selective_scan.backends import BACKENDS
 from videomamba_depth.configuration.checks import DTYPES, choice, file_name, path, ranged, text
+from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
@@ -166,7 +167,7 @@ class FlowConfig:
 class LossConfig:
     """Weights and forms of the loss terms; a weight of 0 leaves a term out."""
 
-    target: str = choice("raw", "stabilised")
+    target: str = choice("raw", *OFFLINE_TARGETS)
     target_radius: int = ranged(1, 1000)
     target_sigma: float = ranged(0, 1000, open="low")
     ssi_weight: float = ranged(0, 1e6)
@@ -242,6 +243,7 @@ class PrecomputeConfig:
     batch_frames: int = ranged(1, 4096)
     store_flow: bool = MISSING
     stabilise: bool = MISSING
+    target: str = choice(*OFFLINE_TARGETS)
     target_radius: int = ranged(1, 1000)
     target_sigma: float = ranged(0, 1000, open="low")
     verify: bool = MISSING

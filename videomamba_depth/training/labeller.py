@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from videomamba_depth.data.clip import WholeFrames
-from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.transforms import transform_map
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.flow.static import static_mask
@@ -71,8 +71,8 @@ class Labeller:
         max_motion_px, max_rgb_change: see `static_mask`.
         frames_per_pass: frames encoded at once.
         autocast_dtype: None for none.
-        stabilise: label with the teacher's depth freed of its flicker, offline and two-sided, see `stabilise_clip`.
-        stabilise_radius, stabilise_sigma: frames, see `stabilise_depth`.
+        target: "raw", the teacher's depth frame by frame, or what `OFFLINE_TARGETS` makes of it over the whole clip.
+        target_radius, target_sigma: frames, see `stabilise_depth`.
         motion: the student's own estimator, which sees what the student sees; None where it has none.
     """
 
@@ -85,17 +85,17 @@ class Labeller:
         max_rgb_change: float,
         frames_per_pass: int,
         autocast_dtype: torch.dtype | None,
-        stabilise: bool = False,
-        stabilise_radius: int = 4,
-        stabilise_sigma: float = 2.5,
+        target: str = "raw",
+        target_radius: int = 4,
+        target_sigma: float = 2.5,
         motion: MotionEstimator | None = None,
     ) -> None:
-        if stabilise and flow is None:
-            raise ValueError("stabilise needs an optical flow estimator; got flow=None")
+        if target != "raw" and flow is None:
+            raise ValueError(f"target {target!r} needs an optical flow estimator; got flow=None")
         self.encoder, self.teacher, self.flow = encoder, teacher, flow
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
         self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
-        self.stabilise, self.stabilise_radius, self.stabilise_sigma = stabilise, stabilise_radius, stabilise_sigma
+        self.target, self.target_radius, self.target_sigma = target, target_radius, target_sigma
         self.motion = motion
 
     @torch.no_grad()
@@ -111,9 +111,9 @@ class Labeller:
             depth = self._decode(features, clean)
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
-        if self.stabilise and depth.shape[1] > 1:
+        if self.target != "raw" and depth.shape[1] > 1:
             cached = batch.get("stabilised_depth")
-            depth = self._stabilised(depth, clean) if cached is None else cached.to(device)
+            depth = self._offline_target(depth, clean) if cached is None else cached.to(device)
         valid = torch.isfinite(depth)
         static = batch["static"].to(device) if "static" in batch else self._static(clean)
         video_ids = tuple(meta.video_id for meta in batch["meta"])
@@ -148,11 +148,11 @@ class Labeller:
                 depth.append(self.teacher.decode({name: x[i] for name, x in flat.items()}, size).float())  # type: ignore[operator]
         return torch.cat(depth).unflatten(0, clip.shape[:2])
 
-    def _stabilised(self, depth: Tensor, clip: Tensor) -> Tensor:
+    def _offline_target(self, depth: Tensor, clip: Tensor) -> Tensor:
         assert self.flow is not None
-        kind = self.teacher.depth_kind
-        how = {"radius": self.stabilise_radius, "sigma": self.stabilise_sigma, "depth_kind": kind}
-        clips = [stabilise_clip(d, c, self.flow, **how) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
+        how = {"radius": self.target_radius, "sigma": self.target_sigma, "depth_kind": self.teacher.depth_kind}
+        make = OFFLINE_TARGETS[self.target]
+        clips = [make(d, c, self.flow, **how) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
         return torch.stack(clips)
 
     def _static(self, clip: Tensor) -> Tensor:

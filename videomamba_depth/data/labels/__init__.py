@@ -1,0 +1,1 @@
+"""Labels worked out from a teacher's depth."""

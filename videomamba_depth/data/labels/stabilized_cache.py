@@ -1,7 +1,7 @@
-"""Stabilised targets beside the raw ones in the teacher cache; `precompute_stabilised` makes them.
+"""Offline targets beside the raw ones in the teacher cache; `precompute_stabilised` makes them.
 
     <cache root>/<group of a video>/
-        stabilised        float16 [F,h,w]   like `depth`, freed of its flicker, / stabilised_scale
+        stabilised        float16 [F,h,w]   like `depth`, stabilised or geometric, / stabilised_scale
         stabilised_digest uint8 [chunks,32] like `chunk_digest`
         stabilised_scale  float32 [chunks]  0 until the chunk is whole on disk, then its factor
         attributes        stabilised: the `StabiliseKey`
@@ -9,8 +9,8 @@
 Stabilising looks to both sides over a whole clip: a long video is treated in blocks of `BLOCK_CHUNKS` chunks, each with
 `MARGIN_FRAMES` more frames at either end, which bounds memory. Flow and frames are those of the stored size, depth is
 the cached one. A block is a function of the video and the raw cache alone, so that running again gives the same bytes.
-What differs from treating the video as one clip: the scale and shift of its frames are solved per block, and each
-block's mean gauge is that of its own frames.
+What differs from treating the video as one clip: the scale and shift of its frames, and the geometry,
+are solved per block, and each block's mean gauge is that of its own frames.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from videomamba_depth.data.labels.cache_format import (
     read_chunk,
     store_chunk,
 )
-from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.transforms import resize_images
 from videomamba_depth.data.video.find import VideoSource
 from videomamba_depth.data.video.reader import iter_frames
@@ -56,17 +56,22 @@ MARGIN_FRAMES = 24
 
 @dataclass(frozen=True)
 class StabiliseKey:
-    """What decides stabilised targets, given the raw ones: frames to either side, their Gaussian's std, the flow."""
+    """What decides offline targets, given the raw ones.
+
+    radius, sigma: frames to either side, and their Gaussian's std. target: of `OFFLINE_TARGETS`.
+    """
 
     radius: int
     sigma: float
     flow: str
+    target: str = "stabilised"
 
     def difference(self, stored: Mapping[str, Any]) -> str:
         """Name the first field in which what is stored does not fit; "" if it fits."""
         for name, wanted in asdict(self).items():
-            if stored.get(name) != wanted:
-                return f"{name} is {stored.get(name)}, wanted {wanted}"
+            found = stored.get(name, "stabilised" if name == "target" else None)  # caches before there was another
+            if found != wanted:
+                return f"{name} is {found}, wanted {wanted}"
         return ""
 
 
@@ -170,7 +175,7 @@ def _stabilise(
         if len(small) == len(frames):
             break
     clip: Tensor = torch.from_numpy(np.concatenate(small)).permute(0, 3, 1, 2).float() / 255
-    depth = stabilise_clip(
+    depth = OFFLINE_TARGETS[how.target](
         torch.from_numpy(raw)[:, None],
         clip,
         flow,

@@ -293,7 +293,8 @@ class TeacherCacheReader:
             if problem:
                 raise UserError(
                     f"stabilised targets of {video_id} in the teacher cache {self.cache_root} do not fit: {problem};"
-                    " set loss.target_radius, loss.target_sigma and flow.name like the cache, or use another cache"
+                    " set loss.target, loss.target_radius, loss.target_sigma and flow.name like the cache, or use"
+                    " another cache"
                 )
             names.append("stabilised")
         elif self.stabilised is not None and stored is not None:

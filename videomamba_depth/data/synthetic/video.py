@@ -89,9 +89,12 @@ def render_video(seed: int, config: WorldConfig) -> SyntheticVideo:
     )
 
 
-def iter_video(seed: int, config: WorldConfig) -> Iterator[SyntheticFrame]:
-    """Yield the frames of render_video(seed, config) one by one, in constant memory, for streams of any length."""
-    scene = build_scene(seed, config.family)
+def iter_video(seed: int, config: WorldConfig, scene: Scene | None = None) -> Iterator[SyntheticFrame]:
+    """Yield the frames of render_video(seed, config) one by one, in constant memory, for streams of any length.
+
+    scene: another one than that of the seed, say with another camera.
+    """
+    scene = scene or build_scene(seed, config.family)
     exposure = _exposure(scene, config)
     last = config.num_frames - 1
     previous, current = None, _instant(scene, config, 0)

@@ -1,0 +1,11 @@
+"""Depth from the parallax of a moving camera: offline targets that know more than their teacher.
+
+pairs     flow between frames 1 to 16 apart, on a grid      scene, camera   what is solved for; poses, projection
+equations, adjust   dense bundle adjustment                 solve           its course, from a stationary camera on
+trust     when to believe it, and how far                   detail, fuse    from the grid to pixels; over frames
+target    all of it: `geometric_clip`
+"""
+
+from videomamba_depth.data.labels.geometry.target import GeometricShot, geometric_clip, geometric_shots
+
+__all__ = ["GeometricShot", "geometric_clip", "geometric_shots"]
