@@ -314,6 +314,7 @@ def _frames_of(path: Path) -> int:
 
 def _work(connection: Any) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # progress bars, and what decoders say
+    connection.send(None)  # a start, with all its imports, counts to no case
     while (case := connection.recv()) is not None:
         connection.send(run_case(case))
 
@@ -328,6 +329,7 @@ def run_cases(cases: Iterator[Case]) -> Iterator[tuple[Case, Result]]:
             worker = context.Process(target=_work, args=(theirs,), daemon=True)
             worker.start()
             theirs.close()
+            ours.recv()
         assert ours is not None
         ours.send(case)
         try:
