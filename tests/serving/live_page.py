@@ -33,6 +33,9 @@ class StandIn:
         assert self._gate.wait(60)
         return np.random.default_rng(len(self._steps)).random(rgb.shape[:2], np.float32)
 
+    def model_resolution(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
     def reset(self) -> None:
         """There is nothing to reset."""
 

@@ -6,28 +6,37 @@ import logging
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
+import anyio
 import cv2
 import numpy as np
 import pytest
 from commands import ROOT
 from media import write_video
+from processes import finish, start
 
 pytest.importorskip("starlette", reason="the page needs the extra [serve]")
 pytest.importorskip("uvicorn", reason="the page needs the extra [serve]")
 from starlette.datastructures import Headers
 
 sys.path.insert(0, str(Path(__file__).parent))
-from live_page import LivePage, frame_bytes, live_page, status_of, wait_until
+from hostile import scans_video
+from live_page import LivePage, StandIn, frame_bytes, live_page, status_of, wait_until
 
-from videomamba_depth.serving import app
+from videomamba_depth.configuration import build_serve
+from videomamba_depth.configuration.cli import load_config
+from videomamba_depth.configuration.serve_schema import ServeConfig
+from videomamba_depth.serving import guests
+from videomamba_depth.serving.app import build_app
 from videomamba_depth.serving.same_origin import SameOrigin, is_loopback
+from videomamba_depth.serving.settings import ServeSettings
+from videomamba_depth.utils.signals import on_stop
 
 ABOUT = "GET /api/about HTTP/1.1\r\n"
 
@@ -148,30 +157,99 @@ def test_a_client_that_never_reads_is_let_go(clip: bytes) -> None:
             wait_until(lambda: slots.free == 1)
 
 
+@pytest.fixture
+def decoders(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The processes that decode."""
+    processes, open_process = [], anyio.open_process
+
+    async def recorded(*arguments, **options):
+        processes.append(await open_process(*arguments, **options))
+        return processes[-1]
+
+    monkeypatch.setattr(anyio, "open_process", recorded)
+    return processes
+
+
+def leave_in_the_middle(page: LivePage, upload: bytes, decoders: list) -> None:
+    """Send what takes minutes to decode, and go while it is decoded."""
+    client = page.post_video(upload)
+    wait_until(lambda: len(decoders) > 0 and decoders[-1].returncode is None)
+    client.close()
+    wait_until(lambda: decoders[-1].returncode is not None)
+
+
 @pytest.mark.parametrize("named", [False, True])
-def test_a_decoder_whose_client_has_gone_comes_to_its_end(clip: bytes, monkeypatch, tmp_path, named: bool) -> None:
-    """It may go through thousands of frames that are not shown before the first one that is."""
-    began, ended = threading.Event(), threading.Event()
-
-    def decode(path: Path, max_pixels: int) -> None:
-        with path.open("rb", buffering=0) as file:
-            while file.seek(0) == 0 and file.read(100) and not ended.is_set():
-                began.set()
-                time.sleep(0.01)
-        ended.set()
-
-    monkeypatch.setattr(app, "GuestVideo", decode)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_a_decoder_whose_client_has_gone_is_ended(decoders: list, monkeypatch, tmp_path: Path, named: bool) -> None:
+    video = scans_video(tmp_path / "scans.mkv", 20_000).read_bytes()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     if named:
-        monkeypatch.setattr(Path, "exists", lambda path: False)  # as where there is no /proc
-    with live_page(max_streams=1) as page:
-        client = page.post_video(clip)
-        assert began.wait(30)
-        client.close()
-        came_to_its_end = ended.wait(30)
-        ended.set()  # lets it go in any case
-    assert came_to_its_end
-    assert list(tmp_path.iterdir()) == []
+        monkeypatch.setattr(guests, "_OWN_INPUT", Path("/nowhere"))
+    with live_page(max_streams=1, decode_s=300) as page:
+        page.gate.set()
+        leave_in_the_middle(page, video, decoders)
+        wait_until(lambda: page.server.config.app.state.page.slots.free == 1)
+        with page.post_video(video) as client:
+            wait_until(lambda: len(decoders) == 2 and page.server.config.app.state.page.slots.free == 0)
+            assert client
+    assert [process.returncode for process in decoders] == [-signal.SIGKILL] * 2  # a stop ends them too
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_frame_that_takes_too_long_to_decode_ends_its_own_connection_alone(tmp_path: Path) -> None:
+    video = scans_video(tmp_path / "scans.mkv", 20_000).read_bytes()
+    with live_page(decode_s=1, max_streams=2) as page:
+        page.gate.set()
+        with page.post_video(video) as slow, page.open_camera() as other:
+            other.sendall(frame_bytes(picture()))
+            assert b'"model_ms"' in other.recv(65536)
+            answer = b""
+            while b"}" not in answer:
+                answer += slow.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 415")
+        assert b"a frame takes longer than 1 s to decode" in answer
+        wait_until(lambda: page.server.config.app.state.page.slots.free == 2)
+
+
+def test_what_a_stranger_sends_writes_nothing_on_the_console(page, capfd, recwarn) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + b"\xff" * 20
+    app1 = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    jpeg = picture()
+    start = jpeg.index(b"\xff\xc0")
+    bomb = jpeg[: start + 5] + struct.pack(">HH", 10_000, 10_000) + jpeg[start + 9 :]
+    for data in (jpeg[:2] + app1 + jpeg[2:], bomb):
+        with page.open_camera() as client:
+            client.sendall(frame_bytes(data))
+            assert client.recv(65536)
+    assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def _serve_a_step_that_never_ends(log: str) -> None:
+    with open(log, "w") as console:
+        os.dup2(console.fileno(), 1)
+        os.dup2(console.fileno(), 2)
+    config = load_config("serve", ServeConfig, ["checkpoint=a", "port=0"])
+    stuck, steps = StandIn(threading.Event(), []), StandIn.step
+    StandIn.step = lambda *arguments: print("a step begins", flush=True) or steps(*arguments)
+    build_serve.build_page = lambda config: build_app(lambda: stuck, ServeSettings())
+    logging.basicConfig(level=logging.INFO)
+    with on_stop():
+        build_serve.serve_main(config)
+
+
+def test_a_stop_does_not_wait_for_the_model(clip: bytes, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    process = start(_serve_a_step_that_never_ends, str(log))
+    wait_until(lambda: "open http" in log.read_text(), 60)
+    port = re.search(r"127\.0\.0\.1:(\d+)", log.read_text())
+    assert port is not None
+    with LivePage(None, int(port[1])).post_video(clip):
+        wait_until(lambda: "a step begins" in log.read_text())
+        process.terminate()
+        assert finish(process, 30) == 130
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: 127", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET"])

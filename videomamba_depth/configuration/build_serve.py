@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -46,7 +46,8 @@ def serve_main(config: ServeConfig) -> None:
             log.info("open http://%s:%d in a browser; Ctrl-C ends", f"[{host}]" if ":" in host else host, port)
             run_server(app, listener, settings(config))
     except KeyboardInterrupt:
-        sys.exit(STOPPED_STATUS)
+        logging.shutdown()
+        os._exit(STOPPED_STATUS)  # sys.exit would wait for a step of the model, whose client has been cut off
 
 
 def build_page(config: ServeConfig) -> Any:
@@ -72,6 +73,7 @@ def settings(config: ServeConfig) -> ServeSettings:
         max_pixels=config.max_pixels,
         longest_px=config.longest_px,
         max_streams=config.max_streams,
+        decode_s=config.decode_s,
         upload_s=config.upload_s,
         idle_s=config.idle_s,
         colour_map=config.colour_map,

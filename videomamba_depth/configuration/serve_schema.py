@@ -29,5 +29,6 @@ class ServeConfig:
     max_upload_mb: float = ranged(0, 1e6, open="low")
     max_pixels: int = ranged(1, 10**9)
     longest_px: int = ranged(14, 8192)
+    decode_s: float = ranged(0, 1e6, open="low")
     upload_s: float = ranged(0, 1e6, open="low")
     idle_s: float = ranged(0, 1e6, open="low")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, MutableMapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import anyio
-import numpy as np
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -17,10 +17,11 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from videomamba_depth.data.video.reader import Frame
 from videomamba_depth.serving.camera import CameraSession
-from videomamba_depth.serving.depth_view import DepthView, message
-from videomamba_depth.serving.guests import GuestVideo, read_picture, unnamed_file
+from videomamba_depth.serving.decoder import Decoder, open_decoder
+from videomamba_depth.serving.depth_view import DepthView
+from videomamba_depth.serving.guests import unnamed_file
+from videomamba_depth.serving.messages import message
 from videomamba_depth.serving.same_origin import SameOrigin
 from videomamba_depth.serving.settings import ServeSettings, Slots
 from videomamba_depth.serving.turns import Turns
@@ -50,19 +51,17 @@ class DepthPage:
 
     def __init__(self, new_stream: Callable[[], DepthStream], settings: ServeSettings) -> None:
         self.settings, self.slots = settings, Slots(settings.max_streams)
-        self._new_stream = new_stream
-        self._model, self._decoders = Turns(1, "model"), Turns(settings.max_streams, "decoder")
+        self._new_stream, self._model = new_stream, Turns()
         self._depth_kind = new_stream().depth_kind.value
 
     async def new_view(self) -> DepthView:
         """Return what one connection needs."""
         stream = await self._model.run(self._new_stream)
-        return DepthView(stream, self._model, self.settings.colour_map, self.settings.longest_px)
+        return DepthView(stream, self._model, self.settings.colour_map)
 
     def close(self) -> None:
         """Start nothing any more."""
         self._model.close()
-        self._decoders.close()
 
     async def about(self, _: Request) -> JSONResponse:
         """Return what the page shows before anything runs."""
@@ -78,12 +77,14 @@ class DepthPage:
         try:
             with unnamed_file() as (file, path):
                 await self._take_upload(Request(scope, receive), file)
-                async with anyio.create_task_group() as tasks:
+                async with open_decoder(self.settings, (file, path)) as decoder, anyio.create_task_group() as tasks:
                     tasks.start_soon(_cancel_when_gone, receive, tasks.cancel_scope)
-                    await self._answer(path, scope, receive, send)
+                    await self._answer(decoder, scope, receive, send)
                     tasks.cancel_scope.cancel()
         except Refusal as refusal:
             await refusal.response(scope, receive, send)
+        except UserError as error:
+            await Refusal(503, str(error)).response(scope, receive, send)
         except OSError:
             await Refusal(507, "the server has no room for this file").response(scope, receive, send)
         except ClientDisconnect:
@@ -100,14 +101,15 @@ class DepthPage:
         try:
             views: list[DepthView] = []
 
-            async def read(data: bytes) -> np.ndarray:
-                return await self._decoders.run(read_picture, data, self.settings.max_pixels)
-
-            async def show(rgb: np.ndarray, time_s: float) -> bytes:
+            async def answer(data: bytes) -> bytes:
+                picture = await decoder.decode(data)
                 views[:] = views or [await self.new_view()]
-                return await views[0].show(rgb, time_s, with_frame=False)
+                return await views[0].show(picture, time.monotonic(), with_frame=False)
 
-            reason = await CameraSession(socket, self.settings, read, show).run()
+            async with open_decoder(self.settings) as decoder:
+                reason = await CameraSession(socket, self.settings, answer).run()
+        except UserError as error:
+            reason = str(error)
         finally:
             self.slots.give_back()
         if reason:
@@ -131,10 +133,9 @@ class DepthPage:
         if size == 0:
             raise Refusal(400, "the file is empty")
 
-    async def _answer(self, path: Path, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    async def _answer(self, decoder: Decoder, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        messages = self._messages(decoder, await self.new_view())
         try:
-            video = await self._decoders.run(GuestVideo, path, self.settings.max_pixels)
-            messages = self._messages(iter(video), await self.new_view())
             first = await anext(messages)  # what cannot be shown at all is refused with a status
         except UserError as error:
             await Refusal(415, str(error)).response(scope, receive, send)
@@ -146,7 +147,7 @@ class DepthPage:
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _messages(self, frames: Iterator[Frame], view: DepthView) -> AsyncIterator[bytes]:
+    async def _messages(self, decoder: Decoder, view: DepthView) -> AsyncIterator[bytes]:
         """Yield a message per frame, and one that ends them: with the count, or with what went wrong.
 
         Raises:
@@ -154,8 +155,8 @@ class DepthPage:
         """
         end: dict[str, Any] = {"end": True}
         try:
-            while (frame := await self._decoders.run(next, frames, None)) is not None:
-                yield await view.show(frame.rgb, frame.timestamp_s, with_frame=True)
+            while (picture := await decoder.next_frame()) is not None:
+                yield await view.show(picture, picture.time_s, with_frame=True)
         except UserError as error:
             if view.num_frames == 0:
                 raise

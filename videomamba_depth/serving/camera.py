@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 
 import anyio
-import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from videomamba_depth.serving.settings import ServeSettings
@@ -19,19 +17,16 @@ class CameraSession:
     """Answers every picture of one client in turn, and ends at once when the client goes.
 
     Args:
-        read: returns a picture, uint8 RGB `[H, W, 3]`; may raise UserError.
-        show: returns the message that answers a picture and its time in s; may raise UserError.
+        answer: returns the message that answers a picture; may raise UserError.
     """
 
     def __init__(
         self,
         socket: WebSocket,
         settings: ServeSettings,
-        read: Callable[[bytes], Awaitable[np.ndarray]],
-        show: Callable[[np.ndarray, float], Awaitable[bytes]],
+        answer: Callable[[bytes], Awaitable[bytes]],
     ) -> None:
-        self._socket, self._settings = socket, settings
-        self._read, self._show = read, show
+        self._socket, self._settings, self._message_for = socket, settings, answer
         self._put, self._take = anyio.create_memory_object_stream[bytes](_AHEAD)
 
     async def run(self) -> str:
@@ -74,5 +69,4 @@ class CameraSession:
                 data = await self._take.receive()
             if waiting.cancelled_caught:
                 raise UserError(f"no picture came for {self._settings.idle_s:g} s")
-            rgb = await self._read(data)
-            await self._socket.send_bytes(await self._show(rgb, time.monotonic()))
+            await self._socket.send_bytes(await self._message_for(data))

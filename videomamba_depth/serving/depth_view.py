@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import time
-from typing import Any
 
 import cv2
 import numpy as np
 
+from videomamba_depth.serving.decoder import Picture
+from videomamba_depth.serving.messages import message
 from videomamba_depth.serving.turns import Turns
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.color import Colouriser, ColourRange, nearness
+from videomamba_depth.utils.errors import UserError
 
 _JPEG_QUALITY = 85
 
@@ -23,17 +23,16 @@ class DepthView:
     Args:
         stream: used by nobody else; its model may be shared.
         turns: where the model works; streams that share a model take turns.
-        longest_px: frames are scaled down to this long side.
     """
 
-    def __init__(self, stream: DepthStream, turns: Turns, colour_map: str, longest_px: int) -> None:
-        self._stream, self._turns, self._longest_px = stream, turns, longest_px
+    def __init__(self, stream: DepthStream, turns: Turns, colour_map: str) -> None:
+        self._stream, self._turns = stream, turns
         self._range, self._colouriser = ColourRange(), Colouriser(colour_map)
         self._size: tuple[int, ...] = ()
         self.num_frames = 0
 
-    async def show(self, rgb: np.ndarray, timestamp_s: float, *, with_frame: bool) -> bytes:
-        """Return the `message` of the next frame, uint8 `[H, W, 3]`; one of another size starts afresh.
+    async def show(self, picture: Picture, timestamp_s: float, *, with_frame: bool) -> bytes:
+        """Return the `message` of the next frame; one of another size starts afresh.
 
         Args:
             with_frame: put the frame itself behind the depth, for a page that has not got it.
@@ -41,10 +40,11 @@ class DepthView:
         Raises:
             UserError: the model would see too many pixels, see `model_input_size`.
         """
-        return await self._turns.run(self._show, rgb, timestamp_s, with_frame, time.perf_counter())
+        return await self._turns.run(self._show, picture, timestamp_s, with_frame, time.perf_counter())
 
-    def _show(self, rgb: np.ndarray, timestamp_s: float, with_frame: bool, start_s: float) -> bytes:
-        rgb = _fit(rgb, self._longest_px)
+    def _show(self, picture: Picture, timestamp_s: float, with_frame: bool, start_s: float) -> bytes:
+        rgb = picture.rgb
+        self._check_size(picture)
         if self._size not in ((), rgb.shape):
             self._stream.reset()
         self._size = rgb.shape
@@ -69,19 +69,12 @@ class DepthView:
         self.num_frames += 1
         return message(about, *pictures)
 
-
-def message(about: dict[str, Any], *pictures: bytes) -> bytes:
-    """Return bytes: length of the JSON (uint32, little-endian), JSON with the lengths of the pictures, the pictures."""
-    head = json.dumps({**about, "pictures": [len(p) for p in pictures]}).encode()
-    return b"".join([struct.pack("<I", len(head)), head, *pictures])
-
-
-def _fit(rgb: np.ndarray, longest_px: int) -> np.ndarray:
-    height, width = rgb.shape[:2]
-    scale = longest_px / max(height, width)
-    if scale >= 1:
-        return rgb
-    return cv2.resize(rgb, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+    def _check_size(self, picture: Picture) -> None:
+        try:
+            self._stream.model_resolution(*picture.rgb.shape[:2])
+        except UserError:
+            self._stream.model_resolution(*picture.sent_size)  # names the size that the client knows
+            raise
 
 
 def _jpeg(rgb: np.ndarray) -> bytes:

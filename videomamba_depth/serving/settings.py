@@ -15,6 +15,7 @@ class ServeSettings:
         max_pixels: of a frame; larger ones are refused before they are decoded.
         longest_px: frames are scaled down to this long side before the model sees them.
         max_streams: videos and cameras at the same time.
+        decode_s: how long the decoding of one frame may take; the connection ends then.
         upload_s: how long the upload of a file may take.
         idle_s: a client that sends nothing when it is its turn, or reads nothing, for that long is let go.
         colour_map: of the depth.
@@ -25,6 +26,7 @@ class ServeSettings:
     max_pixels: int = 3840 * 2160
     longest_px: int = 640
     max_streams: int = 4
+    decode_s: float = 10.0
     upload_s: float = 300.0
     idle_s: float = 30.0
     colour_map: str = "inferno"

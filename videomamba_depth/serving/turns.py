@@ -1,4 +1,4 @@
-"""Worker threads whose callers may leave."""
+"""A worker thread whose callers may leave."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ T = TypeVar("T")
 
 
 class Turns:
-    """A few threads that take calls in the order in which they come.
+    """A thread that takes calls in the order in which they come.
 
     A caller that is cancelled is gone at once: its call leaves the queue, or, if it runs already, ends by itself and
-    its result is dropped. So there are never more than `threads` calls under way, however many callers come and go.
+    its result is dropped. So there is never more than one call under way, however many callers come and go.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return `function(*args, **kwargs)`, called on one of the threads."""
+        """Return `function(*args, **kwargs)`, called on the thread."""
         return await asyncio.wrap_future(self._pool.submit(function, *args, **kwargs))
 
     def close(self) -> None:
-        """Take no more calls; those that run already are not waited for."""
+        """Take no more calls; one that runs already is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
