@@ -51,6 +51,7 @@ EARLY_GRIDS = ((7, 9), (8, 8), (8, 10), (7, 12), (9, 7))
 LATE_GRIDS = ((11, 14), (11, 14), (11, 15), (12, 12), (9, 18), (14, 10), (8, 24), (14, 18))
 EARLY_STEPS = 6_000
 DECAY_SHARE = 0.3  # of the steps, the last ones, in which the learning rate falls
+WEIGHT_DECAY = 0.05
 LOSS_WEIGHTS = {"relative": 1.0, "affine": 1.0, "gradient": 0.2, "edge": 0.3}
 Batch = tuple[Tensor, Tensor]
 
@@ -71,32 +72,48 @@ def draw_batch(stills: Stills, step: int, args: argparse.Namespace) -> Batch:
     return torch.from_numpy(rgb).permute(0, 3, 1, 2), torch.from_numpy(inv_depth)[:, None]
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, a plateau, then a half cosine down to 1 % of the peak.
+def rate_share(step: int, args: argparse.Namespace) -> float:
+    """Return the rate's share of its peak: linear warm-up, a plateau, then a half cosine down to 1 %.
 
     Until it falls, the rate does not depend on args.steps: a run may be resumed with fewer or more steps and ends as
     if it had been started with them.
     """
     if step < args.warmup:
-        return args.lr * (step + 1) / args.warmup
+        return (step + 1) / args.warmup
     start = round(args.steps * (1 - DECAY_SHARE))
     progress = max(0, step - start) / max(1, args.steps - start)
-    return args.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the ViT's blocks and AdamW for the rest; the learning rate is set at every step.
+
+    Muon makes each update of a matrix orthogonal (Jordan et al., 2024), here with AdamW's size of update (Liu et al.,
+    "Muon is scalable for LLM training", 2025), so that one weight decay serves both.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(f"this training needs torch.optim.Muon, PyTorch 2.9 or newer; this is {torch.__version__}")
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "encoder.layer" in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    muon = torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)]
 
 
 class Run:
-    """The state of a training: model, its averaged (EMA) copy, optimizer, number of steps done and seconds spent."""
+    """The state of a training: model, its averaged (EMA) copy, optimizers, number of steps done and seconds spent."""
 
     def __init__(self, first_batches: Callable[[], list[Tensor]], args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         shape = {"patch_size": args.patch_size, "width": args.width, "num_layers": args.num_layers}
         self.model = build_small_depth_anything(**shape, mean_prediction=TARGET_MEAN)
         self.average = build_small_depth_anything(**shape).requires_grad_(False)
-        groups = [
-            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), fused=True)
+        self.optimizers = build_optimizers(self.model)
         self.path, self.step, self.spent_s = args.work_dir / "checkpoint.pt", 0, 0.0
         if self.path.exists():
             self._load()
@@ -109,7 +126,8 @@ class Run:
         saved = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.step, self.spent_s = saved["step"], saved["spent_s"]
         log.info("continue at step %d", self.step)
 
@@ -117,19 +135,22 @@ class Run:
         """Write the checkpoint atomically."""
         state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step}
         with replacing(self.path) as partial:
-            torch.save({**state, "optimizer": self.optimizer.state_dict(), "spent_s": self.spent_s}, partial)
+            optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+            torch.save({**state, "optimizers": optimizers, "spent_s": self.spent_s}, partial)
 
     def update(self, batch: Batch, args: argparse.Namespace) -> dict[str, float]:
         """Do one step; return the terms of the loss and the norm of the gradient."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, args)
+        for optimizer, peak in zip(self.optimizers, (args.lr, args.adamw_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate_share(self.step, args)
         rgb, inv_depth = batch
         prediction = predict_inverse_depth(self.model, rgb, bfloat16=args.precision == "bfloat16")
         terms = still_depth_losses(prediction, inv_depth)
         torch.stack([LOSS_WEIGHTS[name] * term for name, term in terms.items()]).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, error_if_nonfinite=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         decay = min(args.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
@@ -161,8 +182,8 @@ def train(stills: Stills, renderers: list[BaseProcess], args: argparse.Namespace
                 terms = "  ".join(f"{name} {value / count:.4f}" for name, value in sums.items())
                 log.info(
                     "step %6d/%d  %s  lr %.1e  %d stills  %.0f ms/step",
-                    run.step, args.steps, terms, learning_rate(run.step - 1, args), num_stills_at(run.step, args),
-                    1e3 * seconds / count,
+                    run.step, args.steps, terms, args.lr * rate_share(run.step - 1, args),
+                    num_stills_at(run.step, args), 1e3 * seconds / count,
                 )  # fmt: skip
                 sums, since, run.spent_s = {}, time.monotonic(), run.spent_s + seconds
             if run.step % args.save_every == 0 or last:
@@ -193,7 +214,19 @@ def write_model_card(folder: Path, report: dict[str, dict[str, float]], args: ar
         f"| {s['boundary_f1']:.3f} | {s['constant']:.3f} | {s['ramp']:.3f} |"
         for family, s in report.items()
     ]
-    shown = ("num_stills", "steps", "batch_size", "lr", "warmup", "seed", "threads", "precision", "ema", "patch_size")
+    shown = (
+        "num_stills",
+        "steps",
+        "batch_size",
+        "lr",
+        "adamw_lr",
+        "warmup",
+        "seed",
+        "threads",
+        "precision",
+        "ema",
+        "patch_size",
+    )
     card = template.format(
         results="\n".join(rows),
         parameters=f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.2f}",
@@ -224,8 +257,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patch-size", type=whole(4, 32), default=10, help="in px")
     parser.add_argument("--width", type=whole(8, 4096), default=256, help="of the ViT, a multiple of 8")
     parser.add_argument("--num-layers", type=whole(4, 100), default=7, help="of the ViT")
-    parser.add_argument("--lr", type=positive, default=5e-4)
-    parser.add_argument("--warmup", type=whole(0), default=500, help="steps of linear warm-up")
+    parser.add_argument("--lr", type=positive, default=1e-3, help="of Muon, for the matrices of the ViT's blocks")
+    parser.add_argument("--adamw-lr", type=positive, default=2e-4, help="of AdamW, for everything else")
+    parser.add_argument("--warmup", type=whole(0), default=200, help="steps of linear warm-up")
     parser.add_argument("--ema", type=positive, default=0.9995, help="decay of the averaged weights, which are kept")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of the forward pass")
     parser.add_argument("--seed", type=whole(0), default=0)

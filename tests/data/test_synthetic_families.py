@@ -15,7 +15,9 @@ from videomamba_depth.data.synthetic.limbs import Walk
 from videomamba_depth.data.synthetic.materials import Materials
 from videomamba_depth.data.synthetic.nature import heights, hill
 from videomamba_depth.data.synthetic.photograph import photograph
+from videomamba_depth.data.synthetic.renderer import render
 from videomamba_depth.data.synthetic.scene import Light, Scene, Solid
+from videomamba_depth.data.synthetic.shading import View
 from videomamba_depth.data.synthetic.stage import put
 from videomamba_depth.data.synthetic.stills import FAMILIES
 
@@ -182,3 +184,14 @@ def test_a_photograph_is_the_stills_own_and_not_the_stills_copy() -> None:
     assert (changes < 6).sum() >= 3, "about every third is nearly clean"
     assert (changes > 15).sum() >= 4
     assert all(t.dtype == np.uint8 and t.shape == rgb.shape for t in taken)
+
+
+def test_a_picture_of_nothing_but_sky_can_be_taken() -> None:
+    scene = build_scene(0, "bodies")
+    up = replace(scene.camera, heading=(0.0, 1.4, 0.0), focal=8.0)
+    view = View(np.array([[160.0, 0, 9.5], [0, 160, 7.5], [0, 0, 1]]), up.pose(0.0))
+    rendering = render(replace(scene, camera=up), scene.solids_at(0.0), view, 16, 20)
+    assert not rendering.solid.any()
+    assert rendering.linear_rgb is not None
+    assert np.isfinite(rendering.linear_rgb).all()
+    assert rendering.depth_m.min() > 100

@@ -91,8 +91,8 @@ def test_a_batch_depends_on_its_step_alone_and_on_the_stills_that_are_promised(
 
 
 def test_the_learning_rate_rises_stays_and_falls(script: ModuleType, tmp_path: Path) -> None:
-    args = arguments(script, tmp_path, "--steps 100 --warmup 10 --lr 1")
-    rates = [script.learning_rate(step, args) for step in range(100)]
+    args = arguments(script, tmp_path, "--steps 100 --warmup 10")
+    rates = [script.rate_share(step, args) for step in range(100)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert rates[10:70] == pytest.approx(np.ones(60))
     assert all(a > b for a, b in itertools.pairwise(rates[70:]))
@@ -148,3 +148,15 @@ def test_stills_of_another_number_are_refused(tmp_path: Path) -> None:
 def test_options_that_do_not_fit_are_refused_by_name(script: ModuleType, tmp_path: Path, wrong: str) -> None:
     with pytest.raises(UserError, match=wrong.split()[0]):
         arguments(script, tmp_path, wrong)
+
+
+def test_every_parameter_has_one_optimizer_and_only_matrices_of_blocks_have_muon(script: ModuleType) -> None:
+    model = script.build_small_depth_anything(width=32, num_layers=4)
+    muon, adamw = script.build_optimizers(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    theirs, rest = ([id(p) for g in o.param_groups for p in g["params"]] for o in (muon, adamw))
+    assert sorted(theirs + rest) == sorted(names)
+    assert len(theirs) == 4 * 6
+    assert all("encoder.layer." in names[i] and names[i].endswith("weight") for i in theirs)
+    plain = next(g for g in adamw.param_groups if g["weight_decay"] == 0)
+    assert all(p.ndim <= 1 for p in plain["params"])

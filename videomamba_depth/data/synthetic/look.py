@@ -32,8 +32,6 @@ class Look:
     def sky(self, atlas: TextureAtlas, rays: Array) -> Array:
         """Return the color [n,3] of the sky in the direction of rays [3,n], y down."""
         assert self.zenith is not None
-        if rays.shape[1] == 0:
-            return np.zeros((0, 3), np.float32)
         ray = rays / np.sqrt((rays * rays).sum(0))
         up = np.clip(-ray[1], 0, 1)
         color = self.horizon + (self.zenith - self.horizon) * np.sqrt(up)[:, None]

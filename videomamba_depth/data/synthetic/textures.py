@@ -180,6 +180,8 @@ class TextureAtlas:
 
     def _bilinear(self, level: NDArray[np.int32], u: Array, v: Array, row: Array) -> Array:
         size = _LEVEL_PX[level]
+        if u.size == 0:
+            return np.zeros((0, 3), np.float32)
         columns = 512  # cv2.remap wants a picture, not a long row
         shape = (-(-u.size // columns), columns)
         x, y = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
