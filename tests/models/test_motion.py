@@ -272,7 +272,7 @@ def test_memory_runs_from_the_teacher_to_a_long_average(tiny_encoder: DepthAnyth
                 torch.testing.assert_close(streamed[0], depth[t], rtol=1e-4, atol=1e-5)
     assert changes[0] < 1e-3 * changes[1]
     assert changes[1] < changes[2]
-    with pytest.raises(ValueError, match="memory must be positive"):
+    with pytest.raises(ValueError, match="memory must be a positive number"):
         student.init_states(1, SIZE, memory=0.0)
 
 

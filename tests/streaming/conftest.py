@@ -16,8 +16,9 @@ from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: DepthAnythingEncoder) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_folder: str) -> Path:
     """A student's folder; its temporal weights have moved away from their start."""
+    tiny_encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)
     root = tmp_path_factory.mktemp("run")
     tiny_encoder.save_pretrained(root / "encoder")
     folder = root / "last"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from videomamba_depth.layers.mamba_mixer import LayerState
 from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
-from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.errors import UserError, describe
 
 _FORMAT = "videomamba-depth state 2"
 _MAP = "map."  # before the names of maps, where tensors are listed by flat names
@@ -102,9 +103,20 @@ class DepthState:
         """Undo `tensors` and `metadata`.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: they are not of a state.
+            ValueError: they are not of a state.
         """
-        sizes = {name: (int(h), int(w)) for name, (h, w) in json.loads(metadata["feature_sizes"]).items()}
+        try:
+            state = cls._read(named, metadata)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it is not what describes a state ({error!r})") from error
+        unknown = named.keys() - state.tensors().keys()
+        if unknown:
+            raise ValueError(f"{min(unknown)} is no tensor of a state")
+        return state
+
+    @classmethod
+    def _read(cls, named: dict[str, Tensor], metadata: dict[str, str]) -> DepthState:
+        sizes = {str(name): _size(size) for name, size in json.loads(metadata["feature_sizes"]).items()}
         layers: dict[str, tuple[LayerState, ...]] = {}
         for name in sizes:
             blocks: list[LayerState] = []
@@ -113,9 +125,10 @@ class DepthState:
                 blocks.append((named[f"{key}.conv"], named[f"{key}.ssm"]))
             layers[name] = tuple(blocks)
         maps = {name.removeprefix(_MAP): t for name, t in named.items() if name.startswith(_MAP)}
-        height, width = json.loads(metadata["image_size"])
-        memory = json.loads(metadata["memory"])
-        return cls(layers, named["frame_index"], sizes, metadata["signature"], (height, width), maps, memory)
+        image_size, memory = _size(json.loads(metadata["image_size"])), json.loads(metadata["memory"])
+        if isinstance(memory, bool) or not isinstance(memory, int | float):
+            raise ValueError(f"memory must be a number; got {describe(memory)}")
+        return cls(layers, named["frame_index"], sizes, metadata["signature"], image_size, maps, memory)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically.
@@ -136,9 +149,38 @@ class DepthState:
         if metadata.get("format") != _FORMAT:
             raise UserError(f"'{path}' is not a stream state of this version ({_FORMAT}); save it again")
         try:
-            return cls.from_tensors(tensors, metadata)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"the stream state '{path}' is damaged ({error!r}); save it again") from error
+            state = cls.from_tensors(tensors, metadata)
+            check_values(state)
+        except ValueError as error:
+            raise UserError(f"the stream state '{path}' is damaged ({error}); save it again") from error
+        return state
+
+
+def check_values(state: DepthState) -> None:
+    """Refuse what is no state, and numbers that no model has written: NaN, infinity, a frame before the first.
+
+    While a model is traced or compiled, values are not looked at.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    if not isinstance(state, DepthState):
+        raise ValueError(
+            f"states must be a DepthState, the second of what the model returned for the chunk before, or None; got"
+            f" {describe(state)}"
+        )
+    if torch.compiler.is_compiling():
+        return
+    tensors = state.tensors()
+    index = tensors.pop("frame_index")
+    # A sum is finite where every number is, unless it overflows: then the numbers themselves decide.
+    sums = torch.stack([index.amin().float(), *(t.detach().sum(dtype=torch.float32) for t in tensors.values())])
+    first, *totals = sums.tolist()
+    if first < 0:
+        raise ValueError("state tensor frame_index must not be negative; start afresh with states=None")
+    for (name, tensor), total in zip(tensors.items(), totals, strict=True):
+        if not math.isfinite(total) and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"state tensor {name} holds NaN or infinity; start afresh with states=None")
 
 
 def check_stream(state: DepthState, expected: DepthState) -> None:
@@ -156,6 +198,12 @@ def check_stream(state: DepthState, expected: DepthState) -> None:
             f" this one is [{expected.signature}]"
         )
     if state.feature_sizes != expected.feature_sizes or _map_sizes(state) != _map_sizes(expected):
+        if state.image_size == expected.image_size:
+            had, has = (_grids(s) for s in (state, expected))
+            raise ValueError(
+                f"the state belongs to this model with another input_size: its maps are {had}, here {has}; load the"
+                " model with that input_size, or start afresh with states=None"
+            )
         had, has = ("x".join(map(str, size)) for size in (state.image_size, expected.image_size))
         raise ValueError(
             f"the state belongs to another resolution: to frames of {had} px (height x width), this one has {has} px;"
@@ -180,13 +228,27 @@ def check_state(state: DepthState, expected: DepthState) -> None:
         ValueError: naming what differs and what to do.
     """
     check_stream(state, expected)
-    want = expected.tensors()
-    for name, tensor in state.tensors().items():
+    want, got = expected.tensors(), state.tensors()
+    if want.keys() != got.keys():
+        raise ValueError(f"the state must hold the tensors {', '.join(want)}; it differs in {min(want.keys() ^ got)}")
+    for name, tensor in got.items():
         if tensor.shape != want[name].shape or tensor.dtype != want[name].dtype:
             raise ValueError(
                 f"state tensor {name} must be {tuple(want[name].shape)} {want[name].dtype};"
                 f" got {tuple(tensor.shape)} {tensor.dtype}"
             )
+
+
+def _size(value: object) -> tuple[int, int]:
+    """Return a (height, width) that was read from JSON."""
+    if not isinstance(value, list) or len(value) != 2 or any(type(side) is not int or side < 1 for side in value):
+        raise ValueError(f"a size must be two whole numbers from 1; got {describe(value)}")
+    return value[0], value[1]
+
+
+def _grids(state: DepthState) -> str:
+    sizes = {**state.feature_sizes, **_map_sizes(state)}
+    return ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
 
 
 def _map_sizes(state: DepthState) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomamba_depth.layers.innovation_mixer import InnovationMixer
-from videomamba_depth.models.depth_state import DepthState, check_state, check_stream
+from videomamba_depth.models.depth_state import DepthState, check_state, check_stream, check_values
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import describe, is_out_of_memory
+from videomamba_depth.utils.images import check_axes
 
 ClipFeatures = dict[str, Tensor]
 """Feature maps of a clip by scale name, each `[B, N, C_i, H_i, W_i]`."""
@@ -55,6 +58,27 @@ class Prediction(NamedTuple):
     depth: Tensor  # [B, N, 1, H, W]
     states: DepthState
     summaries: dict[str, tuple[Tensor, ...]]  # see RefineOutput
+
+
+@contextmanager
+def explain_mixed_weights(model: nn.Module) -> Iterator[None]:
+    """Say why weights of several dtypes fail, which they do outside autocast.
+
+    Raises:
+        ValueError: in place of PyTorch's error, where a part of the model has been converted by itself.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = {(weight.dtype, weight.device.type) for weight in model.parameters()}
+        dtypes = sorted({str(dtype).removeprefix("torch.") for dtype, _ in kinds})
+        autocast = any(torch.is_autocast_enabled(device) for _, device in kinds)
+        if len(dtypes) == 1 or autocast or is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the model's weights are {' and '.join(dtypes)}: a part of it was converted by itself; load it again, and"
+            " give DepthStream the dtype, or run it under torch.autocast"
+        ) from error
 
 
 class VideoMambaDepth(nn.Module):
@@ -129,12 +153,11 @@ class VideoMambaDepth(nn.Module):
         """
         self.check_memory(memory)
         dtype = dtype if dtype is not None else next(self.head.parameters()).dtype
-        return self._fresh(batch_size, image_size, dtype, memory, self.device)
+        return self._fresh(batch_size, image_size, dtype, float(memory), self.device)
 
     def encode(self, clip: Tensor) -> ClipFeatures:
         """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen."""
-        if clip.ndim != 5 or clip.shape[2] != 3 or clip.shape[1] == 0:
-            raise ValueError(f"clip must have shape [B, N ≥ 1, 3, H, W]; got {tuple(clip.shape)}")
+        check_axes("clip", clip, "B N 3 H W")
         features = self.encoder.encode_frame(clip.flatten(0, 1))
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
@@ -235,17 +258,24 @@ class VideoMambaDepth(nn.Module):
 
         Returns:
             depth `[B, N, 1, H, W]`, unit as `depth_kind` says, and the next state.
+
+        Raises:
+            ValueError: frames that are no pictures in [0, 1], or a state that is not finite or does not fit.
         """
-        image_size = (clip.shape[-2], clip.shape[-1])
-        features = self.encode(clip)
-        if states is None:
-            states = self.init_states(clip.shape[0], image_size, next(iter(features.values())).dtype)
-        motion, states = self.observe(clip, states)
-        depth, states, _ = self.predict(features, states, image_size, motion)
+        if states is not None:
+            check_values(states)
+        with explain_mixed_weights(self):
+            features = self.encode(clip)
+            image_size = (clip.shape[-2], clip.shape[-1])
+            if states is None:
+                states = self.init_states(clip.shape[0], image_size, next(iter(features.values())).dtype)
+            motion, states = self.observe(clip, states)
+            depth, states, _ = self.predict(features, states, image_size, motion)
         return depth, states
 
     def step(self, frame: Tensor, states: DepthState | None = None) -> tuple[Tensor, DepthState]:
-        """Return the depth `[B, 1, H, W]` of one frame `[B, 3, H, W]` in [0, 1] and the next state."""
+        """Return the depth `[B, 1, H, W]` of one frame `[B, 3, H, W]` in [0, 1] and the next state; see `forward`."""
+        check_axes("frame", frame, "B 3 H W")
         depth, states = self(frame.unsqueeze(1), states)
         return depth.squeeze(1), states
 
@@ -253,10 +283,14 @@ class VideoMambaDepth(nn.Module):
         """Refuse a memory that no stream of this student can have.
 
         Raises:
-            ValueError: not positive, or the student has nothing that averages over time (plain blocks alone).
+            ValueError: no positive number, or the student has nothing that averages over time (plain blocks alone).
         """
-        if not (math.isfinite(memory) and memory > 0):
-            raise ValueError(f"memory must be positive; got {memory}")
+        try:
+            number = math.nan if isinstance(memory, bool | str) else float(memory)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise ValueError(f"memory must be a positive number; got {describe(memory)}")
         if memory != 1.0 and not any(isinstance(m, InnovationMixer | OutputRefiner) for m in self.modules()):
             raise ValueError("memory can be set for students with innovation blocks or a carried output")
 

@@ -13,6 +13,8 @@ from videomamba_depth.models.depth_state import DepthState, check_state
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, RefineOutput, VideoMambaDepth
+from videomamba_depth.utils.errors import describe
+from videomamba_depth.utils.images import check_axes
 
 TEACHER_PREFIX = "teacher:"
 """`teacher:NAME_OR_PATH` in place of a checkpoint streams that teacher, frame by frame."""
@@ -42,6 +44,7 @@ class FrameByFrame(nn.Module):
 
     def encode(self, clip: Tensor) -> ClipFeatures:
         """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]."""
+        check_axes("clip", clip, "B N 3 H W")
         features = self.encoder.encode_frame(clip.flatten(0, 1))
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
@@ -52,7 +55,7 @@ class FrameByFrame(nn.Module):
             ValueError: another.
         """
         if memory != 1.0:
-            raise ValueError(f"the bare teacher remembers nothing; memory={memory:g} needs a student")
+            raise ValueError(f"the bare teacher remembers nothing; memory must be 1, got {describe(memory)}")
 
     def observe(self, clip: Tensor, states: DepthState) -> tuple[None, DepthState]:
         """Return no motion, and the state as it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import reprlib
 import sys
 import traceback
 from collections.abc import Iterator
@@ -27,6 +28,13 @@ def is_disk_full(error: BaseException) -> bool:
     while cause is not None and not (isinstance(cause, OSError) and cause.errno in DISK_FULL):
         cause = cause.__cause__
     return cause is not None
+
+
+def describe(value: object) -> str:
+    """Return in one line what a caller gave: type, dtype and shape of a tensor or an array, else how it begins."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
+    return " ".join(reprlib.repr(value)[:80].split())
 
 
 @contextmanager

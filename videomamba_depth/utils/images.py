@@ -8,7 +8,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from videomamba_depth.utils.errors import describe
+
 _SLACK = 0.01  # beyond [0, 1]: rounding of whoever made the frame
+
+
+def check_axes(name: str, value: object, axes: str) -> None:
+    """Refuse what is no dense tensor of these axes.
+
+    Args:
+        name: of the argument.
+        axes: of the tensor, such as "B 3 H W": a letter stands for any length from 1.
+
+    Raises:
+        ValueError: naming what is expected and what was given.
+    """
+    wanted = axes.split()
+    if not (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.ndim == len(wanted)
+        and all(n != 0 if axis.isalpha() else n == int(axis) for axis, n in zip(wanted, value.shape, strict=True))
+    ):
+        raise ValueError(f"{name} must be a tensor [{', '.join(wanted)}], no axis of length 0; got {describe(value)}")
 
 
 def check_rgb(rgb: Tensor) -> None:
@@ -22,15 +44,15 @@ def check_rgb(rgb: Tensor) -> None:
     Raises:
         ValueError: another shape, whole numbers, or values that are not finite or not in [0, 1].
     """
-    if rgb.ndim != 4 or rgb.shape[1] != 3:
-        raise ValueError(f"rgb must have shape [B, 3, H, W]; got {tuple(rgb.shape)}")
+    check_axes("rgb", rgb, "B 3 H W")
     if not rgb.is_floating_point():
         raise ValueError(f"rgb must be floats in [0, 1]; got {rgb.dtype}: use rgb.float() / 255")
-    if torch.compiler.is_compiling() or rgb.numel() == 0:
+    if torch.compiler.is_compiling():
         return
     low, high = (float(value) for value in rgb.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("rgb must be finite; got NaN or infinite pixels")
+        bad = int((~torch.isfinite(rgb)).sum())
+        raise ValueError(f"rgb must be finite; got {bad} values that are NaN or infinite")
     if low < -_SLACK or high > 1 + _SLACK:
         raise ValueError(
             f"rgb must be in [0, 1]; got {low:g} to {high:g}: pixels of 0 to 255 need rgb / 255, and mean and standard"
