@@ -190,5 +190,5 @@ def test_a_sealed_file_with_other_tensors(states: DepthState, tmp_path: Path, st
         DepthState.load(path)
     for name in tensors:
         save_tensors(path, {key: t for key, t in tensors.items() if key != name}, about)
-        with pytest.raises((UserError, ValueError), match=r"is damaged|differs in|another input_size"):
+        with pytest.raises((UserError, ValueError), match=r"is damaged|no tensor|another input_size"):
             student.step(FRAME, DepthState.load(path))

@@ -94,7 +94,7 @@ def test_a_pixel_that_is_no_number_costs_its_frame_alone(
         clean.step_tensor(rgb[t : t + 1], [0.1 * t])
     damaged = rgb[3:4].clone()
     damaged[0, 1, 5, 7] = number
-    with pytest.raises(ValueError, match="frame 3 of the stream holds 1 values that are NaN or infinite"):
+    with pytest.raises(ValueError, match="rgb must be finite; got 1 values that are NaN or infinite"):
         stream.step_tensor(damaged, [9.0])
     for t in range(3, 6):
         expected = clean.step_tensor(rgb[t : t + 1], [0.1 * t])
@@ -187,7 +187,7 @@ def test_teacher_frame_by_frame(tiny_teacher_folder: str, tiny_encoder: torch.nn
 
 @pytest.mark.parametrize("shape", [(47, 65), (47, 65, 4), (2, 47, 65, 3)])
 def test_wrong_shape(student: VideoMambaDepth, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"frame must be uint8 \[H, W, 3\]; got"):
+    with pytest.raises(ValueError, match=r"frame must be uint8 \[H, W, 3\], a numpy array, not empty; got"):
         DepthStream(student, device="cpu").step(np.zeros(shape, np.uint8))
 
 

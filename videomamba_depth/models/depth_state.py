@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.layers.mamba_mixer import LayerState
-from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
+from videomamba_depth.utils.checkpoint import check_tensors, load_tensors, save_tensors
 from videomamba_depth.utils.errors import UserError, describe
 
 _FORMAT = "videomamba-depth state 2"
@@ -228,15 +228,8 @@ def check_state(state: DepthState, expected: DepthState) -> None:
         ValueError: naming what differs and what to do.
     """
     check_stream(state, expected)
-    want, got = expected.tensors(), state.tensors()
-    if want.keys() != got.keys():
-        raise ValueError(f"the state must hold the tensors {', '.join(want)}; it differs in {min(want.keys() ^ got)}")
-    for name, tensor in got.items():
-        if tensor.shape != want[name].shape or tensor.dtype != want[name].dtype:
-            raise ValueError(
-                f"state tensor {name} must be {tuple(want[name].shape)} {want[name].dtype};"
-                f" got {tuple(tensor.shape)} {tensor.dtype}"
-            )
+    want = {name: (tuple(t.shape), t.dtype) for name, t in expected.tensors().items()}
+    check_tensors("state", state.tensors(), want)
 
 
 def _size(value: object) -> tuple[int, int]:

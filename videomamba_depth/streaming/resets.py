@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from videomamba_depth.utils.checkpoint import Layout, check_tensors
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 _BINS = 64
@@ -57,20 +60,25 @@ class ResetPolicy:
             features: `[B, C, h, w]`, coarse features of the frozen encoder.
             timestamps_s: of each frame; None: gaps are not looked for.
         """
-        reasons = self._find_gaps(timestamps_s, len(rgb))
-        if not self.cuts:
-            return reasons
+        kept = dict(self._kept)
+        reasons = self._find_gaps(kept, timestamps_s, len(rgb))
+        if self.cuts:
+            is_cut = self._find_cuts(kept, rgb, features)
+            reasons = [why or ("cut" if cut else "") for why, cut in zip(reasons, is_cut.tolist(), strict=True)]
+        self._kept = kept
+        return reasons
+
+    def _find_cuts(self, kept: dict[str, Tensor], rgb: Tensor, features: Tensor) -> Tensor:
+        """Return where a cut is, `[B]` bool, and put what the next frames are compared with into `kept`."""
         luma = (rgb.float() * rgb.new_tensor(_LUMA, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
         looks = {
             "histogram": luma_histogram(luma),
             "features": layout(features, _FEATURE_GRID),
             "pattern": layout(luma, _PATTERN_GRID),
         }
-        if "histogram" not in self._kept:
-            self._kept |= looks
-            histogram = looks["histogram"]
-            self._kept |= {"mean_change": histogram.new_zeros(len(rgb)), "seen": histogram.new_zeros(len(rgb))}
-        kept = self._kept
+        if "histogram" not in kept:
+            fresh = looks["histogram"].new_zeros(len(rgb))
+            kept |= {**looks, "mean_change": fresh, "seen": fresh}
         moved = 0.5 * (looks["histogram"] - kept["histogram"]).abs().sum(-1)
         changed = 1 - F.cosine_similarity(looks["features"], kept["features"], dim=-1)
         rearranged = 1 - F.cosine_similarity(looks["pattern"], kept["pattern"], dim=-1)
@@ -82,10 +90,12 @@ class ResetPolicy:
         kept["mean_change"] = kept["mean_change"] + weight * (changed - kept["mean_change"])
         kept["seen"] = torch.where(is_cut, 1.0, kept["seen"] + 1)
         kept |= looks
-        return [why or ("cut" if cut else "") for why, cut in zip(reasons, is_cut.tolist(), strict=True)]
+        return is_cut
 
     def forget(self, streams: Tensor) -> None:
         """Forget the past of the streams of `streams [B]` bool."""
+        if bool(streams.all()):
+            self._kept = {}
         for name in ("mean_change", "seen"):
             if name in self._kept:
                 self._kept[name] = self._kept[name].masked_fill(streams.to(self._kept[name].device), 0.0)
@@ -96,19 +106,46 @@ class ResetPolicy:
         """Return what is kept from frame to frame."""
         return dict(self._kept)
 
-    def load_tensors(self, kept: dict[str, Tensor]) -> None:
-        """Undo `tensors`."""
-        self._kept = {name: t.cpu() if name in ("timestamps_s", "timed") else t for name, t in kept.items()}
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` or `read` returned."""
+        self._kept = dict(kept)
 
-    def _find_gaps(self, timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that this policy was made with."""
+        names = ("histogram_change", "feature_change", "feature_ratio", "pattern_change", "max_gap_s")
+        return {"cuts": self.cuts, **{name: getattr(self, name) for name in names}}
+
+    def read(self, kept: Mapping[str, Tensor], batch: int, channels: int) -> dict[str, Tensor]:
+        """Return tensors of a file as `restore` takes them.
+
+        Args:
+            kept: what `tensors` returned, on any device.
+            batch: number of streams B.
+            channels: of the features.
+
+        Raises:
+            ValueError: they are not of such a policy.
+        """
+        looks = {"histogram": _BINS, "features": channels * _FEATURE_GRID**2, "pattern": _PATTERN_GRID**2}
+        cuts: dict[str, Layout] = {name: ((batch, length), torch.float32) for name, length in looks.items()}
+        cuts |= dict.fromkeys(("mean_change", "seen"), ((batch,), torch.float32))
+        times: dict[str, Layout] = {"timestamps_s": ((batch,), torch.float64), "timed": ((batch,), torch.bool)}
+        expected: dict[str, Layout] = {}
+        for part, is_watched in ((cuts, self.cuts), (times, self.max_gap_s is not None)):
+            if is_watched and not kept.keys().isdisjoint(part):  # none before the first frame or time
+                expected |= part
+        check_tensors("resets", kept, expected)
+        return {name: t.cpu() if name in times else t for name, t in kept.items()}
+
+    def _find_gaps(self, kept: dict[str, Tensor], timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
         if timestamps_s is None or self.max_gap_s is None:
             return [""] * batch
         now = torch.tensor(timestamps_s, dtype=torch.float64)
         timed = torch.isfinite(now)
         now = now.nan_to_num(0.0, 0.0, 0.0)
-        elapsed = now - self._kept.get("timestamps_s", now)
-        gaps = ((elapsed > self.max_gap_s) | (elapsed < 0)) & timed & self._kept.get("timed", timed)
-        self._kept |= {"timestamps_s": now, "timed": timed}
+        elapsed = now - kept.get("timestamps_s", now)
+        gaps = ((elapsed > self.max_gap_s) | (elapsed < 0)) & timed & kept.get("timed", timed)
+        kept |= {"timestamps_s": now, "timed": timed}
         return ["gap" if gap else "" for gap in gaps.tolist()]
 
 

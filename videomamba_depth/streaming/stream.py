@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from videomamba_depth.models.depth_state import DepthState, check_state
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
+from videomamba_depth.models.videomamba_depth import explain_mixed_weights
 from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
 from videomamba_depth.streaming.placement import compile_frames, place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
@@ -21,7 +23,8 @@ from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import DTYPES, autocast, resolve_device
-from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.errors import UserError, describe
+from videomamba_depth.utils.images import check_axes
 
 _FORMAT = "videomamba-depth stream 2"
 
@@ -122,7 +125,7 @@ class DepthStream:
             yield self.step(frame)
 
     def step(self, frame: np.ndarray, timestamp_s: float | None = None) -> np.ndarray:
-        """Return the depth of the next frame.
+        """Return the depth of the next frame. Whatever ends it early leaves the stream as it was.
 
         Args:
             frame: uint8 RGB `[H, W, 3]`, or `[B, H, W, 3]` for `batch_size` B.
@@ -132,52 +135,78 @@ class DepthStream:
             float32 `[h, w]`, or `[B, h, w]`.
 
         Raises:
-            ValueError: another shape, dtype or size than the stream's; nothing is changed then.
+            ValueError: another shape, dtype or size than the stream's.
             UserError: the depth is not finite.
         """
-        shape = (3,) if frame.ndim == 3 and self.batch_size == 1 else (self.batch_size, 3)
-        if frame.dtype != np.uint8 or (*frame.shape[:-3], frame.shape[-1]) != shape:
-            expected = "[H, W, 3]" if self.batch_size == 1 else f"[{self.batch_size}, H, W, 3]"
-            raise ValueError(f"frame must be uint8 {expected}; got {frame.dtype} {list(frame.shape)}")
+        batch = self.batch_size
+        if (
+            not isinstance(frame, np.ndarray)
+            or frame.dtype != np.uint8
+            or not (frame.ndim == 4 or (frame.ndim == 3 and batch == 1))
+            or (*frame.shape[:-3], frame.shape[-1]) not in ((3,), (batch, 3))
+            or 0 in frame.shape
+        ):
+            expected = "[H, W, 3]" if batch == 1 else f"[{batch}, H, W, 3]"
+            raise ValueError(f"frame must be uint8 {expected}, a numpy array, not empty; got {describe(frame)}")
         pixels = torch.from_numpy(np.ascontiguousarray(frame))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
-        rgb = pixels.reshape(self.batch_size, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
-        depth = self._step(rgb, None if timestamp_s is None else [timestamp_s] * self.batch_size)
+        rgb = pixels.reshape(batch, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
+        depth = self.step_tensor(rgb, None if timestamp_s is None else [timestamp_s] * batch)
         return depth[:, 0].reshape(*frame.shape[:-3], *depth.shape[-2:]).cpu().numpy()
 
     def step_tensor(self, rgb: Tensor, timestamps_s: Sequence[float] | None = None) -> Tensor:
         """Return depth `[B, 1, h, w]` float32 of the next frames `[B, 3, H, W]` in [0, 1] on the stream's device.
 
+        Whatever ends it early leaves the stream as it was: a later frame gives what it would have given without it.
+
+        Args:
+            timestamps_s: of each of the B frames, for policies that watch the time; NaN: unknown.
+
         Raises:
-            ValueError: another shape or size than the stream's, or no picture, see `check_rgb`. The stream is as it was
-                before: a later frame gives what it would have given without this one.
+            ValueError: another shape or size than the stream's, no picture, see `check_rgb`, or not one timestamp per
+                stream.
             UserError: the depth is not finite.
         """
-        if not bool(torch.isfinite(rgb).all()):
-            bad = int((~torch.isfinite(rgb)).sum())
-            raise ValueError(
-                f"{self._frame_name()} holds {bad} values that are NaN or infinite; the stream left it out"
-            )
-        return self._step(rgb, timestamps_s)
+        check_axes("rgb", rgb, f"{self.batch_size} 3 H W")
+        times: list[float] | None = None
+        if timestamps_s is not None:
+            given = _per_stream(timestamps_s)
+            if given.shape != (self.batch_size,) or given.dtype.kind not in "iuf":
+                raise ValueError(
+                    f"timestamps must be one number of seconds per stream, {self.batch_size} here; got"
+                    f" {describe(timestamps_s)}"
+                )
+            times = given.tolist()
+        with self._undone_by_errors():
+            return self._step(rgb, times)
 
-    def _frame_name(self) -> str:
-        numbers = [0] * self.batch_size if self._states is None else self._states.frame_index.tolist()
-        return f"frame {', '.join(str(number) for number in numbers)} of the stream"
+    @contextmanager
+    def _undone_by_errors(self) -> Iterator[None]:
+        """Put everything that is carried back where a frame ends early."""
+        states, reasons = self._states, self.reset_reasons
+        resets = None if self.resets is None else self.resets.tensors()
+        keys = None if self.key_frames is None else self.key_frames.snapshot()
+        try:
+            yield
+        except BaseException:
+            self._states, self.reset_reasons = states, reasons
+            if self.resets is not None and resets is not None:
+                self.resets.restore(resets)
+            if self.key_frames is not None and keys is not None:
+                self.key_frames.restore(keys)
+            raise
 
     @torch.inference_mode()
     def _step(self, rgb: Tensor, timestamps_s: Sequence[float] | None) -> Tensor:
-        if rgb.ndim != 4 or rgb.shape[:2] != (self.batch_size, 3):
-            raise ValueError(f"rgb must have shape [{self.batch_size}, 3, H, W]; got {list(rgb.shape)}")
         image_size = (rgb.shape[-2], rgb.shape[-1])
         if self._states is not None and self._states.image_size != image_size:
             raise ValueError(
                 f"the stream has frames of {self._states.image_size} (height, width) px; got {image_size}: resize them,"
                 " or start afresh with reset()"
             )
-        resets = None if self.resets is None else self.resets.tensors()
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype), explain_mixed_weights(self.model):
             features = self.model.encode(rgb.unsqueeze(1))
             before = self._start(image_size) if self._states is None else self._states
             states = self._apply_resets(before, rgb, features["s3"], timestamps_s)
@@ -188,11 +217,11 @@ class DepthStream:
             depth, states, _ = self.model.predict(features, states, image_size, motion, out_size)
         depth = depth.squeeze(1).float()
         if not bool(torch.isfinite(depth).all()):
-            if self.resets is not None and resets is not None:
-                self.resets.load_tensors(resets)
+            numbers = ", ".join(str(number) for number in before.frame_index.tolist())
             raise UserError(
-                f"the depth of {self._frame_name()} is not finite although its pixels are: the weights are damaged, or"
-                f" {str(self.dtype).removeprefix('torch.')} overflows; use dtype=float32, or another checkpoint"
+                f"the depth of frame {numbers} of the stream is not finite although its pixels are: the weights are"
+                f" damaged, or {str(self.dtype).removeprefix('torch.')} overflows; use dtype=float32, or another"
+                " checkpoint"
             )
         self._states = states
         return depth if self.key_frames is None else self.key_frames.take(depth, states)
@@ -201,10 +230,14 @@ class DepthStream:
         """Start afresh, without key frames: all streams, or those of the batch that are True.
 
         After all of them, frames may have another size.
+
+        Raises:
+            ValueError: not one boolean per stream; nothing is changed then.
         """
-        chosen = torch.tensor([True] * self.batch_size if streams is None else list(streams), device=self.device)
-        if chosen.shape != (self.batch_size,):
-            raise ValueError(f"streams must hold {self.batch_size} booleans; got {chosen.numel()}")
+        given = _per_stream([True] * self.batch_size if streams is None else streams)
+        if given.shape != (self.batch_size,) or given.dtype.kind != "b":
+            raise ValueError(f"streams must be one boolean per stream, {self.batch_size} here; got {describe(streams)}")
+        chosen = torch.tensor(given)
         if streams is None:
             self._states = None
         elif self._states is not None:
@@ -263,7 +296,7 @@ class DepthStream:
         self._states = states
         if self.resets is not None:
             kept = {n.removeprefix("resets."): t for n, t in tensors.items() if n.startswith("resets.")}
-            self.resets.load_tensors(kept)
+            self.resets.restore(self.resets.read(kept, self.batch_size, self.model.encoder.channels[3]))
         if self.key_frames is not None:
             kept = {n.removeprefix("keys."): t for n, t in tensors.items() if n.startswith("keys.")}
             self.key_frames.load(kept, about["key_frames"])
@@ -287,3 +320,11 @@ class DepthStream:
         if self._digest is None:
             self._digest = hash_tensors(self.model.state_dict().items())
         return self._digest
+
+
+def _per_stream(values: object) -> np.ndarray:
+    """Return what a caller gave for each stream as an array; an empty one where it is none."""
+    try:
+        return np.asarray(values.cpu().numpy() if isinstance(values, Tensor) else values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return np.empty(0)

@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 _DIGEST = "sha256"  # key of the digest among the metadata of a safetensors file
 _MANIFEST_FORMAT = "videomamba-depth manifest 1"
 _REMEDY = "; restore it from a copy, or use another checkpoint"
+Layout = tuple[tuple[int, ...], torch.dtype]
+"""(shape, dtype) of a tensor."""
 _STEP_FOLDER = re.compile(r"step_(\d{8,})$")
 
 
@@ -155,6 +157,29 @@ def check_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"tensor {name} holds numbers that are not finite (NaN or infinity): {consequence}")
+
+
+def check_tensors(what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Layout]) -> None:
+    """Refuse tensors that are not those expected: names, shapes and dtypes.
+
+    Args:
+        what: they are, for the message.
+        expected: by name.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, unknown or another one.
+    """
+    for name in sorted(tensors.keys() | expected.keys()):
+        if name not in expected:
+            raise ValueError(f"unknown tensor {name} ({what})")
+        shape, dtype = expected[name]
+        if name not in tensors:
+            raise ValueError(f"no tensor {name} ({what})")
+        if tuple(tensors[name].shape) != tuple(shape) or tensors[name].dtype != dtype:
+            raise ValueError(
+                f"tensor {name} ({what}) must be {tuple(shape)} {dtype}; got {tuple(tensors[name].shape)}"
+                f" {tensors[name].dtype}"
+            )
 
 
 def point_last(link: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from typing import Any
@@ -166,6 +167,15 @@ class KeyFrames:
             self._add(self._number, states)
         self.decision["held"] = len(self._ring)
         return self._scale(depth)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what is kept from frame to frame, for `restore`; later frames do not change it."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("settings", "_with_shift")}
+        return kept | {"_ring": [replace(key) for key in self._ring], "_scale": copy.copy(self._scale)}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from what `snapshot` or `read` returned."""
+        vars(self).update(kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is kept from frame to frame, under flat names."""
