@@ -67,6 +67,9 @@ def test_changes_are_paired_and_the_worst_is_named() -> None:
     ]
     found = compare_targets(videos, "geometry")
     assert found["tge"].value == pytest.approx(-20.0)
+    videos[0]["geometry"]["tge"] = videos[1]["geometry"]["tge"] = float("nan")
+    row = {**videos[0], "stabilised": videos[0]["geometry"]}
+    assert "| – |" in targets_markdown({"moving": [row, row]})
     assert found["worst"].value == pytest.approx(10.0)
     assert found["delta1"].value == pytest.approx(-40.0)
     assert found["seconds"].value == pytest.approx(1.6)

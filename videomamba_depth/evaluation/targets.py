@@ -117,5 +117,7 @@ def targets_markdown(results: dict[str, list[Rows]]) -> str:
 
 
 def _cell(found: Estimate, digits: int) -> str:
+    if not math.isfinite(found.value):
+        return "–"
     spread = f" ± {found.std_error:.{digits}f}" if math.isfinite(found.std_error) else ""
     return f"{found.value:+.{digits}f}{spread}"
