@@ -3,8 +3,9 @@
 The libraries have a plain C interface and include no PyTorch header, so that one compiles in about four seconds and
 serves every PyTorch release. They are kept in SELECTIVE_SCAN_CACHE_DIR, or else in videomamba_depth/selective_scan
 below XDG_CACHE_HOME (~/.cache), under a name that holds a hash of the sources, the flags, the compiler and the CPU.
-Beside each lies its SHA-256: one that does not fit it (cut off, damaged) is never loaded but compiled again. Nothing is
-loaded from a folder that other users may write to. Where the cache cannot be used, every process compiles its own.
+Beside each lies the SHA-256 of its name and bytes: one that does not fit it (cut off, damaged, under another's name) is
+never loaded but compiled again, and so is one that does not load or lacks a function. Nothing is loaded from a folder
+that other users may write to. Where the cache cannot be used, every process compiles its own.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ _VERSION_TIMEOUT_S = 20.0
 _POLL_S = 0.05
 _WRITABLE_BY_OTHERS = 0o022
 _STICKY = 0o1000
+_CACHE_FORMAT = b"digest of name and bytes"
+"""Part of every name, so that versions of this file that write other digests do not share libraries."""
+_FUNCTIONS = {
+    "scan.cpp": ("selective_scan_forward", "selective_scan_backward"),
+    "conv.cpp": ("causal_conv1d_forward", "causal_conv1d_backward"),
+    "mean_step.cpp": ("mean_step_works", "mean_step_forward"),
+}
 
 
 class BuildError(RuntimeError):
@@ -81,10 +89,11 @@ def _try_load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL | BuildError
     try:
         name = _library_name(source, defines)
         try:
-            return ctypes.CDLL(str(_cached(source, defines, name)))
-        except (_CacheError, OSError) as error:  # OSError: among others, no program may run from there
+            return _load_cached(source, defines, name)
+        except _CacheError as error:
+            library = _load_private(source, defines, name)
             _warn_of_cache(str(error))
-            return _load_private(source, defines, name)
+            return library
     except BuildError as error:
         return error
     except OSError as error:
@@ -110,27 +119,42 @@ def _load_private(source: str, defines: tuple[str, ...], name: str) -> ctypes.CD
     with tempfile.TemporaryDirectory(prefix="selective_scan-") as folder:
         library = Path(folder) / name
         _compile(source, defines, library)
-        return ctypes.CDLL(str(library))
+        return _open(library, source)
 
 
-def _cached(source: str, defines: tuple[str, ...], name: str) -> Path:
-    """Return the path of a library whose bytes are those that were compiled; builds it if there is none.
+def _open(library: Path, source: str) -> ctypes.CDLL:
+    """Load a library that was compiled from `source`.
 
     Raises:
-        _CacheError: the folder cannot be written to, or cannot be trusted.
+        OSError: it does not load (among others, no program may run from there), or lacks a function.
+    """
+    loaded = ctypes.CDLL(str(library))
+    missing = [function for function in _FUNCTIONS[source] if not hasattr(loaded, function)]
+    if missing:
+        raise OSError(f"{library} lacks {missing[0]}")
+    return loaded
+
+
+def _load_cached(source: str, defines: tuple[str, ...], name: str) -> ctypes.CDLL:
+    """Load a library whose bytes are those that were compiled; builds it if there is none.
+
+    Raises:
+        _CacheError: the folder cannot be written to, or cannot be trusted, or nothing can be loaded from it.
         BuildError: see `load_library`.
     """
     try:
         library = cache_dir() / name
         library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_trust(library.parent)
-        if not _is_intact(library):
+        loaded = _open_intact(library, source)
+        if loaded is None:
             with _locked(library.with_suffix(".lock")):
-                if not _is_intact(library):  # else another process built it while this one waited
+                loaded = _open_intact(library, source)  # another process may have built it while this one waited
+                if loaded is None:
                     if _digest_path(library).exists():
                         logger.warning("the compiled kernels in %s are damaged; they are compiled again", library)
-                    _build(source, defines, library)
-        return library
+                    loaded = _build(source, defines, library)
+        return loaded
     except (OSError, RuntimeError) as error:
         if isinstance(error, BuildError):
             raise
@@ -154,17 +178,23 @@ def _check_trust(folder: Path) -> None:
             raise _CacheError(f"others may write to {place} (chmod go-w mends that)")
 
 
-def _is_intact(library: Path) -> bool:
-    """Tell whether a library of ours is there and as it was compiled."""
-    try:
-        stated = _digest_path(library).read_text(encoding="ascii", errors="replace")
-        content = library.read_bytes()
-        owner = library.stat().st_uid
-    except FileNotFoundError:
-        return False
-    if hasattr(os, "geteuid") and owner not in (0, os.geteuid()):
+def _open_intact(library: Path, source: str) -> ctypes.CDLL | None:
+    """Load a library of ours that is there and as it was compiled; None for any other."""
+    if not (library.is_file() and _digest_path(library).is_file()):  # to read a pipe would wait for ever
+        return None
+    if hasattr(os, "geteuid") and library.stat().st_uid not in (0, os.geteuid()):
         raise _CacheError(f"{library} belongs to another user")
-    return hashlib.sha256(content).hexdigest() == stated
+    if _digest_path(library).read_text(encoding="ascii", errors="replace") != _digest(library):
+        return None
+    try:
+        return _open(library, source)
+    except OSError as error:
+        logger.info("%s", error)
+        return None
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.name.encode() + b"\0" + library.read_bytes()).hexdigest()
 
 
 def _digest_path(library: Path) -> Path:
@@ -192,7 +222,7 @@ def _environment_key() -> str:
 
 
 def _library_name(source: str, defines: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_CACHE_FORMAT)
     for path in sorted(SOURCE_DIR.iterdir()):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + path.read_bytes())
@@ -201,16 +231,21 @@ def _library_name(source: str, defines: tuple[str, ...]) -> str:
     return "-".join([Path(source).stem, *defines, digest.hexdigest()[:16]]).replace("=", "") + ".so"
 
 
-def _build(source: str, defines: tuple[str, ...], library: Path) -> None:
-    """Compile into a temporary folder and rename, so that no process ever sees half a library."""
+def _build(source: str, defines: tuple[str, ...], library: Path) -> ctypes.CDLL:
+    """Compile into a temporary folder, load, and rename what loads, so that no process ever sees half a library.
+
+    What is loaded is that file: under the name in the cache, the loader may remember one that was there before.
+    """
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         output = Path(folder) / library.name
         _compile(source, defines, output)
+        loaded = _open(output, source)
         digest = _digest_path(output)
-        digest.write_text(hashlib.sha256(output.read_bytes()).hexdigest(), encoding="ascii")
+        digest.write_text(_digest(output), encoding="ascii")
         # A stop between the two leaves a pair that does not fit, which is compiled again.
         os.replace(output, library)
         os.replace(digest, _digest_path(library))
+    return loaded
 
 
 def _compile(source: str, defines: tuple[str, ...], output: Path) -> None:
@@ -270,7 +305,8 @@ def _locked(path: Path) -> Iterator[None]:
     Raises:
         _CacheError: another process held it for longer than a compilation takes.
     """
-    with path.open("a") as file:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # for reading too: does not wait at a pipe
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
         if sys.platform != "win32":
             import fcntl
 

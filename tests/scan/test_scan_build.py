@@ -51,7 +51,8 @@ SMALL = """
 case "$1" in --version) echo small; exit 0;; esac
 echo run >> "$(dirname "$0")/runs"
 while [ "$1" != "-o" ]; do shift; done
-echo 'int answer(void) { return 42; }' | gcc -shared -fPIC -x c - -o "$2"
+for f in selective_scan causal_conv1d; do echo "void ${f}_forward(void) {} void ${f}_backward(void) {}"; done |
+(cat; echo 'int answer(void) { return 42; }') | gcc -shared -fPIC -x c - -o "$2"
 """
 
 
@@ -67,6 +68,13 @@ def load() -> ctypes.CDLL:
     build.load_library.cache_clear()
     build._try_load.cache_clear()
     return build.load_library("conv.cpp")
+
+
+def built(cache: Path, source: str = "conv.cpp", defines: tuple[str, ...] = ()) -> Path:
+    """Build in another process: what this one has loaded once, the loader would remember."""
+    process = start(_load_here, dict(os.environ), source, defines)
+    assert finish(process) == 0
+    return cache / build._library_name(source, defines)
 
 
 def test_a_library_is_compiled_once_and_kept_with_its_digest(runs: Callable[[], int], cache: Path) -> None:
@@ -105,7 +113,7 @@ DAMAGES = [
 def test_what_does_not_fit_its_digest_is_compiled_again(
     runs: Callable[[], int], cache: Path, damage: Callable[[Path], object]
 ) -> None:
-    expected = build._cached("conv.cpp", (), build._library_name("conv.cpp", ())).read_bytes()
+    expected = built(cache).read_bytes()
     damage(next(cache.glob("*.so")))
     assert load().answer() == 42
     assert runs() == 2
@@ -115,8 +123,7 @@ def test_what_does_not_fit_its_digest_is_compiled_again(
 
 
 def test_a_damaged_library_is_told_once(runs: Callable[[], int], cache: Path, caplog) -> None:
-    build._cached("conv.cpp", (), build._library_name("conv.cpp", ()))
-    flip(next(cache.glob("*.so")))
+    flip(built(cache))
     with caplog.at_level(logging.WARNING, "selective_scan"):
         load()
     assert len(caplog.records) == 1
@@ -180,7 +187,7 @@ def test_a_cache_that_cannot_be_used_is_told_once_and_done_without(
 def test_code_that_another_user_put_there_is_not_loaded(runs: Callable[[], int], cache: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    library = build._cached("conv.cpp", (), build._library_name("conv.cpp", ()))
+    library = built(cache)
     os.chown(library, 12345, -1)
     assert load().answer() == 42
     assert runs() == 2
@@ -268,7 +275,69 @@ def test_a_builder_that_stands_still_is_not_waited_for(
     assert "another process holds" in caplog.text
 
 
-def _load_here(environment: dict[str, str]) -> None:
+def _load_here(environment: dict[str, str], source: str = "conv.cpp", defines: tuple[str, ...] = ()) -> None:
     os.environ.update(environment)
     forget()
-    assert build.load_library("conv.cpp").answer() == 42
+    assert build.load_library(source, defines).answer() == 42
+
+
+def test_libraries_that_are_swapped_together_with_their_digests_are_compiled_again(
+    runs: Callable[[], int], cache: Path
+) -> None:
+    one, other = built(cache), built(cache, defines=("SCALAR_IS_DOUBLE",))
+    contents = [path.read_bytes() for path in (one, other)]
+    for suffix in (".so", ".sha256"):
+        one.with_suffix(suffix).rename(cache / "kept")
+        other.with_suffix(suffix).rename(one.with_suffix(suffix))
+        (cache / "kept").rename(other.with_suffix(suffix))
+    assert load().answer() == 42
+    assert runs() == 3
+    assert one.read_bytes() == contents[0]
+
+
+RUBBISH = {
+    "a library of something else": "echo 'int other(void) { return 1; }' | gcc -shared -fPIC -x c - -o",
+    "no library": "echo rubbish >",
+}
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH)
+def test_what_does_not_load_or_lacks_a_function_is_compiled_again(
+    runs: Callable[[], int], cache: Path, rubbish: str
+) -> None:
+    library = built(cache)
+    subprocess.run(["sh", "-c", f"{RUBBISH[rubbish]} {library.name}"], cwd=cache, check=True)
+    library.with_suffix(".sha256").write_text(build._digest(library))
+    assert load().answer() == 42
+    assert runs() == 2
+    assert finish(start(_load_here, dict(os.environ))) == 0
+    assert runs() == 2
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH)
+def test_a_compiler_that_writes_rubbish_leaves_nothing_in_the_cache(
+    runs: Callable[[], int], cache: Path, tmp_path: Path, rubbish: str, caplog
+) -> None:
+    good = (tmp_path / "compiler").read_text()
+    (tmp_path / "compiler").write_text(good[: good.index("for f in")] + f'{RUBBISH[rubbish]} "$2"\n')
+    with (
+        caplog.at_level(logging.WARNING, "selective_scan"),
+        pytest.raises(build.BuildError, match="cannot be stored or"),
+    ):
+        load()
+    assert caplog.records == []
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+    (tmp_path / "compiler").write_text(good)
+    assert load().answer() == 42
+
+
+@pytest.mark.parametrize("suffix", [".so", ".sha256", ".lock"])
+def test_a_pipe_in_the_cache_is_not_waited_for(runs: Callable[[], int], cache: Path, suffix: str) -> None:
+    path = built(cache).with_suffix(suffix)
+    path.unlink()
+    os.mkfifo(path)
+    if suffix == ".lock":
+        path.with_suffix(".so").unlink()
+    process = start(_load_here, dict(os.environ))
+    assert finish(process, 30) == 0
+    assert runs() == 2
