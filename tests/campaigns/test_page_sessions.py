@@ -32,6 +32,7 @@ from media import write_truncated, write_video
 
 sys.path.insert(0, str(ROOT / "tests" / "serving"))
 pytest.importorskip("uvicorn", reason="the page needs the extra [serve]")
+from hostile import scans_jpeg, scans_video
 from live_page import LivePage, frame_bytes, status_of
 
 pytestmark = pytest.mark.slow
@@ -58,12 +59,34 @@ class Files:
         gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6)
         gif += b"," + struct.pack("<HHHH", 0, 0, 65535, 65535) + b"\0\x02\x02\x44\x01\0;"
         png = cv2.imencode(".png", np.zeros((8000, 8000), np.uint8))[1].tobytes()
-        self.videos = [narrow, tall, large.read_bytes(), cut, gif, png, b"", b"RIFF" + bytes(64), self.good[:200]]
+        scans = scans_video(folder / "scans.mkv", 5000).read_bytes()
+        self.videos = [
+            scans,
+            narrow,
+            tall,
+            large.read_bytes(),
+            cut,
+            gif,
+            png,
+            b"",
+            b"RIFF" + bytes(64),
+            self.good[:200],
+        ]
         ok = self.picture(96, 64)
         start = ok.index(b"\xff\xc0")
         bomb = ok[: start + 5] + struct.pack(">HH", 60000, 60000) + ok[start + 9 :]
         self.ok = ok
-        self.pictures = [self.picture(2000, 4), self.picture(1, 900), bomb, ok[: len(ok) // 2], png, b"", b"\0" * 5000]
+        self.pictures = [
+            scans_jpeg(101),
+            scans_jpeg(100),
+            self.picture(2000, 4),
+            self.picture(1, 900),
+            bomb,
+            ok[: len(ok) // 2],
+            png,
+            b"",
+            b"\0" * 5000,
+        ]
 
     @staticmethod
     def picture(width: int, height: int) -> bytes:
@@ -338,6 +361,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LivePage,
         "input_size=56",
         "longest_px=160",
         "upload_s=5",
+        "decode_s=2",
         "max_upload_mb=4",
         f"idle_s={IDLE_S}",
         f"max_streams={PLACES}",
