@@ -156,6 +156,59 @@ def test_joined_recordings_are_read_to_the_end(whole: dict[str, Path], tmp_path:
     assert_consistent(path, frames)
 
 
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+LIVE = {"container_options": {"live": "1"}}
+
+
+def joined(tmp_path: Path, suffix: str, cut: bytes = b"", **second: Any) -> Path:
+    """Join two recordings byte by byte, the second one from the mark `cut` on; `second` changes how it is written."""
+    common: dict[str, Any] = {"codec": "wmv2"} if suffix == "wmv" else {"options": B_FRAMES}
+    common |= second.pop("both", {})
+    first = write_video(tmp_path / f"1.{suffix}", 20, **common)
+    other = write_video(tmp_path / f"2.{suffix}", 20, seed=1, **(common | second))
+    behind = other.read_bytes()
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(first.read_bytes() + behind[behind.index(cut) - 4 if cut else 0 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "how", "words"),
+    [
+        ("mp4", {"both": {"container_options": FRAGMENTS}, "cut": b"moof"}, "of the 40 frames"),
+        ("mp4", {"both": {"container_options": FRAGMENTS}}, "of the 40 frames"),
+        ("mp4", {}, "a second index of 20 frames"),
+        ("ts", {"container_options": {"mpegts_start_pid": "500"}}, "a stream of 20 frames"),
+        ("mkv", {"both": LIVE, "container_options": {}, "width": 96}, "only 20 of the 40 frames"),
+        ("mkv", {"both": LIVE, "container_options": {}, "codec": "mpeg4", "options": {}}, "20 of the 40"),
+        ("wmv", {}, "a second header"),
+        ("nut", {}, "a second header"),
+    ],
+)
+def test_a_second_recording_that_is_not_read_is_told(
+    tmp_path: Path, suffix: str, how: dict[str, Any], words: str
+) -> None:
+    path = joined(tmp_path, suffix, **how)
+    frames, said = read(FileSource(path))
+    assert 20 <= len(frames) < 40
+    assert "is damaged: " in said
+    assert words in said
+    assert "\n" not in said
+    assert count_frames(path) is None
+
+
+def test_a_second_recording_that_is_read_is_no_damage(tmp_path: Path) -> None:
+    frames, said = read(FileSource(joined(tmp_path, "mkv")))
+    assert (len(frames), said) == (40, "")
+
+
+@pytest.mark.parametrize("length", range(1, 8))
+def test_a_cut_within_the_header_of_a_fragment_is_seen(whole: dict[str, Path], tmp_path: Path, length: int) -> None:
+    data, path = whole["fragments.mp4"].read_bytes(), tmp_path / "cut.mp4"
+    path.write_bytes(data[: data.rindex(b"moof") - 4 + length])
+    assert find_damage(path) == CUT_OFF
+
+
 def restamped(path: Path, out: Path, stamp: Callable[[int], int | None], shown: Callable[[int], bool]) -> Path:
     """Copy an intra or P-frame video to `out`: packet k gets stamp(k), where shown(k)."""
     with av.open(str(path)) as source, av.open(str(out), "w", options={"avoid_negative_ts": "disabled"}) as target:
@@ -284,15 +337,22 @@ def test_damage_in_the_middle_is_counted(tmp_path: Path) -> None:
 
 
 class Server:
-    """Sends a file's first bytes and breaks off, though it has promised all of them."""
+    """Sends the first bytes of a file and breaks off, whatever it has promised in a header: its length, or chunks."""
 
-    def __init__(self, data: bytes, sent: int) -> None:
+    def __init__(self, data: bytes, sent: int, promise: str = "Content-Length") -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self) -> None:
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
+                if promise:
+                    self.send_header(promise, str(len(data)) if promise == "Content-Length" else "chunked")
                 self.end_headers()
-                self.wfile.write(data[:sent])
+                if promise == "Transfer-Encoding":
+                    self.wfile.write(b"%x\r\n%b\r\n" % (sent, data[:sent]))
+                    self.wfile.write(b"0\r\n\r\n" if sent == len(data) else b"")
+                else:
+                    self.wfile.write(data[:sent])
                 self.close_connection = True
 
             def log_message(self, *_: Any) -> None:
@@ -306,11 +366,11 @@ class Server:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[bytes, int], Server]]:
+def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(data: bytes, sent: int) -> Server:
-        servers.append(Server(data, sent))
+    def start(data: bytes, sent: int, promise: str = "Content-Length") -> Server:
+        servers.append(Server(data, sent, promise))
         return servers[-1]
 
     yield start
@@ -331,6 +391,28 @@ def test_a_connection_that_breaks_off_is_told(
     assert "secret" not in said
     frames, said = read(UrlSource(serve(data, len(data)).url(name)))
     assert (len(frames), said) == (NUM_FRAMES, "")
+
+
+@pytest.mark.parametrize("promise", ["Transfer-Encoding", ""])
+@pytest.mark.parametrize("name", ["h264.mkv", "vp8.webm", "wmv2.wmv", "front.mp4"])
+def test_without_a_length_the_header_says_where_a_video_ends(
+    whole: dict[str, Path], serve: Callable[..., Server], name: str, promise: str
+) -> None:
+    data = whole[name].read_bytes()
+    frames, said = read(UrlSource(serve(data, int(len(data) * 0.7), promise).url(name)))
+    assert 4 <= len(frames) < NUM_FRAMES
+    assert "is damaged: " in said
+    frames, said = read(UrlSource(serve(data, len(data), promise).url(name)))
+    assert (len(frames), said) == (NUM_FRAMES, "")
+
+
+def test_a_video_whose_end_nobody_states_is_told(
+    whole: dict[str, Path], serve: Callable[..., Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = whole["gif.gif"].read_bytes()
+    _, said = read(UrlSource(serve(data, len(data), "Transfer-Encoding").url("a.gif")))
+    assert said == ""
+    assert "neither the server nor the file says where it ends" in caplog.text
 
 
 def test_a_part_that_was_asked_for_is_complete(whole: dict[str, Path], serve: Callable[[bytes, int], Server]) -> None:

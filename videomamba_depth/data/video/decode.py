@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from av.stream import Disposition
 
 from videomamba_depth.data.video.info import Orientation, VideoReadError
-from videomamba_depth.data.video.structure import CUT_OFF
+from videomamba_depth.data.video.structure import CUT_OFF, Structure
 
 _REMEDY = "it is damaged, cut off or not a video: replace or remove it"
 # Decoders that honour a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
@@ -26,6 +27,7 @@ _MARKED_LOOSELY = {"mpegts", "mpeg"}
 _READ_ATTEMPTS = 16  # that fail one after the other, behind damage
 # One packet is one displayed frame here, unless it holds a field, or a hidden frame of VP8. (MPEG-4 has empty ones.)
 _ONE_TO_ONE = {"h264", "hevc", "av1", "vp8", "vp9", "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "gif"}
+_STATE_THEIR_END = {"matroska", "webm", "asf"}
 _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
@@ -35,6 +37,13 @@ class Losses:
 
     Attributes:
         num_frames: that were decoded.
+        num_packets: that were read and are to be shown.
+        expected_packets: that the container's structure states; None where it does not.
+        unknown_length: of a URL whose server does not say how long the file is.
+        stated_end_s: where the last packet of any stream ends by the header of such a file, two frames less; None
+            where it does not say so.
+        end_s: where it ended.
+        second: what follows and is not read, see `Structure`; "" for nothing.
         stated: that there should be; None where nobody says.
         leading: before the first frame, in pieces that refer to what is not there: a recording that begins between two
             key frames.
@@ -51,13 +60,48 @@ class Losses:
     damaged: int = 0
     structure: str = ""
     broken: str = ""
+    num_packets: int = 0
+    expected_packets: int | None = None
+    second: str = ""
+    end_s: float = 0.0
+    stated_end_s: float | None = None
+    unknown_length: bool = False
+
+    def expect(self, container: Any, stream: Any, structure: Structure) -> None:
+        """Note what there should be in `stream`, by the index and by the structure of the file."""
+        films = [film for film in container.streams.video if not film.disposition & Disposition.attached_pic]
+        is_matroska = "matroska" in container_names(container)
+        track = films.index(stream) if is_matroska and stream in films else stream.id
+        self.stated, self.structure = stated_frames(container, stream), structure.damage
+        self.expected_packets, self.second = structure.packets.get(track), structure.second
+        if self.expected_packets and not is_matroska:  # FFmpeg's edit list has no say in fragments
+            self.expected_packets -= sum(entry.is_discard for entry in islice(stream.index_entries, stream.frames))
+
+    def expect_end(self, container: Any, stream: Any) -> None:
+        """Note where a video behind a URL ends by its header, where the server does not say how long it is."""
+        self.unknown_length = container.size <= 0
+        if self.unknown_length and container.duration and container_names(container) & _STATE_THEIR_END:
+            slack_s = 2 / (stream.average_rate or 10) + 0.05  # of a last frame of unknown duration, and of rounding
+            self.stated_end_s = float(container.duration / av.time_base - slack_s)
+
+    @property
+    def may_be_cut_off(self) -> bool:
+        """Tell whether nobody states where a video behind a URL ends."""
+        stated = self.stated_end_s is not None or self.num_frames == self.stated
+        return self.unknown_length and not stated
 
     def described(self) -> str:
         """Return what is wrong, "" for nothing."""
         parts = []
         if self.stated is not None and self.num_frames < self.stated:
             parts.append(f"only {self.num_frames} of {self.stated} frames can be decoded")
-        if self.broken:
+        if self.num_packets < (self.expected_packets or 0):
+            parts.append(f"only {self.num_packets} of the {self.expected_packets} frames in its structure can be read")
+        if self.second:
+            parts.append(f"{self.second} follows, which is not read: a second recording was joined on")
+        if self.stated_end_s is not None and self.end_s < self.stated_end_s:
+            parts.append(f"it ends at {self.end_s:.2f} s; its header states more than {self.stated_end_s:.2f} s")
+        if self.broken and (self.may_be_cut_off or not self.unknown_length):
             parts.append(f"reading broke off behind frame {self.num_frames} ({self.broken})")
         elif self.structure:
             behind = f" behind frame {self.num_frames}" if self.structure == CUT_OFF else ""
@@ -191,24 +235,30 @@ def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> 
     """Yield the whole packets of `stream`; ends where the file cannot be read further, `losses` says why."""
     losses = Losses() if losses is None else losses
     loosely = bool(container_names(container) & _MARKED_LOOSELY)
-    packets, failures = container.demux(stream), 0
+    wanted = [] if losses.stated_end_s is not None else [stream]  # the last packet may be one of sound
+    packets, failures = container.demux(*wanted), 0
     while failures < _READ_ATTEMPTS:
         try:
             packet = next(packets)
         except (StopIteration, av.error.EOFError):
             return
         except IndexError:  # PyAV, of a packet of a stream that began behind the header: none of ours
-            packets = container.demux(stream)
+            packets = container.demux(*wanted)
             continue
         except av.error.InvalidDataError as error:
             losses.broken, failures = error.strerror, failures + 1
-            packets = container.demux(stream)
+            packets = container.demux(*wanted)
             continue
         except av.error.FFmpegError as error:
             losses.broken = error.strerror or str(error)
             return
         if failures:  # behind the damage it goes on
             losses.undecodable, losses.broken, failures = losses.undecodable + failures, "", 0
+        if losses.stated_end_s is not None and packet.pts is not None:
+            losses.end_s = max(losses.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is not stream:
+                continue
+        losses.num_packets += packet.size > 0 and not packet.is_discard
         if packet.is_corrupt and container.format.name != "mpegts":
             losses.structure = CUT_OFF
         # A packet without data is PyAV's flush mark, or a null frame.

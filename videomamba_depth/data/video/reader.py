@@ -37,7 +37,7 @@ from videomamba_depth.data.video.decode import (
 from videomamba_depth.data.video.deinterlace import deinterlaced
 from videomamba_depth.data.video.image_sequence import is_image_sequence, iter_images, probe_images, read_image
 from videomamba_depth.data.video.info import Orientation, VideoInfo, VideoReadError, average_fps
-from videomamba_depth.data.video.structure import find_damage
+from videomamba_depth.data.video.structure import Structure, read_structure
 from videomamba_depth.data.video.writer import VideoWriter
 
 __all__ = [
@@ -105,7 +105,7 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
         structure = _structure(path)
         if hidden := stream.frames - (stated_frames(container, stream) or stream.frames):
             log.info("%s: its edit list hides %d of %d frames", path, hidden, stream.frames)
-        table = None if structure else _packet_table(container, stream)
+        table = None if structure.damage else _packet_table(container, stream, structure)
     if table is None:
         return _probe_by_decoding(path, structure)
     pts, keyframes = table
@@ -128,8 +128,8 @@ def count_frames(path: str | Path, options: Mapping[str, str] | None = None) -> 
     if is_image_sequence(path):
         return probe_images(path).num_frames
     with open_video(path, options=options) as (container, stream):
-        stated = stated_frames(container, stream)
-        return None if stated is None or _structure(path) else stated
+        stated, structure = stated_frames(container, stream), _structure(path)
+        return None if structure.damage or structure.second else stated
 
 
 def read_frames(
@@ -241,7 +241,9 @@ def iter_stream(
     opened = open_video(path, threads, options=options, timeout_s=timeout_s, max_pixels=max_pixels)
     found = Losses() if losses is None else losses
     with opened as (container, stream):
-        found.stated, found.structure = stated_frames(container, stream), _structure(path)
+        found.expect(container, stream, _structure(path))
+        if is_url(path):
+            found.expect_end(container, stream)
         frames = decode_frames(container, stream, losses=found)
         first = next(frames, None)
         if first is None:
@@ -251,8 +253,11 @@ def iter_stream(
         times = _Times(container, stream, first)
         for index, frame in deinterlaced(enumerate(itertools.chain([first], frames))):
             yield Frame(index, times.place(frame), times.time_base, to_rgb(frame, orientation, width, height))
-    if losses is None and (damage := found.described()):
+    damage = found.described()
+    if damage and losses is None:
         _tell_damage(path, damage)
+    elif not damage and found.may_be_cut_off:
+        log.warning("%s: neither the server nor the file says where it ends", without_password(path))
 
 
 class _Times:
@@ -268,11 +273,12 @@ class _Times:
         return self._clock.place(None if self.counting else frame.pts)
 
 
-def _packet_table(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray] | None:
+def _packet_table(container: Any, stream: Any, structure: Structure) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (pts ascending, indices of key frames) from the packets alone, or None where they do not suffice."""
     if not (container_names(container) & _EXACT_CONTAINERS and stream.codec_context.name in _EXACT_CODECS):
         return None
     pts, key_pts, losses, latest = [], [], Losses(), -(1 << 63)
+    losses.expect(container, stream, structure)
     for packet in demux_packets(container, stream, losses):
         if packet.pts is None:
             return None
@@ -285,17 +291,17 @@ def _packet_table(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray] 
         if packet.is_keyframe:
             key_pts.append(packet.pts)
     table = np.unique(np.asarray(pts, np.int64))
-    lost = losses.described() or len(pts) < (stated_frames(container, stream) or 0)
-    if len(table) != len(pts) or not key_pts or lost:
+    losses.num_frames = len(pts)
+    if len(table) != len(pts) or not key_pts or losses.described():
         return None
     return table, np.searchsorted(table, np.sort(key_pts))
 
 
-def _probe_by_decoding(path: str | Path, structure: str) -> VideoInfo:
+def _probe_by_decoding(path: str | Path, structure: Structure) -> VideoInfo:
     """Enumerate the frames by decoding the whole file."""
-    losses = Losses(structure=structure)
+    losses = Losses()
     with open_video(path) as (container, stream):
-        losses.stated = stated_frames(container, stream)
+        losses.expect(container, stream, structure)
         frames = decode_frames(container, stream, losses=losses)
         first = next(frames, None)
         if first is None:
@@ -445,9 +451,9 @@ def _unchanged(rgb: np.ndarray) -> np.ndarray:
     return rgb
 
 
-def _structure(path: str | Path) -> str:
+def _structure(path: str | Path) -> Structure:
     path = Path(path).expanduser()
-    return find_damage(path) if not is_url(path) and path.is_file() else ""
+    return read_structure(path) if not is_url(path) and path.is_file() else Structure()
 
 
 def _tell_beginning(path: str | Path, losses: Losses) -> None:

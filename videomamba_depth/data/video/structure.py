@@ -1,10 +1,16 @@
-"""Whether a file's own sizes add up: most demuxers stop at a cut, and skip what is destroyed, without a word."""
+"""What a file's own structure states: whether its sizes add up, and how many packets of video it holds.
+
+Most demuxers stop at a cut, and skip what is destroyed or joined on, without a word.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,17 +27,40 @@ _MP4_PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
 _EBML, _SEGMENT, _TRACK_NUMBER = 0x1A45DFA3, 0x18538067, 0xD7
 _EBML_PARENTS = {_SEGMENT, 0x1F43B675, 0x1654AE6B, 0xAE, 0xA0}  # Cluster, Tracks, TrackEntry, BlockGroup
 _EBML_BLOCKS = {0xA3, 0xA1}  # SimpleBlock, Block; they begin with the number of their track
+_TRACKS, _TRACK_TYPE, _VIDEO_TRACK = 0x1654AE6B, 0x83, b"\x01"
 _WEBP_CHUNKS = {b"VP8X", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"ALPH", b"ICCP", b"EXIF", b"XMP "}
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_NUT = b"nut/multimedia container\0"  # once per file
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def find_damage(path: str | Path) -> str:
-    """Return `CUT_OFF` or `BROKEN` where the sizes in a file do not lead from its start to its end, else "".
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What the sizes in a file say.
 
-    Only headers are read (and every byte of MPEG-TS and GIF). MP4 and MOV (ISO/IEC 14496-12), Matroska and WebM (RFC
-    8794), AVI and WebP (RIFF), FLV, MPEG-TS, ASF, Ogg (RFC 3533), GIF and PNG; "" for others. A file cut exactly
-    between two fragments or packets of a container that states no total is a shorter file, and nobody can tell.
+    Attributes:
+        damage: `CUT_OFF` or `BROKEN` where they do not lead from its start to its end, else "".
+        packets: of video that a fragmented MP4 or a Matroska file holds, as far as it is whole: by the track's id (MP4)
+            or by its place among the tracks of video (Matroska).
+        second: what follows that demuxers pass over: a second recording that was joined on; "" for nothing.
+    """
+
+    damage: str = ""
+    packets: Counter[int] = field(default_factory=Counter)
+    second: str = ""
+
+
+def find_damage(path: str | Path) -> str:
+    """Return the damage alone, see `read_structure`."""
+    return read_structure(path).damage
+
+
+def read_structure(path: str | Path) -> Structure:
+    """Walk through the headers of a file, by seeking (every byte of MPEG-TS, NUT and GIF is read).
+
+    MP4 and MOV (ISO/IEC 14496-12), Matroska and WebM (RFC 8794), AVI and WebP (RIFF), FLV, MPEG-TS (ISO/IEC 13818-1),
+    ASF, NUT, Ogg (RFC 3533), GIF and PNG; nothing is said of others. A file cut exactly between two fragments or
+    packets of a container that states no total is a shorter file, and nobody can tell.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -39,28 +68,94 @@ def find_damage(path: str | Path) -> str:
         for recognizes, check in _CHECKS:
             if recognizes(head):
                 file.seek(0)
-                return check(file, size)
-    return ""
+                found = check(file, size)
+                return found if isinstance(found, Structure) else Structure(found)
+    return Structure()
 
 
-def _check_boxes(file: BinaryIO, size: int) -> str:
+def _check_boxes(file: BinaryIO, size: int) -> Structure:
     """MP4: boxes of 32-bit size and type, 64-bit where the size is 1, to the end where it is 0."""
-    at, kind, fragments, waiting = 0, b"", False, False
+    at, fragments, waiting = 0, False, False
+    samples = _Samples()
     while at + 8 <= size:
         file.seek(at)
         length, kind = struct.unpack(">I4s", file.read(8))
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
         if length < 8 or not kind.isascii():
-            return ""  # to the end, or something else behind it
-        if kind in _MP4_PARENTS and at + length <= size and not _are_boxes(file, at + 8, at + length):
-            return BROKEN
+            return samples.structure("")  # to the end, or something else behind it
+        if kind in _MP4_PARENTS and at + length <= size:
+            if not _are_boxes(file, at + 8, at + length):
+                return samples.structure(BROKEN)
+            samples.count(file, kind, at + 8, at + length)
         if kind == b"mdat" and fragments and not waiting:
-            return BROKEN  # a fragment's data without its index
+            return samples.structure(BROKEN)  # a fragment's data without its index
         fragments |= kind == b"moof"
         waiting = kind == b"moof" or (waiting and kind != b"mdat")
         at += length
-    return CUT_OFF if at > size or waiting else ""
+    cut = at > size or waiting or (fragments and at < size)
+    return samples.structure(CUT_OFF if cut else "")
+
+
+class _Samples:
+    """Counts the samples that an MP4 file's boxes state."""
+
+    def __init__(self) -> None:
+        self._indexed: Counter[int] = Counter()  # by the first index, of every track
+        self._in_fragments: Counter[int] = Counter()
+        self._video: set[int] = set()  # tracks, by the index that was read last
+        self._num_indices = self._second = 0
+
+    def count(self, file: BinaryIO, kind: bytes, at: int, end: int) -> None:
+        """Count those of a `moov` or a `moof` box, whose content is from `at` to `end`."""
+        if kind == b"moov":
+            self._num_indices, self._video = self._num_indices + 1, set()
+            for start, stop in _find_boxes(file, at, end, b"trak"):
+                self._count_track(file, start, stop)
+        for start, stop in _find_boxes(file, at, end, b"traf") if kind == b"moof" else ():
+            track = _number(file, start, stop, 4, b"tfhd")
+            stated = sum(_number(file, *run, 4) for run in _find_boxes(file, start, stop, b"trun"))
+            if track in self._indexed:
+                self._in_fragments[track] += stated
+            elif track in self._video:
+                self._second += stated
+
+    def _count_track(self, file: BinaryIO, at: int, end: int) -> None:
+        header = next(_find_boxes(file, at, end, b"tkhd"), (at, at))
+        file.seek(header[0])
+        track = _number(file, *header, 20 if file.read(1) == b"\1" else 12)
+        stated = max(_number(file, at, end, 8, b"mdia", b"minf", b"stbl", name) for name in (b"stsz", b"stz2"))
+        is_video = _number(file, at, end, 8, b"mdia", b"hdlr") == int.from_bytes(b"vide", "big")
+        self._video |= {track} if is_video else set()
+        if self._num_indices == 1:
+            self._indexed[track] = stated
+        elif is_video:
+            self._second += stated
+
+    def structure(self, damage: str) -> Structure:
+        """Return what was found."""
+        packets = Counter({track: count + self._indexed[track] for track, count in self._in_fragments.items()})
+        return Structure(damage, packets, f"a second index of {self._second} frames" if self._second else "")
+
+
+def _find_boxes(file: BinaryIO, at: int, end: int, *path: bytes) -> Iterator[tuple[int, int]]:
+    """Yield from where to where the contents of the boxes of that path of types reach."""
+    while at + 8 <= end:
+        file.seek(at)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if length < 8:
+            return
+        if kind == path[0]:
+            content = (at + 8, at + length)
+            yield from _find_boxes(file, *content, *path[1:]) if path[1:] else iter([content])
+        at += length
+
+
+def _number(file: BinaryIO, at: int, end: int, offset: int, *path: bytes) -> int:
+    """Return the 32-bit number in a stretch, or in the first box of that path in it; 0 where it is not there."""
+    start, stop = next(_find_boxes(file, at, end, *path), (at, at)) if path else (at, end)
+    file.seek(start + offset)
+    return int.from_bytes(file.read(4), "big") if start + offset + 4 <= stop else 0
 
 
 def _are_boxes(file: BinaryIO, at: int, end: int) -> bool:
@@ -76,11 +171,19 @@ def _are_boxes(file: BinaryIO, at: int, end: int) -> bool:
     return True
 
 
-def _check_elements(file: BinaryIO, size: int) -> str:
+def _check_elements(file: BinaryIO, size: int) -> Structure:
     """Matroska: elements of a variable-length id and size; parents of unknown size hold what follows."""
+    packets: Counter[int] = Counter()
+    return Structure(_walk_elements(file, size, packets), packets)
+
+
+def _walk_elements(file: BinaryIO, size: int, packets: Counter[int]) -> str:
+    """Return the damage; `packets` counts the blocks of each track of video, and those of the files joined on."""
     at, ends = 0, [size]  # of the parents that are open
-    tracks: set[int] = set()
-    while at < ends[0]:
+    tracks: list[bytes] = []  # their numbers
+    video: list[bytes] = []
+    while at < ends[0] or _begins_with(file, at, _EBML.to_bytes(4, "big")):
+        ends = ends if at < ends[0] else [size]
         file.seek(at)
         head = file.read(16)
         id_length = 9 - head[0].bit_length()
@@ -92,6 +195,7 @@ def _check_elements(file: BinaryIO, size: int) -> str:
         content = head[id_length + size_length :]
         unknown = length == (1 << 7 * size_length) - 1
         at += id_length + size_length
+        block_of = content[:1] if number in _EBML_BLOCKS else b""
         if number == _SEGMENT and not unknown:
             ends = [at + length]  # what follows is not ours
             if at + length > size:
@@ -100,17 +204,33 @@ def _check_elements(file: BinaryIO, size: int) -> str:
             ends += [] if unknown else [at + length]
         elif unknown:
             return BROKEN
-        elif number in _EBML_BLOCKS and content and content[0] & 0x7F not in tracks:
+        elif block_of and block_of not in tracks:
             return BROKEN  # it would be passed over
         else:
             at += length
-        if number == _TRACK_NUMBER and content:
-            tracks.add(content[0])
+        if number == _TRACKS:
+            tracks, video = [], []
+        elif number == _TRACK_NUMBER:
+            tracks.append(_track(content))
+        elif number == _TRACK_TYPE and tracks and content[:1] == _VIDEO_TRACK:
+            video.append(tracks[-1])
         if at > ends[-1] or ends[-1] > ends[0]:
             return CUT_OFF if at > size or ends[-1] > size else BROKEN
+        if block_of in video:
+            packets[video.index(block_of)] += 1
         while len(ends) > 1 and at == ends[-1]:
             ends.pop()
     return CUT_OFF if at > size else ""
+
+
+def _track(number: bytes) -> bytes:
+    """Return a track's number as its blocks begin: with a mark above it."""
+    return bytes([number[0] | 0x80]) if number else b""
+
+
+def _begins_with(file: BinaryIO, at: int, mark: bytes) -> bool:
+    file.seek(at)
+    return file.read(len(mark)) == mark
 
 
 def _check_riff(file: BinaryIO, size: int) -> str:
@@ -160,26 +280,64 @@ def _check_flv(file: BinaryIO, size: int) -> str:
     return CUT_OFF if at != size else ""
 
 
-def _check_transport(packet: int) -> Callable[[BinaryIO, int], str]:
+def _check_transport(packet: int) -> Callable[[BinaryIO, int], Structure]:
     """MPEG-TS: packets of one size that begin with 0x47 (behind four bytes, on Blu-ray)."""
 
-    def check(file: BinaryIO, size: int) -> str:
+    def check(file: BinaryIO, size: int) -> Structure:
         whole = size - size % packet
+        starts: dict[int, list[int]] = {}  # of frames of video, by PID
         for start in range(0, whole, _BLOCK):
-            data = np.frombuffer(file.read(min(_BLOCK, whole - start)), np.uint8)
-            if (data[packet - 188 :: packet] != 0x47).any():
-                return BROKEN
-        return CUT_OFF if size % packet else ""
+            data = np.frombuffer(file.read(min(_BLOCK, whole - start)), np.uint8).reshape(-1, packet)[:, -188:]
+            if (data[:, 0] != 0x47).any():
+                return Structure(BROKEN, second=_following(starts))
+            for number, pid in _video_starts(data):
+                starts.setdefault(pid, []).append(start // packet + number)
+        return Structure(CUT_OFF if size % packet else "", second=_following(starts))
 
     return check
 
 
-def _check_asf(file: BinaryIO, size: int) -> str:
-    """ASF: the file properties state the file's size."""
+def _video_starts(packets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (number, PID) of those of the MPEG-TS packets `uint8 [N,188]` in which a PES packet of video begins."""
+    numbers = np.flatnonzero((packets[:, 1] & 0x40 != 0) & (packets[:, 3] & 0x10 != 0))
+    begin = packets[numbers]
+    at = 4 + np.where(begin[:, 3] & 0x20, 1 + begin[:, 4].astype(int), 0)  # behind the adaptation field
+    mark = begin[np.arange(len(begin))[:, None], np.minimum(at[:, None] + np.arange(4), 187)]
+    is_video = (mark[:, :3] == (0, 0, 1)).all(1) & (mark[:, 3] & 0xF0 == 0xE0)
+    pids = (begin[:, 1].astype(int) & 0x1F) << 8 | begin[:, 2]
+    yield from zip(numbers[is_video].tolist(), pids[is_video].tolist(), strict=True)
+
+
+def _following(starts: dict[int, list[int]]) -> str:
+    """Tell of streams of video that begin where another one has ended; those side by side are programs."""
+    ends = [numbers[-1] for numbers in starts.values()]
+    count = sum(len(numbers) for numbers in starts.values() if numbers[0] > min(ends))
+    return f"a stream of {count} frames, which begins where another one ends," if count else ""
+
+
+def _check_asf(file: BinaryIO, size: int) -> Structure:
+    """ASF: the file properties state the file's size; objects of a 128-bit id and a 64-bit size."""
     head = file.read(4096)
     at = head.find(_ASF_PROPERTIES)
     stated = head[at + 40 : at + 48] if at >= 0 else b""
-    return CUT_OFF if len(stated) == 8 and int.from_bytes(stated, "little") > size else ""
+    if len(stated) == 8 and int.from_bytes(stated, "little") > size:
+        return Structure(CUT_OFF)
+    at = 0
+    while at + 24 <= size:
+        file.seek(at)
+        kind, length = struct.unpack("<16sQ", file.read(24))
+        if at and kind == _ASF:
+            return Structure(second="a second header")
+        if length < 24:
+            break  # a live stream's data, to the end
+        at += length
+    return Structure()
+
+
+def _check_nut(file: BinaryIO, size: int) -> Structure:
+    """NUT: the mark of a file stands at its start alone."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return Structure(second="a second header" if data.find(_NUT, 1) > 0 else "")
 
 
 def _check_ogg(file: BinaryIO, size: int) -> str:
@@ -231,7 +389,7 @@ def _is_transport(packet: int) -> Callable[[bytes], bool]:
     return lambda head: head[first : first + 3 * packet : packet] == b"\x47\x47\x47"
 
 
-_CHECKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], str]], ...] = (
+_CHECKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], str | Structure]], ...] = (
     (lambda head: head[4:8] in _FIRST_MP4_BOXES, _check_boxes),
     (_starts_with(_EBML.to_bytes(4, "big")), _check_elements),
     (_starts_with(b"RIFF"), _check_riff),
@@ -239,6 +397,7 @@ _CHECKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], str]], .
     (_is_transport(188), _check_transport(188)),
     (_is_transport(192), _check_transport(192)),
     (_starts_with(_ASF), _check_asf),
+    (_starts_with(_NUT), _check_nut),
     (_starts_with(b"OggS"), _check_ogg),
     (_starts_with(b"GIF8"), _check_gif),
     (_starts_with(b"\x89PNG"), _check_png),
