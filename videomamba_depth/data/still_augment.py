@@ -13,6 +13,15 @@ def augment_still(
     rng: np.random.Generator, rgb: NDArray[np.uint8], inv_depth: NDArray[np.float16], height: int, width: int
 ) -> tuple[Array, Array]:
     """Crop, flip, resize and recolour one still of any size; return rgb [height,width,3] in [0,1] and inverse depth."""
+    image, target = _crop(rng, rgb, inv_depth, height, width)
+    image = _degrade(rng, _recolor(rng, image))
+    return np.clip(image, 0, 1).astype(np.float32), target
+
+
+def _crop(
+    rng: np.random.Generator, rgb: NDArray[np.uint8], inv_depth: NDArray[np.float16], height: int, width: int
+) -> tuple[Array, Array]:
+    """Crop, resize and flip; the depth of a pixel is that of the point in its middle, never a mean of two surfaces."""
     full_h, full_w = rgb.shape[:2]
     fit = min(full_h / height, full_w / width) * rng.uniform(0.55, 1.0)
     crop_h, crop_w = max(1, int(height * fit)), max(1, int(width * fit))
@@ -20,11 +29,10 @@ def augment_still(
     window = np.s_[top : top + crop_h, left : left + crop_w]
     shrink = cv2.INTER_AREA if fit > 1 else cv2.INTER_LINEAR
     image = cv2.resize(rgb[window], (width, height), interpolation=shrink).astype(np.float32) / 255
-    target = cv2.resize(inv_depth[window].astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+    target = cv2.resize(inv_depth[window].astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     if rng.random() < 0.5:
         image, target = image[:, ::-1], target[:, ::-1]
-    image = _degrade(rng, _recolor(rng, np.ascontiguousarray(image)))
-    return np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(target)
+    return np.ascontiguousarray(image), np.ascontiguousarray(target)
 
 
 def _recolor(rng: np.random.Generator, image: Array) -> Array:
