@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import itertools
+import logging
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -21,6 +23,7 @@ from videomamba_depth.data.video.decode import Losses, decode_frames
 from videomamba_depth.data.video.reader import (
     Frame,
     VideoReadError,
+    VideoWriter,
     count_frames,
     iter_frames,
     probe_video,
@@ -47,6 +50,7 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "h264.avi": {"options": B_FRAMES},
     "mpeg4.avi": {"codec": "mpeg4"},
     "wmv2.wmv": {"codec": "wmv2"},
+    "mpeg2.mxf": {"codec": "mpeg2video", "fps": 25, "options": B_FRAMES},
     "gif.gif": {"codec": "gif", "pix_fmt": "rgb8"},
 }
 NUM_FRAMES = 24
@@ -433,3 +437,81 @@ def test_an_encoder_that_restarts_loses_no_frame(
     frames = list(NetworkCamera(serve(data, len(data)).url("live.ts"), reconnect_s=0))
     assert [frame_number(frame.rgb) for frame in frames] == 2 * list(range(20))
     assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
+
+
+def boxed(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def with_edits(path: Path, edits: list[tuple[int, int]]) -> Path:
+    """Put an edit list (duration in ms, first frame or -1) into an MP4 whose index is at its end."""
+    with av.open(str(path)) as container:
+        frame = int(Fraction(1, 10) / container.streams.video[0].time_base)
+    rows = [struct.pack(">IiI", duration, time if time < 0 else time * frame, 1 << 16) for duration, time in edits]
+    added = boxed(b"edts", boxed(b"elst", struct.pack(">II", 0, len(rows)) + b"".join(rows)))
+
+    def rebuilt(data: bytes) -> bytes:
+        out, at = b"", 0
+        while at < len(data):
+            length, kind = struct.unpack(">I4s", data[at : at + 8])
+            content = data[at + 8 : at + length]
+            if kind == b"trak":
+                content = rebuilt(content)
+            out += b"" if kind == b"edts" else boxed(kind, content)
+            out += added if kind == b"tkhd" else b""
+            at += length
+        return out
+
+    data = path.read_bytes()
+    index = data.rindex(b"moov") - 4
+    path.write_bytes(data[:index] + boxed(b"moov", rebuilt(data[index + 8 :])))
+    return path
+
+
+def test_a_pause_in_an_edit_list_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_video(tmp_path / "x.mp4", 20, options={"bf": "0"})
+    read(FileSource(with_edits(path, [(500, -1), (500, 0)])))
+    assert "pauses" not in caplog.text
+    read(FileSource(with_edits(path, [(500, 0), (500, -1), (500, 5)])))
+    assert caplog.text.count("its edit list pauses in the middle, which is not followed") == 1
+    list(iter_frames(path))
+    assert caplog.text.count("pauses in the middle") == 2
+
+
+@pytest.mark.parametrize("edits", [[(0, 0)], [(1000, 100)]])
+def test_an_edit_list_that_hides_everything_is_named(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
+    path = with_edits(write_video(tmp_path / "x.mp4", 20, options={"bf": "0"}), edits)
+    for use in (probe_video, lambda p: list(iter_frames(p))):
+        with pytest.raises(VideoReadError, match="its edit list hides all frames"):
+            use(path)
+
+
+def test_fragments_behind_an_index_are_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    path = write_video(tmp_path / "x.mp4", 20, options={"g": "5"}, container_options={"movflags": "frag_keyframe"})
+    frames, said = read(FileSource(path))
+    assert (len(frames), said) == (20, "")
+    assert "hides" not in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.77])
+def test_a_cut_mxf_is_the_same_by_index_and_in_order(tmp_path: Path, share: float) -> None:
+    path = write_video(tmp_path / "x.mxf", 24, codec="mpeg2video", fps=25, options=B_FRAMES)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    frames, said = read(FileSource(path))
+    info = probe_video(path)
+    assert frames
+    assert "x.mxf is damaged: " in said
+    for index in range(len(frames)):
+        np.testing.assert_array_equal(read_frames(path, [index], info=info)[0], frames[index].rgb)
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "a:b.mp4", "./12:30.mp4"])
+def test_a_name_with_a_colon_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "x.mp4", 3).rename(tmp_path / name)
+    assert len(read(FileSource(name))[0]) == count_frames(name) == 3
+    with VideoWriter(name, size=(64, 48), fps=10) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    assert count_frames(name) == 1

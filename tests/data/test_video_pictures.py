@@ -141,10 +141,11 @@ def test_full_and_limited_range(tmp_path: Path, color_range: int) -> None:
     assert np.abs(read_frames(path, [0])[0].astype(int) - rgb).max() <= 3  # measured 1
 
 
-def test_an_unknown_matrix_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_frames(tmp_path / "x.mkv", [numbered_frame(1)], tags={"colorspace": 14, "color_range": 1})
+@pytest.mark.parametrize(("matrix", "taken"), [(14, "BT.709"), (10, "BT.2020")])
+def test_an_unknown_matrix_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, matrix: int, taken: str) -> None:
+    path = write_frames(tmp_path / "x.mkv", [numbered_frame(1)], tags={"colorspace": matrix, "color_range": 1})
     assert read_frames(path, [0]).shape == (1, 48, 64, 3)
-    assert "color matrix 14" in caplog.text
+    assert f"color matrix {matrix} of H.273 is not known here: colors are taken as {taken}" in caplog.text
 
 
 @pytest.mark.parametrize(("rotation", "shape"), [(0, (84, 159)), (90, (159, 84))])
@@ -260,7 +261,10 @@ def test_a_cut_animation_is_used_or_refused_in_one_line(animation: Path, caplog:
         list(FileSource(animation))
     assert "\n" not in str(caught.value)
     if animation.suffix == ".png":
-        assert 2 <= probe_video(animation).num_frames < 6
+        info = probe_video(animation)
+        assert 2 <= info.num_frames < 6
+        last = info.num_frames - 1
+        assert [frame_number(rgb) for rgb in read_frames(animation, [last, 0], info=info)] == [last, 0]
 
 
 @pytest.mark.parametrize("animation", ["webp"], indirect=True)

@@ -14,9 +14,9 @@ from videomamba_depth.data.video.info import Orientation
 log = logging.getLogger(__name__)
 
 # Code points of ITU-T H.273, as FFmpeg numbers them.
-_UNSPECIFIED, _BT709, _BT2020 = 2, 1, 9
+_UNSPECIFIED, _BT709, _BT2020, _BT2020_CONSTANT = 2, 1, 9, 10
 _PQ, _HLG = 16, 18
-_MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9, 10}  # that libswscale knows: RGB, BT.709, FCC, BT.601, SMPTE 240M, BT.2020
+_MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}  # that libswscale knows: RGB, BT.709, FCC, BT.601, SMPTE 240M, BT.2020
 _HD_WIDTH, _HD_HEIGHT = 1280, 577  # from these on, video that names no matrix is BT.709, as players take it
 _WHITE_NITS, _PEAK_NITS = (
     203.0,
@@ -43,8 +43,9 @@ def to_rgb(frame: Any, orientation: Orientation, width: int, height: int) -> np.
     size = {} if (frame.width, frame.height) == stored else {"width": stored[0], "height": stored[1]}
     space, transfer, primaries = int(frame.colorspace), int(frame.color_trc), int(frame.color_primaries)
     if space not in _MATRICES:
-        _say_once(f"color matrix {space} of H.273 is not known here: colors are taken as BT.709")
-        frame.colorspace = space = _BT709
+        near, name = (_BT2020, "BT.2020") if space == _BT2020_CONSTANT else (_BT709, "BT.709")
+        _say_once(f"color matrix {space} of H.273 is not known here: colors are taken as {name}")
+        frame.colorspace = space = near
     is_hd = frame.width >= _HD_WIDTH or frame.height >= _HD_HEIGHT
     if space == _UNSPECIFIED and primaries != _BT2020 and is_hd and not frame.format.is_rgb:
         frame.colorspace = _BT709

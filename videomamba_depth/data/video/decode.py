@@ -150,7 +150,7 @@ def open_video(
     """
     if not is_url(path):
         _check_file(Path(path).expanduser())
-        path = Path(path).expanduser()
+        path = Path(path).expanduser().absolute()  # "12:30.mp4" would be one of FFmpeg's protocols
     try:
         container = av.open(str(path), options=dict(options or {}), timeout=timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:

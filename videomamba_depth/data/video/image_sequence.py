@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -121,7 +122,7 @@ def iter_images(info: VideoInfo, indices: Iterable[int]) -> Iterator[np.ndarray]
     """
     if info.animated:
         wanted = set(indices)
-        frames = _animated_frames(Path(info.path))
+        frames = islice(_animated_frames(Path(info.path)), max(wanted, default=-1) + 1)  # the rest may be cut off
         yield from (rgb for index, (rgb, _) in enumerate(frames) if index in wanted)
         return
     for index in indices:

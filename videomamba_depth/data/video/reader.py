@@ -60,6 +60,8 @@ _EXACT_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 _EXACT_CODECS = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1"}
 # No timestamps of their own: frames are counted at the nominal rate, in reading, probing and seeking alike.
 _COUNTED_CONTAINERS = {"h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "ivf"}
+# Their times follow from byte positions behind a seek, which are wrong where the file is.
+_SOUGHT_BY_POSITION = {"mxf", "mxf_opatom", "gxf"}
 _LEAST_PIXEL_ASPECT, _LARGEST_PIXEL_ASPECT = Fraction(1, 4), Fraction(4)  # beyond, the header is wrong
 # Key frames tried backwards from the wanted frame before decoding from the start of the file.
 _SEEK_ATTEMPTS = 3
@@ -103,8 +105,11 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
         return probe_images(path, fps)
     with open_video(path) as (container, stream):
         structure = _structure(path)
-        if hidden := stream.frames - (stated_frames(container, stream) or stream.frames):
-            log.info("%s: its edit list hides %d of %d frames", path, hidden, stream.frames)
+        stated = stated_frames(container, stream)
+        if stated is not None and stated < stream.frames:  # fragments are more
+            log.info("%s: its edit list hides %d of %d frames", path, stream.frames - stated, stream.frames)
+        if structure.pauses:
+            _tell_pauses(path)
         table = None if structure.damage else _packet_table(container, stream, structure)
     if table is None:
         return _probe_by_decoding(path, structure)
@@ -241,14 +246,17 @@ def iter_stream(
     opened = open_video(path, threads, options=options, timeout_s=timeout_s, max_pixels=max_pixels)
     found = Losses() if losses is None else losses
     with opened as (container, stream):
-        found.expect(container, stream, _structure(path))
+        structure = _structure(path)
+        found.expect(container, stream, structure)
         if is_url(path):
             found.expect_end(container, stream)
         frames = decode_frames(container, stream, losses=found)
         first = next(frames, None)
         if first is None:
-            raise _nothing_decodable(path)
+            raise _nothing_decodable(path, found, structure)
         _tell_beginning(path, found)
+        if structure.pauses:
+            _tell_pauses(path)
         orientation, width, height = _geometry(first, stream)
         times = _Times(container, stream, first)
         for index, frame in deinterlaced(enumerate(itertools.chain([first], frames))):
@@ -305,7 +313,7 @@ def _probe_by_decoding(path: str | Path, structure: Structure) -> VideoInfo:
         frames = decode_frames(container, stream, losses=losses)
         first = next(frames, None)
         if first is None:
-            raise _nothing_decodable(path)
+            raise _nothing_decodable(path, losses, structure)
         times = _Times(container, stream, first)
         pts: list[int] = []
         key_indices = []
@@ -318,6 +326,8 @@ def _probe_by_decoding(path: str | Path, structure: Structure) -> VideoInfo:
         _tell_beginning(path, losses)
         if damage := losses.described():
             _tell_damage(path, damage)
+            if container_names(container) & _SOUGHT_BY_POSITION:
+                has_pts = False
         keyframes = np.asarray(key_indices if has_pts and key_indices else [0], np.int64)
         table = np.asarray(pts, np.int64)
         return _make_info(path, stream, first, table, keyframes, times.time_base, has_pts, damage)
@@ -467,6 +477,12 @@ def _tell_damage(path: str | Path, damage: str) -> None:
     log.warning("%s is damaged or cut off: %s; what is there is used", without_password(path), damage)
 
 
-def _nothing_decodable(path: str | Path) -> VideoReadError:
+def _tell_pauses(path: str | Path) -> None:
+    log.warning("%s: its edit list pauses in the middle, which is not followed: hidden frames may be shown", path)
+
+
+def _nothing_decodable(path: str | Path, losses: Losses, structure: Structure) -> VideoReadError:
     name = without_password(path)
+    if losses.stated == 0 and structure.is_edited and not structure.damage:
+        return VideoReadError(f"cannot read video {name}: its edit list hides all frames; write it anew without one")
     return VideoReadError(f"cannot read video {name}: no frame can be decoded; it is damaged: replace or remove it")

@@ -30,6 +30,7 @@ _EBML_BLOCKS = {0xA3, 0xA1}  # SimpleBlock, Block; they begin with the number of
 _TRACKS, _TRACK_TYPE, _VIDEO_TRACK = 0x1654AE6B, 0x83, b"\x01"
 _WEBP_CHUNKS = {b"VP8X", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"ALPH", b"ICCP", b"EXIF", b"XMP "}
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_MXF = bytes.fromhex("060e2b34020501010d010201")  # a partition
 _NUT = b"nut/multimedia container\0"  # once per file
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
@@ -42,12 +43,16 @@ class Structure:
         damage: `CUT_OFF` or `BROKEN` where they do not lead from its start to its end, else "".
         packets: of video that a fragmented MP4 or a Matroska file holds, as far as it is whole: by the track's id (MP4)
             or by its place among the tracks of video (Matroska).
+        is_edited: whether a track of video has an edit list (MP4).
+        pauses: whether such a list shows nothing for a while behind its beginning.
         second: what follows that demuxers pass over: a second recording that was joined on; "" for nothing.
     """
 
     damage: str = ""
     packets: Counter[int] = field(default_factory=Counter)
     second: str = ""
+    is_edited: bool = False
+    pauses: bool = False
 
 
 def find_damage(path: str | Path) -> str:
@@ -59,8 +64,8 @@ def read_structure(path: str | Path) -> Structure:
     """Walk through the headers of a file, by seeking (every byte of MPEG-TS, NUT and GIF is read).
 
     MP4 and MOV (ISO/IEC 14496-12), Matroska and WebM (RFC 8794), AVI and WebP (RIFF), FLV, MPEG-TS (ISO/IEC 13818-1),
-    ASF, NUT, Ogg (RFC 3533), GIF and PNG; nothing is said of others. A file cut exactly between two fragments or
-    packets of a container that states no total is a shorter file, and nobody can tell.
+    ASF, NUT, MXF (SMPTE ST 377-1), Ogg (RFC 3533), GIF and PNG; nothing is said of others. A file cut exactly between
+    two fragments or packets of a container that states no total is a shorter file, and nobody can tell.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -105,6 +110,7 @@ class _Samples:
         self._in_fragments: Counter[int] = Counter()
         self._video: set[int] = set()  # tracks, by the index that was read last
         self._num_indices = self._second = 0
+        self._is_edited = self._pauses = False
 
     def count(self, file: BinaryIO, kind: bytes, at: int, end: int) -> None:
         """Count those of a `moov` or a `moof` box, whose content is from `at` to `end`."""
@@ -127,15 +133,28 @@ class _Samples:
         stated = max(_number(file, at, end, 8, b"mdia", b"minf", b"stbl", name) for name in (b"stsz", b"stz2"))
         is_video = _number(file, at, end, 8, b"mdia", b"hdlr") == int.from_bytes(b"vide", "big")
         self._video |= {track} if is_video else set()
+        if is_video:
+            self._read_edits(file, at, end)
         if self._num_indices == 1:
             self._indexed[track] = stated
         elif is_video:
             self._second += stated
 
+    def _read_edits(self, file: BinaryIO, at: int, end: int) -> None:
+        for start, stop in _find_boxes(file, at, end, b"edts", b"elst"):
+            file.seek(start)
+            data = file.read(stop - start)
+            layout = ">Qqi" if data[:1] == b"\1" else ">Iii"  # duration, time in the medium or -1, rate
+            whole = 8 + (len(data) - 8) // struct.calcsize(layout) * struct.calcsize(layout)
+            times = [time for _, time, _ in struct.iter_unpack(layout, data[8:whole])]
+            self._is_edited |= bool(times)
+            self._pauses |= -1 in times[1:]
+
     def structure(self, damage: str) -> Structure:
         """Return what was found."""
         packets = Counter({track: count + self._indexed[track] for track, count in self._in_fragments.items()})
-        return Structure(damage, packets, f"a second index of {self._second} frames" if self._second else "")
+        second = f"a second index of {self._second} frames" if self._second else ""
+        return Structure(damage, packets, second, self._is_edited, self._pauses)
 
 
 def _find_boxes(file: BinaryIO, at: int, end: int, *path: bytes) -> Iterator[tuple[int, int]]:
@@ -340,6 +359,24 @@ def _check_nut(file: BinaryIO, size: int) -> Structure:
         return Structure(second="a second header" if data.find(_NUT, 1) > 0 else "")
 
 
+def _check_mxf(file: BinaryIO, size: int) -> str:
+    """MXF: a key of 16 bytes, a length (BER), a value, to the end; the first partition says where the last one is."""
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = file.read(25)
+        more = head[16] & 0x7F if len(head) == 25 and head[16] & 0x80 else 0  # bytes of the length
+        if head[:4] != _MXF[:4][: len(head)] or more > 8:
+            return BROKEN
+        value = at + 17 + more
+        if at == 0:
+            file.seek(value + 24)
+            if int.from_bytes(file.read(8), "big") >= size:
+                return CUT_OFF
+        at = value + (int.from_bytes(head[17 : 17 + more], "big") if more else head[16] if len(head) > 16 else 0)
+    return CUT_OFF if at > size else ""
+
+
 def _check_ogg(file: BinaryIO, size: int) -> str:
     """Ogg: pages whose lacing values add up to their size."""
     file.seek(max(0, size - _TAIL))
@@ -398,6 +435,7 @@ _CHECKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], str | St
     (_is_transport(192), _check_transport(192)),
     (_starts_with(_ASF), _check_asf),
     (_starts_with(_NUT), _check_nut),
+    (_starts_with(_MXF), _check_mxf),
     (_starts_with(b"OggS"), _check_ogg),
     (_starts_with(b"GIF8"), _check_gif),
     (_starts_with(b"\x89PNG"), _check_png),

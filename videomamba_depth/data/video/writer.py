@@ -149,7 +149,7 @@ class VideoWriter:
             options |= {"movflags": "faststart"}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return av.open(str(self._target), "w", format="mp4", options=options)
+            return av.open(str(self._target.absolute()), "w", format="mp4", options=options)
         except (av.error.FFmpegError, OSError) as error:
             raise disk_error(f"video {self.path}", error) from error
 

@@ -137,11 +137,11 @@ class FrameLog:
 def _index_in_front(path: Path) -> None:
     """Rewrite a fragmented MP4 as an ordinary one; the fragmented file stays where that fails."""
     try:
-        with replacing(path) as partial, av.open(str(path)) as source:
+        with replacing(path) as partial, av.open(str(path.absolute())) as source:
             video = source.streams.video[0]
             scale = str(min(video.time_base.denominator, _MAX_TIMESCALE))
             options = {"movflags": "faststart", "video_track_timescale": scale, "movie_timescale": scale}
-            with av.open(str(partial), "w", format="mp4", options=options) as target:
+            with av.open(str(partial.absolute()), "w", format="mp4", options=options) as target:
                 copy = target.add_stream_from_template(video)
                 copy.time_base = video.time_base
                 for packet in source.demux(video):
