@@ -49,6 +49,12 @@ def test_any_text_is_taken_as_it_is(text: str) -> None:
         assert stream(input=text).input == text
 
 
+@pytest.mark.parametrize("argument", ["=1", "=", "+=1", "++=1", "~=1", "~", "@x=1", "", "hydra=1", "hydra/launcher=1"])
+def test_an_override_without_a_key(argument: str) -> None:
+    with pytest.raises(UserError, match="^config: "):
+        load_config("train", TrainConfig, [argument])
+
+
 def test_three_question_marks() -> None:
     assert stream(input="???").input == "./???"  # the same file
     with pytest.raises(UserError, match=r"name cannot be '\?\?\?'"):

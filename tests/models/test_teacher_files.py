@@ -32,9 +32,10 @@ def change(folder: Path, **values: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize("kind", ["metric", "relative"])
 @pytest.mark.parametrize("max_depth", [None, "ten", 0, -1, True, [10]])
-def test_a_metric_teacher_without_a_range(tmp_path: Path, max_depth: object) -> None:
-    save_tiny_teacher(tmp_path, "metric")
+def test_a_teacher_without_a_range(tmp_path: Path, max_depth: object, kind: Any) -> None:
+    save_tiny_teacher(tmp_path, kind)
     assert "max_depth" in refused(change(tmp_path, max_depth=max_depth))
 
 
@@ -76,7 +77,7 @@ def test_another_image_size(folder: Path) -> None:
     [
         {"patch_size": None}, {"patch_size": "14"}, {"neck_hidden_sizes": None}, {"neck_hidden_sizes": []},
         {"backbone_config": None}, {"backbone_config": {}}, {"reassemble_factors": [4, 2]}, {"head_hidden_size": -1},
-        {"depth_estimation_type": 3}, {"fusion_hidden_size": "x"},
+        {"depth_estimation_type": 3}, {"fusion_hidden_size": "x"}, {"head_in_index": 7}, {"head_in_index": None},
     ],
 )  # fmt: skip
 def test_a_config_that_makes_no_sense(folder: Path, values: dict[str, Any]) -> None:

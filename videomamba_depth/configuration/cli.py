@@ -69,7 +69,11 @@ def load_config(config_name: str, schema: type[Schema], overrides: Sequence[str]
     with _one_line_errors():
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            config = hydra.compose(config_name, quote_overrides(overrides, schema, CONFIG_DIR))
+            quoted = quote_overrides(overrides, schema, CONFIG_DIR)
+            try:
+                config = hydra.compose(config_name, quoted)
+            except ValueError as error:  # a number where Hydra wants the name of a group's file
+                raise HydraException(str(error)) from error
     return to_schema(config, schema)
 
 

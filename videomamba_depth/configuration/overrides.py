@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from videomamba_depth.configuration.checks import Choice, Key, Text, declared
 from videomamba_depth.utils.errors import UserError
 
+_NO_KEY = re.compile(r"[+~]*(@[^=]*)?(=.*)?", re.DOTALL)
 _KEY = re.compile(r"(\+{0,2})([A-Za-z_][\w./]*)=(.*)", re.DOTALL)
 _SWEEP = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
@@ -33,6 +34,8 @@ def quote_overrides(arguments: Sequence[str], schema: type, groups: Path, sweep:
 
 
 def _quote_override(argument: str, keys: dict[str, Key], groups: Path, sweep: bool) -> str:
+    if _NO_KEY.fullmatch(argument):
+        raise UserError(f"config: '{argument}' names no key; an override is KEY=VALUE")
     match = _KEY.fullmatch(argument)
     if match is None:
         return argument

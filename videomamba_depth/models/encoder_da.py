@@ -67,7 +67,8 @@ class DepthAnythingEncoder(nn.Module):
             raise ValueError(f"neck_hidden_sizes must hold {len(SCALES)} numbers; got {list(self.channels)}")
         metric = config.depth_estimation_type == "metric"
         self.depth_kind = DepthKind.METRIC if metric else DepthKind.RELATIVE
-        self.max_depth_m: float | None = _max_depth_m(config.max_depth) if metric else None
+        max_depth = _max_depth(config.max_depth)
+        self.max_depth_m: float | None = max_depth if metric else None
         self.backbone = model.backbone
         self.reassemble_stage = model.neck.reassemble_stage
         self.head = DPTHead.from_transformers(model)
@@ -109,9 +110,22 @@ class DepthAnythingEncoder(nn.Module):
             )
         check_finite(dict(model.named_parameters()), f"'{name_or_path}' cannot be used")
         try:
-            return cls(model, name_or_path, input_size)
+            encoder = cls(model, name_or_path, input_size)
+            encoder.check_runs()
+            return encoder
         except Exception as error:  # a config.json that makes no sense
             raise _loading_error(name_or_path, error) from error
+
+    def check_runs(self) -> None:
+        """Run one frame of 2 × 2 patches: what does not fit in a config shows here, not at the first step.
+
+        Raises:
+            ValueError: the depth has another shape. Other errors as the parts of the model raise them.
+        """
+        side = 2 * self.patch_size
+        depth = self.decode(self.encode_pixels(self.mean.new_zeros(1, 3, side, side)), (side, side))
+        if depth.shape != (1, 1, side, side):
+            raise ValueError(f"its depth of a frame of {side} × {side} px has shape {list(depth.shape)}")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a copy that `from_pretrained`, ours and transformers', can load."""
@@ -216,9 +230,10 @@ def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _max_depth_m(value: object) -> float:
+def _max_depth(value: object) -> float:
+    """Check the factor of the depth: metres in a metric checkpoint, without a unit (usually 1) in a relative one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"max_depth must be a positive number of metres in a metric checkpoint; got {value}")
+        raise ValueError(f"max_depth must be a positive number (metres in a metric checkpoint); got {value}")
     return float(value)
 
 
