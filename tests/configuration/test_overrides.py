@@ -51,7 +51,7 @@ def test_any_text_is_taken_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize("argument", ["=1", "=", "+=1", "++=1", "~=1", "~", "@x=1", "", "hydra=1", "hydra/launcher=1"])
 def test_an_override_without_a_key(argument: str) -> None:
-    with pytest.raises(UserError, match="^config: "):
+    with pytest.raises(UserError, match=r"^config: "):
         load_config("train", TrainConfig, [argument])
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_student
+from torch import Tensor
 
 from videomamba_depth.models.checkpoint import (
     EMBEDDED_STUDENT,
@@ -22,7 +23,7 @@ from videomamba_depth.models.checkpoint import (
 )
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
-from videomamba_depth.utils.checkpoint import MANIFEST, verify_files, write_manifest
+from videomamba_depth.utils.checkpoint import MANIFEST, save_tensors, verify_files, write_manifest
 from videomamba_depth.utils.errors import UserError
 
 
@@ -104,13 +105,31 @@ def test_no_byte_of_a_checkpoint_changes_unnoticed(
 
 
 def test_a_checkpoint_of_0_1_0_has_no_digests_and_loads(checkpoint: Path) -> None:
-    """Its weights were written without a digest, beside no manifest."""
-    save_file(load_file(checkpoint / STUDENT_WEIGHTS), checkpoint / STUDENT_WEIGHTS)
+    of_0_1_0(checkpoint, load_file(checkpoint / STUDENT_WEIGHTS))
+    load_student(checkpoint)
+
+
+def of_0_1_0(checkpoint: Path, weights: dict[str, Tensor]) -> None:
+    """Turn a checkpoint into one of 0.1.0: weights without a digest, beside no manifest."""
+    save_file(weights, checkpoint / STUDENT_WEIGHTS)
     (checkpoint / MANIFEST).unlink()
     description = json.loads((checkpoint / STUDENT_JSON).read_text())
     del description["manifest"]
     (checkpoint / STUDENT_JSON).write_text(json.dumps(description))
-    load_student(checkpoint)
+
+
+def test_a_digest_that_was_taken_off_is_missed(checkpoint: Path) -> None:
+    cast(checkpoint / STUDENT_WEIGHTS)
+    write_manifest(checkpoint)
+    with pytest.raises(UserError, match=r"student\.safetensors' has no digest"):
+        load_student(checkpoint)
+
+
+def test_weights_of_another_step_are_refused(checkpoint: Path) -> None:
+    save_tensors(checkpoint / STUDENT_WEIGHTS, load_file(checkpoint / STUDENT_WEIGHTS), {"step": "8"})
+    write_manifest(checkpoint)
+    with pytest.raises(UserError, match=r"student\.safetensors' is of step 8, not 7"):
+        load_student(checkpoint)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -122,8 +141,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(
     with pytest.raises(UserError, match=r"temporal\.s0\.pre_mix\.bias holds numbers that are not finite"):
         save_student(checkpoint, weights, TemporalSpec(), {}, input_size=None)
     load_student(checkpoint)
-    save_file(weights, checkpoint / STUDENT_WEIGHTS)
-    write_manifest(checkpoint)
+    of_0_1_0(checkpoint, weights)
     with pytest.raises(UserError, match=r"temporal\.s0\.pre_mix\.bias holds numbers that are not finite"):
         load_student(checkpoint)
 
@@ -149,7 +167,7 @@ def test_weights_of_another_model_are_named(checkpoint: Path) -> None:
     weights = read_weights(checkpoint / STUDENT_WEIGHTS)
     name = "temporal.s0.pre_mix.bias"
     weights["stranger"] = weights.pop(name)
-    save_file(weights, checkpoint / STUDENT_WEIGHTS)
+    save_tensors(checkpoint / STUDENT_WEIGHTS, weights)
     write_manifest(checkpoint)
     with pytest.raises(UserError, match=rf"missing {name}; unknown stranger"):
         load_student(checkpoint)

@@ -32,7 +32,7 @@ from videomamba_depth.training.distributed import only_deterministic, start_rank
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.training.trainer import Trainer
 from videomamba_depth.utils import checkpoint as checkpoint_module
-from videomamba_depth.utils.checkpoint import list_steps
+from videomamba_depth.utils.checkpoint import list_steps, write_manifest
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines
 
@@ -224,7 +224,8 @@ def of_0_1_0(checkpoint: Path) -> None:
     path.write_text(path.read_text().replace(',\n "manifest": "manifest.json"', ""))
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "sha256"}
+            about = file.metadata() or {}
+            metadata = {key: value for key, value in about.items() if key not in ("sha256", "step", "rank")}
         save_file(load_file(path), path, metadata=metadata or None)
 
 
@@ -252,6 +253,49 @@ def test_optimizer_state_of_another_dtype_is_refused(
     path = checkpoint / "trainer.safetensors"
     save_file({name: t.half() for name, t in load_file(path).items()}, path)
     with pytest.raises(UserError, match=r"cannot resume from .*trainer\.safetensors' is damaged.* delete that folder"):
+        train(run, tiny_teacher_folder)
+
+
+def test_a_digest_that_was_taken_off_is_missed(tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    path = checkpoint / "trainer.safetensors"
+    save_file({name: t.half() for name, t in load_file(path).items()}, path)
+    write_manifest(checkpoint)
+    with pytest.raises(UserError, match=r"trainer\.safetensors' has no digest.* delete that folder"):
+        train(run, tiny_teacher_folder)
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "trainer.safetensors", "rank_0.safetensors"])
+def test_a_file_of_another_step_is_refused(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, name: str
+) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    shutil.copy(uninterrupted / "checkpoints" / "step_00000006" / name, checkpoint / name)
+    write_manifest(checkpoint)
+    with pytest.raises(UserError, match=rf"{name}' is of step 6, not 5.* delete that folder"):
+        train(run, tiny_teacher_folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("student", lambda t: {k: v.half() for k, v in t.items()}, "is torch.float16, not torch.float32"),
+        ("trainer", lambda t: {k: v.half() for k, v in t.items()}, "is torch.float16, not torch.float32"),
+        ("trainer", lambda t: {k: v.half() if "exp_avg" in k else v for k, v in t.items()}, r"optimizer\.\d+\.exp_avg"),
+        ("trainer", lambda t: {k: v for k, v in t.items() if k != "optimizer.0.exp_avg"}, "exp_avg is missing"),
+        ("trainer", lambda t: {**t, "optimizer.0.exp_avg": t["optimizer.0.exp_avg"][:1]}, r"optimizer\.0\.exp_avg is"),
+        ("trainer", lambda t: {**t, "optimizer.0.more": t["optimizer.0.step"] + 1}, r"optimizer\.0\.more is"),
+        ("trainer", lambda t: {**t, "optimizer.999.step": t["optimizer.0.step"] + 1}, "IndexError"),
+    ],
+)  # fmt: skip
+def test_a_state_that_is_not_the_run_s_is_refused_without_digests_too(
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, file: str, change: Any, said: str
+) -> None:
+    run, checkpoint = damaged_copy(uninterrupted, tmp_path)
+    of_0_1_0(checkpoint)
+    path = checkpoint / f"{file}.safetensors"
+    save_file(change(load_file(path)), path)
+    with pytest.raises(UserError, match=rf"cannot resume from .*{said}.* delete that folder"):
         train(run, tiny_teacher_folder)
 
 

@@ -20,7 +20,15 @@ from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.atomic import write_json
-from videomamba_depth.utils.checkpoint import MANIFEST, load_tensors, save_tensors, verify_files, write_manifest
+from videomamba_depth.utils.checkpoint import (
+    MANIFEST,
+    STEP,
+    check_step,
+    load_tensors,
+    save_tensors,
+    verify_files,
+    write_manifest,
+)
 from videomamba_depth.utils.errors import UserError
 
 STUDENT_JSON = "student.json"
@@ -47,13 +55,14 @@ def save_student(
         encoder: `describe_encoder(...)` for a frozen encoder, which is not in the weights, or
             `describe_video_mamba(...)` for one that is.
         input_size: short side in px that frames are resized to for inference; None keeps a frame's own.
-        extra: JSON values that travel along, e.g. the step.
+        extra: JSON values that travel along; "step" is kept beside the weights too.
         motion, output: what else the student was built with.
 
     Raises:
         UserError: a weight is not finite, or the disk is full.
     """
-    save_tensors(folder / STUDENT_WEIGHTS, weights)
+    metadata = {STEP: str(extra[STEP])} if extra and STEP in extra else None
+    save_tensors(folder / STUDENT_WEIGHTS, weights, metadata)
     description = {
         "format": _FORMAT,
         "version": __version__,
@@ -128,7 +137,8 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
     description = read_description(folder)
     with _damaged(folder):
         student = _build_student(folder, description, input_size or description.get("input_size"))
-    load_student_weights(student, read_weights(folder / STUDENT_WEIGHTS), str(folder))
+    weights = read_weights(folder / STUDENT_WEIGHTS, description.get(STEP))
+    load_student_weights(student, weights, str(folder))
     return student.eval()
 
 
@@ -164,12 +174,23 @@ def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnyt
 
 
 def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], source: str) -> None:
-    """Load weights strictly; every tensor that is missing, unknown or mis-shaped is named.
+    """Load weights strictly, from whatever dtype they are stored in, see `check_student_weights`.
 
     Raises:
         UserError: the weights are not those of this model.
     """
-    own = student.student_state_dict()
+    check_student_weights(student.student_state_dict(), weights, source)
+    student.load_state_dict(weights, strict=False)
+
+
+def check_student_weights(
+    own: dict[str, Tensor], weights: dict[str, Tensor], source: str, same_dtype: bool = False
+) -> None:
+    """Name every tensor that is missing, unknown, of another shape or, with `same_dtype`, of another dtype.
+
+    Raises:
+        UserError: the weights are not those of this model.
+    """
     problems = [f"missing {name}" for name in own.keys() - weights.keys()]
     problems += [f"unknown {name}" for name in weights.keys() - own.keys()]
     problems += [
@@ -177,20 +198,28 @@ def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], s
         for name, t in own.items()
         if name in weights and weights[name].shape != t.shape
     ]
+    if same_dtype:
+        problems += [
+            f"{name} is {weights[name].dtype}, not {t.dtype}"
+            for name, t in own.items()
+            if name in weights and weights[name].dtype != t.dtype
+        ]
     if problems:
         shown = "; ".join(sorted(problems)[:4])
         raise UserError(f"the weights in '{source}' are not this model's ({len(problems)} differ): {shown}")
-    student.load_state_dict(weights, strict=False)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file of a checkpoint.
+def read_weights(path: Path, step: int | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file of a checkpoint, which is to be that of `step`.
 
     Raises:
-        UserError: missing or damaged, or not finite.
+        UserError: missing or damaged, not finite, or of another step.
     """
     verify_files(path.parent, [path.name])
-    return load_tensors(path)[0]
+    tensors, metadata = load_tensors(path)
+    if step is not None:
+        check_step(metadata, step, path)
+    return tensors
 
 
 @contextmanager

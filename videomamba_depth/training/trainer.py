@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from videomamba_depth.losses import mean_of_sums
 from videomamba_depth.models.checkpoint import (
     STUDENT_WEIGHTS,
+    check_student_weights,
     load_student_weights,
     read_description,
     read_weights,
@@ -41,6 +42,7 @@ from videomamba_depth.training.trainer_state import (
     carry_file,
     load_carry,
     load_shared,
+    optimizer_state,
     resuming,
     save_carry,
     save_shared,
@@ -350,7 +352,7 @@ class Trainer:
                         scaler = self._scaler.state_dict()
                         save_shared(staging, self.step, self._position, self._shared_tensors(), scaler)
                 with self.ranks.together():  # the folder is there: every rank writes its part
-                    save_carry(staging, self.ranks.rank, self._carry)
+                    save_carry(staging, self.ranks.rank, self._carry, self.step)
             with self.ranks.together():
                 if self.ranks.is_main:
                     point_last(self.run.last, final)
@@ -388,17 +390,16 @@ class Trainer:
         read_description(folder)
         self.step, self._position, tensors, scaler = load_shared(folder)
         weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+        own = self.student.student_state_dict()
+        check_student_weights(own, weights, str(folder), same_dtype=True)
         load_student_weights(self.student, weights, str(folder))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, i, key = name.split(".")
-                state.setdefault(int(i), {})[key] = tensor
+        state = optimizer_state(self._optimizer, tensors)
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         self._scaler.load_state_dict(scaler)
-        average = read_weights(folder / STUDENT_WEIGHTS)
+        average = read_weights(folder / STUDENT_WEIGHTS, self.step)
+        check_student_weights(own, average, str(folder / STUDENT_WEIGHTS), same_dtype=True)
         self._average.average = {name: t.to(self.ranks.device) for name, t in average.items()}
-        self._carry = load_carry(folder, self.ranks.rank, self.ranks.device)
+        self._carry = load_carry(folder, self.ranks.rank, self.ranks.device, self.step)
 
 
 class _Meter:

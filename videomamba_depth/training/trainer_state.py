@@ -16,11 +16,12 @@ from videomamba_depth.models.checkpoint import read_weights
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.training.objective import Tail
 from videomamba_depth.utils.atomic import write_json
-from videomamba_depth.utils.checkpoint import load_tensors, save_tensors, step_folder
+from videomamba_depth.utils.checkpoint import STEP, check_step, load_tensors, save_tensors, step_folder
 from videomamba_depth.utils.errors import UserError
 
 TRAINER_JSON = "trainer.json"
 _TRAINER_TENSORS = "trainer.safetensors"
+_RANK = "rank"  # key among the metadata of a rank's carry
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def save_shared(
     folder: Path, step: int, position: Position, tensors: dict[str, Tensor], scaler: dict[str, Any]
 ) -> None:
     """Write what all ranks share: weights and optimizer state by flat names, the step, the position."""
-    save_tensors(folder / _TRAINER_TENSORS, tensors)
+    save_tensors(folder / _TRAINER_TENSORS, tensors, {STEP: str(step)})
     about = {"step": step, "batch": position.batch, "frame": position.frame, "scaler": scaler}
     write_json(folder / TRAINER_JSON, about)
 
@@ -58,7 +59,32 @@ def load_shared(folder: Path) -> tuple[int, Position, dict[str, Tensor], dict[st
     step, batch, frame = (_count(about[name]) for name in ("step", "batch", "frame"))
     if step_folder(folder.parent, step).name != folder.name:
         raise ValueError(f"{TRAINER_JSON} is of step {step}")
-    return step, Position(batch, frame), read_weights(folder / _TRAINER_TENSORS), dict(about["scaler"])
+    return step, Position(batch, frame), read_weights(folder / _TRAINER_TENSORS, step), dict(about["scaler"])
+
+
+def optimizer_state(optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Return the state of `optimizer` out of tensors named `optimizer.<parameter>.<key>`; other names are left.
+
+    A parameter that never had a gradient has no state; every other has all of it.
+
+    Raises:
+        ValueError: a state is not whole, or of another shape or dtype than its parameter.
+    """
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor
+    for i, found in state.items():
+        like = parameters[i]
+        expected = dict.fromkeys(("exp_avg", "exp_avg_sq"), (like.shape, like.dtype))
+        expected["step"] = (torch.Size(()), torch.float32)
+        for key in expected | found:
+            got = (found[key].shape, found[key].dtype) if key in found else None
+            if got != expected.get(key):
+                raise ValueError(f"optimizer.{i}.{key} is {got or 'missing'}, not {expected.get(key)}")
+    return state
 
 
 @contextmanager
@@ -84,7 +110,7 @@ def carry_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.safetensors"
 
 
-def save_carry(folder: Path, rank: int, carry: Carry) -> None:
+def save_carry(folder: Path, rank: int, carry: Carry, step: int) -> None:
     """Write one rank's carried states, tail and random state."""
     tensors = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -97,22 +123,26 @@ def save_carry(folder: Path, rank: int, carry: Carry) -> None:
         *frames, summaries = carry.tail
         tensors |= {f"tail.{i}": t for i, t in enumerate(frames)}
         tensors |= {f"summary.{i:03d}": t for i, t in enumerate(summaries)}
-    save_tensors(carry_file(folder, rank), tensors, metadata)
+    save_tensors(carry_file(folder, rank), tensors, {**metadata, STEP: str(step), _RANK: str(rank)})
 
 
-def load_carry(folder: Path, rank: int, device: torch.device) -> Carry:
+def load_carry(folder: Path, rank: int, device: torch.device, step: int) -> Carry:
     """Read what `save_carry` wrote, and set the random state; call it inside `resuming`.
 
     Raises:
-        Exception: a damaged file.
+        Exception: a damaged file, or that of another step or rank.
     """
-    tensors, metadata = load_tensors(carry_file(folder, rank))
+    path = carry_file(folder, rank)
+    tensors, metadata = load_tensors(path)
+    check_step(metadata, step, path)
+    if metadata.get(_RANK, str(rank)) != str(rank):
+        raise ValueError(f"{path.name} is of rank {metadata[_RANK]}")
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and device.type == "cuda":
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     tensors = {name: t.to(device) for name, t in tensors.items()}
     states = tail = None
-    if metadata:
+    if "signature" in metadata:
         named = {name.removeprefix("state."): t for name, t in tensors.items() if name.startswith("state.")}
         states = DepthState.from_tensors(named, metadata)
     if "tail.0" in tensors:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,7 @@ from videomamba_depth.utils.atomic import disk_errors, rename_folder, replacing,
 from videomamba_depth.utils.errors import UserError
 
 MANIFEST = "manifest.json"
+STEP = "step"  # key of the step of training among the metadata of a safetensors file
 _DIGEST = "sha256"  # key of the digest among the metadata of a safetensors file
 _MANIFEST_FORMAT = "videomamba-depth manifest 1"
 _REMEDY = "; restore it from a copy, or use another checkpoint"
@@ -127,7 +129,7 @@ def load_tensors(
     """Read a safetensors file of finite numbers: (tensors, metadata).
 
     Args:
-        sealed: refuse a file without a digest; version 0.1.0 wrote none.
+        sealed: refuse a file without a digest, as is done beside a manifest; version 0.1.0 wrote neither.
 
     Raises:
         UserError: missing, or damaged (not what its digest says), or a tensor holds NaN or infinity.
@@ -140,12 +142,23 @@ def load_tensors(
         reason = "a Git LFS pointer, not the file: run git lfs pull" if is_lfs_pointer(path) else error
         raise UserError(f"cannot read '{path}' ({reason}){_REMEDY}") from error
     digest = metadata.pop(_DIGEST, None)
-    if sealed and digest is None:
-        raise UserError(f"'{path}' has no digest: it is of another version, or damaged; write it again")
+    if digest is None and (sealed or (path.parent / MANIFEST).is_file()):
+        raise UserError(f"'{path}' has no digest: it is of another version, or damaged; write it again or use another")
     if digest is not None and digest != _digest(tensors, metadata):
         raise UserError(f"'{path}' is damaged: it is not what was written (other SHA-256){_REMEDY}")
     check_finite(tensors, f"'{path}' cannot be used")
     return tensors, metadata
+
+
+def check_step(metadata: Mapping[str, str], step: Any, path: Path) -> None:
+    """Refuse a file whose metadata say that it was written at another step; those of version 0.1.0 do not say.
+
+    Raises:
+        UserError: naming both steps.
+    """
+    stored = metadata.get(STEP, str(step))
+    if stored != str(step):
+        raise UserError(f"'{path}' is of step {stored}, not {step}: it is not what was written there{_REMEDY}")
 
 
 def check_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
