@@ -291,7 +291,7 @@ def test_streams_of_two_memories_share_a_model(tiny_encoder: DepthAnythingEncode
     for memory, depth in together.items():
         assert np.array_equal(np.stack(depth), alone[memory])
     streams[4.0].save(tmp_path / "stream")
-    with pytest.raises(UserError, match="of a stream with memory 4; this one has 1"):
+    with pytest.raises(UserError, match=r"with memory 4\.0; this stream has 1\.0"):
         streams[1.0].load(tmp_path / "stream")
     again = DepthStream(student, device="cpu", memory=4.0)
     again.load(tmp_path / "stream")

@@ -114,8 +114,8 @@ def test_saved_and_loaded_equals_never_stopped(tmp_path: Path, checkpoint: Path,
     assert second.key_frames is not None
     assert second.key_frames.decision == through.key_frames.decision
     assert second.key_frames.metadata() == through.key_frames.metadata()
-    with pytest.raises(UserError, match="with key frames"):
-        DepthStream(checkpoint, device="cpu").load(tmp_path / "stream.safetensors")
+    with pytest.raises(UserError, match="with key_frames True; this stream has False"):
+        DepthStream(checkpoint, device="cpu", resets=cutting()).load(tmp_path / "stream.safetensors")
 
 
 def test_batches_are_refused(checkpoint: Path) -> None:
@@ -197,3 +197,11 @@ def test_scale_is_followed_only_while_the_state_rests(
     assert keys.decision["anchor"] == 0
     assert keys.decision["followed"] is moves
     assert (keys.scale != (1.0, 0.0)) is moves
+
+
+def test_a_stream_is_saved_right_behind_a_key_frame(checkpoint: Path, frames: np.ndarray, tmp_path: Path) -> None:
+    stream, other = (DepthStream(checkpoint, device="cpu", key_frames=EVERY_FRAME) for _ in range(2))
+    stream.step(frames[0])  # its state is the stream's and the key frame's
+    stream.save(tmp_path / "stream.safetensors")
+    other.load(tmp_path / "stream.safetensors")
+    assert np.array_equal(other.step(frames[1]), stream.step(frames[1]))

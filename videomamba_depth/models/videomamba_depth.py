@@ -138,6 +138,7 @@ class VideoMambaDepth(nn.Module):
         image_size: tuple[int, int],
         dtype: torch.dtype | None = None,
         memory: float = 1.0,
+        device: torch.device | str | None = None,
     ) -> DepthState:
         """Return the state of `batch_size` fresh streams of frames of `image_size` = (H, W).
 
@@ -147,13 +148,14 @@ class VideoMambaDepth(nn.Module):
             memory: > 0; how long the streams remember: steadiness against reaction (ours). It multiplies the time
                 constants of the innovation blocks and the past's odds in the carried output. 1: as trained; towards 0:
                 the teacher's frames.
+            device: None: the model's.
 
         Raises:
             ValueError: see `check_memory`.
         """
         self.check_memory(memory)
         dtype = dtype if dtype is not None else next(self.head.parameters()).dtype
-        return self._fresh(batch_size, image_size, dtype, float(memory), self.device)
+        return self._fresh(batch_size, image_size, dtype, float(memory), self.device if device is None else device)
 
     def encode(self, clip: Tensor) -> ClipFeatures:
         """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen."""

@@ -35,10 +35,11 @@ class FrameByFrame(nn.Module):
         image_size: tuple[int, int],
         dtype: torch.dtype | None = None,
         memory: float = 1.0,
+        device: torch.device | str | None = None,
     ) -> DepthState:
         """Return the state of `batch_size` fresh streams."""
         self.check_memory(memory)
-        device = next(self.encoder.parameters()).device
+        device = next(self.encoder.parameters()).device if device is None else device
         frame_index = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return DepthState({}, frame_index, {}, self.signature, image_size)
 

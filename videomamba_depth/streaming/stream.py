@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from videomamba_depth.models.depth_state import DepthState, check_state
+from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.videomamba_depth import explain_mixed_weights
@@ -26,7 +27,7 @@ from videomamba_depth.utils.device import DTYPES, autocast, resolve_device
 from videomamba_depth.utils.errors import UserError, describe
 from videomamba_depth.utils.images import check_axes
 
-_FORMAT = "videomamba-depth stream 2"
+_FORMAT = "videomamba-depth stream 3"
 
 
 class DepthStream:
@@ -73,8 +74,8 @@ class DepthStream:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got '{dtype}'")
         if resolution not in ("source", "model"):
             raise ValueError(f"resolution must be 'source' or 'model'; got '{resolution}'")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number from 1; got {describe(batch_size)}")
         if key_frames is not None and batch_size != 1:
             raise ValueError(f"key frames need batch_size 1; got {batch_size}: open one stream per video")
         self.device, self.dtype = resolve_device(device), DTYPES[dtype]
@@ -82,13 +83,15 @@ class DepthStream:
         self.model: Predictor
         if isinstance(checkpoint, str | Path):
             self.model = load_predictor(checkpoint, input_size)
-        else:
+        elif isinstance(checkpoint, Predictor):
             self.model = checkpoint
+        else:
+            raise ValueError(f"checkpoint must be a path, a name or a student; got {describe(checkpoint)}")
         try:
             self.model.check_memory(memory)
         except ValueError as error:
             raise UserError(str(error)) from error
-        self.memory = memory
+        self.memory = float(memory)
         place(self.model, self.device, self.dtype)
         if compile:
             compile_frames(self.model, self.device)
@@ -97,7 +100,6 @@ class DepthStream:
             self.key_frames = KeyFrames(key_frames, with_shift=self.depth_kind is DepthKind.RELATIVE)
         self.reset_reasons: tuple[str, ...] = ("",) * batch_size
         self._states: DepthState | None = None
-        self._digest: str | None = None
 
     @property
     def depth_kind(self) -> DepthKind:
@@ -259,50 +261,91 @@ class DepthStream:
         tensors = {f"state.{name}": t for name, t in self._states.tensors().items()}
         if self.resets is not None:
             tensors |= {f"resets.{name}": t for name, t in self.resets.tensors().items()}
-        about = {} if self.key_frames is None else {"key_frames": self.key_frames.metadata()}
-        if self.key_frames is not None:
-            tensors |= {f"keys.{name}": t for name, t in self.key_frames.tensors().items()}
-        about |= {
+        about = {
             "format": _FORMAT,
-            "dtype": str(self.dtype),
-            "weights": self._weights_digest(),
+            "settings": json.dumps(self._settings(), default=float),
             "state": json.dumps(self._states.metadata()),
         }
+        if self.key_frames is not None:
+            tensors |= {f"keys.{name}": t for name, t in self.key_frames.tensors().items()}
+            about["key_frames"] = self.key_frames.metadata()
         save_tensors(Path(path), tensors, about)
 
     def load(self, path: str | Path) -> None:
-        """Continue a stream that `save` wrote, under the same checkpoint, dtype, batch size and memory.
+        """Continue a stream that `save` wrote, under the same checkpoint, settings and batch size.
+
+        The file is read and checked as a whole before anything is taken over.
 
         Raises:
-            UserError: no such file, damaged, not a stream, or one of another model, dtype, batch or memory. The
-                stream is then as it was before.
+            UserError: no such file, damaged, not a stream, or one of another model, dtype, batch, memory, reset policy
+                or key frames. The stream is then as it was before.
         """
         tensors, about = load_tensors(Path(path), self.device, sealed=True)
         if about.get("format") != _FORMAT:
             raise UserError(f"'{path}' is not a stream of this version ({_FORMAT}); save it again")
-        for name, own in (("dtype", str(self.dtype)), ("weights", self._weights_digest())):
-            if about[name] != own:
-                raise UserError(f"stream '{path}' was saved with other {name} ({about[name]}; here {own})")
-        if ("key_frames" in about) != (self.key_frames is not None):
-            raise UserError(
-                f"stream '{path}' was saved with{'' if 'key_frames' in about else 'out'} key frames: open it so"
-            )
-        state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
         try:
-            states = DepthState.from_tensors(state, json.loads(about["state"]))
-            check_state(states, self._start(states.image_size))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"stream '{path}' does not fit: {error}") from error
+            states, resets, keys = self._read(tensors, about)
+        except (ValueError, UserError) as error:
+            raise UserError(f"stream '{path}' does not fit: {' '.join(str(error).split())}") from error
         self._states = states
         if self.resets is not None:
-            kept = {n.removeprefix("resets."): t for n, t in tensors.items() if n.startswith("resets.")}
-            self.resets.restore(self.resets.read(kept, self.batch_size, self.model.encoder.channels[3]))
+            self.resets.restore(resets)
         if self.key_frames is not None:
-            kept = {n.removeprefix("keys."): t for n, t in tensors.items() if n.startswith("keys.")}
-            self.key_frames.load(kept, about["key_frames"])
+            self.key_frames.restore(keys)
 
-    def _start(self, image_size: tuple[int, int]) -> DepthState:
-        return self.model.init_states(self.batch_size, image_size, self.dtype, self.memory)
+    def _read(
+        self, tensors: dict[str, Tensor], about: dict[str, str]
+    ) -> tuple[DepthState, dict[str, Tensor], dict[str, Any]]:
+        """Return the states, and what reset policy and key frames keep, of a file of this format."""
+        try:
+            settings, state = json.loads(about["settings"]), json.loads(about["state"])
+        except (KeyError, RecursionError) as error:
+            raise ValueError(f"it is not what describes a stream ({error!r})") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"settings must be named; got {describe(settings)}")
+        for name, own in json.loads(json.dumps(self._settings(), default=float)).items():
+            if settings.get(name) != own:
+                raise ValueError(
+                    f"it was saved with {name} {describe(settings.get(name))}; this stream has {describe(own)}"
+                )
+        parts: dict[str, dict[str, Tensor]] = {"state": {}, "resets": {}, "keys": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if (
+                part not in parts
+                or (part == "resets" and self.resets is None)
+                or (part == "keys" and self.key_frames is None)
+            ):
+                raise ValueError(f"unknown tensor {name}")
+            parts[part][rest] = tensor
+        states = DepthState.from_tensors(parts["state"], state)
+        fresh = self._start(states.image_size, "meta")
+        check_state(states, fresh)
+        check_values(states)
+        channels, key_frames = self.model.encoder.channels[3], about.get("key_frames", "")
+        resets = {} if self.resets is None else self.resets.read(parts["resets"], self.batch_size, channels)
+        keys = {} if self.key_frames is None else self.key_frames.read(parts["keys"], key_frames, fresh, channels)
+        return states, resets, keys
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what a file must agree in for its stream to go on here to the bit."""
+        resets = {} if self.resets is None else self.resets.settings()
+        keys = {} if self.key_frames is None else asdict(self.key_frames.settings)
+        return {
+            "batch_size": self.batch_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "input_size": self.model.encoder.input_size,
+            "memory": self.memory,
+            "resets": self.resets is not None,
+            **{f"resets.{name}": value for name, value in resets.items()},
+            "key_frames": self.key_frames is not None,
+            **{f"key_frames.{name}": value for name, value in keys.items()},
+            # Computed anew every time, seconds for large models: weights can be changed in place.
+            "weights": hash_tensors(self.model.state_dict().items()),
+        }
+
+    def _start(self, image_size: tuple[int, int], device: str | None = None) -> DepthState:
+        return self.model.init_states(self.batch_size, image_size, self.dtype, self.memory, device)
 
     def _apply_resets(
         self, states: DepthState, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None
@@ -314,12 +357,6 @@ class DepthStream:
         self.reset_reasons = tuple(reasons)
         afresh = [why not in ("", "start") for why in reasons]
         return states.reset(torch.tensor(afresh)) if any(afresh) else states
-
-    def _weights_digest(self) -> str:
-        """Return a digest of the weights as they are used; takes seconds for large models, once."""
-        if self._digest is None:
-            self._digest = hash_tensors(self.model.state_dict().items())
-        return self._digest
 
 
 def _per_stream(values: object) -> np.ndarray:

@@ -118,7 +118,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         UserError: a tensor holds NaN or infinity, naming it, or the disk is full.
     """
     check_finite(tensors, f"not written to '{path}'")
-    tensors, metadata = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}, metadata or {}
+    tensors, metadata = _apart(tensors), metadata or {}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={**metadata, _DIGEST: _digest(tensors, metadata)})
 
@@ -227,6 +227,18 @@ def _sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU, contiguous, each with memory of its own, as safetensors wants them."""
+    apart: dict[str, Tensor] = {}
+    taken = set[int]()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous().cpu()
+        address = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if address in taken else own
+        taken.add(address)
+    return apart
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

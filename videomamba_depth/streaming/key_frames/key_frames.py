@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.models.depth_state import DepthState
+from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.streaming.key_frames.scale_align import ScaleFollower, fit_scale
 from videomamba_depth.streaming.resets import layout
+from videomamba_depth.utils.checkpoint import Layout, check_tensors
 
 _THUMBNAIL_PX = 64  # short side at which pictures and depths are compared
+_KEPT = ("number", "anchor", "blended", "norm", "afresh")  # what JSON holds as it is
 _MAX_RGB_CHANGE = 0.06  # of a pixel that shows the same, in any channel, of 1
 
 
@@ -189,25 +192,55 @@ class KeyFrames:
 
     def metadata(self) -> str:
         """Return what else is kept, as JSON; floats survive to the bit."""
-        kept: dict[str, Any] = {
-            name: getattr(self, f"_{name}") for name in ("number", "anchor", "blended", "norm", "afresh")
-        }
+        kept: dict[str, Any] = {name: getattr(self, f"_{name}") for name in _KEPT}
         ring = [{"number": key.number, "left": key.left, "state": key.state.metadata()} for key in self._ring]
         return json.dumps(kept | {"scale": self.scale, "ring": ring})
 
-    def load(self, tensors: dict[str, Tensor], metadata: str) -> None:
-        """Undo `tensors` and `metadata`."""
-        kept = json.loads(metadata)
-        for name in ("number", "anchor", "blended", "norm", "afresh"):
-            setattr(self, f"_{name}", kept[name])
-        self._scale.a, self._scale.b = kept["scale"]
-        self._look = Look(**_below("look.", tensors)) if "look.picture" in tensors else None
-        self._ring = []
-        for about in kept["ring"]:
-            number = about["number"]
-            look = Look(**_below(f"{number}.look.", tensors))
-            state = DepthState.from_tensors(_below(f"{number}.state.", tensors), about["state"])
-            self._ring.append(KeyFrame(number, look, state, about["left"]))
+    def read(self, tensors: dict[str, Tensor], metadata: str, fresh: DepthState, channels: int) -> dict[str, Any]:
+        """Undo `tensors` and `metadata`: return what `restore` takes.
+
+        Args:
+            fresh: a fresh state of the stream; it may live on the meta device.
+            channels: of the features.
+
+        Raises:
+            ValueError: they are not of the key frames of such a stream.
+        """
+        try:
+            return self._read(tensors, json.loads(metadata), fresh, channels)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it is not what describes key frames ({error!r})") from error
+
+    def _read(self, tensors: dict[str, Tensor], about: Any, fresh: DepthState, channels: int) -> dict[str, Any]:
+        kept = {name: about[name] for name in _KEPT}
+        (a, b), numbers = about["scale"], [key["number"] for key in about["ring"]]
+        latest, anchor = kept["number"], kept["anchor"]
+        if not (
+            all(type(n) is int for n in [latest, kept["blended"], *numbers, *([] if anchor is None else [anchor])])
+            and all(type(flag) is bool for flag in [kept["afresh"], *(key["left"] for key in about["ring"])])
+            and all(type(x) in (int, float) and math.isfinite(x) for x in (a, b, kept["norm"]))
+            and [-1, *numbers, latest] == sorted([-1, *numbers, latest])
+            and len(numbers) <= self.settings.capacity
+            and 0 <= kept["blended"] < self.settings.blend_frames
+            and a > 0
+        ):
+            raise ValueError("its key frames are none: numbers, flags or the scale are out of range")
+        look = _look_layout(fresh.image_size, channels, self.settings.grid)
+        expected = {f"look.{name}": layout for name, layout in look.items()} if latest >= 0 else {}
+        for number in numbers:
+            expected |= {f"{number}.look.{name}": layout for name, layout in look.items()}
+            expected |= {f"{number}.state.{n}": (tuple(t.shape), t.dtype) for n, t in fresh.tensors().items()}
+        check_tensors("key frames", tensors, expected)
+        ring = []
+        for key in about["ring"]:
+            state = DepthState.from_tensors(_below(f"{key['number']}.state.", tensors), key["state"])
+            check_state(state, fresh)
+            check_values(state)
+            ring.append(KeyFrame(key["number"], Look(**_below(f"{key['number']}.look.", tensors)), state, key["left"]))
+        scale = copy.copy(self._scale)
+        scale.a, scale.b = a, b
+        own = {"look": Look(**_below("look.", tensors)) if latest >= 0 else None, "ring": ring, "scale": scale}
+        return {"decision": {}} | {f"_{name}": value for name, value in (kept | own).items()}
 
     def _leave_all(self, before: DepthState) -> None:
         """Take leave of the view at a cut: what was shown last is worth returning to."""
@@ -299,10 +332,20 @@ def state_norm(states: DepthState) -> float:
     return float(sum(ssm.double().square().sum() for _, ssm in blocks)) ** 0.5
 
 
+def _look_layout(image_size: tuple[int, int], channels: int, grid: int) -> dict[str, Layout]:
+    """Return what the tensors of a `Look` are for frames of that size and features of that many channels."""
+    sizes = {"descriptor": (channels * grid**2,), "picture": (3, *_thumbnail_size(*image_size))}
+    sizes["depth"] = (1, *sizes["picture"][1:])
+    return {name: ((1, *size), torch.float32) for name, size in sizes.items()}
+
+
+def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
+    ratio = min(1.0, _THUMBNAIL_PX / min(height, width))
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
 def _thumbnail(rgb: Tensor) -> Tensor:
-    ratio = min(1.0, _THUMBNAIL_PX / min(rgb.shape[-2:]))
-    size = (max(1, round(rgb.shape[-2] * ratio)), max(1, round(rgb.shape[-1] * ratio)))
-    return F.interpolate(rgb.float(), size, mode="area")
+    return F.interpolate(rgb.float(), _thumbnail_size(rgb.shape[-2], rgb.shape[-1]), mode="area")
 
 
 def _shrink(depth: Tensor, like: Tensor) -> Tensor:
