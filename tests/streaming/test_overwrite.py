@@ -15,6 +15,7 @@ from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming import job
+from videomamba_depth.streaming.sinks.video import FrameLog
 from videomamba_depth.utils.errors import UserError
 
 
@@ -126,16 +127,93 @@ def test_every_kind_of_output_is_replaced(tmp_path: Path, checkpoint: Path, vide
     assert [path.name for path in (tmp_path / "clip_depth").iterdir()] == ["depth_000000.npz"]
 
 
-def test_what_was_added_or_changed_stays(tmp_path: Path, checkpoint: Path, video: Path) -> None:
-    stream(checkpoint, video, tmp_path, "raw=npz")
-    (tmp_path / "clip_depth" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"clip_depth exists already and holds notes\.txt"):
-        stream(checkpoint, video, tmp_path, "raw=npz", "overwrite=true")
-    shutil.rmtree(tmp_path / "clip_depth")
-    shutil.copy(video, tmp_path / "clip.mp4")
-    with pytest.raises(UserError, match=r"clip\.mp4 exists already and has changed"):
-        stream(checkpoint, video, tmp_path, "raw=npz", "overwrite=true")
-    assert (tmp_path / "clip.mp4").read_bytes() == video.read_bytes()
+def add(name: str) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+
+    return change
+
+
+def add_empty_folder(out: Path) -> None:
+    (out / "clip_depth" / "1").mkdir()
+
+
+def add_link(out: Path) -> None:
+    (out / "clip_depth" / "000009.png").symlink_to(out / "clip.mp4")
+
+
+def swap_link(out: Path) -> None:
+    (out / "clip_depth" / "000001.png").rename(out / "mine.png")
+    (out / "clip_depth" / "000001.png").symlink_to(out / "mine.png")
+
+
+def change_bytes(name: str) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        (out / name).write_bytes(b"x" * (out / name).stat().st_size)
+
+    return change
+
+
+def rename(out: Path) -> None:
+    (out / "clip_depth" / "000001.png").rename(out / "clip_depth" / "000005.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (add("clip_depth/notes.txt"), r"clip_depth exists already and has changed .*then files: 3, now: 4"),
+        (add("clip_depth/000123.png"), r"clip_depth exists already and has changed .*then files: 3, now: 4"),
+        (add("clip_depth/5"), r"clip_depth exists already and has changed"),
+        (add("clip_depth/depth_000000.npz"), r"clip_depth exists already and has changed"),
+        (add("clip_depth/mine/000000.png"), r"clip_depth exists already and has changed"),
+        (add("clip_points/000001.ply"), r"clip_points exists already and has changed"),
+        (add_empty_folder, r"clip_depth exists already and has changed"),
+        (add_link, r"clip_depth exists already and has changed"),
+        (swap_link, r"clip_depth exists already and has changed"),
+        (rename, r"clip_depth exists already and has changed"),
+        (change_bytes("clip_depth/000001.png"), r"clip_depth exists already and has changed"),
+        (change_bytes("clip_depth/scale.json"), r"clip_depth exists already and has changed"),
+        (change_bytes("clip.mp4"), r"clip\.mp4 exists already and has changed"),
+        (add("clip.frames.jsonl"), r"clip\.frames\.jsonl exists already and has changed"),
+    ],
+)
+def test_what_was_added_or_changed_stays(
+    tmp_path: Path, checkpoint: Path, video: Path, change: Callable[[Path], None], said: str
+) -> None:
+    given = ("raw=png16", "intrinsics=[9,9,1,1]", "overwrite=true")
+    stream(checkpoint, video, tmp_path, *given)
+    change(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=rf"{said}.*; give another output folder, or move that away"):
+        stream(checkpoint, video, tmp_path, *given)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("raw", "foreign"),
+    [
+        ("npz", "clip_depth/depth_000001.npz"),
+        ("png16", "clip_depth/000123.png"),
+        ("exr", "clip_depth/scale.json"),
+        ("zarr", "clip_depth.zarr/depth/c/1/0/0"),
+    ],
+)
+def test_what_was_added_while_a_stream_wrote_stays(
+    tmp_path: Path, checkpoint: Path, video: Path, monkeypatch: pytest.MonkeyPatch, raw: str, foreign: str
+) -> None:
+    real = FrameLog.close
+
+    def close(log: FrameLog) -> None:
+        (tmp_path / foreign).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / foreign).write_text("mine")
+        real(log)
+
+    monkeypatch.setattr(FrameLog, "close", close)
+    stream(checkpoint, video, tmp_path, f"raw={raw}")
+    with pytest.raises(UserError, match=r"clip_depth.* exists already and has changed since a stream wrote it"):
+        stream(checkpoint, video, tmp_path, f"raw={raw}", "overwrite=true")
+    assert (tmp_path / foreign).read_text() == "mine"
 
 
 def test_nothing_is_replaced_before_the_first_frame(
@@ -153,16 +231,61 @@ def test_nothing_is_replaced_before_the_first_frame(
     assert contents(tmp_path) == before
 
 
-def test_records_of_stopped_streams_and_of_version_0_1_0(tmp_path: Path, checkpoint: Path, video: Path) -> None:
+def test_what_a_killed_stream_or_an_earlier_version_wrote_is_not_known_and_stays(
+    tmp_path: Path, checkpoint: Path, video: Path
+) -> None:
     stream(checkpoint, video, tmp_path, "raw=npz")
     record = json.loads((tmp_path / "clip.json").read_text())
     assert set(record["outputs"]) == {"clip.mp4", "clip_depth", "clip.json", "clip.frames.jsonl"}
     running = record | {"status": "running", "outputs": dict.fromkeys(record["outputs"])}
-    old = {key: value for key, value in record.items() if key != "outputs"}
-    for earlier in (running, old):
+    with_sizes = record | {"outputs": {name: (tmp_path / name).stat().st_size for name in record["outputs"]}}
+    of_0_1_0 = {key: value for key, value in record.items() if key != "outputs"}
+    for earlier in (running, with_sizes, of_0_1_0):
         (tmp_path / "clip.json").write_text(json.dumps(earlier))
-        shutil.copy(video, tmp_path / "clip.mp4")  # of any size
+        before = contents(tmp_path)
+        with pytest.raises(
+            UserError, match=r"what it wrote is not known.*give another output folder, or move"
+        ) as caught:
+            stream(checkpoint, video, tmp_path, "raw=npz", "overwrite=true")
+        assert all(name in str(caught.value) for name in ("clip.mp4", "clip_depth", "clip.frames.jsonl"))
+        assert contents(tmp_path) == before
+    shutil.rmtree(tmp_path / "clip_depth")
+    (tmp_path / "clip.mp4").unlink()
+    (tmp_path / "clip.frames.jsonl").unlink()
+    for _ in range(2):
         stream(checkpoint, video, tmp_path, "raw=npz", "overwrite=true")
+
+
+def test_a_stream_killed_while_it_replaced_leaves_no_stamp_that_fits(
+    tmp_path: Path, checkpoint: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream(checkpoint, video, tmp_path, "raw=png16")
+    with monkeypatch.context() as patched:
+        patched.setattr(job.StreamJob, "_finish_record", lambda *_: None)
+        stream(checkpoint, video, tmp_path, "raw=png16", "overwrite=true")
+    assert json.loads((tmp_path / "clip.json").read_text())["status"] == "running"
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"clip_depth exists already and has changed"):
+        stream(checkpoint, video, tmp_path, "raw=png16", "overwrite=true")
+    assert contents(tmp_path) == before
+
+
+def test_the_outputs_of_a_stream_that_failed_are_known(
+    tmp_path: Path, checkpoint: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = job.DepthStream.step, [0]
+
+    def fail(*given: object) -> object:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise UserError("no second frame")
+        return real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job.DepthStream, "step", fail)
+        with pytest.raises(UserError, match="no second frame"):
+            stream(checkpoint, video, tmp_path, "raw=exr")
+    stream(checkpoint, video, tmp_path, "raw=exr", "overwrite=true")
 
 
 @pytest.mark.parametrize("name", ["n" * 246 + ".mp4", "é" * 120 + ".mp4", os.fsdecode(b"\xff\xfe x.mp4")])

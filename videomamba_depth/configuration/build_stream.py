@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -17,7 +18,7 @@ from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.decode import is_url, without_password
 from videomamba_depth.data.video.image_sequence import is_image_sequence, list_images
 from videomamba_depth.streaming.job import StreamJob, summary
-from videomamba_depth.streaming.pipeline import LateSinks, Sink
+from videomamba_depth.streaming.pipeline import FileSink, LateSinks, Sink
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.sinks.images import ExrSink, Png16Sink, require_exr
 from videomamba_depth.streaming.sinks.npz import NpzSink
@@ -139,25 +140,27 @@ def open_sinks(
     stream: DepthStream,
     source: FrameSource,
     intrinsics: Intrinsics | None = None,
-) -> list[Sink]:
+) -> Sequence[Sink]:
     """Remove what an earlier stream wrote, and open the sinks that `config` asks for."""
     outputs.replace()
     paths, kind = outputs.paths, stream.depth_kind
-    sinks: list[Sink] = [FrameLog(paths.frames)]
+    sinks: dict[Path, FileSink] = {paths.frames: FrameLog(paths.frames)}
+    outputs.sinks = sinks
     if config.video != "none":
-        sinks.append(VideoSink(paths.video, build_painter(config, kind), source.fps, config.video_codec))
+        painter = build_painter(config, kind)
+        sinks[paths.video] = VideoSink(paths.video, painter, source.fps, config.video_codec)
     if config.raw == "npz":
-        sinks.append(NpzSink(paths.depth, kind, config.raw_dtype, config.shard_frames))
+        sinks[paths.depth] = NpzSink(paths.depth, kind, config.raw_dtype, config.shard_frames)
     elif config.raw == "png16":
-        sinks.append(Png16Sink(paths.depth, kind, stream.max_depth_m))
+        sinks[paths.depth] = Png16Sink(paths.depth, kind, stream.max_depth_m)
     elif config.raw == "exr":
-        sinks.append(ExrSink(paths.depth, kind, config.raw_dtype))
+        sinks[paths.depth] = ExrSink(paths.depth, kind, config.raw_dtype)
     elif config.raw == "zarr":
-        sinks.append(ZarrSink(paths.zarr, kind, config.raw_dtype))
+        sinks[paths.zarr] = ZarrSink(paths.zarr, kind, config.raw_dtype)
     if intrinsics is not None:
         every = None if config.key_frames.enabled else config.ply_every
-        sinks.append(PointCloudSink(paths.points, kind, intrinsics, every))
-    return sinks
+        sinks[paths.points] = PointCloudSink(paths.points, kind, intrinsics, every)
+    return list(sinks.values())
 
 
 def _about(config: StreamConfig, source: FrameSource) -> dict[str, Any]:

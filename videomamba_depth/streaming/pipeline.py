@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from videomamba_depth.data.video.reader import Frame
@@ -31,6 +32,13 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish the files; called once, whatever happened before."""
+
+
+class FileSink(Sink, Protocol):
+    """A sink that knows what it has written."""
+
+    def files(self) -> Iterable[Path]:
+        """Return the files that it wrote, or may have written, and no other."""
 
 
 class LateSinks:

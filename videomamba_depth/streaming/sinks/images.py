@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ class Png16Sink:
     def __init__(self, folder: Path, kind: DepthKind, max_depth_m: float | None = None) -> None:
         self.folder, self._kind = folder, kind
         self._scales: list[tuple[int, float]] = []
+        self._written = array("q")  # frames
         self._scale = 0.0 if max_depth_m is None else max_depth_m / 65535
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -41,11 +44,19 @@ class Png16Sink:
         self._fit_scale(float(depth.max()), frame.index)
         value = np.clip(np.rint(depth / np.float32(self._scale)), 0, 65535).astype(np.uint16)
         _, data = cv2.imencode(".png", value, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        write_bytes(self.folder / f"{frame.index:06d}.png", data.tobytes(), durable=False)
+        write_bytes(self._path(frame.index), data.tobytes(), durable=False)
+        self._written.append(frame.index)
 
     def close(self) -> None:
         """Flush the pictures to the disk."""
         flush_folder(self.folder)
+
+    def files(self) -> Iterable[Path]:
+        """Return the files that were written."""
+        return [self.folder / "scale.json", *map(self._path, self._written)]
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.png"
 
     def _fit_scale(self, largest: float, index: int) -> None:
         scale = self._scale
@@ -83,6 +94,7 @@ class ExrSink:
         require_exr()
         self.folder, self._half = folder, dtype == "float16"
         self._encoder: Any = None
+        self._written = array("q")  # frames
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "about.json", {"depth_kind": kind.value, "channel": "Y"})
 
@@ -94,11 +106,19 @@ class ExrSink:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(depth), format="grayf32le")
         picture.pts, picture.time_base = frame.index, encoder.time_base
         data = b"".join(bytes(p) for p in encoder.encode(picture))
-        write_bytes(self.folder / f"{frame.index:06d}.exr", data, durable=False)
+        write_bytes(self._path(frame.index), data, durable=False)
+        self._written.append(frame.index)
 
     def close(self) -> None:
         """Flush the pictures to the disk."""
         flush_folder(self.folder)
+
+    def files(self) -> Iterable[Path]:
+        """Return the files that were written."""
+        return [self.folder / "about.json", *map(self._path, self._written)]
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.exr"
 
     def _open(self, depth: np.ndarray) -> Any:
         encoder: Any = av.CodecContext.create("exr", "w")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +31,7 @@ class NpzSink:
         self.folder, self._kind, self._dtype, self._shard_frames = folder, kind, np.dtype(dtype), shard_frames
         self._depth = np.empty((0, 0, 0), self._dtype)  # one shard, allocated at the first frame
         self._index: list[int] = []
+        self._shards = array("q")  # the first frame of each
         self._pts: list[int] = []
         self._time_base = Fraction(1)
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,8 +54,15 @@ class NpzSink:
         if self._index:
             self._flush()
 
+    def files(self) -> Iterable[Path]:
+        """Return the files that were written."""
+        return (self._path(first) for first in self._shards)
+
+    def _path(self, first: int) -> Path:
+        return self.folder / f"depth_{first:06d}.npz"
+
     def _flush(self) -> None:
-        path = self.folder / f"depth_{self._index[0]:06d}.npz"
+        path = self._path(self._index[0])
         base = self._time_base
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez(
@@ -65,4 +75,5 @@ class NpzSink:
                 depth_kind=np.array(self._kind.value),
                 scale=np.array(1.0),
             )
+        self._shards.append(self._index[0])
         self._index, self._pts = [], []

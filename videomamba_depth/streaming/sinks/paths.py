@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videomamba_depth.streaming.pipeline import FileSink
 from videomamba_depth.utils.atomic import disk_error
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.lock import exclusive
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255 with suffixes, temporary ones included
-_WRITTEN = re.compile(  # what the sinks put into folders
-    r"\.?(depth_\d{6,}\.npz|\d{6,}\.(png|exr|ply)|(scale|about|zarr)\.json|\d+)(\.\w+)*"
-)
+
+Stamp = dict[str, int | str]
+"""How many files a stream has left under a name, and the SHA-256 of their names, sizes and times of change."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class OutputPaths:
 class Outputs:
     """The outputs of one stream: they replace nothing but what an earlier stream of that name has written.
 
-    Earlier streams are known by their record, the JSON file, which lists what was written with the size of each file.
+    Earlier streams are known by their record, the JSON file. When a stream ends, its sinks name the files that they
+    wrote, and the record gets a stamp of them: what bears another stamp since then holds something else and stays. A
+    stream that is killed leaves no stamps: which files are its own is not known.
 
     Args:
         config: values of `video`, `raw` and `intrinsics`.
@@ -97,6 +99,7 @@ class Outputs:
         self.paths, self._overwrite, self._inputs = paths, overwrite, list(inputs)
         self._wanted = paths.written_by(config)
         self._earlier = _read_record(paths)
+        self.sinks: dict[Path, FileSink] = {}  # what writes them; set when the sinks are opened
 
     def prepare(self) -> None:
         """Make the folder and look at what is there; nothing is replaced yet.
@@ -124,13 +127,14 @@ class Outputs:
             except OSError as error:
                 raise disk_error(path, error) from error
 
-    def record(self, finished: bool) -> dict[str, int | None]:
-        """Return {name: size in bytes} of all that streams of that name have written or will write, for the record.
+    def record(self, finished: bool) -> dict[str, Stamp | None]:
+        """Return {name: stamp} of all that streams of that name have written or will write, for the record.
 
-        None stands for folders, and for files that still grow.
+        None stands for what still grows, and for the record itself. An earlier stamp of what is replaced fits no more.
         """
-        earlier = {name: size for name, size in (self._earlier or {}).items() if (self.paths.folder / name).exists()}
-        return earlier | {path.name: _size(path) if finished else None for path in self._wanted}
+        earlier = {name: stamp for name, stamp in (self._earlier or {}).items() if (self.paths.folder / name).exists()}
+        ended = {path.name: _stamp(path, sink.files()) for path, sink in self.sinks.items()} if finished else {}
+        return {path.name: None for path in self._wanted} | earlier | ended
 
     def written(self) -> list[Path]:
         """Return what is there of what this stream writes."""
@@ -142,10 +146,10 @@ class Outputs:
             held = next((name for name in self._inputs if _is_or_holds(path, name)), None)
             if held is not None:
                 raise UserError(f"the output {path} is, or holds, the input {held}; give another output folder")
-        for path in there:
-            problem = self._not_ours(path)
-            if problem:
-                raise UserError(f"{path} exists already and {problem}; give another output folder, or move it away")
+        problems = {path: problem for path in there if (problem := self._not_ours(path))}
+        if problems:
+            named = "; ".join(f"{path} exists already and {problem}" for path, problem in problems.items())
+            raise UserError(f"{named}; give another output folder, or move that away")
         if there and not self._overwrite:
             raise UserError(f"{there[0]} exists already; give another output folder, or overwrite=true to replace it")
 
@@ -156,27 +160,39 @@ class Outputs:
             return "no earlier stream is known to have written it"
         if path == self.paths.about:
             return ""
-        if path.is_dir():
-            files = (file for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
-            other = next((file for file in files if file.is_symlink() or not _WRITTEN.fullmatch(file.name)), None)
-            return f"holds {other.relative_to(path)}, which no stream wrote" if other else ""
-        size = self._earlier.get(path.name)
-        return "has changed since a stream wrote it" if size not in (None, path.stat().st_size) else ""
+        then = self._earlier[path.name]
+        if then is None:
+            return "the stream that wrote it was killed, or of an earlier version: what it wrote is not known"
+        try:
+            now = _stamp(path, _entries(path))
+        except OSError as error:
+            return f"cannot be looked through ({error.strerror})"
+        counts = f" (then files: {then.get('files')}, now: {now['files']})" if path.is_dir() else ""
+        return "" if now == then else f"has changed since a stream wrote it{counts}"
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _entries(path: Path) -> list[Path]:
+    """Return a file, or all that is in a folder and is no folder with something in it."""
+    if not path.is_dir():
+        return [path]
+    return [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir() or not any(p.iterdir())]
 
 
-def _read_record(paths: OutputPaths) -> dict[str, int | None] | None:
+def _stamp(path: Path, files: Iterable[Path]) -> Stamp:
+    """Return the stamp of those of the files, at or below `path`, that exist."""
+    found = {os.fsencode(file.relative_to(path)): file.lstat() for file in files if os.path.lexists(file)}
+    lines = [name + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode() for name, stat in sorted(found.items())]
+    return {"files": len(found), "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+
+
+def _read_record(paths: OutputPaths) -> dict[str, Stamp | None] | None:
     """Return what the record of an earlier stream lists; None where there is no such record."""
     try:
         record = json.loads(paths.about.read_bytes())
         if "videomamba_depth" not in record["versions"] or "status" not in record:
             return None
-        if "outputs" in record:
-            return {str(name): None if size is None else int(size) for name, size in record["outputs"].items()}
-        return {path.name: None for path in paths.written_by(record["config"])}  # of version 0.1.0
+        outputs = record.get("outputs") or {path.name: None for path in paths.written_by(record["config"])}
+        return {name: stamp if isinstance(stamp, dict) else None for name, stamp in outputs.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

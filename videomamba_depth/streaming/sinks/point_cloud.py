@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -34,6 +35,7 @@ class PointCloudSink:
     def __init__(self, folder: Path, kind: DepthKind, intrinsics: Intrinsics, every: int | None = 30) -> None:
         self.folder, self._kind, self._intrinsics, self._every = folder, kind, intrinsics, every
         self._next_index = 0
+        self._written = array("q")  # frames
         self._number = -1  # of the latest frame, counted as key frames count
         self._before: DepthFrame | None = None
         self._unit: float | None = None
@@ -56,13 +58,21 @@ class PointCloudSink:
         """Flush the clouds to the disk."""
         flush_folder(self.folder)
 
+    def files(self) -> Iterable[Path]:
+        """Return the files that were written."""
+        return map(self._path, self._written)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.ply"
+
     def _write(self, frame: DepthFrame) -> None:
         if self._kind is DepthKind.RELATIVE and self._unit is None:
             there = frame.depth[usable(frame.depth)]
             self._unit = float(np.median(there)) if there.size else None
         points = to_points(frame.rgb, frame.depth, self._intrinsics, self._unit)
         unit = "metre" if self._kind is DepthKind.METRIC else "none, the scale and the shift of 1/z are unknown"
-        write_bytes(self.folder / f"{frame.index:06d}.ply", _ply(points, unit), durable=False)
+        write_bytes(self._path(frame.index), _ply(points, unit), durable=False)
+        self._written.append(frame.index)
 
 
 def usable(depth: np.ndarray) -> np.ndarray:

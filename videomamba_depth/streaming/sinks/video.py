@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -106,6 +107,10 @@ class VideoSink:
             self._writer = None
             _index_in_front(self.path)
 
+    def files(self) -> Iterable[Path]:
+        """Return the file."""
+        return [self.path]
+
 
 class FrameLog:
     """One JSON line per frame: index, time, range of the depth, why the model started afresh, key frames, losses."""
@@ -132,6 +137,10 @@ class FrameLog:
         """Flush the file to the disk and close it."""
         self._lines.sync()
         self._lines.close()
+
+    def files(self) -> Iterable[Path]:
+        """Return the file."""
+        return [self._lines.path]
 
 
 def _index_in_front(path: Path) -> None:

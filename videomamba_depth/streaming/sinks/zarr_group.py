@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ class ZarrSink:
                 self._flush()
             if self._group is not None:
                 sync_tree(self.path)
+
+    def files(self) -> Iterable[Path]:
+        """Return the files that were written; chunks of nothing but zeros have none."""
+        if self._group is None:
+            return
+        yield self.path / "zarr.json"
+        for name, array in self._group.arrays():
+            yield self.path / name / "zarr.json"
+            for chunk in np.ndindex(array.cdata_shape):
+                yield self.path / name / array.metadata.encode_chunk_key(chunk)
 
     def _create(self, frame: DepthFrame) -> None:
         attributes = {"depth_kind": self._kind.value, "time_base": str(frame.time_base), "num_frames": 0}
