@@ -26,7 +26,6 @@ from videomamba_depth.evaluation.summary import versions
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.checkpoint import list_steps
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +40,10 @@ def main(config: AblateConfig) -> None:
     log.info("%d runs, %d of them finished", len(runs), len(runs) - len(waiting))
     failed: dict[str, str] = {}
     seen: list[AblationRun] = []
-    try:
-        for seed in config.seeds:
-            failed |= train_all([run for run in waiting if run.seed == seed], config.workers)
-            seen += [run for run in runs if run.seed == seed and run.name not in failed]
-            judge(config, groups, seen, failed)
-    except KeyboardInterrupt:
-        log.warning("stopped; run the same command to continue")
-        sys.exit(STOPPED_STATUS)
+    for seed in config.seeds:
+        failed |= train_all([run for run in waiting if run.seed == seed], config.workers)
+        seen += [run for run in runs if run.seed == seed and run.name not in failed]
+        judge(config, groups, seen, failed)
     if failed:
         sys.exit(1)
 

@@ -43,7 +43,7 @@ def main(config: PrecomputeConfig) -> None:
     try:
         with ranks.together():
             if ranks.is_main and not config.verify and "://" not in config.cache:  # one lock for all ranks
-                lock = Path(config.cache).expanduser() / ".lock"
+                lock = Path(config.cache) / ".lock"
                 held.enter_context(exclusive(lock, f"teacher cache '{config.cache}'"))
         teacher = build_teacher(config.teacher, ranks.device)
         key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})

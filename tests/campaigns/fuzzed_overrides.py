@@ -229,7 +229,8 @@ def work(pipe: Connection, folder: Path) -> None:
     from videomamba_depth.configuration import cli
 
     os.setpgid(0, 0)
-    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    home = tempfile.mkdtemp(dir=folder)  # what `~` stands for: small, and nobody's
+    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", HOME=home)
     seen: dict[str, dict[str, Any]] = {}
     to_schema: Callable[..., Any] = cli.to_schema
 

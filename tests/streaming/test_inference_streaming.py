@@ -200,3 +200,15 @@ def test_a_kill_leaves_a_playable_video_and_whole_lines(tmp_path: Path, checkpoi
     playable = times(out / "long.mp4")
     assert playable == times(source)[: len(playable)]
     assert written - 120 <= len(playable)
+
+
+def test_a_tilde_that_is_no_home_folder_is_part_of_the_name(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "~x.mp4", 2)
+    stream(checkpoint, "~x.mp4", Path("~nosuch/o"))
+    assert (tmp_path / "~nosuch" / "o" / "~x.mp4").is_file()
+    with pytest.raises(UserError, match=r"~nosuch/y\.mp4"):
+        stream(checkpoint, "~nosuch/y.mp4", Path("out"))
+    assert not (tmp_path / "out").exists()

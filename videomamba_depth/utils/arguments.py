@@ -38,7 +38,7 @@ def path_argument(text: str) -> Path:
     """Return a path, a leading `~` replaced by the home folder."""
     if not text:
         raise argparse.ArgumentTypeError("must be a path, not empty")
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 def named_path(text: str) -> str:

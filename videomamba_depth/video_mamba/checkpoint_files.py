@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
     Raises:
         CheckpointError: no such file, not a file of weights, or (unwrap=False) a wrapped one.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .safetensors, .pt or .pth file")
     if path.suffix == ".safetensors":

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -109,7 +110,7 @@ def open_groups(cache_root: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such folder, or nothing in it.
     """
-    root = Path(cache_root).expanduser()
+    root = Path(os.path.expanduser(cache_root))
     if not root.is_dir():
         raise UserError(f"no teacher cache at {root}; make one with scripts/precompute_teacher_depth.py")
     groups: dict[str, Any] = {}
@@ -279,7 +280,7 @@ def content_difference(
 
 
 def join_path(root: str, name: str) -> str:
-    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root).expanduser() / name)
+    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(os.path.expanduser(root)) / name)
 
 
 def _short(value: object) -> str:

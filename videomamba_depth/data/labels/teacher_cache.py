@@ -270,7 +270,7 @@ class TeacherCacheReader:
         return arrays
 
     def _open_video(self, video_id: str, path: str | None) -> dict[str, Any]:
-        if "://" not in self.cache_root and not Path(self.cache_root).expanduser().is_dir():
+        if "://" not in self.cache_root and not Path(os.path.expanduser(self.cache_root)).is_dir():
             raise _Misfit("no cache", f"there is no folder {self.cache_root}")
         try:
             group = zarr.open_group(join_path(self.cache_root, group_name(video_id)), mode="r", zarr_format=3)

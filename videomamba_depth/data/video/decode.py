@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -149,8 +150,8 @@ def open_video(
         VideoReadError: missing, empty, not a video, or without a video stream.
     """
     if not is_url(path):
-        _check_file(Path(path).expanduser())
-        path = Path(path).expanduser().absolute()  # "12:30.mp4" would be one of FFmpeg's protocols
+        path = Path(os.path.expanduser(path)).absolute()  # "12:30.mp4" would be one of FFmpeg's protocols
+        _check_file(path)
     try:
         container = av.open(str(path), options=dict(options or {}), timeout=timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:

@@ -47,7 +47,7 @@ def find_sources(root: str | Path) -> list[VideoSource]:
     Raises:
         UserError: `root` is missing, or holds no video.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if not root.exists():
         raise UserError(f"data folder {root} does not exist; set data.root to a folder of videos or image folders")
     if root.is_file():
@@ -132,7 +132,7 @@ def source_stamp(path: str | Path) -> tuple[int, int]:
 
 
 def _files(path: str | Path) -> Sequence[Path]:
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         return list_images(path)
     if not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -48,7 +49,7 @@ def list_images(path: str | Path) -> tuple[Path, ...]:
     Raises:
         VideoReadError: nothing there, or no image in it.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         found = [child for child in path.iterdir() if is_image(child) and child.is_file()]
     elif path.exists():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -462,7 +463,7 @@ def _unchanged(rgb: np.ndarray) -> np.ndarray:
 
 
 def _structure(path: str | Path) -> Structure:
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     return read_structure(path) if not is_url(path) and path.is_file() else Structure()
 
 

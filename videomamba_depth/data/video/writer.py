@@ -70,7 +70,7 @@ class VideoWriter:
         if codec not in CODECS:
             raise ValueError(f"codec must be one of {', '.join(CODECS)}; got '{codec}'")
         rate = Fraction(fps).limit_denominator(1001) if fps is not None else Fraction(30)
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self.time_base = _exact_time_base(1 / rate if time_base is None else Fraction(time_base))
         self.num_frames = 0
         self._size = size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def load_intrinsics(given: Sequence[float] | str) -> Intrinsics:
     Raises:
         UserError: neither, or focal lengths that are not positive.
     """
-    values = _numbers_of(Path(given).expanduser()) if isinstance(given, str) else list(given)
+    values = _numbers_of(Path(os.path.expanduser(given))) if isinstance(given, str) else list(given)
     if len(values) == 9:
         values = [values[i] for i in (0, 4, 2, 5)]
     if len(values) != 4 or not np.isfinite(values).all() or min(values[:2]) <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -96,5 +97,5 @@ class UrlSource:
 def name_of(path: str) -> str:
     """Return what to call the outputs of an input: the file's stem or the folder's name, without glob signs."""
     plain = "".join("_" if c in "*?[]" else c for c in Path(path).name)
-    resolved = Path(path).expanduser().resolve()
+    resolved = Path(os.path.expanduser(path)).resolve()
     return resolved.name if resolved.is_dir() else Path(plain).stem
