@@ -150,8 +150,9 @@ def open_video(
         VideoReadError: missing, empty, not a video, or without a video stream.
     """
     if not is_url(path):
-        path = Path(os.path.expanduser(path)).absolute()  # "12:30.mp4" would be one of FFmpeg's protocols
+        path = Path(os.path.expanduser(path))
         _check_file(path)
+        path = path.absolute()  # "12:30.mp4" would be one of FFmpeg's protocols
     try:
         container = av.open(str(path), options=dict(options or {}), timeout=timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
