@@ -51,6 +51,7 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "mpeg4.avi": {"codec": "mpeg4"},
     "wmv2.wmv": {"codec": "wmv2"},
     "mpeg2.mxf": {"codec": "mpeg2video", "fps": 25, "options": B_FRAMES},
+    "vp9.ivf": {"codec": "libvpx-vp9"},
     "gif.gif": {"codec": "gif", "pix_fmt": "rgb8"},
 }
 NUM_FRAMES = 24
@@ -114,7 +115,7 @@ def test_what_is_there_is_used_and_the_end_is_told(
     assert count_frames(path) in (None, len(frames))
 
 
-@pytest.mark.parametrize("name", sorted(CONTAINERS.keys() - {"live.mkv"}))  # whose blocks have no whole
+@pytest.mark.parametrize("name", sorted(CONTAINERS.keys() - {"live.mkv", "vp9.ivf"}))  # whose blocks have no whole
 def test_every_cut_is_seen_from_sizes_alone(whole: dict[str, Path], tmp_path: Path, name: str) -> None:
     data, path = whole[name].read_bytes(), tmp_path / "cut"
     for length in np.random.default_rng(0).integers(len(data) // 3, len(data), 40):
@@ -324,7 +325,7 @@ def test_packets_without_a_frame_and_of_unknown_streams() -> None:
             yield item
 
     container = SimpleNamespace(format=SimpleNamespace(name="flv"), demux=demux)
-    stream = SimpleNamespace(codec_context=SimpleNamespace(name="h264"), decode=lambda _: [])
+    stream = SimpleNamespace(codec_context=SimpleNamespace(name="h264", sample_aspect_ratio=None), decode=lambda _: [])
     losses = Losses()
     assert [f.pts for f in decode_frames(container, stream, losses=losses)] == [0, 2]
     assert losses.described() == "1 packets cannot be decoded"
@@ -437,6 +438,19 @@ def test_an_encoder_that_restarts_loses_no_frame(
     frames = list(NetworkCamera(serve(data, len(data)).url("live.ts"), reconnect_s=0))
     assert [frame_number(frame.rgb) for frame in frames] == 2 * list(range(20))
     assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
+
+
+@pytest.mark.parametrize(("layout", "size"), [("420jpeg", 96), ("422p10", 256), ("mono", 64), ("444alpha", 256)])
+def test_a_cut_y4m_is_seen(tmp_path: Path, layout: str, size: int) -> None:
+    path = tmp_path / "x.y4m"
+    data = f"YUV4MPEG2 W8 H8 F10:1 C{layout}\n".encode() + 3 * (b"FRAME\n" + bytes(size))
+    path.write_bytes(data)
+    assert find_damage(path) == ""
+    for length in (1, 7, size, size + 1, size + 5):
+        path.write_bytes(data[:-length])
+        assert find_damage(path) == CUT_OFF, length
+    path.write_bytes(data.replace(b"FRAME", b"frame"))
+    assert find_damage(path) == BROKEN
 
 
 def boxed(kind: bytes, content: bytes) -> bytes:

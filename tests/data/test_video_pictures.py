@@ -148,6 +148,43 @@ def test_an_unknown_matrix_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert f"color matrix {matrix} of H.273 is not known here: colors are taken as {taken}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("tag", "words"), [({"color_primaries": 12}, "color primaries 12"), ({"color_trc": 8}, "transfer function 8")]
+)
+def test_colors_that_are_not_converted_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tag: dict[str, int], words: str
+) -> None:
+    path = write_frames(tmp_path / "x.mkv", [numbered_frame(1)], tags={"colorspace": 1, "color_range": 1, **tag})
+    assert frame_number(read_frames(path, [0])[0]) == 1
+    assert words in caplog.text
+
+
+def test_pages_behind_the_first_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, *others = [Image.fromarray(numbered_frame(number)) for number in range(3)]
+    first.save(tmp_path / "one.tif")
+    assert probe_video(tmp_path / "one.tif").num_frames == 1
+    assert "pages" not in caplog.text
+    first.save(tmp_path / "many.tif", save_all=True, append_images=others)
+    assert [frame_number(frame.rgb) for frame in iter_frames(tmp_path / "many.tif")] == [0]
+    assert "only the first page is used" in caplog.text
+
+
+def test_pixels_that_change_their_shape_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = []
+    for number, aspect in enumerate((Fraction(1), Fraction(2))):
+        with av.open(str(tmp_path / f"{number}.ts"), "w") as container:
+            stream: Any = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.codec_context.sample_aspect_ratio = aspect
+            for k in range(5):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(k), format="rgb24")))
+            container.mux(stream.encode(None))
+        parts.append((tmp_path / f"{number}.ts").read_bytes())
+    (tmp_path / "x.ts").write_bytes(b"".join(parts))
+    assert {frame.rgb.shape for frame in iter_frames(tmp_path / "x.ts")} == {(48, 64, 3)}
+    assert caplog.text.count("its pixels change from 1 : 1 to 2 : 1 midway") == 1
+
+
 @pytest.mark.parametrize(("rotation", "shape"), [(0, (84, 159)), (90, (159, 84))])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 def test_pixels_become_square(tmp_path: Path, suffix: str, rotation: int, shape: tuple[int, int]) -> None:

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 _UNSPECIFIED, _BT709, _BT2020, _BT2020_CONSTANT = 2, 1, 9, 10
 _PQ, _HLG = 16, 18
 _MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}  # that libswscale knows: RGB, BT.709, FCC, BT.601, SMPTE 240M, BT.2020
+_NEAR_PRIMARIES = {0, _BT709, _UNSPECIFIED, 5, 6, 7, _BT2020}  # BT.601's are taken as BT.709's
+_FAR_TRANSFERS = {8, 9, 10, 17}  # linear, logarithmic and that of cinemas: nothing like the curve of BT.709
 _HD_WIDTH, _HD_HEIGHT = 1280, 577  # from these on, video that names no matrix is BT.709, as players take it
 _WHITE_NITS, _PEAK_NITS = (
     203.0,
@@ -46,6 +48,10 @@ def to_rgb(frame: Any, orientation: Orientation, width: int, height: int) -> np.
         near, name = (_BT2020, "BT.2020") if space == _BT2020_CONSTANT else (_BT709, "BT.709")
         _say_once(f"color matrix {space} of H.273 is not known here: colors are taken as {name}")
         frame.colorspace = space = near
+    if primaries not in _NEAR_PRIMARIES:
+        _say_once(f"color primaries {primaries} of H.273 are not converted: colors are taken as BT.709")
+    if transfer in _FAR_TRANSFERS:
+        _say_once(f"transfer function {transfer} of H.273 is not converted: brightness is taken as BT.709")
     is_hd = frame.width >= _HD_WIDTH or frame.height >= _HD_HEIGHT
     if space == _UNSPECIFIED and primaries != _BT2020 and is_hd and not frame.format.is_rgb:
         frame.colorspace = _BT709

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import deque
@@ -18,6 +19,8 @@ from av.stream import Disposition
 
 from videomamba_depth.data.video.info import Orientation, VideoReadError
 from videomamba_depth.data.video.structure import CUT_OFF, Structure
+
+log = logging.getLogger(__name__)
 
 _REMEDY = "it is damaged, cut off or not a video: replace or remove it"
 # Decoders that honour a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
@@ -152,9 +155,10 @@ def open_video(
     if not is_url(path):
         path = Path(os.path.expanduser(path))
         _check_file(path)
-        path = path.absolute()  # "12:30.mp4" would be one of FFmpeg's protocols
+    # "12:30.mp4" would be one of FFmpeg's protocols.
+    address = str(path) if is_url(path) else str(Path(path).absolute())
     try:
-        container = av.open(str(path), options=dict(options or {}), timeout=timeout_s)
+        container = av.open(address, options=dict(options or {}), timeout=timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         remedy = "is the address right and the server on?" if is_url(path) else _REMEDY
@@ -180,6 +184,7 @@ def decode_frames(
     """
     losses = Losses() if losses is None else losses
     decoding_times: deque[int | None] | None = deque() if container.format.name == "avi" else None
+    aspects: list[Any] = []  # of pixels, that there were
     early: list[int] = []  # times of packets up to the first frame
     one_to_one, num_given = stream.codec_context.name in _ONE_TO_ONE, 0
     for packet in demux_packets(container, stream, losses):
@@ -200,6 +205,15 @@ def decode_frames(
         if decoding_times is not None:
             decoding_times.append(packet.dts)
         for frame in frames:
+            aspect = stream.codec_context.sample_aspect_ratio
+            aspects = aspects or [aspect]
+            if aspect not in aspects:
+                aspects.append(aspect)
+                log.warning(
+                    "%s: its pixels change from %s : 1 to %s : 1 midway, which is not followed",
+                    without_password(container.name),
+                    *(shape or 1 for shape in (aspects[0], aspect)),
+                )
             one_to_one = one_to_one and not frame.interlaced_frame
             _check(frame, losses, decoding_times, early)
             yield frame

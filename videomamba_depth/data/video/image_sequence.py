@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 DEFAULT_FPS = 30.0
 _ANIMATED = ("WEBP", "PNG")
+_TIFF_MARKS = (b"II*\0", b"MM\0*")
 _UNTIMED_MS = 100  # of a frame of an animated image that states no duration, as browsers show it
 
 
@@ -79,6 +81,8 @@ def read_image(path: str | Path) -> np.ndarray:
         raise VideoReadError(f"cannot read image {path}: {error}") from error
     if image is None:
         raise VideoReadError(f"cannot read image {path}: it is empty, damaged or not an image; replace or remove it")
+    if data[:4].tobytes() in _TIFF_MARKS and _num_pages(data.tobytes()) > 1:
+        _say_once(f"{Path(path).parent} holds images of several pages: of these, only the first page is used")
     if _moves(data.tobytes()):
         _say_once(f"{Path(path).parent} holds animated images among others: of these, only the first frame is used")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -177,6 +181,15 @@ def _animated_frames(path: Path) -> Iterator[tuple[np.ndarray, float]]:
                 yield rgb, float(image.info.get("duration", 0))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise VideoReadError(f"cannot read image {path} from frame {number} on: {error}") from error
+
+
+def _num_pages(data: bytes) -> int:
+    """Return the number of pictures in a TIFF file."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            return int(getattr(image, "n_frames", 1))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 1  # OpenCV has read it all the same
 
 
 def _moves(data: bytes) -> bool:

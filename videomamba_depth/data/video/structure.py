@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,8 +65,8 @@ def read_structure(path: str | Path) -> Structure:
     """Walk through the headers of a file, by seeking (every byte of MPEG-TS, NUT and GIF is read).
 
     MP4 and MOV (ISO/IEC 14496-12), Matroska and WebM (RFC 8794), AVI and WebP (RIFF), FLV, MPEG-TS (ISO/IEC 13818-1),
-    ASF, NUT, MXF (SMPTE ST 377-1), Ogg (RFC 3533), GIF and PNG; nothing is said of others. A file cut exactly between
-    two fragments or packets of a container that states no total is a shorter file, and nobody can tell.
+    ASF, NUT, MXF (SMPTE ST 377-1), IVF, YUV4MPEG2, Ogg (RFC 3533), GIF and PNG; nothing is said of others. A file cut
+    exactly between two fragments or packets of a container that states no total is a shorter file, and nobody can tell.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -377,6 +378,33 @@ def _check_mxf(file: BinaryIO, size: int) -> str:
     return CUT_OFF if at > size else ""
 
 
+def _check_ivf(file: BinaryIO, size: int) -> str:
+    """IVF: a header that states its length, frames with their length in front."""
+    at = int.from_bytes(file.read(8)[6:], "little")
+    while at + 12 <= size:
+        file.seek(at)
+        at += 12 + int.from_bytes(file.read(4), "little")
+    return CUT_OFF if at != size else ""
+
+
+def _check_y4m(file: BinaryIO, size: int) -> str:
+    """YUV4MPEG2: a line of tags, frames of one size with a line in front of each."""
+    tags = {tag[:1]: tag[1:] for tag in file.readline(4096).split()[1:]}
+    width, height, layout = int(tags.get(b"W", 0)), int(tags.get(b"H", 0)), tags.get(b"C", b"420")
+    halves = {b"420": (2, 2), b"422": (2, 1), b"411": (4, 1), b"444": (1, 1)}.get(layout[:3])
+    chroma = 2 * -(-width // halves[0]) * -(-height // halves[1]) if halves else 0
+    alpha = width * height if b"alpha" in layout else 0
+    deep = re.search(rb"(?:p|mono)\d", layout) is not None
+    at = file.tell()
+    while at < size:
+        file.seek(at)
+        line = file.readline(4096)
+        if not b"FRAME\n".startswith(line[:5]):
+            return BROKEN
+        at += len(line) + (width * height + chroma + alpha) * (2 if deep else 1)
+    return CUT_OFF if at > size else ""
+
+
 def _check_ogg(file: BinaryIO, size: int) -> str:
     """Ogg: pages whose lacing values add up to their size."""
     file.seek(max(0, size - _TAIL))
@@ -436,6 +464,8 @@ _CHECKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], str | St
     (_starts_with(_ASF), _check_asf),
     (_starts_with(_NUT), _check_nut),
     (_starts_with(_MXF), _check_mxf),
+    (_starts_with(b"DKIF"), _check_ivf),
+    (_starts_with(b"YUV4MPEG2 "), _check_y4m),
     (_starts_with(b"OggS"), _check_ogg),
     (_starts_with(b"GIF8"), _check_gif),
     (_starts_with(b"\x89PNG"), _check_png),
