@@ -57,6 +57,8 @@ def _check(args: argparse.Namespace) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     _ = probe_video(args.video)
+    if args.output.is_dir():
+        raise UserError(f"'{args.output}' is a folder; give the .onnx file to write")
     if not args.output.parent.is_dir():
         raise UserError(f"there is no folder '{args.output.parent}'; make it, or give another output")
 

@@ -84,6 +84,13 @@ def test_nan_is_in_no_range() -> None:
     ("command", "override", "said"),
     [
         ("train", "data.crop=[56]", "data.crop must hold 2 values; got [56]"),
+        ("train", "data.crop=[8192,8192]", "data.crop=[8192, 8192] is too large"),
+        ("train", "data.crop=[2304,4096]", "data.batch_size="),
+        ("train", "data.clip_frames=100000", "data.clip_frames=100000 with"),
+        ("train", "data.batch_size=4096", "data.batch_size=4096 with data.crop="),
+        ("train", "model.video_mamba.embed_dim=8192", "model.video_mamba.embed_dim must be in [8, 2048]"),
+        ("train", "model.video_mamba.img_size=8192", "model.video_mamba.img_size must be in [16, 2048]"),
+        ("precompute", "crop=[8192,8192]", "crop=[8192, 8192] is too large"),
         ("train", "data.num_workers=99999", "data.num_workers must be in [0, 256]"),
         ("train", "model.s2.num_blocks=1000000", "model.s2.num_blocks must be in [0, 64]"),
         ("train", "optim.ema_decay=nan", "optim.ema_decay must be in [0, 1); got nan"),

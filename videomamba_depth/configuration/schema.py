@@ -15,6 +15,7 @@ from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
+from videomamba_depth.models.input_size import MAX_PIXELS
 from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec
@@ -24,6 +25,27 @@ from videomamba_depth.models.temporal_mamba import ScaleSpec
 # refused is a slip of the keyboard and not somebody's experiment.
 _DEVICES = ("auto", "cpu", "cuda")
 _COUNT, _PX = 10**9, 8192
+_BATCH_FRAMES, _BATCH_PX = 2**14, 2**28  # all frames of a batch; 2^28 px of float32 RGB are 3.2 GB
+
+
+def _check_sizes(prefix: str, crop: Sequence[int] | None, short_side: int, frames: int, said: str) -> None:
+    """Refuse frames, and batches of them, that nothing could compute.
+
+    Args:
+        said: the keys, in full, that `frames` comes from.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    size = f"{prefix}crop={list(crop)}" if crop else f"{prefix}short_side={short_side}"
+    pixels = crop[0] * crop[1] if crop else short_side**2
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{size} is too large: a frame may have {MAX_PIXELS / 1e6:.1f} million px")
+    if frames > _BATCH_FRAMES or frames * pixels > _BATCH_PX:
+        raise ValueError(
+            f"{said} with {size} is too large: {frames} frames of {pixels} px at once; at most {_BATCH_FRAMES} frames"
+            f" and {_BATCH_PX / 1e6:.0f} million px are possible"
+        )
 
 
 @dataclass
@@ -61,8 +83,8 @@ class VideoMambaConfig:
 
     variant: str = choice(*VARIANTS)
     num_layers: int | None = ranged(4, 256, None)  # at least one per scale
-    embed_dim: int | None = ranged(8, 8192, None)
-    img_size: int = ranged(16, _PX)
+    embed_dim: int | None = ranged(8, 2048, None)
+    img_size: int = ranged(16, 2048)
     pretrained: str | None = path(None)
 
     def spec(self, backend: str | None) -> VideoMambaSpec:
@@ -147,6 +169,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.stride != MISSING and not all(type(stride) is int for stride in self.strides()):
             raise ValueError(f"data.stride must be a positive whole number or a list of them; got {self.stride}")
+        if MISSING not in (self.clip_frames, self.batch_size, self.short_side):
+            frames = self.clip_frames * self.batch_size
+            said = f"data.clip_frames={self.clip_frames} with data.batch_size={self.batch_size}"
+            _check_sizes("data.", self.crop, self.short_side, frames, said)
 
     def strides(self) -> tuple[int, ...]:
         """Return the distances between frames that a clip may have."""
@@ -249,3 +275,7 @@ class PrecomputeConfig:
     verify: bool = MISSING
     device: str = choice(*_DEVICES)
     threads: int | None = ranged(1, 1024, None)
+
+    def __post_init__(self) -> None:
+        if MISSING not in (self.batch_frames, self.short_side):
+            _check_sizes("", self.crop, self.short_side, self.batch_frames, f"batch_frames={self.batch_frames}")
