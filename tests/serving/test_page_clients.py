@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import anyio
@@ -271,6 +273,20 @@ def test_a_stop_in_the_middle_leaves_no_traceback_and_no_file(clip: bytes, tmp_p
         assert list(tmp_path.iterdir()) == []  # an upload is in no folder even while it is used
     for client in clients:
         client.close()
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("request_line", ["GET /api/about", "POST /api/video", "GET /nothing", "POST /api/about"])
+@pytest.mark.parametrize("wait_s", [0, 0.3])
+def test_a_body_that_breaks_http_leaves_no_traceback(page, caplog, request_line: str, wait_s: float) -> None:
+    head = f"{request_line} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked"
+    with caplog.at_level(logging.WARNING), page.send(head, b"" if wait_s else b"zz\r\n\r\n") as client:
+        if wait_s:
+            time.sleep(wait_s)  # an answer may have begun
+            client.sendall(b"zz\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(4096):
+                pass
     assert [record for record in caplog.records if record.exc_info] == []
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from h11 import LocalProtocolError
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
@@ -107,6 +108,17 @@ class _Limits:
             if timer is not None:
                 timer.cancel()
         super().connection_lost(error)  # type: ignore[misc]
+
+    def send_400_response(self, msg: str) -> None:
+        """The client breaks HTTP: what it was to get for the request at hand is not sent any more."""
+        cycle = getattr(self, "cycle", None)
+        if cycle is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        try:
+            super().send_400_response(msg)  # type: ignore[misc]
+        except LocalProtocolError:  # a response has begun
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         """The client does not keep up; a transport that has more to send than it may keep says so once."""
