@@ -449,8 +449,9 @@ def test_a_cut_y4m_is_seen(tmp_path: Path, layout: str, size: int) -> None:
     for length in (1, 7, size, size + 1, size + 5):
         path.write_bytes(data[:-length])
         assert find_damage(path) == CUT_OFF, length
-    path.write_bytes(data.replace(b"FRAME", b"frame"))
-    assert find_damage(path) == BROKEN
+    for broken in (data.replace(b"FRAME", b"frame"), data.replace(b"W8", b"Wx"), data.replace(b"H8 ", b"")):
+        path.write_bytes(broken)
+        assert find_damage(path) == BROKEN
 
 
 def boxed(kind: bytes, content: bytes) -> bytes:

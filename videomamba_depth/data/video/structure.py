@@ -166,7 +166,7 @@ def _find_boxes(file: BinaryIO, at: int, end: int, *path: bytes) -> Iterator[tup
         if length < 8:
             return
         if kind == path[0]:
-            content = (at + 8, at + length)
+            content = (at + 8, min(at + length, end))
             yield from _find_boxes(file, *content, *path[1:]) if path[1:] else iter([content])
         at += length
 
@@ -390,7 +390,10 @@ def _check_ivf(file: BinaryIO, size: int) -> str:
 def _check_y4m(file: BinaryIO, size: int) -> str:
     """YUV4MPEG2: a line of tags, frames of one size with a line in front of each."""
     tags = {tag[:1]: tag[1:] for tag in file.readline(4096).split()[1:]}
-    width, height, layout = int(tags.get(b"W", 0)), int(tags.get(b"H", 0)), tags.get(b"C", b"420")
+    sides, layout = [tags.get(name, b"") for name in (b"W", b"H")], tags.get(b"C", b"420")
+    if not all(side.isdigit() and len(side) < 10 for side in sides):
+        return BROKEN
+    width, height = map(int, sides)
     halves = {b"420": (2, 2), b"422": (2, 1), b"411": (4, 1), b"444": (1, 1)}.get(layout[:3])
     chroma = 2 * -(-width // halves[0]) * -(-height // halves[1]) if halves else 0
     alpha = width * height if b"alpha" in layout else 0
