@@ -17,6 +17,7 @@ from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.sampling import loader_errors
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.utils.errors import building
 from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ def main(config: TrainConfig) -> None:
         config.run_dir = HydraConfig.get().runtime.output_dir
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    ranks = start_ranks(config.trainer.device)
+    with building("trainer.device"):
+        ranks = start_ranks(config.trainer.device)
     run, resolved = RunFolder(config.run_dir), asdict(config)
     try:
         with ExitStack() as stack:

@@ -111,7 +111,7 @@ def test_nan_is_in_no_range() -> None:
         ("stream", "intrinsics=[1,2,3]", "intrinsics must hold 4 values"),
         ("stream", "intrinsics=[1,2,3,nan]", "intrinsics must be"),
         ("stream", "key_frames.max_scale=0.5", "key_frames.max_scale must be in [1, "),
-        ("stream", "key_frames.enter=0.1", "similarities must ascend"),
+        ("stream", "key_frames.enter=0.1", "key_frames.leave, .enter and .duplicate"),
         ("evaluate", "synthetic.height=1", "synthetic.height must be in [16, 4096]"),
         ("evaluate", "precision=x", "precision must be one of"),
         ("evaluate_fresh", "kinds=[slow]", "kinds must be one of"),

@@ -54,8 +54,10 @@ def test_building_names_the_keys(error: Exception, said: str) -> None:
 
 
 def test_building_leaves_what_says_it_already() -> None:
-    with pytest.raises(UserError, match=r"^as it is$"), building("model"):
-        raise UserError("as it is")
+    with pytest.raises(UserError, match=r"^device=x is not there$"), building("name, device"):
+        raise UserError("device=x is not there")
+    with pytest.raises(UserError, match=r"^name, device: 'x' is not there$"), building("name, device"):
+        raise UserError("'x' is not there")
     with pytest.raises(OSError, match="space"), building("model"):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -48,28 +48,30 @@ from videomamba_depth.utils.errors import UserError, building
 _LOOK_AT_LOADERS_S = 20.0  # without a batch, after which the loader processes are looked at
 
 
-@building("teacher")
+@building("teacher.name")
 def build_teacher(config: TeacherConfig, device: torch.device, input_size: int | None = None) -> DepthAnythingEncoder:
     """Load the frozen teacher."""
     teacher = DepthAnythingEncoder.from_pretrained(config.name, DTYPES[config.dtype], input_size)
     return teacher.to(device)
 
 
-@building("model.encoder")
 def build_encoder(
     config: ModelConfig, teacher: DepthAnythingEncoder, device: torch.device
 ) -> DepthAnythingEncoder | VideoMambaEncoder:
     """Return the student's encoder: the teacher itself, another Depth Anything model, or a VideoMamba that learns."""
     if config.encoder == "video_mamba":
-        return VideoMambaEncoder.from_spec(
-            config.video_mamba.spec(config.scan_backend),
-            teacher.channels,
-            teacher.depth_kind,
-            max_depth_m=teacher.max_depth_m,
-            pretrained=config.video_mamba.pretrained,
-        ).to(device)
+        pretrained = config.video_mamba.pretrained
+        with building("model.video_mamba" if pretrained is None else "model.video_mamba.pretrained"):
+            return VideoMambaEncoder.from_spec(
+                config.video_mamba.spec(config.scan_backend),
+                teacher.channels,
+                teacher.depth_kind,
+                max_depth_m=teacher.max_depth_m,
+                pretrained=pretrained,
+            ).to(device)
     if config.encoder is not None and config.encoder != teacher.model_id:
-        return build_teacher(TeacherConfig(name=config.encoder), device)
+        with building("model.encoder"):
+            return DepthAnythingEncoder.from_pretrained(config.encoder).to(device)
     return teacher
 
 
@@ -80,7 +82,7 @@ def build_temporal(config: ModelConfig) -> TemporalSpec:
     return TemporalSpec(*(s.spec(config.form, config.discretization, config.scan_backend) for s in scales))
 
 
-@building("flow")
+@building("flow.weights")
 def build_flow_estimator(config: FlowConfig, device: torch.device) -> FlowEstimator:
     """Return the optical flow estimator."""
     return build_flow(config.name, config.weights, device=str(device))

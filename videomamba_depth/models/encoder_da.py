@@ -265,7 +265,7 @@ def _check_is_depth_anything(name_or_path: str) -> None:
             raise UserError(f"'{folder / name}' is a Git LFS pointer, not the file; run git lfs pull in '{folder}'")
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_local and not Path(name_or_path).is_dir():
-        raise UserError(f"teacher folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
+        raise UserError(f"folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
     try:
         with _quiet_hub():
             config, _ = PretrainedConfig.get_config_dict(name_or_path)

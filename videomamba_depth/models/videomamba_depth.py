@@ -123,9 +123,12 @@ class VideoMambaDepth(nn.Module):
             ]
         )
         self.depth_kind: DepthKind = encoder.depth_kind
-        self.temporal = nn.ModuleDict(
-            {name: TemporalMambaScale(channels[int(name[1])], spec) for name, spec in temporal.scales().items()}
-        )
+        self.temporal = nn.ModuleDict()
+        for name, spec in temporal.scales().items():
+            try:
+                self.temporal[name] = TemporalMambaScale(channels[int(name[1])], spec)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     @property
     def device(self) -> torch.device:

@@ -26,7 +26,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"unknown device '{name}'; use auto, cpu or cuda") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA devices); use device=cpu")
+        raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA devices); use cpu")
     return device
 
 

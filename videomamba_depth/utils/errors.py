@@ -75,15 +75,17 @@ def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def building(keys: str) -> Iterator[None]:
-    """Name the keys of the config that led there in whatever is raised within.
+    """Name the keys of the config that led there in whatever is raised within and does not name one of them.
 
     Raises:
-        UserError: in place of every other `Exception`; VIDEOMAMBA_TRACEBACK=1 shows where it came from.
+        UserError: in place of every `Exception`; VIDEOMAMBA_TRACEBACK=1 shows where it came from.
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if any(key in str(error) for key in keys.split(", ")):
+            raise
+        raise UserError(f"{keys}: {error}") from error
     except Exception as error:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise

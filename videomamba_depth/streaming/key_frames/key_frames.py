@@ -57,8 +57,8 @@ class KeyFrameSettings:
             raise ValueError("key frames: every, capacity, blend_frames, grid and time_constant must be positive")
         if not -1 <= self.leave <= self.enter <= self.duplicate <= 1:
             raise ValueError(
-                "key frames: similarities must ascend, -1 ≤ leave ≤ enter ≤ duplicate ≤ 1;"
-                f" got {self.leave}, {self.enter}, {self.duplicate}"
+                "key_frames.leave, .enter and .duplicate are similarities that must ascend, -1 ≤ leave ≤ enter ≤"
+                f" duplicate ≤ 1; got {self.leave}, {self.enter}, {self.duplicate}"
             )
         if self.max_scale < 1 or self.max_state_change < 0:
             raise ValueError("key frames: max_scale must be at least 1 and max_state_change must not be negative")
