@@ -461,6 +461,34 @@ def test_ten_kills_equal_no_kill(tmp_path: Path) -> None:
     assert tree(tmp_path / "c") == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("array", ["timestamps_s", "depth", "static"])
+def test_an_array_that_is_gone_is_one_clear_line(
+    videos: list[VideoSource], cache: Path, tmp_path: Path, array: str
+) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(cache, folder)
+    shutil.rmtree(folder / group_name("a.mp4") / array)
+    with pytest.raises(UserError, match=rf"a\.mp4 .*array {array} is missing; delete"):
+        run(videos, folder, flow=shifted_flow)
+
+
+@pytest.mark.parametrize("keys", [("source",), ("storage",), ("teacher",), ("source", "num_frames")])
+@pytest.mark.parametrize("value", [None, [], "x"])
+def test_attributes_that_make_no_sense_are_one_clear_line(
+    videos: list[VideoSource], cache: Path, tmp_path: Path, keys: tuple[str, ...], value: Any
+) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(cache, folder)
+    edit(*keys, value=value)(folder / group_name("a.mp4"))
+    with pytest.raises(UserError, match=r"a\.mp4"):
+        run(videos, folder, flow=shifted_flow)
+
+
+def test_another_dtype_is_named_before_the_weights_that_it_changes() -> None:
+    other = replace(KEY, dtype="bfloat16", weights_sha256="b" * 64)
+    assert KEY.difference(other).startswith("dtype is bfloat16, wanted float32")
+
+
 def test_unreadable_metadata_is_one_clear_line(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "c"
     shutil.copytree(cache, folder)

@@ -84,8 +84,11 @@ class TeacherKey:
         return cls(**values)
 
     def difference(self, other: TeacherKey) -> str:
-        """Name the first field in which `other` (the cache's key) does not fit, with both values; "" if it fits."""
-        for field in fields(self):
+        """Name the first field in which `other` (the cache's key) does not fit, with both values; "" if it fits.
+
+        The weights come last: another dtype changes their digest too.
+        """
+        for field in sorted(fields(self), key=lambda field: field.name == "weights_sha256"):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if field.name != "model_id" and mine != theirs:
                 named = f" (model {other.model_id}, wanted {self.model_id})" if field.name == "weights_sha256" else ""

@@ -70,10 +70,13 @@ class TeacherCacheWriter:
         try:
             self._group = self._open_group(str(cache_root), source, info, key)
             self._create_arrays(info)
-        except (OSError, ValueError) as error:
+            self._scales: np.ndarray = self._group["chunk_scale"][:]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # Attributes that make no sense show as whatever the look at them raises.
             reason = " ".join(str(error).split())
+            if not isinstance(error, OSError | ValueError):
+                reason = f"its metadata are damaged ({error!r}); delete the group {group_name(source.video_id)}"
             raise UserError(f"cannot write {source.video_id} to the teacher cache {cache_root}: {reason}") from error
-        self._scales: np.ndarray = self._group["chunk_scale"][:]
 
     def missing_chunks(self) -> list[int]:
         """Return the chunks still to be written, ascending."""
@@ -153,9 +156,12 @@ class TeacherCacheWriter:
         """Create what a killed run has not created yet.
 
         Raises:
-            ValueError: the frames' times are not those that are stored.
+            ValueError: an array is gone, or the frames' times are not those that are stored.
         """
         complete = "chunk_scale" in self._group
+        gone = [name for name in (*self._array_names(), "timestamps_s") if name not in self._group]
+        if complete and gone:
+            raise ValueError(f"array {gone[0]} is missing; delete this one to make it anew")
         frames, layout = self.num_frames, self.layout
         shapes = {"depth": (), "flow_bwd": (2,), "static": ()}
         for name in self._array_names():
