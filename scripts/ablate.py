@@ -19,6 +19,7 @@ from typing import Any
 
 from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, AblationRun, list_runs
 from videomamba_depth.configuration.cli import hydra_entry, load_config
+from videomamba_depth.configuration.evaluate_schema import EvaluateFreshConfig
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.evaluation.ablation import ablation_markdown, summarise
 from videomamba_depth.evaluation.report import write_json, write_text
@@ -36,6 +37,7 @@ _children: set[subprocess.Popen[str]] = set()
 def main(config: AblateConfig) -> None:
     """Train, judge and write the table, seed by seed."""
     runs, groups = list_runs(config), config.groups()
+    _ = load_config("evaluate_fresh", EvaluateFreshConfig, config.evaluation)  # a slip shows before hours of training
     waiting = [run for run in runs if not is_finished(run)]
     log.info("%d runs, %d of them finished", len(runs), len(runs) - len(waiting))
     failed: dict[str, str] = {}

@@ -117,6 +117,7 @@ def test_nan_is_in_no_range() -> None:
         ("evaluate_fresh", "kinds=[slow]", "kinds must be one of"),
         ("evaluate_fresh", "memory=[]", "memory must hold"),
         ("ablate", "seeds=[]", "seeds must hold"),
+        ("ablate", "seeds=[0,1,0]", "seeds must differ"),
     ],
 )
 def test_refusals(command: str, override: str, said: str) -> None:

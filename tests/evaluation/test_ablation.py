@@ -35,6 +35,13 @@ def test_every_listed_ablation_is_a_training_that_differs_from_the_recipe() -> N
     assert [row for row, config in configs.items() if config == configs[RECIPE]] == [RECIPE]
 
 
+def test_how_students_are_judged_is_checked_before_they_are_trained(tmp_path: Path) -> None:
+    main = runpy.run_path(str(ROOT / "scripts/ablate.py"))["main"]
+    with pytest.raises(UserError, match="no key 'foo'"):
+        main(ablate_config("only=[form]", "evaluation=[foo=1]", f"output={tmp_path}"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_are_named_by_their_overrides_and_ordered_by_seed() -> None:
     config = ablate_config("only=[form]", "seeds=[3,1]", "output=out", "base=['data.num_worlds=2']")
     runs = list_runs(config)

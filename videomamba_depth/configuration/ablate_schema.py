@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import MISSING
+
 from videomamba_depth.configuration.checks import file_name, path, ranged, text, texts_by_name
 from videomamba_depth.utils.errors import UserError
 
@@ -24,6 +26,10 @@ class AblateConfig:
     workers: int = ranged(1, 256)
     evaluation: list[str] = text()
     ablations: dict[str, list[str]] = texts_by_name()
+
+    def __post_init__(self) -> None:
+        if self.seeds != MISSING and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ from each other; got {list(self.seeds)}")
 
     def groups(self) -> dict[str, str]:
         """Return {row: group} of what is trained, the recipe first; a row is named by its overrides.

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
 
 from selective_scan.backends import BackendError, check_environment
 from videomamba_depth.configuration.checks import check_groups, check_values, expand_paths
@@ -112,7 +113,7 @@ def _stopped_in_one_line() -> Iterator[None]:
         with on_stop():
             yield
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept", file=sys.stderr)
+        tqdm.write("stopped; what was finished is kept", file=sys.stderr)  # on a line of its own, not behind a bar
         sys.exit(STOPPED_STATUS)
 
 
