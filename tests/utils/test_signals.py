@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 
 import pytest
+from tqdm import tqdm
 
+from videomamba_depth.configuration.cli import _stopped_in_one_line
 from videomamba_depth.utils.signals import on_stop
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -40,3 +43,12 @@ def test_other_threads_change_nothing() -> None:
     thread.start()
     thread.join()
     assert found == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_the_last_words_stand_on_a_line_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = tqdm(total=2, mininterval=0)
+    bar.update()
+    with pytest.raises(SystemExit), _stopped_in_one_line():
+        raise KeyboardInterrupt
+    assert re.search(r"[\r\n]stopped; what was finished is kept\n", capsys.readouterr().err)
+    bar.close()
