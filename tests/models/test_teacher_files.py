@@ -67,9 +67,12 @@ def test_a_pointer_of_git_lfs(folder: Path, name: str) -> None:
     assert refused(str(folder)).endswith(f"is a Git LFS pointer, not the file; run git lfs pull in '{folder}'")
 
 
-def test_another_image_size(folder: Path) -> None:
+def test_another_image_size(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = json.loads((folder / "config.json").read_text())
-    assert str(folder) in refused(change(folder, backbone_config=config["backbone_config"] | {"image_size": 518}))
+    said = refused(change(folder, backbone_config=config["backbone_config"] | {"image_size": 518}))
+    assert str(folder) in said
+    assert "position_embeddings" in said
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -96,17 +96,22 @@ class DepthAnythingEncoder(nn.Module):
         if Path(source).is_dir():
             verify_files(Path(source))
         try:
-            with _no_bar() if Path(source).is_dir() else nullcontext():
+            with _no_bar() if Path(source).is_dir() else nullcontext(), _errors_alone("transformers"):
                 model, report = DepthAnythingForDepthEstimation.from_pretrained(
-                    source, dtype=dtype, use_safetensors=True, output_loading_info=True
+                    source,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are named below, in one line
                 )
         except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
             raise _loading_error(name_or_path, error) from error
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        missing = sorted(report["missing_keys"])
+        missing += [f"{name} {list(is_)} for {list(wanted)}" for name, is_, wanted in sorted(report["mismatched_keys"])]
         if missing:
             raise UserError(
                 f"the weights of '{name_or_path}' do not fit its config: {len(missing)} tensors missing or of another"
-                f" shape, first {missing[0]}; download the checkpoint again"
+                f" shape, first {missing[0]}; restore the config.json that came with them, or download them again"
             )
         check_finite(dict(model.named_parameters()), f"'{name_or_path}' cannot be used")
         try:
@@ -267,7 +272,7 @@ def _check_is_depth_anything(name_or_path: str) -> None:
     if looks_local and not Path(name_or_path).is_dir():
         raise UserError(f"folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
     try:
-        with _quiet_hub():
+        with _errors_alone("huggingface_hub"):
             config, _ = PretrainedConfig.get_config_dict(name_or_path)
     except Exception as error:  # OSError of many kinds, HTTP errors, broken JSON
         raise _loading_error(name_or_path, error) from error
@@ -281,15 +286,15 @@ def _check_is_depth_anything(name_or_path: str) -> None:
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Silence the hub client's line per retry: a failure becomes one clear line of ours."""
-    hub_logger = logging.getLogger("huggingface_hub")
-    level = hub_logger.level
-    hub_logger.setLevel(logging.ERROR)
+def _errors_alone(library: str) -> Iterator[None]:
+    """Silence a library's line per retry and its reports of many lines: a failure becomes one clear line of ours."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        hub_logger.setLevel(level)
+        logger.setLevel(level)
 
 
 @contextmanager
