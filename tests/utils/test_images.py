@@ -92,7 +92,7 @@ PICTURES = {
     "normalised": (torch.randn(1, 3, 28, 42), "mean and standard deviation are the model's own"),
     "NaN": (torch.rand(1, 3, 28, 42).masked_fill(torch.eye(28, 42) > 0, torch.nan), "NaN or infinite"),
     "infinite": (torch.rand(1, 3, 28, 42).masked_fill(torch.eye(28, 42) > 0, torch.inf), "NaN or infinite"),
-    "shape": (torch.rand(1, 4, 28, 42), r"\[B, 3, H, W\]"),
+    "shape": (torch.rand(1, 4, 28, 42), r"must be a tensor \[B, (N, )?3, H, W\]"),
 }
 
 

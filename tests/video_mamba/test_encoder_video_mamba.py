@@ -88,5 +88,5 @@ def test_what_it_cannot_be_built_from_is_refused() -> None:
         VideoMambaEncoder(image_model(), (4, 4, 4, 4), DepthKind.RELATIVE)
     with pytest.raises(ValueError, match="for images"):
         VideoMambaEncoder(video_model(depth=4), (4, 4, 4, 4), DepthKind.RELATIVE)
-    with pytest.raises(ValueError, match=r"rgb must have shape \[B, 3, H, W\]"):
+    with pytest.raises(ValueError, match=r"rgb must be a tensor \[B, 3, H, W\]"):
         encoder().encode_frame(torch.rand(3, 8, 8))

@@ -54,17 +54,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "build": ("build_videomamba",),
-    "determinism": (
+    "videomamba_depth.layers.mamba_mixer": ("LayerState",),
+    "videomamba_depth.video_mamba.build": ("build_videomamba",),
+    "videomamba_depth.video_mamba.determinism": (
         "DeterminismConfig",
         "add_determinism_args",
         "configure_determinism",
         "configure_determinism_from_args",
     ),
-    "mixer": ("LayerState",),
-    "pretrain": ("PretrainVideoMamba",),
-    "refiner": ("BiMambaRefinerBlock",),
-    "streaming": (
+    "videomamba_depth.video_mamba.pretrain": ("PretrainVideoMamba",),
+    "videomamba_depth.video_mamba.refiner": ("BiMambaRefinerBlock",),
+    "videomamba_depth.video_mamba.streaming": (
         "STREAMING_CONTRACT_VERSION",
         "ForwardReturnSemantics",
         "StateShape",
@@ -82,7 +82,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
