@@ -21,7 +21,7 @@ from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.checkpoint import check_finite, is_lfs_pointer, verify_files
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.images import check_rgb, shrink_images
+from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
@@ -30,8 +30,6 @@ EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "embedded_te
 """The small teacher that is shipped with the package."""
 
 _PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of files that would have to be unpickled
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class DepthAnythingEncoder(nn.Module):
@@ -72,8 +70,8 @@ class DepthAnythingEncoder(nn.Module):
         self.backbone = model.backbone
         self.reassemble_stage = model.neck.reassemble_stage
         self.head = DPTHead.from_transformers(model)
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import unfold
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
+from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
+
 NATIVE_SIZE = 110  # short side in px
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build_small_depth_anything(

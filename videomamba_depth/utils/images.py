@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from videomamba_depth.utils.errors import describe
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB in [0, 1], per channel: what pretrained encoders are normalised by."""
+
 _SLACK = 0.01  # beyond [0, 1]: rounding of whoever made the frame
 
 

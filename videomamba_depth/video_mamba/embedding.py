@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
 from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Preprocessing:
 
 def normalize_imagenet(frames: Tensor) -> Tensor:
     """Subtract ImageNet's mean and divide by its standard deviation; frames `[..., 3, H, W]` in [0, 1]."""
-    mean = torch.tensor(_IMAGENET_MEAN, dtype=frames.dtype, device=frames.device).view(3, 1, 1)
-    std = torch.tensor(_IMAGENET_STD, dtype=frames.dtype, device=frames.device).view(3, 1, 1)
+    mean = torch.tensor(IMAGENET_MEAN, dtype=frames.dtype, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, dtype=frames.dtype, device=frames.device).view(3, 1, 1)
     return (frames - mean) / std
 
 
