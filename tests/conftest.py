@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,15 @@ def tiny_encoder(tiny_teacher_folder: str):
     from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 
     return DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)
+
+
+@pytest.fixture
+def no_tf32() -> Iterator[None]:
+    """Products and convolutions of float32 on CUDA are not rounded to TF32."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
