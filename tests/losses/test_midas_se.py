@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from videomamba_depth.losses import mean_of_sums, midas_se_loss, midas_se_sums, solve_scale_shift, target_spread
+from videomamba_depth.losses import mean_of_sums, midas_se_loss, midas_se_sums, target_spread
 from videomamba_depth.losses.masked import HUBER_WIDTH
+from videomamba_depth.utils.metrics import CLIP_DIMS, scale_and_shift
 
 GENERATOR_SEED = 5
 
@@ -23,34 +24,6 @@ def full(clip: Tensor, value: bool = True) -> Tensor:
 
 def identity(clip: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones(1, dtype=clip.dtype), torch.zeros(1, dtype=clip.dtype)
-
-
-@pytest.mark.parametrize("per", ["frame", "clip"])
-def test_alignment_recovers_the_affine_map(per: str) -> None:
-    prediction = random_clip(2, 3, 1, 5, 7)
-    scale, shift = solve_scale_shift(prediction, 2.5 * prediction - 4.0, full(prediction), per=per)
-    expected = (2, 3, 1, 1, 1) if per == "frame" else (2, 1, 1, 1, 1)
-    assert scale.shape == shift.shape == expected
-    assert scale.dtype == torch.float32
-    # Measured 1e-6; the fit is centred, so the offset costs no digits.
-    torch.testing.assert_close(scale, torch.full(expected, 2.5), rtol=3e-6, atol=0)
-    torch.testing.assert_close(shift, torch.full(expected, -4.0), rtol=3e-6, atol=0)
-
-
-def test_alignment_equals_lstsq_under_a_mask() -> None:
-    prediction = random_clip(1, 2, 1, 6, 6, dtype=torch.float64)
-    target = prediction.flip(-1) * 3 + prediction.square()
-    valid = random_clip(1, 2, 1, 6, 6).flip(1) > 0.9
-    scale, shift = solve_scale_shift(prediction, target, valid, per="clip")
-    p, y = prediction[valid], target[valid]
-    expected = torch.linalg.lstsq(torch.stack([p, torch.ones_like(p)], 1), y[:, None]).solution[:, 0]
-    torch.testing.assert_close(torch.cat([scale.flatten(), shift.flatten()]), expected, rtol=1e-10, atol=1e-10)
-
-
-def test_alignment_keeps_its_digits_far_from_zero() -> None:
-    prediction = random_clip(1, 1, 1, 16, 16) + 100.0
-    scale, _ = solve_scale_shift(prediction, 2 * (prediction - 100.0), full(prediction))
-    torch.testing.assert_close(scale.flatten(), torch.tensor([2.0]), rtol=1e-4, atol=0)
 
 
 def test_hand_computed_value() -> None:
@@ -89,8 +62,9 @@ def test_affine_prediction_costs_nothing_and_units_do_not_matter() -> None:
 def test_one_pair_per_clip_sees_scale_flicker_and_one_per_frame_does_not() -> None:
     target = random_clip(1, 4, 1, 8, 8)
     flicker = target * torch.tensor([1.0, 1.1, 0.9, 1.0]).view(1, 4, 1, 1, 1)
-    assert midas_se_loss(flicker, target, full(target), per="frame").item() < 1e-4
-    assert midas_se_loss(flicker, target, full(target), per="clip").item() > 0.05
+    assert midas_se_loss(flicker, target, full(target)).item() < 1e-4
+    per_clip = scale_and_shift(flicker, target, dims=CLIP_DIMS)
+    assert midas_se_loss(flicker, target, full(target), scale_shift=per_clip).item() > 0.05
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
@@ -156,7 +130,7 @@ def test_flat_target_is_finite() -> None:
 def test_alignment_carries_no_gradient() -> None:
     prediction = random_clip(1, 2, 1, 6, 6).requires_grad_()
     target = random_clip(1, 2, 1, 6, 6).flip(-1)
-    pair = solve_scale_shift(prediction, target, full(target))
+    pair = scale_and_shift(prediction, target, full(target))
     assert not any(value.requires_grad for value in pair)
     solved = torch.autograd.grad(midas_se_loss(prediction, target, full(target)), prediction)[0]
     given = torch.autograd.grad(midas_se_loss(prediction, target, full(target), scale_shift=pair), prediction)[0]
@@ -181,7 +155,7 @@ def test_full_precision_inside_autocast() -> None:
     outside = midas_se_loss(prediction.float(), target, full(target))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = midas_se_loss(prediction, target, full(target))
-        scale, _ = solve_scale_shift(prediction, target, full(target))
+        scale, _ = scale_and_shift(prediction, target, full(target))
     assert inside.dtype == scale.dtype == torch.float32
     assert inside.item() == outside.item()
 
@@ -205,5 +179,3 @@ def test_wrong_arguments_are_refused() -> None:
         midas_se_loss(clip, clip[:, :1], full(clip))
     with pytest.raises(TypeError, match="valid must be a bool mask"):
         midas_se_loss(clip, clip, clip)
-    with pytest.raises(ValueError, match="per must be"):
-        midas_se_loss(clip, clip, full(clip), per="video")  # type: ignore[arg-type]

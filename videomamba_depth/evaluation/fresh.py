@@ -18,7 +18,6 @@ from videomamba_depth.evaluation.baselines import Baseline, default_baselines, r
 from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.feature_average import FEATURE_ROW
 from videomamba_depth.evaluation.judge import Judge
-from videomamba_depth.evaluation.metrics import align_scale_shift
 from videomamba_depth.evaluation.report import to_jsonable, write_text
 from videomamba_depth.evaluation.world_depth import run_student, run_teacher
 from videomamba_depth.evaluation.worlds import World, WorldSpec, is_intact, load_world, read_array, write_folder
@@ -26,6 +25,7 @@ from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.atomic import disk_errors, replacing, to_json
+from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def depth_rows(
 
 def _like_teacher(depth: Callable[[], np.ndarray], teacher: np.ndarray) -> np.ndarray:
     values = depth()
-    scale, shift = align_scale_shift(values, teacher, np.ones(values.shape, dtype=bool))
+    scale, shift = clip_scale_and_shift(values, teacher, np.ones(values.shape, dtype=bool))
     return (scale * values + shift).astype(np.float32)
 
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from videomamba_depth.evaluation.metrics import (
     MIN_DISPARITY,
-    align_scale_shift,
     aligned_disparity,
     edge_ratio,
     is_flat,
@@ -20,6 +19,7 @@ from videomamba_depth.evaluation.metrics import (
     valid_ground_truth,
 )
 from videomamba_depth.evaluation.rows import FAST_MIN_PX, FAST_PERCENTILE
+from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 if TYPE_CHECKING:  # how worlds are kept does not decide their scores
     from videomamba_depth.evaluation.worlds import World
@@ -85,7 +85,7 @@ class Judge:
         """Return the row in 1/m, by one affine fitted on the frames `fitted`."""
         target = self.inverse if gt is None else gt
         clipped = np.maximum(depth, MIN_DISPARITY)
-        scale, shift = align_scale_shift(clipped[fitted], target[fitted], valid[fitted])
+        scale, shift = clip_scale_and_shift(clipped[fitted], target[fitted], valid[fitted])
         return aligned_disparity(depth, scale, shift).astype(np.float32)
 
     def _abs_rel(self, disparity: np.ndarray, mask: np.ndarray | None, first: int = 0) -> float:

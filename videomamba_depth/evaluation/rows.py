@@ -11,9 +11,7 @@ from videomamba_depth.evaluation.metrics import (
     MIN_DISPARITY,
     ClipMotion,
     Score,
-    abs_rel,
     accuracy,
-    align_scale_shift,
     aligned_disparity,
     alignment_per_frame,
     boundary_f1,
@@ -21,6 +19,7 @@ from videomamba_depth.evaluation.metrics import (
     flicker2,
     is_flat,
     lag_frames,
+    mean_accuracy,
     optical_flow_warping,
     positive_log,
     relative_temporal_consistency,
@@ -34,6 +33,7 @@ from videomamba_depth.evaluation.metrics import (
 from videomamba_depth.evaluation.metrics.percentiles import median, percentiles
 from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 FAST_PERCENTILE = 90.0
 FAST_MIN_PX = 1.0
@@ -107,7 +107,7 @@ def common_disparity(depth: Frames, teacher: Frames, scene: Scene) -> Frames:
         scale, shift = alignment_per_frame(depth, scene.gt_depth_m, valid)[0]
         if np.isfinite(scale):
             return mapped(lambda frame: aligned_disparity(frame, scale, shift).astype(np.float32), depth)
-    to_teacher = align_scale_shift(depth, teacher, mapped(_everywhere, depth))
+    to_teacher = clip_scale_and_shift(depth, teacher, mapped(_everywhere, depth))
     return mapped(lambda frame: (to_teacher[0] * frame + to_teacher[1]).astype(np.float32), depth)
 
 
@@ -131,7 +131,7 @@ def _ground_truth_scores(depth: Frames, disparity: Frames, scene: Scene) -> dict
     fast = mapped(np.logical_and, valid, _fast_pixels(scene.motion))
     fast_share = _share(fast)
     none_fast = "" if fast_share > 0.0 else "no pixel moves fast"
-    scores["abs_rel/fast_pixels"] = Score(abs_rel(depth_m, gt, fast), fast_share, none_fast)
+    scores["abs_rel/fast_pixels"] = Score(mean_accuracy(depth_m, gt, fast)["abs_rel"], fast_share, none_fast)
     gt_disparity = mapped(lambda true, known: np.where(known, 1.0 / np.maximum(true, 1e-3), 0.0), gt, valid)
     motion = scene.motion
     scores["tge"] = temporal_gradient_error(disparity, gt_disparity, motion.flow_fwd, motion.trusted_fwd, valid)
@@ -163,7 +163,7 @@ def _agreement(disparity: Frames, reference: Frames) -> dict[str, Score]:
         return {name: Score(float("nan"), 0.0, reason) for name in ("teacher_diff/clip", "teacher_diff/per_frame")}
     per_frame = []
     for ours, theirs in zip(disparity, reference, strict=True):
-        scale, shift = align_scale_shift(ours, theirs, _everywhere(ours))
+        scale, shift = clip_scale_and_shift(ours, theirs, _everywhere(ours))
         per_frame.append(float(np.mean(np.abs(scale * ours + shift - theirs))))
     per_clip = [float(np.mean(np.abs(a - b))) for a, b in zip(disparity, reference, strict=True)]
     return {

@@ -15,7 +15,6 @@ from videomamba_depth.evaluation.hard_worlds import HARD_CONDITIONS, render_hard
 from videomamba_depth.evaluation.judge import Judge
 from videomamba_depth.evaluation.metrics.accuracy import (
     MIN_DISPARITY,
-    align_scale_shift,
     aligned_disparity,
     valid_ground_truth,
 )
@@ -24,6 +23,7 @@ from videomamba_depth.evaluation.paired import Estimate, estimate
 from videomamba_depth.evaluation.worlds import KIND_SEEDS, World, WorldSpec, load_world
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 KINDS = ("moving", "fast", "static")
 RELATIVE = ("abs_rel/video", "abs_rel/first_frame", "abs_rel/per_frame", "abs_rel/fast_pixels", "tge", "gradient_error")
@@ -74,7 +74,7 @@ def _scores(judge: Judge, world: World, depth: torch.Tensor, max_depth_m: float)
     row = depth[:, 0].numpy()
     valid = valid_ground_truth(world.depth_m, None, max_depth_m)[:]
     gt = np.where(valid, 1 / np.maximum(np.asarray(world.depth_m), 1e-3), 0.0).astype(np.float32)
-    scale, shift = align_scale_shift(np.maximum(row, MIN_DISPARITY), gt, valid)
+    scale, shift = clip_scale_and_shift(np.maximum(row, MIN_DISPARITY), gt, valid)
     aligned = aligned_disparity(row, scale, shift).astype(np.float32)
     errors = []
     for axis in (1, 2):

@@ -17,12 +17,12 @@ from videomamba_depth.data.synthetic import SceneFamily, WorldConfig, iter_video
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.metrics import boundary_f1
 from videomamba_depth.evaluation.metrics.accuracy import (
-    align_scale_shift,
     aligned_depth_m,
     aligned_disparity,
     frame_accuracy,
     valid_ground_truth,
 )
+from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 HELD_OUT_SEEDS = 5_000_000
 """First seed of the worlds that models are judged on; training scenes begin far above."""
@@ -44,7 +44,7 @@ def baseline(kind: str, height: int, width: int) -> Array:
 def picture_skill(inv_depth: Array, depth_m: Array, valid: NDArray[np.bool_], max_depth_m: float) -> dict[str, float]:
     """Return AbsRel and δ1 of one picture [h,w] against the truth, after its own alignment."""
     target = np.where(valid, 1 / np.maximum(depth_m, 1e-8), 0).astype(np.float64)
-    pair = align_scale_shift(np.maximum(inv_depth, 1e-3), target, valid)
+    pair = clip_scale_and_shift(np.maximum(inv_depth, 1e-3), target, valid)
     scores = frame_accuracy(aligned_depth_m(inv_depth.astype(np.float64), *pair, max_depth_m), depth_m, valid)
     return {} if scores is None else {name: scores[name] for name in ("abs_rel", "delta1")}
 
@@ -66,7 +66,7 @@ def mean_skill(
             row[kind] = picture_skill(baseline(kind, *depth_m.shape), depth_m, valid, max_depth_m)["abs_rel"]
         if edges:
             truth = 1 / depth_m
-            pair = align_scale_shift(np.maximum(inv_depth, 1e-3), truth, np.ones_like(valid))
+            pair = clip_scale_and_shift(np.maximum(inv_depth, 1e-3), truth, np.ones_like(valid))
             row["boundary_f1"] = boundary_f1(aligned_disparity(inv_depth, *pair)[None], truth[None]).value
         rows.append(row)
     return {name: round(float(np.nanmean([row[name] for row in rows])), 4) for name in rows[0]} if rows else {}

@@ -1,12 +1,7 @@
 """Training losses: pure functions of tensors, masked everywhere, float32 inside autocast."""
 
 from videomamba_depth.losses.masked import LossSums, mean_of_sums
-from videomamba_depth.losses.midas_se import (
-    midas_se_loss,
-    midas_se_sums,
-    solve_scale_shift,
-    target_spread,
-)
+from videomamba_depth.losses.midas_se import midas_se_loss, midas_se_sums, target_spread
 from videomamba_depth.losses.state_smooth import state_smoothness_loss, state_smoothness_sums, static_cells
 from videomamba_depth.losses.temporal_gradient import temporal_gradient_loss, temporal_gradient_sums
 
@@ -15,7 +10,6 @@ __all__ = [
     "mean_of_sums",
     "midas_se_loss",
     "midas_se_sums",
-    "solve_scale_shift",
     "state_smoothness_loss",
     "state_smoothness_sums",
     "static_cells",

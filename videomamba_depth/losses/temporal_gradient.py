@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.losses.masked import LossSums, as_loss, check_clip, huber, in_full_precision, keep, stack_sums
-from videomamba_depth.losses.midas_se import ScaleShift, solve_scale_shift, target_spread
+from videomamba_depth.losses.midas_se import ScaleShift, target_spread
+from videomamba_depth.utils.metrics import CLIP_DIMS, scale_and_shift
 
 
 @in_full_precision
@@ -50,7 +51,7 @@ def temporal_gradient_sums(
         check_clip("static", static, like=prediction, mask=True)
     if not strides or any(stride < 1 for stride in strides):
         raise ValueError(f"strides must be one or more frame distances ≥ 1; got {list(strides)}")
-    pair = scale_shift if scale_shift is not None else solve_scale_shift(prediction, target, valid, per="clip")
+    pair = scale_shift if scale_shift is not None else scale_and_shift(prediction, target, valid, CLIP_DIMS)
     unit = (spread if spread is not None else target_spread(target, valid)).detach()
     p = (pair[0].detach() * keep(prediction, valid) + pair[1].detach()) / unit
     y = keep(target, valid).detach() / unit

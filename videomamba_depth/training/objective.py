@@ -12,10 +12,10 @@ from torch import Tensor
 from videomamba_depth.losses import (
     LossSums,
     midas_se_sums,
-    solve_scale_shift,
     state_smoothness_sums,
     temporal_gradient_sums,
 )
+from videomamba_depth.utils.metrics import CLIP_DIMS, scale_and_shift
 
 
 class Tail(NamedTuple):
@@ -104,7 +104,7 @@ class Objective:
         if self.ssi_alignment == "none":
             one = torch.ones(prediction.shape[0], 1, 1, 1, 1, device=prediction.device)
             return one, torch.zeros_like(one)
-        return solve_scale_shift(prediction, target.depth, target.valid, per="clip")
+        return scale_and_shift(prediction, target.depth, target.valid, CLIP_DIMS)
 
     def _state_smoothness(self, summaries: Sequence[Tensor], static: Tensor, tail: Tail | None) -> LossSums:
         if tail is not None:

@@ -12,43 +12,14 @@ from typing import Any
 import numpy as np
 
 from videomamba_depth.evaluation.metrics.score import as_frames, as_mask
-from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
+from videomamba_depth.flow.frame_view import FrameView, mapped
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.metrics import abs_rel, clip_scale_and_shift, delta1, rmse, rmse_log
 
 MIN_DEPTH_M = 1e-3
 MIN_DISPARITY = 1e-3
 ALIGNMENTS = ("video", "first_frame", "per_frame")
 ACCURACY_METRICS = ("abs_rel", "delta1", "rmse", "rmse_log")
-
-
-def align_scale_shift(prediction: Any, target: Any, valid: Any) -> tuple[float, float]:
-    """Solve (s, t) = argmin Σ_valid (s · prediction + t − target)² in float64 over everything passed.
-
-    Args:
-        prediction, target: of one shape, [F,H,W] or a single frame; only valid pixels count. Read twice.
-        valid: bool, same shape.
-
-    Returns:
-        (s, t); (0, mean of target) for a flat prediction; (NaN, NaN) without valid pixels.
-    """
-    count, p_sum, y_sum = 0, 0.0, 0.0
-    sources = [_one_by_one(values) for values in (prediction, target, valid)]
-    for p, y, v in zip(*sources, strict=True):
-        count += int(v.sum())
-        p_sum += float(p[v].sum(dtype=np.float64))
-        y_sum += float(y[v].sum(dtype=np.float64))
-    if count == 0:
-        return math.nan, math.nan
-    p_mean, y_mean = p_sum / count, y_sum / count
-    variance, covariance = 0.0, 0.0
-    for p, y, v in zip(*sources, strict=True):
-        centred = p[v].astype(np.float64) - p_mean
-        variance += float(centred @ centred)
-        covariance += float(centred @ (y[v].astype(np.float64) - y_mean))
-    # Below the rounding of float64 sums there is nothing to fit; a NaN falls through and stays NaN.
-    flat = variance <= 1e-24 * count * (1.0 + p_mean**2)
-    scale = 0.0 if flat else covariance / variance
-    return scale, y_mean - scale * p_mean
 
 
 def valid_ground_truth(gt_depth_m: Any, valid: Any = None, max_depth_m: float = 80.0) -> FrameView:
@@ -85,34 +56,12 @@ def alignment_per_frame(
     mask = as_mask("valid", valid, gt)
     q, y = mapped(lambda frame: np.maximum(frame, MIN_DISPARITY), p), mapped(_inverse, gt)
     if alignment == "video":
-        return [align_scale_shift(q, y, mask)] * len(p)
+        return [clip_scale_and_shift(q, y, mask)] * len(p)
     if alignment == "first_frame":
-        return [align_scale_shift(q[:1], y[:1], mask[:1])] * len(p)
+        return [clip_scale_and_shift(q[:1], y[:1], mask[:1])] * len(p)
     if alignment == "per_frame":
-        return [align_scale_shift(*frames) for frames in zip(q, y, mask, strict=True)]
+        return [clip_scale_and_shift(*frames) for frames in zip(q, y, mask, strict=True)]
     raise ValueError(f"alignment must be one of {ALIGNMENTS}; got {alignment!r}")
-
-
-def abs_rel(depth_m: Any, gt_depth_m: Any, valid: Any) -> float:
-    """Return mean |d − gt| / gt: over valid pixels of a frame, then over frames; NaN where nothing is
-    valid.
-    """
-    return _mean_over_frames(depth_m, gt_depth_m, valid)["abs_rel"]
-
-
-def delta1(depth_m: Any, gt_depth_m: Any, valid: Any) -> float:
-    """Return the share with max(d/gt, gt/d) < 1.25: over pixels, then over frames."""
-    return _mean_over_frames(depth_m, gt_depth_m, valid)["delta1"]
-
-
-def rmse(depth_m: Any, gt_depth_m: Any, valid: Any) -> float:
-    """Return the root mean square error in metres per frame, then the mean over frames."""
-    return _mean_over_frames(depth_m, gt_depth_m, valid)["rmse"]
-
-
-def rmse_log(depth_m: Any, gt_depth_m: Any, valid: Any) -> float:
-    """Return the root mean square of log d − log gt per frame, then the mean over frames."""
-    return _mean_over_frames(depth_m, gt_depth_m, valid)["rmse_log"]
 
 
 def frame_accuracy(depth_m: np.ndarray, gt_depth_m: np.ndarray, valid: np.ndarray) -> dict[str, float] | None:
@@ -122,12 +71,17 @@ def frame_accuracy(depth_m: np.ndarray, gt_depth_m: np.ndarray, valid: np.ndarra
     d, gt = depth_m[valid].astype(np.float64), gt_depth_m[valid].astype(np.float64)
     if not np.isfinite(d).all():
         return dict.fromkeys(ACCURACY_METRICS, math.nan)
-    return {
-        "abs_rel": float(np.mean(np.abs(d - gt) / gt)),
-        "delta1": float(np.mean(np.maximum(d / gt, gt / d) < 1.25)),
-        "rmse": float(np.sqrt(np.mean((d - gt) ** 2))),
-        "rmse_log": float(np.sqrt(np.mean((np.log(d) - np.log(gt)) ** 2))),
-    }
+    return {metric.__name__: metric(d, gt) for metric in (abs_rel, delta1, rmse, rmse_log)}
+
+
+def mean_accuracy(depth_m: Any, gt_depth_m: Any, valid: Any) -> dict[str, float]:
+    """Return the four metrics of depth [F,H,W] in metres over valid pixels of a frame, then over frames.
+
+    NaN where nothing is valid.
+    """
+    d, gt = as_frames("depth_m", depth_m), as_frames("gt_depth_m", gt_depth_m)
+    mask = as_mask("valid", valid, gt)
+    return _mean([frame_accuracy(*frames) for frames in zip(d, gt, mask, strict=True)])
 
 
 def accuracy(
@@ -170,12 +124,6 @@ def accuracy(
     return report
 
 
-def _mean_over_frames(depth_m: Any, gt_depth_m: Any, valid: Any) -> dict[str, float]:
-    d, gt = as_frames("depth_m", depth_m), as_frames("gt_depth_m", gt_depth_m)
-    mask = as_mask("valid", valid, gt)
-    return _mean([frame_accuracy(*frames) for frames in zip(d, gt, mask, strict=True)])
-
-
 def _mean(frames: list[dict[str, float] | None]) -> dict[str, float]:
     seen = [frame for frame in frames if frame is not None]
     if not seen:
@@ -186,11 +134,3 @@ def _mean(frames: list[dict[str, float] | None]) -> dict[str, float]:
 def _inverse(gt_depth_m: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1.0 / (gt_depth_m.astype(np.float64) + 1e-8)
-
-
-def _one_by_one(values: Any) -> Frames | list[np.ndarray]:
-    """Return frames to go over, or a single one as a list, without copying."""
-    if isinstance(values, FrameView):
-        return values
-    array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-    return array if array.ndim > 2 else [array]

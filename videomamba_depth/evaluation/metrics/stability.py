@@ -19,11 +19,11 @@ from videomamba_depth.evaluation.metrics.percentiles import median, percentiles
 from videomamba_depth.evaluation.metrics.score import Score, as_frames, as_mask, is_flat, mean_score, undefined
 from videomamba_depth.flow.clip_motion import MIN_COVERAGE, ClipMotion, warp_frame, warped_pairs
 from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
+from videomamba_depth.utils.metrics import robust_scale_and_shift
 
 FLAT = "the prediction is flat"
 NO_PAIR = "no pair of frames has enough trusted pixels"
 RTC_THRESHOLDS = (1.01, 1.02, 1.05)
-HUBER_K = 1.345
 
 
 def positive_log(disparity: Any, floor_share: float = 0.02) -> tuple[FrameView, FrameView]:
@@ -180,7 +180,7 @@ def scale_series(prediction: Any, reference: Any, stride: int = 4) -> tuple[np.n
     """
     p, r = as_frames("prediction", prediction), as_frames("reference", reference)
     pairs = [
-        _huber_line(theirs[::stride, ::stride].ravel().astype(np.float64), ours[::stride, ::stride].ravel())
+        robust_scale_and_shift(theirs[::stride, ::stride].ravel(), ours[::stride, ::stride].ravel())
         for theirs, ours in zip(r, p, strict=True)
     ]
     scales, shifts = np.array(pairs).T
@@ -275,21 +275,3 @@ def _split_energy(series: np.ndarray) -> np.ndarray:
     high = np.arange(len(energy)) / length > 0.25
     trend = float(np.square(slope).sum() * np.mean(np.square(time)))
     return np.array([energy[high].sum(), energy[~high].sum() + trend])
-
-
-def _huber_line(x: np.ndarray, y: np.ndarray, iterations: int = 10) -> tuple[float, float]:
-    y = y.astype(np.float64)
-    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.std(x) <= 1e-6 * np.sqrt(np.mean(x**2)):
-        return math.nan, math.nan
-    weight = np.ones_like(x)
-    scale = shift = 0.0
-    for _ in range(iterations):
-        x_mean, y_mean = np.average(x, weights=weight), np.average(y, weights=weight)
-        scale = float((weight * (x - x_mean)) @ (y - y_mean) / ((weight * (x - x_mean)) @ (x - x_mean)))
-        shift = float(y_mean - scale * x_mean)
-        residual = np.abs(y - scale * x - shift)
-        limit = HUBER_K * 1.4826 * float(np.median(residual))
-        if limit <= 1e-12 * np.abs(y).max():
-            break
-        weight = np.minimum(1.0, limit / np.maximum(residual, limit))
-    return scale, shift

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-_HUBER = 1.345  # in robust standard deviations: 95 % efficient on normal noise (Huber 1981)
-_ROUNDS = 8
+from videomamba_depth.utils.metrics import robust_scale_and_shift
+
 _MIN_PIXELS = 32
+_MIN_RELATIVE_STD = 1e-4  # as good as constant: any scale would fit
 
 
 def fit_scale(
     depth: Tensor, reference: Tensor, usable: Tensor, *, with_shift: bool = True
 ) -> tuple[float, float] | None:
-    """Return (a, b) that minimise Σ huber(a · depth + b − reference), by reweighted least squares in float64.
+    """Return (a, b) of `robust_scale_and_shift` on the usable pixels.
 
     Args:
         depth, reference: any equal shape, one unit.
@@ -26,31 +26,11 @@ def fit_scale(
         None where fewer than 32 pixels are usable, or they do not determine a positive scale.
     """
     usable = usable & depth.isfinite() & reference.isfinite()
-    x, y = depth[usable].double(), reference[usable].double()
+    x, y = (values[usable].cpu().numpy() for values in (depth, reference))
     if len(x) < _MIN_PIXELS:
         return None
-    weight = torch.ones_like(x)
-    fitted: tuple[float, float] | None = None
-    for _ in range(_ROUNDS):
-        fitted = _weighted_fit(x, y, weight, with_shift)
-        if fitted is None:
-            return None
-        residual = (fitted[0] * x + fitted[1] - y).abs()
-        spread = 1.4826 * float(residual.median())  # of normal noise, from the median
-        bound = max(_HUBER * spread, 1e-9 * float(y.abs().mean()), torch.finfo(torch.float64).tiny)
-        weight = bound / residual.clamp(min=bound)
-    return fitted
-
-
-def _weighted_fit(x: Tensor, y: Tensor, weight: Tensor, with_shift: bool) -> tuple[float, float] | None:
-    total = weight.sum()
-    mean_x = (weight * x).sum() / total if with_shift else x.new_zeros(())
-    mean_y = (weight * y).sum() / total if with_shift else x.new_zeros(())
-    variance = (weight * (x - mean_x).square()).sum()
-    if float(variance / total) <= 1e-8 * float(x.square().mean()):  # as good as constant: any scale would fit
-        return None
-    a = float((weight * (x - mean_x) * (y - mean_y)).sum() / variance)
-    return (a, float(mean_y) - a * float(mean_x)) if math.isfinite(a) and a > 0 else None
+    scale, shift = robust_scale_and_shift(x, y, with_shift=with_shift, min_relative_std=_MIN_RELATIVE_STD)
+    return (scale, shift) if scale > 0 else None
 
 
 class ScaleFollower:
