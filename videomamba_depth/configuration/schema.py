@@ -183,7 +183,7 @@ class DataConfig:
 class FlowConfig:
     """Optical flow and what counts as static."""
 
-    name: str = choice("dis", "dis_fast", "dis_ultrafast", "raft")
+    name: str = choice(*MOTION_FLOWS, "raft")
     weights: str | None = path()
     max_motion_px: float = ranged(0, 1000)
     max_rgb_change: float = ranged(0, 1)

@@ -1,15 +1,19 @@
-"""Optical flow estimators: DIS (classical, no weights, CPU) and RAFT (learned, weights from a local file)."""
+"""Optical flow estimators: DIS (OpenCV, CPU), inverse search on tensors (any device), RAFT (weights from a local file).
+
+`both_ways` is where callers get the flow of a pair in both directions.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videomamba_depth.flow.inverse_search import InverseSearchSettings, estimate
 from videomamba_depth.utils.errors import UserError
 
 DIS_PRESETS = ("ultrafast", "fast", "medium")
@@ -24,6 +28,15 @@ class FlowEstimator(Protocol):
     """
 
     def __call__(self, source: Tensor, target: Tensor) -> Tensor: ...
+
+
+def both_ways(flow: FlowEstimator, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the flows source → target and target → source of pairs [K,3,H,W] in [0,1], each [K,2,H,W] px.
+
+    An estimator that shares work between the directions has a method `both_ways(source, target)`.
+    """
+    together = getattr(flow, "both_ways", None)
+    return together(source, target) if together else (flow(source, target), flow(target, source))
 
 
 class DISFlow:
@@ -55,6 +68,41 @@ class DISFlow:
         import cv2
 
         return cv2.DISOpticalFlow_create(DIS_PRESETS.index(self.preset))
+
+
+class InverseSearchFlow:
+    """Patches by inverse search and variational refinement in tensor operations, see `flow/inverse_search.py`.
+
+    Args:
+        preset: "medium", as good as DIS medium, or "fast".
+
+    Runs where the frames are, all pairs and both directions in one batch; a pair's flow does not depend on the others.
+    Always float32; it holds no tensors and can be exported and compiled as part of a model.
+    """
+
+    PRESETS: ClassVar[dict[str, InverseSearchSettings]] = {
+        "medium": InverseSearchSettings(),
+        "fast": InverseSearchSettings(warps=(0, 1, 1), sweeps=8),
+    }
+
+    def __init__(self, preset: str = "medium") -> None:
+        if preset not in self.PRESETS:
+            raise ValueError(f"preset must be one of {tuple(self.PRESETS)}; got {preset!r}")
+        self.settings = self.PRESETS[preset]
+
+    @torch.no_grad()
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
+        _check_pair(source, target, DIS_MIN_SIZE_PX)
+        return estimate(_luma(source), _luma(target), self.settings)
+
+    @torch.no_grad()
+    def both_ways(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate source → target and target → source, one as `__call__` does."""
+        _check_pair(source, target, DIS_MIN_SIZE_PX)
+        a, b = _luma(source), _luma(target)
+        forth, back = estimate(torch.cat([a, b]), torch.cat([b, a]), self.settings).chunk(2)
+        return forth, back
 
 
 class RAFTFlow:
@@ -92,7 +140,9 @@ class RAFTFlow:
 
 
 def build_flow(name: str, weights_path: str | Path | None = None, device: str = "cpu") -> FlowEstimator:
-    """Build an estimator by name: "dis" (medium), "dis_fast", "dis_ultrafast", "raft" (needs weights).
+    """Build an estimator by name.
+
+    "dis" (medium), "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fast", "raft" (needs weights).
 
     Args:
         name: as above; "raft:PATH" is short for "raft" with `weights_path=PATH`.
@@ -104,6 +154,9 @@ def build_flow(name: str, weights_path: str | Path | None = None, device: str = 
     dis = {"dis": "medium", "dis_medium": "medium", "dis_fast": "fast", "dis_ultrafast": "ultrafast"}
     if base in dis:
         return DISFlow(dis[base])
+    inverse_search = {"inverse_search": "medium", "inverse_search_fast": "fast"}
+    if base in inverse_search:
+        return InverseSearchFlow(inverse_search[base])
     if base == "raft":
         path = inline_path or weights_path
         if not path:
@@ -112,7 +165,7 @@ def build_flow(name: str, weights_path: str | Path | None = None, device: str = 
                 "give its path, or use 'dis', which needs none"
             )
         return RAFTFlow(path, device=device)
-    raise UserError(f"unknown flow {name!r}; choose one of {sorted(dis)} or raft:PATH")
+    raise UserError(f"unknown flow {name!r}; choose one of {sorted(dis | inverse_search)} or raft:PATH")
 
 
 def _check_pair(source: Tensor, target: Tensor, min_size: int) -> None:
@@ -120,6 +173,12 @@ def _check_pair(source: Tensor, target: Tensor, min_size: int) -> None:
         raise ValueError(f"source and target must both be [K,3,H,W]; got {list(source.shape)} and {list(target.shape)}")
     if min(source.shape[-2:]) < min_size:
         raise ValueError(f"flow needs frames of at least {min_size} px; got {list(source.shape[-2:])}: upscale them")
+
+
+def _luma(frames: Tensor) -> Tensor:
+    """Return [K,1,H,W] float32, without a constant that would be copied to the device."""
+    red, green, blue = frames.float().split(1, 1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def _luma8(frames: Tensor) -> list[np.ndarray]:

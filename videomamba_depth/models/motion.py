@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, FlowEstimator, build_flow
 from videomamba_depth.utils.flow_utils import consistency_mask
 
-MOTION_FLOWS = ("dis", "dis_fast", "dis_ultrafast")
+MOTION_FLOWS = ("dis", "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fast")
 CUBIC = -0.75  # of Keys' kernel, as in PyTorch's bicubic sampling
 
 
@@ -44,7 +44,8 @@ class MotionSpec:
     """How motion is estimated.
 
     Attributes:
-        flow: "dis", "dis_fast" or "dis_ultrafast": dense inverse search on the CPU, which needs no weights.
+        flow: "dis", "dis_fast" or "dis_ultrafast", OpenCV's dense inverse search on the CPU; "inverse_search" or
+            "inverse_search_fast", tensor operations on the model's device. None needs weights.
         max_short_side: larger frames are shrunk to this short side first, px.
     """
 
