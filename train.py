@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +14,7 @@ from hydra.types import RunMode
 
 from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import hydra_entry
+from videomamba_depth.configuration.old_keys import renamed_values
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.sampling import loader_errors
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 def main(config: TrainConfig) -> None:
     """Train, or continue, the run that `config` describes."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        config.run_dir = HydraConfig.get().runtime.output_dir
+        config = replace(config, run_dir=HydraConfig.get().runtime.output_dir)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     with building("trainer.device"):
@@ -37,7 +39,7 @@ def main(config: TrainConfig) -> None:
             with ranks.together():
                 if ranks.is_main:  # one lock for all ranks
                     stack.enter_context(run.locked())
-                    run.check_config(resolved)
+                    run.check_config(resolved, partial(renamed_values, schema=TrainConfig))
                     run.write_config(resolved)
             trainer = build_trainer(config, ranks, run, resolved)
             with only_deterministic(config.trainer.deterministic), loader_errors():

@@ -14,12 +14,14 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, AblationRun, list_runs
 from videomamba_depth.configuration.cli import hydra_entry, load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateFreshConfig
+from videomamba_depth.configuration.old_keys import renamed_values
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.evaluation.ablation import ablation_markdown, summarise
 from videomamba_depth.evaluation.report import write_json, write_text
@@ -58,7 +60,7 @@ def is_finished(run: AblationRun) -> bool:
     """
     train = load_config("train", TrainConfig, list(run.overrides))
     folder = RunFolder(run.folder)
-    folder.check_config(asdict(train))
+    folder.check_config(asdict(train), partial(renamed_values, schema=TrainConfig))
     steps = list_steps(folder.checkpoints)
     return bool(steps) and steps[-1] >= train.trainer.steps
 

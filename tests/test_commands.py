@@ -172,7 +172,7 @@ MISTAKES = {
     "train, text named .mp4": ("train.py", ["data=video_folder", "data.root={only}/text"], "text.mp4"),
     "train, headless mp4": ("train.py", ["data=video_folder", "data.root={only}/headless"], "headless.mp4"),
     "train, missing teacher folder": ("train.py", ["teacher.name=./nowhere"], "does not exist"),
-    "train, no network": ("train.py", ["teacher=depth_anything_v2_base"], "no network"),
+    "train, no network": ("train.py", ["teacher=depth_anything_v2"], "no network"),
     "train, unknown discretization": ("train.py", ["model.discretization=euler"], "euler"),
     "precompute, missing folder": (PRECOMPUTE, ["root=/no/such", "cache=c"], "does not exist"),
     "precompute, nothing given": (PRECOMPUTE, [], "no value for"),

@@ -30,11 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from videomamba_depth.configuration.ablate_schema import AblateConfig  # noqa: E402
-from videomamba_depth.configuration.checks import Choice, Key, Range, Text, declared  # noqa: E402
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig  # noqa: E402
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig  # noqa: E402
 from videomamba_depth.configuration.serve_schema import ServeConfig  # noqa: E402
 from videomamba_depth.configuration.stream_schema import StreamConfig  # noqa: E402
+from videomamba_depth.utils.settings import Choice, Key, Range, Text, declared  # noqa: E402
 
 TIMEOUT_S = 600.0  # an ONNX export takes 40 s of CPU time, on a busy machine 200 s
 OUTCOMES = ("done", "refused", "traceback", "several lines", "silent", "hang")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from videomamba_depth.configuration.ablate_schema import AblateConfig
-from videomamba_depth.configuration.checks import Choice, Key, Range, Text, check_values, declared
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import Choice, Key, Range, Text, declared, read_settings
 
 SCHEMAS: dict[str, tuple[type, list[str]]] = {
     "train": (TrainConfig, []),
@@ -67,7 +67,7 @@ def test_what_lies_outside_is_refused_with_the_key_in_full(command: str) -> None
         owner = functools.reduce(lambda values, group: values[group], groups, values)
         for value in outside(key) if key.allowed else []:
             with pytest.raises(UserError, match=re.escape(key.name)):
-                check_values(SCHEMAS[command][0], {**values, **nested(key.name, {**owner, name: value}, values)})
+                read_settings(SCHEMAS[command][0], {**values, **nested(key.name, {**owner, name: value}, values)})
 
 
 def nested(key: str, owner: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import MISSING
-
-from videomamba_depth.configuration.checks import file_name, path, ranged, text, texts_by_name
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import file_name, path, ranged, text, texts_by_name
 
 RECIPE = "recipe"
 """Name of the group and the row of the unchanged recipe."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class AblateConfig:
     """`configs/ablate.yaml`."""
 
@@ -28,7 +26,7 @@ class AblateConfig:
     ablations: dict[str, list[str]] = texts_by_name()
 
     def __post_init__(self) -> None:
-        if self.seeds != MISSING and len(set(self.seeds)) < len(self.seeds):
+        if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other; got {list(self.seeds)}")
 
     def groups(self) -> dict[str, str]:

@@ -111,7 +111,7 @@ def build_objective(config: LossConfig) -> Objective:
 def build_transform(config: DataConfig) -> ClipTransform:
     """Return the clip transform."""
     p, share = config.perturb, config.perturb.probability
-    jitter = config.colour_jitter
+    jitter = config.color_jitter
     return ClipTransform(
         image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
         random_crop=True,
@@ -143,7 +143,7 @@ def build_dataset(
         if config.teacher_cache is not None:
             raise UserError("data.teacher_cache is for data=video_folder; the synthetic world has no cache")
         height, width = config.crop or (config.short_side, config.short_side * 5 // 4)
-        motions = get_args(CameraMotion) if config.motion == "mixed" else (config.motion,)
+        motions = get_args(CameraMotion) if config.camera_motion == "mixed" else (config.camera_motion,)
         worlds = [WorldConfig(height=height, width=width, family=config.world, camera_motion=m) for m in motions]  # type: ignore[arg-type]
         return SyntheticClipDataset(
             worlds,

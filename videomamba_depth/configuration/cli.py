@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -17,16 +18,19 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from selective_scan.backends import BackendError, check_environment
-from videomamba_depth.configuration.checks import check_groups, check_values, expand_paths
+from videomamba_depth.configuration.old_keys import renamed
 from videomamba_depth.configuration.overrides import quote_overrides
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging
+from videomamba_depth.utils.settings import read_settings
 from videomamba_depth.utils.signals import STOPPED_STATUS, on_stop
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 """The folder of YAML files at the root of the repository."""
 
 Schema = TypeVar("Schema")
+
+OmegaConf.register_new_resolver("without_plus", lambda overrides: re.sub(r"\+\+", "", overrides), replace=True)
 
 
 def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema], None]) -> None:
@@ -45,16 +49,17 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
 
     def checked_main(config: DictConfig) -> None:
         sys.argv = given  # as the person wrote it, for the records
-        configure_logging()
         with exit_on_user_error(BackendError):
             main(to_schema(config, schema))
 
     with exit_on_user_error(BackendError), _stopped_in_one_line():
         check_environment()
+        configure_logging()
+        arguments = renamed(given[1:], schema)
         if not flags:
-            _ = load_config(config_name, schema, given[1:])
+            _ = load_config(config_name, schema, arguments)
         sweep = any(flag in ("-m", "--multirun") for flag in flags)
-        sys.argv = [given[0], *quote_overrides(given[1:], schema, CONFIG_DIR, sweep)]
+        sys.argv = [given[0], *quote_overrides(arguments, schema, CONFIG_DIR, sweep)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, instead of being printed over several lines
         entry = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_main)
         with _one_line_errors():
@@ -70,7 +75,7 @@ def load_config(config_name: str, schema: type[Schema], overrides: Sequence[str]
     with _one_line_errors():
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            quoted = quote_overrides(overrides, schema, CONFIG_DIR)
+            quoted = quote_overrides(renamed(overrides, schema), schema, CONFIG_DIR)
             try:
                 config = hydra.compose(config_name, quoted)
             except ValueError as error:  # a number where Hydra wants the name of a group's file
@@ -79,31 +84,18 @@ def load_config(config_name: str, schema: type[Schema], overrides: Sequence[str]
 
 
 def to_schema(config: DictConfig, schema: type[Schema]) -> Schema:
-    """Return `config` as an instance of `schema`, a leading `~` of every path replaced by the home folder.
+    """Return `config` as an instance of `schema`, see `read_settings`.
 
     Raises:
-        UserError: an unknown key, a missing value, a wrong type or a value that is not allowed, with the key's full
-            name.
+        UserError: a key, a value or a type that does not fit, with the key's full name.
     """
     with _one_line_errors():
-        check_groups(schema, OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
-        missing = OmegaConf.missing_keys(merged)
+        missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            named = " and ".join(sorted(missing))
-            raise UserError(f"config: no value for {named}; set it on the command line: {sorted(missing)[0]}=...")
-        check_values(schema, OmegaConf.to_container(merged, resolve=True))  # type: ignore[arg-type]
-        try:
-            instance: Any = OmegaConf.to_object(merged)
-        except ValueError as error:  # from the schema's own __post_init__: values that do not fit each other
-            raise UserError(str(error)) from error
-    expand_paths(schema, instance)
-    return instance
-
-
-def to_yaml(config: Any) -> str:
-    """Return a schema instance as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+            named = " and ".join(missing)
+            raise UserError(f"config: no value for {named}; set it on the command line: {missing[0]}=...")
+        values = OmegaConf.to_container(config, resolve=True)
+    return read_settings(schema, values)  # type: ignore[arg-type]
 
 
 @contextmanager

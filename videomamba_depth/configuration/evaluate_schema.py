@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from omegaconf import MISSING
-
-from videomamba_depth.configuration.checks import DTYPES, choice, device_name, file_name, path, ranged, text
 from videomamba_depth.configuration.schema import FlowConfig, TeacherConfig
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.evaluation.worlds import KIND_SEEDS
+from videomamba_depth.utils.device import DTYPES
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import choice, device_name, file_name, path, ranged, text
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class SyntheticEvalConfig:
     """Fresh synthetic worlds with exact ground truth."""
 
@@ -28,7 +27,7 @@ class SyntheticEvalConfig:
     width: int = ranged(16, 4096)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class RgbdEvalConfig:
     """How depth images beside colour images are read."""
 
@@ -40,32 +39,32 @@ class RgbdEvalConfig:
     crop_px: int = ranged(0, 4096)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class HtmlConfig:
     """The page beside JSON and Markdown, and which rows its pictures show besides the students."""
 
-    enabled: bool = MISSING
+    enabled: bool
     rows: list[str] = text()
     video_frames: int = ranged(0, 100_000)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """`configs/evaluate.yaml`."""
 
-    checkpoint: Any = path(named=True, is_list=True)
+    checkpoint: str | list[str] = path(named=True)
     input: str = path()
     output: str | None = path(None)
     name: str = file_name()
-    synthetic: SyntheticEvalConfig = field(default_factory=SyntheticEvalConfig)
-    rgbd: RgbdEvalConfig = field(default_factory=RgbdEvalConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    html: HtmlConfig = field(default_factory=HtmlConfig)
+    synthetic: SyntheticEvalConfig
+    rgbd: RgbdEvalConfig
+    flow: FlowConfig
+    html: HtmlConfig
     input_size: int | None = ranged(14, 8192, None)
     max_frames: int | None = ranged(1, 10**9, None)
     max_side: int = ranged(16, 8192)
     max_gt_side: int | None = ranged(16, 8192, None)
-    palindrome: bool = MISSING
+    palindrome: bool
     cut_frames: int = ranged(0, 10**6)
     precision: str = choice("auto", *DTYPES)
     device: str = device_name()
@@ -76,7 +75,7 @@ SPLITS = {"final": ("courtyard", 3_000_000_000), "tuning": ("rooms", 2_500_000_0
 """Family and first seed of each set of fresh worlds. Training draws its seeds below 2³¹, so neither is ever seen."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class FreshWorldsConfig:
     """How many fresh worlds of which size, see `WorldSet`."""
 
@@ -90,21 +89,21 @@ class FreshWorldsConfig:
     first_seed: int | None = ranged(0, 2**40, None)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class EvaluateFreshConfig:
     """`configs/evaluate_fresh.yaml`."""
 
-    checkpoint: Any = path(named=True, is_list=True)
+    checkpoint: str | list[str] = path(named=True)
     memory: list[float] = ranged(0, 1e6, open="low")
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teacher: TeacherConfig
     output: str = path()
     name: str = file_name()
     cache: str = path()
     split: str = choice(*SPLITS)
-    worlds: FreshWorldsConfig = field(default_factory=FreshWorldsConfig)
+    worlds: FreshWorldsConfig
     kinds: list[str] = choice(*KIND_SEEDS, length=(1, 64))
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    html: HtmlConfig = field(default_factory=HtmlConfig)
+    flow: FlowConfig
+    html: HtmlConfig
     input_size: int | None = ranged(14, 8192, None)
     workers: int = ranged(1, 256)
 

@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from videomamba_depth.configuration.checks import Choice, Key, Text, declared
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import Choice, Key, Text, declared
 
 _NO_KEY = re.compile(r"[+~]*(@[^=]*)?(=.*)?", re.DOTALL)
 _KEY = re.compile(r"(\+{0,2})([A-Za-z_][\w./]*)=(.*)", re.DOTALL)
@@ -24,6 +24,8 @@ def quote_overrides(arguments: Sequence[str], schema: type, groups: Path, sweep:
 
     Text is what follows the first `=` of a key that `schema` types as text, of an element of a list of texts, and of a
     config group. `null` stays what it is where the schema allows it, and so does every other argument.
+
+    A key that YAML files need not name is marked so that Hydra takes it all the same.
 
     Args:
         groups: folder of the config groups.
@@ -41,8 +43,11 @@ def _quote_override(argument: str, keys: dict[str, Key], groups: Path, sweep: bo
         return argument
     prefix, name, value = match.groups()
     key = keys.get(name) or keys.get(f"{name.rpartition('.')[0]}.*")
+    if key is not None and key.may_lack:
+        prefix = "++"  # set it, whether a YAML file names it or not
+        argument = f"++{name}={value}"
     if key is None and (groups / name).is_dir():
-        key = Key(name, str, False, False, Text())
+        key = Key(name, str, False, False, False, Text())
     if key is None or not isinstance(key.allowed, Text | Choice) or (sweep and _SWEEP.match(value)):
         return argument
     values = list(_split(value)) if sweep and "," in value else [value]
@@ -55,7 +60,7 @@ def _quote_value(key: Key, value: str) -> str:
     written_as_list = value.startswith("[") and value.endswith("]")
     if isinstance(key.allowed, Text) and key.allowed.numbers and written_as_list:
         return value
-    if key.is_list or (isinstance(key.allowed, Text) and key.allowed.is_list and written_as_list):
+    if key.is_list or (key.or_list and written_as_list):
         if not written_as_list:
             return value  # refused by the schema
         return f"[{','.join(map(quote, _split(value[1:-1])))}]"

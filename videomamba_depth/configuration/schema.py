@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, get_args
-
-from omegaconf import MISSING
+from dataclasses import dataclass
+from typing import get_args
 
 from selective_scan import DISCRETIZATIONS
 from selective_scan.backends import BACKENDS
-from videomamba_depth.configuration.checks import DTYPES, choice, file_name, path, ranged, text
 from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX
@@ -19,6 +16,8 @@ from videomamba_depth.models.input_size import MAX_PIXELS
 from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec
+from videomamba_depth.utils.device import DTYPES
+from videomamba_depth.utils.settings import choice, file_name, path, ranged
 
 # Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
 # what a value may be stands beside its type, see `checks`. Bounds are far beyond what makes sense, so that what is
@@ -28,11 +27,11 @@ _COUNT, _PX = 10**9, 8192
 _BATCH_FRAMES, _BATCH_PX = 2**14, 2**28  # all frames of a batch; 2^28 px of float32 RGB are 3.2 GB
 
 
-def _check_sizes(prefix: str, crop: Sequence[int] | None, short_side: int, frames: int, said: str) -> None:
+def _check_sizes(prefix: str, crop: Sequence[int] | None, short_side: int, frames: int, keys: str) -> None:
     """Refuse frames, and batches of them, that nothing could compute.
 
     Args:
-        said: the keys, in full, that `frames` comes from.
+        keys: in full, that `frames` comes from.
 
     Raises:
         ValueError: naming the keys.
@@ -43,21 +42,20 @@ def _check_sizes(prefix: str, crop: Sequence[int] | None, short_side: int, frame
         raise ValueError(f"{size} is too large: a frame may have {MAX_PIXELS / 1e6:.1f} million px")
     if frames > _BATCH_FRAMES or frames * pixels > _BATCH_PX:
         raise ValueError(
-            f"{said} with {size} is too large: {frames} frames of {pixels} px at once; at most {_BATCH_FRAMES} frames"
+            f"{keys} with {size} is too large: {frames} frames of {pixels} px at once; at most {_BATCH_FRAMES} frames"
             f" and {_BATCH_PX / 1e6:.0f} million px are possible"
         )
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The frozen model that labels frames."""
 
     name: str = path()
     dtype: str = choice(*DTYPES, default="float32")
-    licence: str = text(r"[^\0]*", "text", "")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
     """The temporal stack of one scale, see `ScaleSpec`."""
 
@@ -67,7 +65,7 @@ class ScaleConfig:
     expand: int = ranged(1, 16)
     heads: int = ranged(1, 256)
     initial_gain: float = ranged(0, 1)
-    advect: bool = MISSING
+    advect: bool
     ffn_ratio: float = ranged(0, 16)
     state_dtype: str = choice("float32", "float16")
 
@@ -77,7 +75,7 @@ class ScaleConfig:
         return ScaleSpec(form=form, discretization=discretization, backend=backend, **values)  # type: ignore[arg-type]
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class VideoMambaConfig:
     """The encoder of `model.encoder=video_mamba`, see `VideoMambaSpec`; a null takes the variant's value."""
 
@@ -94,11 +92,11 @@ class VideoMambaConfig:
         return VideoMambaSpec(num_layers, embed_dim, self.img_size, backend=backend)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """The recurrent refinement after the decoder, see `OutputSpec`."""
 
-    enabled: bool = MISSING
+    enabled: bool
     gain: float = ranged(0, 1, open="both")
     coarse_gain: float = ranged(0, 1, open="both")
     outlier: float = ranged(0, 1e6, open="low")
@@ -109,31 +107,31 @@ class OutputConfig:
         return OutputSpec(self.gain, self.coarse_gain, self.outlier, self.hidden) if self.enabled else None
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The student."""
 
     encoder: str | None = path(None)
-    video_mamba: VideoMambaConfig = field(default_factory=VideoMambaConfig)
+    video_mamba: VideoMambaConfig
     form: str = choice("innovation", "plain")
     discretization: str = choice(*DISCRETIZATIONS)
     scan_backend: str | None = choice("auto", *BACKENDS, default=None)
-    train_head: bool = MISSING
+    train_head: bool
     motion: str = choice("none", "flow")
     motion_flow: str = choice(*MOTION_FLOWS)
     motion_short_side: int = ranged(DIS_MIN_SIZE_PX, _PX)
-    output: OutputConfig = field(default_factory=OutputConfig)
-    s0: ScaleConfig = field(default_factory=ScaleConfig)
-    s1: ScaleConfig = field(default_factory=ScaleConfig)
-    s2: ScaleConfig = field(default_factory=ScaleConfig)
-    s3: ScaleConfig = field(default_factory=ScaleConfig)
+    output: OutputConfig
+    s0: ScaleConfig
+    s1: ScaleConfig
+    s2: ScaleConfig
+    s3: ScaleConfig
 
     def motion_spec(self) -> MotionSpec | None:
         """Return what motion is estimated by; None where states stay in place."""
         return MotionSpec(self.motion_flow, self.motion_short_side) if self.motion == "flow" else None
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PerturbConfig:
     """Per-frame damage to the student's input; the teacher sees the clean frames."""
 
@@ -144,42 +142,39 @@ class PerturbConfig:
     blur: float = ranged(0, 100)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where clips come from and how they are cut."""
 
     kind: str = choice("synthetic", "video_folder")
     root: str | None = path()
     clip_frames: int = ranged(1, 100_000)
-    stride: Any = ranged(1, 100_000)  # int or list[int]
+    stride: int | list[int] = ranged(1, 100_000)
     reverse_probability: float = ranged(0, 1)
     short_side: int = ranged(14, _PX)
     crop: list[int] | None = ranged(14, _PX, None, length=2)
     batch_size: int = ranged(1, 4096)
     p_single_frame: float = ranged(0, 1)
-    flip: bool = MISSING
-    colour_jitter: float = ranged(0, 1)
-    perturb: PerturbConfig = field(default_factory=PerturbConfig)
+    flip: bool
+    color_jitter: float = ranged(0, 1)
+    perturb: PerturbConfig
     teacher_cache: str | None = path(None)
     num_workers: int = ranged(0, 256)
     world: str = choice(*get_args(SceneFamily), default="rooms")
-    motion: str = choice(*get_args(CameraMotion), "mixed", default="moving")
+    camera_motion: str = choice(*get_args(CameraMotion), "mixed", default="moving")
     num_worlds: int | None = ranged(1, _COUNT, None)
 
     def __post_init__(self) -> None:
-        if self.stride != MISSING and not all(type(stride) is int for stride in self.strides()):
-            raise ValueError(f"data.stride must be a positive whole number or a list of them; got {self.stride}")
-        if MISSING not in (self.clip_frames, self.batch_size, self.short_side):
-            frames = self.clip_frames * self.batch_size
-            said = f"data.clip_frames={self.clip_frames} with data.batch_size={self.batch_size}"
-            _check_sizes("data.", self.crop, self.short_side, frames, said)
+        frames = self.clip_frames * self.batch_size
+        keys = f"data.clip_frames={self.clip_frames} with data.batch_size={self.batch_size}"
+        _check_sizes("data.", self.crop, self.short_side, frames, keys)
 
     def strides(self) -> tuple[int, ...]:
         """Return the distances between frames that a clip may have."""
-        return tuple(self.stride) if isinstance(self.stride, Sequence) else (self.stride,)
+        return (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class FlowConfig:
     """Optical flow and what counts as static."""
 
@@ -189,7 +184,7 @@ class FlowConfig:
     max_rgb_change: float = ranged(0, 1)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights and forms of the loss terms; a weight of 0 leaves a term out."""
 
@@ -204,7 +199,7 @@ class LossConfig:
     state_smoothness_weight: float = ranged(0, 1e6)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and its schedule."""
 
@@ -218,7 +213,7 @@ class OptimConfig:
     ema_decay: float = ranged(0, 1, open="high")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """The loop."""
 
@@ -228,12 +223,12 @@ class TrainerConfig:
     reset_probability: float = ranged(0, 1)
     accumulate: int = ranged(1, 100_000)
     precision: str = choice("auto", *DTYPES)
-    channels_last: bool = MISSING
-    compile: bool = MISSING
+    channels_last: bool
+    compile: bool
     device: str = choice(*_DEVICES)
     threads: int | None = ranged(1, 1024, None)
     seed: int = ranged(0, 2**31 - 1)
-    deterministic: bool = MISSING
+    deterministic: bool
     checkpoint_every: int = ranged(1, _COUNT)
     keep_checkpoints: int = ranged(1, _COUNT)
     log_every: int = ranged(1, _COUNT)
@@ -241,41 +236,40 @@ class TrainerConfig:
     logger: str = choice("tensorboard", "wandb", "none")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """`configs/train.yaml`."""
 
     name: str = file_name()
     run_dir: str = path()
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
+    teacher: TeacherConfig
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    flow: FlowConfig
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
     """`configs/precompute.yaml`."""
 
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
+    teacher: TeacherConfig
+    flow: FlowConfig
     root: str = path()
     cache: str = path()
     short_side: int = ranged(14, _PX)
     crop: list[int] | None = ranged(14, _PX, None, length=2)
     batch_frames: int = ranged(1, 4096)
-    store_flow: bool = MISSING
-    stabilise: bool = MISSING
+    store_flow: bool
+    stabilise: bool
     target: str = choice(*OFFLINE_TARGETS)
     target_radius: int = ranged(1, 1000)
     target_sigma: float = ranged(0, 1000, open="low")
-    verify: bool = MISSING
+    verify: bool
     device: str = choice(*_DEVICES)
     threads: int | None = ranged(1, 1024, None)
 
     def __post_init__(self) -> None:
-        if MISSING not in (self.batch_frames, self.short_side):
-            _check_sizes("", self.crop, self.short_side, self.batch_frames, f"batch_frames={self.batch_frames}")
+        _check_sizes("", self.crop, self.short_side, self.batch_frames, f"batch_frames={self.batch_frames}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
-from videomamba_depth.configuration.checks import DTYPES, choice, device_name, path, ranged, text
 from videomamba_depth.utils.color import COLOUR_MAPS
+from videomamba_depth.utils.device import DTYPES
+from videomamba_depth.utils.settings import choice, device_name, path, ranged, text
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """`configs/serve.yaml`."""
 
@@ -22,7 +21,7 @@ class ServeConfig:
     dtype: str = choice(*DTYPES)
     input_size: int | None = ranged(14, 8192, None)
     threads: int | None = ranged(1, 1024, None)
-    reset_at_cuts: bool = MISSING
+    reset_at_cuts: bool
     max_gap_s: float | None = ranged(0, 1e9, None, open="low")
     colour_map: str = choice(*COLOUR_MAPS)
     max_streams: int = ranged(1, 1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,13 @@ class RunFolder:
         steps = list_steps(self.checkpoints)
         return step_folder(self.checkpoints, steps[-1]) if steps else None
 
-    def check_config(self, config: dict[str, Any]) -> None:
+    def check_config(
+        self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored
+    ) -> None:
         """Refuse to continue a run that was started with other settings.
+
+        Args:
+            upgrade: gives what an older version stored, `{full key: value}`, its keys of today.
 
         Raises:
             UserError: naming the first key that differs and both values, or the settings cannot be read.
@@ -69,8 +74,8 @@ class RunFolder:
             return
         with resuming(newest):
             verify_files(newest, [CONFIG_JSON])
-            before = _comparable(json.loads((newest / CONFIG_JSON).read_text(encoding="utf-8")))
-        now = _comparable(json.loads(to_json(config)))
+            before = _comparable(upgrade(_flatten(json.loads((newest / CONFIG_JSON).read_text(encoding="utf-8")))))
+        now = _comparable(_flatten(json.loads(to_json(config))))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key not in MAY_CHANGE:
                 raise UserError(
@@ -170,9 +175,8 @@ def _start_wandb(run: RunFolder, config: dict[str, Any]) -> Any:
     return wandb.init(dir=str(run.path), name=run.path.name, id=run.path.name, resume="allow", config=config)
 
 
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config flat, with the length of the learning rate's curve filled in; version 0.1.0 had no key for it."""
-    flat = _flatten(config)
+def _comparable(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the length of the learning rate's curve filled in; version 0.1.0 had no key for it."""
     return flat | {"trainer.total_steps": flat.get("trainer.total_steps") or flat["trainer.steps"]}
 
 

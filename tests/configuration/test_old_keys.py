@@ -1,0 +1,67 @@
+"""Keys that had another name keep working, each with one line that names the new one."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
+from videomamba_depth.configuration.old_keys import OLD_KEYS, renamed, renamed_values
+from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.utils.settings import declared
+
+TRAIN_KEYS = {key.name for key in declared(TrainConfig)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data.motion=mixed", "data.camera_motion=mixed"),
+        ("data.colour_jitter=0.3", "data.color_jitter=0.3"),
+        ("teacher=depth_anything_v2_small", "teacher=depth_anything_v2"),
+        (
+            "teacher=depth_anything_v2_metric_outdoor_large",
+            "teacher=depth_anything_v2_metric teacher.name=depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf",
+        ),
+    ],
+)
+def test_an_old_key_builds_what_the_new_one_does(old: str, new: str, caplog: pytest.LogCaptureFixture) -> None:
+    expected = load_config("train", TrainConfig, new.split())
+    assert not caplog.records
+    assert load_config("train", TrainConfig, old.split()) == expected
+    assert [record.getMessage() for record in caplog.records] == [f"{old} is now {new}"]
+
+
+def test_a_key_that_is_gone_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_config("train", TrainConfig, ["teacher.licence=x"]) == load_config("train", TrainConfig, [])
+    assert "teacher.licence=x is now nothing" in caplog.text
+
+
+def test_every_line_names_what_is_there() -> None:
+    for old, new in OLD_KEYS.items():
+        assert old not in TRAIN_KEYS, old
+        for override in new.split():
+            key, equals, value = override.partition("=")
+            is_choice = equals and (CONFIG_DIR / key / f"{value}.yaml").is_file()
+            if not is_choice and key.partition(".")[0] in {name.partition(".")[0] for name in TRAIN_KEYS}:
+                assert any(f"{name}.".startswith(key.rstrip(".") + ".") for name in TRAIN_KEYS), new
+
+
+def test_keys_of_today_stay(caplog: pytest.LogCaptureFixture) -> None:
+    given = ["data.camera_motion=mixed", "+x=1", "~experiment", "-m", "name=data.motion=1", "teacher.name=data.motion"]
+    assert renamed(given, TrainConfig) == given
+    assert renamed_values({"data.root": None, "data.stride": [1, 2]}, TrainConfig) == {
+        "data.root": None,
+        "data.stride": [1, 2],
+    }
+    assert not caplog.records
+
+
+def test_stored_settings_keep_their_values(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    stored = {"data.motion": "mixed", "data.colour_jitter": 0.25, "teacher.licence": "x", "trainer.steps": 4}
+    expected = {"data.camera_motion": "mixed", "data.color_jitter": 0.25, "trainer.steps": 4}
+    assert renamed_values(stored, TrainConfig) == expected
+    (record,) = caplog.records
+    assert "data.motion is now data.camera_motion=mixed; " in record.getMessage()

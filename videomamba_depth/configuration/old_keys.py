@@ -1,0 +1,94 @@
+"""Keys that had another name: they keep working, each with one line that names the new one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from videomamba_depth.utils.settings import declared
+
+log = logging.getLogger(__name__)
+
+_CONSTANTS = {"null": None, "true": True, "false": False}
+_V2, _METRIC = "teacher=depth_anything_v2", "teacher=depth_anything_v2_metric"
+_ID = "teacher.name=depth-anything/Depth-Anything-V2"
+
+OLD_KEYS: dict[str, str] = {
+    "data.motion": "data.camera_motion",
+    "data.colour_jitter": "data.color_jitter",
+    "teacher.licence": "",
+    "teacher=depth_anything_v1_small": f"{_V2} teacher.name=LiheYoung/depth-anything-small-hf",
+    "teacher=depth_anything_v1_large": f"{_V2} teacher.name=LiheYoung/depth-anything-large-hf",
+    f"{_V2}_base": f"{_V2} {_ID}-Base-hf",
+    f"{_V2}_large": f"{_V2} {_ID}-Large-hf",
+    f"{_V2}_small": _V2,
+    f"{_METRIC}_indoor_small": _METRIC,
+    f"{_METRIC}_indoor_base": f"{_METRIC} {_ID}-Metric-Indoor-Base-hf",
+    f"{_METRIC}_indoor_large": f"{_METRIC} {_ID}-Metric-Indoor-Large-hf",
+    f"{_METRIC}_outdoor_small": f"{_METRIC} {_ID}-Metric-Outdoor-Small-hf",
+    f"{_METRIC}_outdoor_large": f"{_METRIC} {_ID}-Metric-Outdoor-Large-hf",
+}
+"""OLD → NEW, for the overrides of every command and for the stored configs of runs.
+
+Whoever renames a key adds a line in one of these forms; the first that fits, in this order, is taken:
+
+    "KEY=VALUE": "KEY=VALUE KEY=VALUE"   one value, or the choice of a group; any number of overrides, none for ""
+    "KEY": "KEY"                         a key with whatever it holds, a group with whatever is chosen; "": it is gone
+    "GROUP.": "GROUP."                   every key of a group that has no line of its own
+
+In the last two forms, what the command's schema still declares stays: what one command renames, another may keep.
+"""
+
+
+def renamed(arguments: Sequence[str], schema: type) -> list[str]:
+    """Return overrides with their new keys; every one that had an old key is named in one line of the log."""
+    known = tuple(key.name for key in declared(schema))
+    result: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        new = _new_overrides(key.lstrip("+"), value, known)
+        result += [argument] if new is None else new
+        if new is not None:
+            log.warning("%s is now %s", argument, _named(new))
+    return result
+
+
+def renamed_values(stored: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """Return a stored config, flat, with its new keys; what had old ones is named in one line of the log."""
+    known = tuple(key.name for key in declared(schema))
+    result: dict[str, Any] = {}
+    old: list[str] = []
+    for key, value in stored.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        new = _new_overrides(key, text, known)
+        for override in [] if new is None else new:
+            name, _, given = override.partition("=")
+            result[name] = (
+                value if given == text else json.loads(given) if given in ("null", "true", "false") else given
+            )
+        if new is None:
+            result[key] = value
+        else:
+            old.append(f"{key} is now {_named(new)}")
+    if old:
+        log.warning("settings stored by an older version: %s", "; ".join(old))
+    off = tuple(f"{key}." for key, value in result.items() if value is None)
+    return {key: value for key, value in result.items() if not key.startswith(off)}
+
+
+def _named(overrides: Sequence[str]) -> str:
+    return " ".join(overrides) or "nothing: it has no effect"
+
+
+def _new_overrides(key: str, value: str, known: tuple[str, ...]) -> list[str] | None:
+    """Return what an override is now, as overrides; None for one that is not old."""
+    if f"{key}={value}" in OLD_KEYS:
+        return OLD_KEYS[f"{key}={value}"].split()
+    if any(name == key or name.startswith(f"{key}.") for name in known):
+        return None
+    if key in OLD_KEYS:
+        return [f"{OLD_KEYS[key]}={value}"] if OLD_KEYS[key] else []
+    group = next((old for old in OLD_KEYS if old.endswith(".") and key.startswith(old)), None)
+    return None if group is None else [f"{OLD_KEYS[group]}{key.removeprefix(group)}={value}"]
