@@ -257,7 +257,7 @@ def _use_cache(folder: Path) -> Result:
         result: Result = {}
         for video, frames in (("a.mp4", 13), ("b.mp4", 6)):
             reader = TeacherCacheReader(folder, _KEY, _HOW)
-            maps = reader.lookup_maps(video, range(frames))
+            maps = reader.lookup(video, range(frames))
             for name, values in (maps or {}).items():
                 result[f"{video} {name}"] = values.tobytes()
     finally:

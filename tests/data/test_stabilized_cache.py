@@ -74,7 +74,7 @@ def test_blocks_cover_every_frame_once_with_margins() -> None:
 
 
 def test_a_short_video_is_stabilised_as_one_clip(videos: list[VideoSource], cache: Path) -> None:
-    maps = TeacherCacheReader(cache, KEY, HOW).lookup_maps("b.mp4", range(6), videos[1].path)
+    maps = TeacherCacheReader(cache, KEY, HOW).lookup("b.mp4", range(6), videos[1].path)
     assert maps is not None
     clip = torch.from_numpy(read_frames(videos[1].path, range(6))).permute(0, 3, 1, 2).float() / 255
     raw = torch.from_numpy(maps["teacher_depth"])[:, None]
@@ -84,11 +84,11 @@ def test_a_short_video_is_stabilised_as_one_clip(videos: list[VideoSource], cach
 
 
 def test_raw_targets_stay_selectable_and_other_parameters_are_refused(cache: Path) -> None:
-    raw = TeacherCacheReader(cache, KEY).lookup_maps("a.mp4", [3, 4])
+    raw = TeacherCacheReader(cache, KEY).lookup("a.mp4", [3, 4])
     assert raw is not None
     assert "stabilised_depth" not in raw
     with pytest.raises(UserError, match=r"radius is 2, wanted 8; set loss.target, loss.target_radius"):
-        TeacherCacheReader(cache, KEY, StabiliseKey(8, 1.5, "dis")).lookup_maps("a.mp4", [3, 4])
+        TeacherCacheReader(cache, KEY, StabiliseKey(8, 1.5, "dis")).lookup("a.mp4", [3, 4])
 
 
 def test_another_run_with_other_parameters_is_refused(videos: list[VideoSource], cache: Path) -> None:
@@ -111,11 +111,11 @@ def test_geometric_targets_take_the_same_place(
     folder = label(videos, tmp_path / "cache")
     assert stabilise(videos, folder, geometry) == 27
     assert stabilise(videos, folder, geometry) == 0  # all there
-    maps = TeacherCacheReader(folder, KEY, geometry).lookup_maps("b.mp4", range(6), videos[1].path)
+    maps = TeacherCacheReader(folder, KEY, geometry).lookup("b.mp4", range(6), videos[1].path)
     assert maps is not None
     np.testing.assert_allclose(maps["stabilised_depth"], 2 * maps["teacher_depth"] + 2, rtol=2**-9)
     with pytest.raises(UserError, match="target is geometry, wanted stabilised"):
-        TeacherCacheReader(folder, KEY, HOW).lookup_maps("b.mp4", range(6), videos[1].path)
+        TeacherCacheReader(folder, KEY, HOW).lookup("b.mp4", range(6), videos[1].path)
 
 
 def test_a_cache_from_before_there_was_another_target_holds_stabilised_ones() -> None:
@@ -143,7 +143,7 @@ def test_stabilised_numbers_are_under_a_digest_too(cache: Path, tmp_path: Path, 
     (problem,) = verify_cache(folder, progress=False).problems
     assert "chunk 0 of stabilised is missing or damaged" in problem
     how = StabiliseKey(3, 1.5, "dis") if damage is set_radius else HOW
-    assert TeacherCacheReader(folder, KEY, how).lookup_maps("a.mp4", [3]) is None
+    assert TeacherCacheReader(folder, KEY, how).lookup("a.mp4", [3]) is None
 
 
 def test_damaged_labels_are_not_stabilised(videos: list[VideoSource], tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_stop_at_any_frame_is_made_good(
         with pytest.raises(InterruptedError):
             stabilise(videos, folder)
         assert verify_cache(folder, key=KEY, progress=False).unfinished
-        maps = TeacherCacheReader(folder, KEY, HOW).lookup_maps("a.mp4", [20])
+        maps = TeacherCacheReader(folder, KEY, HOW).lookup("a.mp4", [20])
         assert maps is not None
         assert "stabilised_depth" not in maps
     monkeypatch.setattr(stabilized_cache, "chunk_scale", real)
@@ -186,7 +186,7 @@ def test_blocks_agree_with_the_whole_video_but_for_the_gauge(
     monkeypatch.setattr(stabilized_cache, "MARGIN_FRAMES", 8)
     folder = label(videos, tmp_path / "c")
     stabilise(videos, folder)
-    whole, blocks = (TeacherCacheReader(c, KEY, HOW).lookup_maps("a.mp4", range(21)) for c in (cache, folder))
+    whole, blocks = (TeacherCacheReader(c, KEY, HOW).lookup("a.mp4", range(21)) for c in (cache, folder))
     assert whole is not None
     assert blocks is not None
     difference = np.abs(blocks["stabilised_depth"] - whole["stabilised_depth"]).mean()

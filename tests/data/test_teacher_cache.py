@@ -76,14 +76,13 @@ def expected_depth(source: VideoSource, indices: list[int]) -> np.ndarray:
 def test_labels_come_back_for_any_frames(videos: list[VideoSource], cache: Path) -> None:
     reader = TeacherCacheReader(cache, KEY)
     for source, indices in zip(videos, ([0, 9, 20, 3], [7, 8, 9], [4]), strict=True):
-        depth = reader.lookup(source.video_id, indices, source.path)
-        assert depth is not None
+        depth = reader.lookup(source.video_id, indices, source.path)["teacher_depth"][:, None]  # type: ignore[index]
         assert depth.dtype == np.float32
         np.testing.assert_allclose(depth, expected_depth(source, indices), rtol=2**-11)
 
 
 def test_flow_refers_to_the_frame_before_across_chunks(videos: list[VideoSource], cache: Path) -> None:
-    maps = TeacherCacheReader(cache, KEY).lookup_maps("a.mp4", range(21))
+    maps = TeacherCacheReader(cache, KEY).lookup("a.mp4", range(21))
     assert maps is not None
     means = read_frames(videos[0].path, range(21)).astype(np.float32).mean((1, 2, 3)) / 255
     flow = maps["flow_bwd"][:, 0, 0]
@@ -97,19 +96,20 @@ def test_flow_refers_to_the_frame_before_across_chunks(videos: list[VideoSource]
 def test_stored_size_is_what_frames_are_brought_to(videos: list[VideoSource], tmp_path: Path) -> None:
     run(videos[:2], tmp_path, image_size=(24, 24))
     reader = TeacherCacheReader(tmp_path, KEY)
-    assert reader.lookup("a.mp4", [0]).shape == (1, 1, 24, 32)  # type: ignore[union-attr]
-    assert reader.lookup("b.mp4", [0]).shape == (1, 1, 34, 24)  # type: ignore[union-attr]
+    assert reader.lookup("a.mp4", [0])["teacher_depth"].shape == (1, 24, 32)  # type: ignore[index]
+    assert reader.lookup("b.mp4", [0])["teacher_depth"].shape == (1, 34, 24)  # type: ignore[index]
     run(videos[:1], tmp_path / "large", image_size=(96, 96))
     large = TeacherCacheReader(tmp_path / "large", KEY).lookup("a.mp4", [0])
     assert large is not None
-    assert large.shape == (1, 1, 96, 128)
+    assert large["teacher_depth"].shape == (1, 96, 128)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-6, 1.0, 7e4, 1e30])
 def test_any_unit_keeps_eleven_bits(videos: list[VideoSource], tmp_path: Path, factor: float) -> None:
     precompute_videos(videos[:1], lambda rgb: flat_depth(rgb) * factor, KEY, tmp_path, progress=False)
-    depth = TeacherCacheReader(tmp_path, KEY).lookup("a.mp4", [5])
-    assert depth is not None
+    maps = TeacherCacheReader(tmp_path, KEY).lookup("a.mp4", [5])
+    assert maps is not None
+    depth = maps["teacher_depth"][:, None]
     np.testing.assert_allclose(depth / factor, expected_depth(videos[0], [5]), rtol=2**-11)
 
 
@@ -123,9 +123,9 @@ def test_chunk_scale_is_a_power_of_two_that_fits_float16() -> None:
 
 def test_all_zero_labels_are_stored_and_verified(videos: list[VideoSource], tmp_path: Path) -> None:
     precompute_videos(videos[:1], lambda rgb: torch.zeros_like(rgb[:, :1]), KEY, tmp_path, progress=False)
-    depth = TeacherCacheReader(tmp_path, KEY).lookup("a.mp4", [5])
-    assert depth is not None
-    assert (depth == 0).all()
+    maps = TeacherCacheReader(tmp_path, KEY).lookup("a.mp4", [5])
+    assert maps is not None
+    assert (maps["teacher_depth"] == 0).all()
     assert verify_cache(tmp_path, key=KEY, progress=False).ok
 
 

@@ -16,7 +16,7 @@ from videomamba_depth.data.labels.cache_format import TeacherKey
 from videomamba_depth.data.labels.precompute import precompute_videos
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.perturbations import Perturbations
-from videomamba_depth.data.transforms import ClipTransform, ColourJitter
+from videomamba_depth.data.transforms import ClipTransform, ColorJitter
 from videomamba_depth.data.video.find import find_sources
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.training.labeller import Labeller
@@ -26,7 +26,7 @@ KEY = TeacherKey("hub/model", "a" * 64, SIDE, "float32", "affine_invariant_inver
 TRANSFORMS = {
     "crop": ClipTransform((SIDE, SIDE)),
     "crop, flip, colours, damage": ClipTransform(
-        (SIDE, SIDE), flip_probability=0.7, colour=ColourJitter(0.4, 0.4, 0.4, 0.1), perturbations=Perturbations()
+        (SIDE, SIDE), flip_probability=0.7, color=ColorJitter(0.4, 0.4, 0.4, 0.1), perturbations=Perturbations()
     ),
     "short side": ClipTransform(SIDE, flip_probability=0.5),
 }

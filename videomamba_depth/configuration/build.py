@@ -27,7 +27,7 @@ from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, Teach
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
-from videomamba_depth.data.transforms import ClipTransform, ColourJitter
+from videomamba_depth.data.transforms import ClipTransform, ColorJitter
 from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import hash_source
 from videomamba_depth.flow.estimators import FlowEstimator, build_flow
@@ -116,11 +116,10 @@ def build_transform(config: DataConfig) -> ClipTransform:
         image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
         random_crop=True,
         flip_probability=0.5 if config.flip else 0.0,
-        colour=ColourJitter(jitter, jitter, jitter, 0.15 * jitter) if jitter > 0 else None,
+        color=ColorJitter(jitter, jitter, jitter, 0.15 * jitter) if jitter > 0 else None,
         perturbations=Perturbations(
             exposure=p.exposure,
             exposure_probability=share,
-            gamma_probability=0.0,
             noise=p.noise,
             noise_probability=share,
             jpeg_quality=int(p.jpeg) or None,

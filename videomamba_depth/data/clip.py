@@ -72,10 +72,6 @@ class SharedFlags:
         self._flags[place] = 1
         return was_down
 
-    def count(self) -> int:
-        """Return how many flags are up."""
-        return int(self._flags.sum())
-
     def places(self) -> list[int]:
         """Return which flags are up."""
         return [int(place) for place in self._flags.nonzero().flatten()]

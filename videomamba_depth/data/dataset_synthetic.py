@@ -14,6 +14,7 @@ from videomamba_depth.data.playback import Playback, adapt_relative_maps
 from videomamba_depth.data.synthetic import SyntheticVideo, WorldConfig, render_video
 from videomamba_depth.data.transforms import ClipTransform
 
+MAX_STATIC_MOTION_PX = 0.5  # below this a visible pixel counts as static, px of the render per frame
 # Keeps the draws about kept worlds apart from those about items.
 _WORLD_STREAM = 0x5EED_0123
 
@@ -34,10 +35,6 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         clip_frames: frames per clip N where the key does not say otherwise.
         seed: not negative; use different seeds for training and evaluation.
         transform: resize, crop, colour and perturbations; default: the world's own size, rounded to the patch.
-        max_motion_px: a visible pixel is static if it moved less than this since the frame before, px of the render.
-        clean_teacher_input: give the teacher ("rgb_clean") the render without the camera's defects; otherwise it sees
-            what the student sees before `transform.perturbations`, as with real video.
-        ground_truth: add the exact maps to every item; False gives what a folder of videos would give.
         num_worlds: draw from this many videos of `2 · clip_frames` frames each (more where a stride needs them),
             rendered when first needed and kept in memory, instead of rendering a new one for every item.
         stride: distance between the clip's frames in frames of the render; with several, each clip draws one.
@@ -51,9 +48,6 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         clip_frames: int = 8,
         seed: int = 0,
         transform: ClipTransform | None = None,
-        max_motion_px: float = 0.5,
-        clean_teacher_input: bool = False,
-        ground_truth: bool = True,
         num_worlds: int | None = None,
         stride: int | Sequence[int] = 1,
         reverse_probability: float = 0.0,
@@ -65,8 +59,6 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"clip_frames must be at least 1 and seed not negative; got {clip_frames} and {seed}")
         self.clip_frames, self.seed = clip_frames, seed
         self.transform = ClipTransform() if transform is None else transform
-        self.max_motion_px = max_motion_px
-        self.clean_teacher_input, self.ground_truth = clean_teacher_input, ground_truth
         if num_worlds is not None and num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1 or None; got {num_worlds}")
         self.num_worlds = num_worlds
@@ -77,9 +69,8 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         """Return item `key`: an index ≥ 0, or (index, clip_frames).
 
         Returns:
-            "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; "meta" `ClipMeta`. With `ground_truth` "inv_depth" float32
-            [N,1,H,W] in 1/m; "valid", "static" bool [N,1,H,W]; "flow_bwd" float32 [N,2,H,W] px; at t = 0 flow is 0 and
-            static False.
+            "rgb", "rgb_clean" float32 [N,3,H,W] in [0,1]; "inv_depth" float32 [N,1,H,W] in 1/m; "valid", "static" bool
+            [N,1,H,W]; "flow_bwd" float32 [N,2,H,W] px; at t = 0 flow is 0 and static False; "meta" `ClipMeta`.
         """
         index, frames = (key, self.clip_frames) if isinstance(key, int) else key
         if index < 0:
@@ -108,21 +99,16 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         world_seed = int(rng.integers(2**31))
         video = render_video(world_seed, world)
         name = f"synthetic/{world.family}/{world.camera_motion}/{world_seed}"
-        return _Rendered(name, self._maps(video), tuple(float(time) for time in video.timestamps_s))
+        return _Rendered(name, _maps(video), tuple(float(time) for time in video.timestamps_s))
 
-    def _maps(self, video: SyntheticVideo) -> dict[str, np.ndarray]:
-        images = {"rgb": video.rgb}
-        if self.clean_teacher_input:
-            images["rgb_clean"] = video.clean_rgb
-        if not self.ground_truth:
-            return images
-        depth_m = video.depth_m
-        valid = np.isfinite(depth_m) & (depth_m > 0)
-        moved_px = np.linalg.norm(video.flow_bwd, axis=-1)
-        return {
-            **images,
-            "inv_depth": np.where(valid, 1 / np.where(valid, depth_m, 1), 0).astype(np.float32),
-            "valid": valid,
-            "static": video.visible_bwd & (moved_px < self.max_motion_px),
-            "flow_bwd": video.flow_bwd,
-        }
+
+def _maps(video: SyntheticVideo) -> dict[str, np.ndarray]:
+    valid = np.isfinite(video.depth_m) & (video.depth_m > 0)
+    moved_px = np.linalg.norm(video.flow_bwd, axis=-1)
+    return {
+        "rgb": video.rgb,
+        "inv_depth": np.where(valid, 1 / np.where(valid, video.depth_m, 1), 0).astype(np.float32),
+        "valid": valid,
+        "static": video.visible_bwd & (moved_px < MAX_STATIC_MOTION_PX),
+        "flow_bwd": video.flow_bwd,
+    }

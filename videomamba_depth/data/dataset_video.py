@@ -43,7 +43,6 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         reverse_probability: of playing a clip backwards.
         teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored, for clips that play
             forwards at stride 1.
-        stills: folder or sources for single-image items (N = 1) instead of `sources`, such as photographs.
         progress: show a bar while scanning many files.
 
     Broken and too short videos are skipped, counted (`skipped`) and named once in a warning. One that only turns out
@@ -63,7 +62,6 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         transform: ClipTransform | None = None,
         teacher_cache: TeacherCacheReader | None = None,
-        stills: str | Path | Sequence[VideoSource] | None = None,
         progress: bool = True,
     ) -> None:
         strides = (stride,) if isinstance(stride, int) else tuple(stride)
@@ -74,20 +72,14 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         self.transform = ClipTransform() if transform is None else transform
         self.teacher_cache = teacher_cache
         self.skipped: dict[str, str] = {}
-        self._videos = self._usable(sources, clip_frames, progress)
-        self._stills = None if stills is None else self._usable(stills, 1, progress)
-        self._named = SharedFlags(len(self._videos) + len(self._stills or ()))
+        self._videos = self._usable(sources, progress)
+        self._named = SharedFlags(len(self._videos))
         self._infos: dict[str, VideoInfo] = {}
 
     @property
     def sources(self) -> list[VideoSource]:
         """The videos that clips are drawn from."""
         return list(self._videos)
-
-    @property
-    def num_broken_while_reading(self) -> int:
-        """How many videos turned out broken after the scan, in all workers together."""
-        return self._named.count()
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Return item `key`: an index ≥ 0, or (index, clip_frames).
@@ -103,23 +95,22 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         index, frames = (key, self.clip_frames) if isinstance(key, int) else key
         if index < 0:
             raise IndexError(f"item index must not be negative; got {index}")
-        use_stills = self._stills is not None and frames == 1
-        pool = self._stills if use_stills and self._stills is not None else self._videos
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng((self.seed, index, attempt))
-            place = int(rng.integers(len(pool)))
+            number = int(rng.integers(len(self._videos)))
+            source = self._videos[number]
             try:
-                return self._read(pool[place], frames, rng, use_cache=not use_stills)
+                return self._read(source, frames, rng)
             except (VideoReadError, OSError) as error:
-                if self._named.first(place + (len(self._videos) if use_stills else 0)):
-                    log.warning("%s cannot be used here, drawing another video: %s", pool[place].video_id, error)
+                if self._named.first(number):
+                    log.warning("%s cannot be used here, drawing another video: %s", source.video_id, error)
         raise UserError(f"{MAX_ATTEMPTS} draws in a row hit unreadable videos; check the data folder and its disk")
 
-    def _read(self, source: VideoSource, frames: int, rng: np.random.Generator, use_cache: bool) -> dict[str, Any]:
+    def _read(self, source: VideoSource, frames: int, rng: np.random.Generator) -> dict[str, Any]:
         """Draw and read one clip; the order of the draws is part of the data set's definition."""
         info = self._info(source)
         if not self.playback.fitting(frames, info.num_frames):
-            raise VideoReadError(_too_short(info.num_frames, frames, min(self.playback.strides)))
+            raise VideoReadError(self._too_short(info.num_frames, frames))
         indices = self.playback.draw(frames, info.num_frames, rng)
         forwards = indices[::-1] if indices.step < 0 else indices
         clip: dict[str, np.ndarray] = {}
@@ -131,8 +122,8 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
             geometry = self.transform.draw_geometry(info.height, info.width, rng)
             resize = functools.partial(_resize_one, size=geometry.resized)
             clip["rgb"] = read_frames(source.path, forwards, info=info, convert=resize)
-        if use_cache and self.teacher_cache is not None:
-            clip |= self.teacher_cache.lookup_maps(source.video_id, forwards, source.path, geometry.resized) or {}
+        if self.teacher_cache is not None:
+            clip |= self.teacher_cache.lookup(source.video_id, forwards, source.path, geometry.resized) or {}
         clip = adapt_relative_maps(clip, indices)
         if indices.step < 0:
             clip = {name: values[::-1] for name, values in clip.items()}
@@ -149,27 +140,28 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
             self._infos[source.path] = probe_video(source.path)
         return self._infos[source.path]
 
-    def _usable(
-        self, sources: str | Path | Sequence[VideoSource], clip_frames: int, progress: bool
-    ) -> list[VideoSource]:
+    def _usable(self, sources: str | Path | Sequence[VideoSource], progress: bool) -> list[VideoSource]:
         found = find_sources(sources) if isinstance(sources, str | Path) else unique_ids(sources)
         scanned, skipped = scan_sources(found, progress)
         usable = []
-        needed = (clip_frames - 1) * min(self.playback.strides) + 1
         for source, num_frames in scanned:
-            if num_frames is not None and num_frames < needed:
-                skipped[source.video_id] = _too_short(num_frames, clip_frames, min(self.playback.strides))
+            if num_frames is not None and not self.playback.fitting(self.clip_frames, num_frames):
+                skipped[source.video_id] = self._too_short(num_frames, self.clip_frames)
             else:
                 usable.append(source)
-        where = sources if isinstance(sources, str | Path) else "the list of videos"
+        place = sources if isinstance(sources, str | Path) else "the list of videos"
         if not usable:
             raise UserError(
-                f"none of the {len(found)} videos in {where} can be used: {summarise(skipped) or 'none given'}"
+                f"none of the {len(found)} videos in {place} can be used: {summarise(skipped) or 'none given'}"
             )
         if skipped:
-            log.warning("%d of %d videos in %s are skipped: %s", len(skipped), len(found), where, summarise(skipped))
+            log.warning("%d of %d videos in %s are skipped: %s", len(skipped), len(found), place, summarise(skipped))
         self.skipped |= skipped
         return usable
+
+    def _too_short(self, num_frames: int, clip_frames: int) -> str:
+        stride = min(self.playback.strides)
+        return f"{num_frames} frames are too few for clips of {clip_frames} at stride {stride}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_infos": {}}
@@ -177,7 +169,3 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
 
 def _resize_one(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize_images(rgb[None], size)[0]
-
-
-def _too_short(num_frames: int, clip_frames: int, stride: int) -> str:
-    return f"{num_frames} frames are too few for clips of {clip_frames} at stride {stride}"

@@ -18,10 +18,9 @@ from torch import Tensor
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.utils.images import shrink_images, shrinks
 
-_IMAGES = ("rgb", "rgb_clean")
 _SMOOTH = ("teacher_depth", "stabilised_depth")
 _NEAREST = ("inv_depth",)
-_FLOWS = ("flow_bwd", "flow_fwd")
+_FLOW = "flow_bwd"
 _NEAREST_MASKS = ("valid",)
 _STRICT_MASKS = ("static",)
 # Below this scale bilinear interpolation skips source pixels.
@@ -31,11 +30,11 @@ _ALL = 0.999
 
 
 @dataclass(frozen=True)
-class ColourJitter:
-    """Ranges of a colour change that all frames of a clip share.
+class ColorJitter:
+    """Ranges of a color change that all frames of a clip share.
 
     brightness, contrast, saturation: factors are drawn from [1 - x, 1 + x]; each in [0, 1].
-    hue: rotation of colours about the grey axis, drawn from ±x turns; in [0, 0.5].
+    hue: rotation of colors about the gray axis, drawn from ±x turns; in [0, 0.5].
     """
 
     brightness: float = 0.2
@@ -52,12 +51,12 @@ class ColourJitter:
         """Draw a change as an affine map of RGB, float32 [3,4]; contrast pivots on `mean`."""
         brightness, contrast, saturation = (1 + rng.uniform(-x, x) for x in self._factors())
         angle = 2 * np.pi * rng.uniform(-self.hue, self.hue)
-        grey = np.full((3, 3), 1 / 3)
+        gray = np.full((3, 3), 1 / 3)
         # Rodrigues' rotation about (1,1,1)/√3; its cross-product matrix has entries ±1/√3.
         cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-        rotation = grey + np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * cross
-        colour = grey + saturation * (rotation - grey)
-        matrix = brightness * contrast * colour
+        rotation = gray + np.cos(angle) * (np.eye(3) - gray) + np.sin(angle) * cross
+        color = gray + saturation * (rotation - gray)
+        matrix = brightness * contrast * color
         offset = np.full((3, 1), brightness * (1 - contrast) * mean)
         return np.concatenate([matrix, offset], axis=1).astype(np.float32)
 
@@ -84,30 +83,26 @@ class Geometry:
 
 @dataclass(frozen=True)
 class ClipTransform:
-    """Resize, crop, flip and recolour a clip; the same draw for all frames and maps.
+    """Resize, crop, flip and recolor a clip; the same draw for all frames and maps.
 
     Args:
         image_size: (height, width) px of the result; or the short side as one number, the aspect then being kept and
             both sides rounded to `multiple`; or None to keep each video's size, rounded to `multiple`.
         multiple: sides are multiples of this where `image_size` does not fix them; 14 is the encoder's patch.
-        zoom: range of a random enlargement before the crop; (1, 1) shows as much of the frame as fits.
         random_crop: crop at a random place; otherwise at the centre.
         flip_probability: probability of a horizontal flip.
-        colour: colour change shared by all frames, seen by teacher and student alike.
+        color: color change shared by all frames, seen by teacher and student alike.
         perturbations: per-frame defects of the student's input `rgb`; `rgb_clean` stays free of them.
     """
 
     image_size: tuple[int, int] | int | None = None
     multiple: int = 14
-    zoom: tuple[float, float] = (1.0, 1.0)
     random_crop: bool = True
     flip_probability: float = 0.0
-    colour: ColourJitter | None = None
+    color: ColorJitter | None = None
     perturbations: Perturbations | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.zoom[0] <= self.zoom[1]:
-            raise ValueError(f"zoom must be a range (low, high) with 1 ≤ low ≤ high; got {self.zoom}")
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"flip_probability must be in [0, 1]; got {self.flip_probability}")
 
@@ -117,9 +112,9 @@ class ClipTransform:
         """Transform a clip; a pure function of its arguments and the generator's state.
 
         Args:
-            clip: "rgb" uint8 [N,H,W,3]; optional "rgb_clean" alike; optional maps, each at its own resolution but
-                covering the same view: "teacher_depth", "stabilised_depth", "inv_depth" float32 [N,h,w]; "valid",
-                "static" bool [N,h,w]; "flow_bwd", "flow_fwd" float32 [N,h,w,2] in px of their own grid.
+            clip: "rgb" uint8 [N,H,W,3]; optional maps, each at its own resolution but covering the same view:
+                "teacher_depth", "stabilised_depth", "inv_depth" float32 [N,h,w]; "valid", "static" bool [N,h,w];
+                "flow_bwd" float32 [N,h,w,2] in px of its own grid.
             rng: source of all randomness.
             geometry: a draw made before, where frames were resized to `geometry.resized` as they were decoded.
 
@@ -133,22 +128,17 @@ class ClipTransform:
         if geometry is None:
             height, width = clip["rgb"].shape[1:3]
             geometry = self.draw_geometry(height, width, rng)
-        images = {name: transform_images(clip[name], geometry) for name in _IMAGES if name in clip}
-        if self.colour is not None:
-            change = self.colour.draw(rng, float(images["rgb"].mean()))
-            images = {name: _recolour(image, change) for name, image in images.items()}
-        clean = images.get("rgb_clean", images["rgb"])
-        perturbed = images["rgb"] if self.perturbations is None else self.perturbations(images["rgb"], rng)
-        out = {"rgb": _channels_first(perturbed), "rgb_clean": _channels_first(clean)}
-        for name, maps in clip.items():
-            if name not in _IMAGES:
-                out[name] = transform_map(name, maps, geometry)
-        return out
+        clean = geometry.crop(resize_images(clip["rgb"], geometry.resized)).astype(np.float32) / np.float32(255)
+        if self.color is not None:
+            clean = _recolor(clean, self.color.draw(rng, float(clean.mean())))
+        perturbed = clean if self.perturbations is None else self.perturbations(clean, rng)
+        maps = {name: transform_map(name, clip[name], geometry) for name in clip if name != "rgb"}
+        return {"rgb": _channels_first(perturbed), "rgb_clean": _channels_first(clean), **maps}
 
     def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
         """Draw resize, crop and flip for frames of the given size in px."""
-        zoom = float(np.exp(rng.uniform(*np.log(self.zoom))))
-        size, resized = cover_size(height, width, self.image_size, self.multiple, zoom)
+        rng.random()  # of a draw that is no longer made: a seed keeps the clips that it has always given
+        size, resized = cover_size(height, width, self.image_size, self.multiple)
         if self.random_crop:
             top, left = int(rng.integers(resized[0] - size[0] + 1)), int(rng.integers(resized[1] - size[1] + 1))
         else:
@@ -157,14 +147,14 @@ class ClipTransform:
 
 
 def cover_size(
-    height: int, width: int, image_size: tuple[int, int] | int | None, multiple: int = 14, zoom: float = 1.0
+    height: int, width: int, image_size: tuple[int, int] | int | None, multiple: int = 14
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size of a crop, and the size that a frame is resized to so that it covers it, both (height, width) px.
 
     image_size, multiple: see `ClipTransform`.
     """
     size = image_size if isinstance(image_size, tuple) else fit_size(height, width, image_size, multiple)
-    ratio = max(size[0] / height, size[1] / width) * zoom
+    ratio = max(size[0] / height, size[1] / width)
     return size, (max(size[0], round(height * ratio)), max(size[1], round(width * ratio)))
 
 
@@ -191,14 +181,9 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _resize(depth, size, cv2.INTER_AREA if below_half else cv2.INTER_LINEAR)
 
 
-def transform_images(images: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Resize, crop and flip uint8 RGB [N,H,W,3]; returns float32 [N,h,w,3] in [0,1]."""
-    return geometry.crop(resize_images(images, geometry.resized)).astype(np.float32) / np.float32(255)
-
-
 def transform_map(name: str, maps: np.ndarray, geometry: Geometry) -> Tensor:
     """Resize, crop and flip one kind of map by its name; see `ClipTransform.__call__` for shapes."""
-    if name in _FLOWS:
+    if name == _FLOW:
         scale = np.array([geometry.resized[1] / maps.shape[2], geometry.resized[0] / maps.shape[1]], np.float32)
         flow = geometry.crop(_resize(maps, geometry.resized, cv2.INTER_NEAREST_EXACT)) * scale
         return _channels_first(flow * np.array([-1, 1], np.float32) if geometry.flip else flow)
@@ -213,7 +198,7 @@ def transform_map(name: str, maps: np.ndarray, geometry: Geometry) -> Tensor:
         method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         resized = _resize(maps.astype(np.float32), geometry.resized, method) > _ALL
     else:
-        known = (*_IMAGES, *_SMOOTH, *_NEAREST, *_NEAREST_MASKS, *_STRICT_MASKS, *_FLOWS)
+        known = ("rgb", *_SMOOTH, *_NEAREST, *_NEAREST_MASKS, *_STRICT_MASKS, _FLOW)
         raise ValueError(f"clip holds the unknown map {name!r}; known are {', '.join(known)}")
     return _channels_first(geometry.crop(resized)[..., None])
 
@@ -228,7 +213,7 @@ def _resize(maps: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
     return np.stack([cv2.resize(image, (size[1], size[0]), interpolation=method) for image in maps])
 
 
-def _recolour(images: np.ndarray, change: np.ndarray) -> np.ndarray:
+def _recolor(images: np.ndarray, change: np.ndarray) -> np.ndarray:
     return np.stack([np.clip(cv2.transform(np.ascontiguousarray(image), change), 0, 1) for image in images])
 
 

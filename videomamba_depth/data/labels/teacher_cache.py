@@ -213,12 +213,7 @@ class TeacherCacheReader:
         self._verified: set[tuple[str, str, int]] = set()  # (video, kind, chunk) that this process has compared
         self._owner = os.getpid()
 
-    def lookup(self, video_id: str, frame_indices: Sequence[int], path: str | None = None) -> np.ndarray | None:
-        """Return the teacher's depth, float32 [N,1,h,w], or None where the cache does not fit; see `lookup_maps`."""
-        maps = self.lookup_maps(video_id, frame_indices, path)
-        return None if maps is None else maps["teacher_depth"][:, None]
-
-    def lookup_maps(
+    def lookup(
         self,
         video_id: str,
         frame_indices: Sequence[int],
