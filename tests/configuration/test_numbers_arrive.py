@@ -137,7 +137,7 @@ def test_output_and_motion(tmp_path: Path, tiny_teacher_folder: str) -> None:
 
 def test_transform() -> None:
     config = load_config(
-        "train", TrainConfig, ["data.crop=[28,42]", "data.colour_jitter=0.4", "data.perturb.probability=0.6",
+        "train", TrainConfig, ["data.crop=[28,42]", "data.color_jitter=0.4", "data.perturb.probability=0.6",
                                "data.perturb.exposure=0.1", "data.perturb.noise=0.2", "data.perturb.jpeg=33",
                                "data.perturb.blur=0.9"],
     ).data  # fmt: skip
@@ -153,8 +153,8 @@ def test_transform() -> None:
     assert {key: found[key] for key in ("exposure", "noise", "jpeg_quality", "blur")} == {
         "exposure": 0.1, "noise": 0.2, "jpeg_quality": 33, "blur": 0.9,
     }  # fmt: skip
-    off = replace(config, crop=None, short_side=56, flip=False, colour_jitter=0.0)
-    off.perturb.probability = 0.0
+    undamaged = replace(config.perturb, probability=0.0)
+    off = replace(config, crop=None, short_side=56, flip=False, color_jitter=0.0, perturb=undamaged)
     made = build.build_transform(off)
     assert (made.image_size, made.flip_probability, made.colour, made.perturbations) == (56, 0.0, None, None)
 

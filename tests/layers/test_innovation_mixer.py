@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from selective_scan import DISCRETIZATIONS
 from videomamba_depth.layers.innovation_mixer import InnovationMixer
 from videomamba_depth.layers.mamba_mixer import LayerState
 from videomamba_depth.models.motion import TokenWarp
@@ -76,14 +77,16 @@ def test_the_gate_of_a_head_decides_how_much_of_its_innovation_passes(step: bool
     assert one[..., per_head:].abs().max() < 1e-6
 
 
-def test_the_state_is_an_average_of_the_past() -> None:
-    """W = 2·gain·I and a gate of one half: out = h − x, h the weighted mean of what was seen."""
-    mixer, tokens, control = mixer_and_inputs()
+@pytest.mark.parametrize("method", DISCRETIZATIONS)
+def test_the_estimate_is_an_average_of_the_past(method: str) -> None:
+    """W = 2·gain·I and a gate of one half: out = h − x, h the weighted mean of what was seen, for steps of any size."""
+    mixer, tokens, control = mixer_and_inputs(method)
     with torch.no_grad():
+        mixer.x_proj.weight[: mixer.num_heads] *= 100  # Δ between 0 and far more than 1 / A
         mixer.x_proj.weight[mixer.num_heads : 2 * mixer.num_heads] = 0
         estimate = mixer(tokens, control)[0] + tokens
     assert torch.allclose(estimate[:, 0], tokens[:, 0], atol=1e-4)
     low, high = (torch.stack([f(tokens[:, : t + 1], 1) for t in range(FRAMES)], 1) for f in (torch.amin, torch.amax))
-    assert (estimate >= low - 1e-4).all()
-    assert (estimate <= high + 1e-4).all()
+    assert (estimate >= low - 1e-3).all()
+    assert (estimate <= high + 1e-3).all()
     assert not torch.allclose(estimate[:, 1:], tokens[:, 1:], atol=1e-2)

@@ -40,6 +40,19 @@ def test_hand_computed_value() -> None:
     assert both.item() == pytest.approx(data.item() + 0.5 * gradient)
 
 
+@pytest.mark.parametrize("vertical", [False, True])
+def test_gradients_need_both_pixels_of_a_pair(vertical: bool) -> None:
+    """R = 0, 1, hole, 3, 5: of the four pairs two touch the hole; of every second pixel's two, both do."""
+    shape = (1, 1, 1, 5, 1) if vertical else (1, 1, 1, 1, 5)
+    prediction, target = (torch.tensor(x).view(shape) for x in ([0.0, 1.0, 9.0, 3.0, 5.0], [0.0] * 5))
+    valid = torch.tensor([True, True, False, True, True]).view(shape)
+    spread = torch.ones(1, 1, 1, 1, 1)
+    sums = midas_se_sums(prediction, target, valid, scale_shift=identity(target), gradient_weight=1.0, spread=spread)
+    assert sums.counts.tolist() == [4, 1, 0, 0.5, 0]  # pixels, then half the pairs at distance 1, 2, 4, 8
+    rounded = HUBER_WIDTH / 2
+    assert sums.numerators.tolist() == pytest.approx([9 - 3 * rounded, 3 - 2 * rounded, 0, 5 - rounded, 0])
+
+
 def test_rounding_does_not_pull_a_student_that_equals_its_teacher() -> None:
     target = random_clip(1, 2, 1, 16, 16)
     prediction = (target * (1 + 2e-7)).requires_grad_()

@@ -52,6 +52,20 @@ def test_masked_pixels_do_not_matter_and_are_not_counted() -> None:
     assert poisoned.grad[~valid].eq(0).all()
 
 
+def test_a_pixel_counts_where_it_was_static_over_the_whole_stride() -> None:
+    """Static at frames 1 and 3 but not at 2: of both pairs of stride 2, none; of the three of stride 1, two."""
+    prediction, target = ramp([1.0, 1.0, 1.0]), ramp([5.0, 5.0, 5.0])
+    static = full(target, False)
+    static[:, (1, 3), ..., 0] = True
+    sums = temporal_gradient_sums(prediction, target, full(target), (1, 2), static=static, **UNIT)
+    assert sums.counts.tolist() == [2, 0]
+    # The target's own change is not asked for there: the prediction should not change, and does so by 1 twice.
+    assert sums.numerators.tolist() == pytest.approx([(2 - 2 * ROUNDED) / 2, 0])
+    static[:, 2, ..., 0] = True
+    sums = temporal_gradient_sums(prediction, target, full(target), (1, 2), static=static, **UNIT)
+    assert sums.counts.tolist() == [3, 2]
+
+
 def test_one_alignment_for_the_clip() -> None:
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(1, 3, 1, 6, 6, generator=generator)
