@@ -143,8 +143,8 @@ def test_transform() -> None:
     ).data  # fmt: skip
     made = build.build_transform(config)
     assert (made.image_size, made.random_crop, made.flip_probability) == ((28, 42), True, 0.5)
-    assert made.colour is not None
-    assert list(asdict(made.colour).values()) == pytest.approx([0.4, 0.4, 0.4, 0.06])
+    assert made.color is not None
+    assert list(asdict(made.color).values()) == pytest.approx([0.4, 0.4, 0.4, 0.06])
     kinds = ("exposure", "noise", "jpeg", "blur")
     shares = {f"{kind}_probability": 0.6 for kind in kinds}
     assert isinstance(made.perturbations, Perturbations)
@@ -156,7 +156,7 @@ def test_transform() -> None:
     undamaged = replace(config.perturb, probability=0.0)
     off = replace(config, crop=None, short_side=56, flip=False, color_jitter=0.0, perturb=undamaged)
     made = build.build_transform(off)
-    assert (made.image_size, made.flip_probability, made.colour, made.perturbations) == (56, 0.0, None, None)
+    assert (made.image_size, made.flip_probability, made.color, made.perturbations) == (56, 0.0, None, None)
 
 
 def test_videos(tmp_path: Path, tiny_teacher_folder: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from videomamba_depth.data.perturbations import Perturbations
-from videomamba_depth.data.transforms import ColourJitter
+from videomamba_depth.data.transforms import ColorJitter
 
 DRAWS = 200
 GRAY = np.array([0.5, 0.5, 0.5, 1.0])
@@ -16,7 +16,7 @@ GRAY = np.array([0.5, 0.5, 0.5, 1.0])
 
 def jitter_matrices(**ranges: float) -> np.ndarray:
     """Return [200, 3, 4] draws of a jitter that has these ranges alone, about a mean of 0.25."""
-    jitter = ColourJitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, **ranges})
+    jitter = ColorJitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, **ranges})
     rng = np.random.default_rng(0)
     return np.stack([jitter.draw(rng, mean=0.25) for _ in range(DRAWS)])
 
