@@ -58,7 +58,7 @@ def relative_rms(x: Tensor, truth: Tensor) -> float:
 def results(inputs: dict[str, Tensor], method: str, run: Callable[..., Any]) -> list[Tensor]:
     """y, final state and the gradient of every input."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
-    y, state = run(**leaves, discretization=method)
+    y, state, _ = run(**leaves, discretization=method)
     loss = (y.float() * torch.linspace(-1, 1, y.shape[-1], device="cuda")).sum() + state.square().sum()
     return [y.detach(), state.detach(), *torch.autograd.grad(loss, list(leaves.values()))]
 
@@ -126,7 +126,7 @@ def time_shape(batch: int, length: int, channels: int, method: str, bandwidth: f
             )
             record("step", microseconds(step), state + weights + 4 * rows)
     leaves = {name: x.requires_grad_() for name, x in inputs.items()}
-    y, final = selective_scan(**leaves, discretization=method, backend="triton")
+    y, final, _ = selective_scan(**leaves, discretization=method, backend="triton")
     grads = (torch.randn_like(y), torch.randn_like(final))
     backward = lambda: torch.autograd.grad(  # noqa: E731
         (y, final), list(leaves.values()), grads, retain_graph=True

@@ -1,21 +1,22 @@
 """Selective state-space scan for very many short sequences, with carried state and selectable
 discretization."""
 
+from selective_scan.contract import ScanOutput
 from selective_scan.discretization import DISCRETIZATIONS, Discretization
 from selective_scan.interface import (
     causal_conv1d,
     causal_conv1d_step,
     selective_scan,
     selective_scan_step,
-    selective_scan_with_summary,
 )
 from selective_scan.memory import zero_state
-from selective_scan.reference import causal_conv1d_ref, selective_scan_ref, selective_scan_with_summary_ref
+from selective_scan.reference import causal_conv1d_ref, selective_scan_ref
 from selective_scan.state import pack_state, state_dtype, state_shape, unpack_state
 
 __all__ = [
     "DISCRETIZATIONS",
     "Discretization",
+    "ScanOutput",
     "causal_conv1d",
     "causal_conv1d_ref",
     "causal_conv1d_step",
@@ -23,8 +24,6 @@ __all__ = [
     "selective_scan",
     "selective_scan_ref",
     "selective_scan_step",
-    "selective_scan_with_summary",
-    "selective_scan_with_summary_ref",
     "state_dtype",
     "state_shape",
     "unpack_state",

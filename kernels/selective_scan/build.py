@@ -20,11 +20,11 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock  # comes with PyTorch
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,10 @@ FLAGS = ("-std=c++20", "-O2", "-march=native", "-fno-math-errno", "-fno-trapping
 QUIET = ("-Wno-psabi",)
 
 BUILD_TIMEOUT_S = 120.0
-"""Of one compilation, which takes 2-4 s on a quiet machine, and of the wait for another process that compiles."""
+"""Of one compilation, which takes 2-4 s on a quiet machine."""
+LOCK_TIMEOUT_S = BUILD_TIMEOUT_S
+"""Of the wait for another process that compiles."""
 _VERSION_TIMEOUT_S = 20.0
-_POLL_S = 0.05
 _WRITABLE_BY_OTHERS = 0o022
 _STICKY = 0o1000
 _CACHE_FORMAT = b"digest of name and bytes"
@@ -148,7 +149,8 @@ def _load_cached(source: str, defines: tuple[str, ...], name: str) -> ctypes.CDL
         _check_trust(library.parent)
         loaded = _open_intact(library, source)
         if loaded is None:
-            with _locked(library.with_suffix(".lock")):
+            # A lock between processes, which dies with its holder.
+            with FileLock(library.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S, mode=0o600):
                 loaded = _open_intact(library, source)  # another process may have built it while this one waited
                 if loaded is None:
                     if _digest_path(library).exists():
@@ -296,27 +298,3 @@ def _kill_group(process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes, which dies with its holder.
-
-    Raises:
-        _CacheError: another process held it for longer than a compilation takes.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # for reading too: does not wait at a pipe
-    with os.fdopen(descriptor, "r+b", buffering=0) as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            end_s = time.monotonic() + BUILD_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end_s:
-                        raise _CacheError(f"another process holds {path} and does not finish") from None
-                    time.sleep(_POLL_S)
-        yield

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from selective_scan.build import BuildError, load_library
+from selective_scan.contract import ConvInputs, ScanInputs, dense, gradients_like, last_axis_contiguous
 from selective_scan.discretization import get_discretization
-from selective_scan.memory import fresh
+from selective_scan.memory import empty
 from selective_scan.state import state_dtype, state_shape
 
 _IMPORT_PROCESS = os.getpid()
@@ -93,11 +93,13 @@ def _threads(elements: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))
 
 
-def _as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x [T, L, *] as the kernels read it: arithmetic dtype or bfloat16, last dimension contiguous."""
+def _rows_tensor(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return x [T, L, *] as the kernels read it: arithmetic dtype or bfloat16, last axis contiguous."""
+    if x is None:
+        return None
     if x.dtype != dtype and not (dtype == torch.float32 and x.dtype == torch.bfloat16):
         x = x.to(dtype)
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    return last_axis_contiguous(x)
 
 
 def _rows(x: Tensor | None) -> _Rows:
@@ -106,144 +108,110 @@ def _rows(x: Tensor | None) -> _Rows:
     return _Rows(x.data_ptr(), x.stride(0), x.stride(1), int(x.dtype == torch.bfloat16))
 
 
-def _dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype).contiguous()
-
-
 def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def _like(x: Tensor | None) -> Tensor | None:
+    """Return memory for the gradient of a converted argument; None for one that is None."""
+    return None if x is None else empty(x.shape, x.dtype)
 
 
 class _Scan:
     """Arguments of one call, converted; keeps the converted tensors alive while the kernel runs."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        initial_state: Tensor | None,
-        delta_softplus: bool,
-        discretization: str,
-    ) -> None:
+    def __init__(self, inputs: ScanInputs) -> None:
+        u, A, initial_state = inputs.u, inputs.A, inputs.initial_state
         self.dtype = dtype = state_dtype(u.dtype)
-        self.library = scan_library(discretization, dtype)
-        self.u, self.delta = _as_rows(u, dtype), _as_rows(delta, dtype)
-        self.z = None if z is None else _as_rows(z, dtype)
-        self.B, self.C = _as_rows(B, dtype), _as_rows(C, dtype)
-        parameters = (A, D, delta_bias, initial_state)
-        self.parameters = [_dense(x, dtype) for x in parameters]
+        self.library = scan_library(inputs.discretization, dtype)
+        self.over_time = [_rows_tensor(x, dtype) for x in (u, inputs.delta, inputs.z, inputs.B, inputs.C)]
+        self.parameters = [dense(x, dtype) for x in (A, inputs.D, inputs.delta_bias, initial_state)]
         batch, length, channels = u.shape
         states = A.shape[1]
-        self.shape = (batch, length, channels, states)
-        self.state_shape = state_shape(batch, channels, states, discretization)
+        self.summary_shape = (batch, length, states)
+        self.state_shape = state_shape(batch, channels, states, inputs.discretization)
         threads = _threads(batch * length * channels * states)
-        integers = (*self.shape, int(delta_softplus), threads)
-        self.rows = (self.u, self.delta, self.z, self.B, self.C)
-        self.integers = integers
+        self.integers = (batch, length, channels, states, int(inputs.delta_softplus), threads)
 
     def arguments(self, y: Tensor | None, final_state: Tensor | None, summary: Tensor | None) -> _ScanArguments:
-        rows = [_rows(x) for x in (*self.rows, y)]
+        rows = [_rows(x) for x in (*self.over_time, y)]
         pointers = [_pointer(x) for x in (*self.parameters, final_state, summary)]
         return _ScanArguments(*self.integers, *rows, *pointers)
 
 
-def scan_forward(*args: object, with_summary: bool = False, state: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Run the scan; `state`, when given, is both the initial state and the memory of the final one.
+def scan_forward(inputs: ScanInputs, with_summary: bool = False, inplace: bool = False) -> tuple[Tensor, ...]:
+    """Run the scan; returns `ScanOutput`'s three tensors.
 
-    Args are those of `_Scan`, in order. Returns (y, final state, summary), the last one empty unless asked for.
+    inplace: the final state overwrites the initial one.
     """
-    scan = _Scan(*args)  # type: ignore[arg-type]
-    u = args[0]
-    assert isinstance(u, Tensor)
-    batch, length, _, states = scan.shape
-    y = fresh(scan.u.shape, scan.u.dtype)
-    if state is None:
-        final_state = fresh(scan.state_shape, scan.dtype)
-    else:
-        scan.parameters[-1] = final_state = state
-    summary = torch.empty((batch, length, states) if with_summary else (0,), dtype=scan.dtype)
+    scan = _Scan(inputs)
+    y = _like(scan.over_time[0])
+    assert y is not None
+    final_state = inputs.initial_state if inplace else empty(scan.state_shape, scan.dtype)
+    assert final_state is not None
+    summary = torch.empty(scan.summary_shape if with_summary else (0,), dtype=scan.dtype)
     arguments = scan.arguments(y, final_state, summary if with_summary else None)
     scan.library.selective_scan_forward(ctypes.byref(arguments))
-    return y.to(u.dtype), final_state, summary
+    return y.to(inputs.u.dtype), final_state, summary
 
 
 def scan_backward(
-    args: Sequence[object], grad_y: Tensor, grad_final_state: Tensor | None, grad_summary: Tensor | None
+    inputs: ScanInputs, grad_y: Tensor, grad_state: Tensor | None, grad_summary: Tensor | None
 ) -> list[Tensor]:
-    """Return the gradients of the nine tensor arguments of `_Scan`; an empty tensor for one that is None."""
-    scan = _Scan(*args)  # type: ignore[arg-type]
-    dtype, (batch, length, channels, states) = scan.dtype, scan.shape
-    grad_y = _as_rows(grad_y, dtype)
-    incoming = [_dense(grad_final_state, dtype), _dense(grad_summary, dtype)]
-
-    def like(x: Tensor | None, *shape: int) -> Tensor | None:
-        return None if x is None else fresh(shape, dtype)
-
-    _, D, delta_bias, initial_state = scan.parameters
-    full = (batch, length, channels)
-    du, ddelta = fresh(full, scan.u.dtype), fresh(full, scan.delta.dtype)
-    dz = None if scan.z is None else fresh(full, scan.z.dtype)
-    dA = torch.empty(channels, states, dtype=dtype)
-    dB, dC = (fresh((batch, length, states), dtype) for _ in range(2))
-    dD, dbias = (like(x, channels) for x in (D, delta_bias))
-    dstate = like(initial_state, *scan.state_shape)
-    rows = [_rows(x) for x in (grad_y, du, ddelta, dz)]
+    """Return the gradients of the nine tensors of `inputs`; an empty tensor for one that is None."""
+    scan = _Scan(inputs)
+    incoming = [dense(grad_state, scan.dtype), dense(grad_summary, scan.dtype)]
+    du, ddelta, dz = (_like(x) for x in scan.over_time[:3])
+    # The kernel sums over channels in the dtype of the arithmetic, whatever dtype B and C have.
+    dB, dC = (empty(scan.summary_shape, scan.dtype) for _ in range(2))
+    dA, dD, dbias, dstate = (_like(x) for x in scan.parameters)
+    dy = _rows_tensor(grad_y, scan.dtype)
+    rows = [_rows(x) for x in (dy, du, ddelta, dz)]
     pointers = [_pointer(x) for x in (*incoming, dstate, dA, dB, dC, dD, dbias)]
     gradients = _ScanGradients(*rows, *pointers)
     scan.library.selective_scan_backward(ctypes.byref(scan.arguments(None, None, None)), ctypes.byref(gradients))
-    return _like_inputs(args, (du, ddelta, dA, dB, dC, dD, dz, dbias, dstate))
-
-
-def _like_inputs(inputs: Sequence[object], gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """Give every gradient the dtype of its input, and stand in an empty tensor for those that do not exist."""
-    result: list[Tensor] = []
-    first = inputs[0]
-    assert isinstance(first, Tensor)
-    for x, gradient in zip(inputs, gradients, strict=False):
-        if gradient is None or not isinstance(x, Tensor):
-            result.append(first.new_empty(0))
-        else:
-            result.append(gradient.to(x.dtype))
-    return result
+    return gradients_like(inputs, (du, ddelta, dA, dB, dC, dD, dz, dbias, dstate))
 
 
 class _Conv:
     """Arguments of one call, converted; keeps the converted tensors alive while the kernel runs."""
 
-    def __init__(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
-    ) -> None:
-        self.dtype = dtype = state_dtype(x.dtype)
+    def __init__(self, inputs: ConvInputs) -> None:
+        self.dtype = dtype = state_dtype(inputs.x.dtype)
         self.library = conv_library(dtype)
-        self.x = _as_rows(x, dtype)
-        self.parameters = [_dense(p, dtype) for p in (weight, bias, initial_state)]
-        batch, length, channels = x.shape
-        self.state_shape = (batch, channels, weight.shape[1])
-        self.integers = (*x.shape, weight.shape[1], int(silu), _threads(batch * length * channels * 4))
+        self.x = _rows_tensor(inputs.x, dtype)
+        self.parameters = [dense(p, dtype) for p in (inputs.weight, inputs.bias, inputs.initial_state)]
+        batch, length, channels = inputs.x.shape
+        width = inputs.weight.shape[1]
+        self.state_shape = (batch, channels, width)
+        threads = _threads(batch * length * channels * 4)
+        self.integers = (batch, length, channels, width, int(inputs.silu), threads)
 
     def arguments(self, y: Tensor | None, final_state: Tensor | None) -> _ConvArguments:
         pointers = [_pointer(p) for p in (*self.parameters, final_state)]
         return _ConvArguments(*self.integers, _rows(self.x), _rows(y), *pointers)
 
 
-def conv_forward(*args: object, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Run the convolution; `state` as in `scan_forward`. Args are those of `_Conv`. Returns (y, final state)."""
-    conv = _Conv(*args)  # type: ignore[arg-type]
-    x = args[0]
-    assert isinstance(x, Tensor)
-    y = fresh(conv.x.shape, conv.x.dtype)
-    if state is None:
-        final_state = fresh(conv.state_shape, conv.dtype)
-    else:
-        conv.parameters[-1] = final_state = state
+def conv_forward(inputs: ConvInputs, inplace: bool = False) -> tuple[Tensor, Tensor]:
+    """Run the convolution; returns (y, final state). `inplace` as in `scan_forward`."""
+    conv = _Conv(inputs)
+    y = _like(conv.x)
+    assert y is not None
+    final_state = inputs.initial_state if inplace else empty(conv.state_shape, conv.dtype)
+    assert final_state is not None
     conv.library.causal_conv1d_forward(ctypes.byref(conv.arguments(y, final_state)))
-    return y.to(x.dtype), final_state
+    return y.to(inputs.x.dtype), final_state
+
+
+def conv_backward(inputs: ConvInputs, grad_y: Tensor, grad_state: Tensor | None) -> list[Tensor]:
+    """Return the gradients of the four tensors of `inputs`; an empty tensor for one that is None."""
+    conv = _Conv(inputs)
+    dy, incoming = _rows_tensor(grad_y, conv.dtype), dense(grad_state, conv.dtype)
+    dx, dweight, dbias, dstate = (_like(x) for x in (conv.x, *conv.parameters))
+    pointers = [_pointer(p) for p in (incoming, dweight, dbias, dstate)]
+    gradients = _ConvGradients(_rows(dy), _rows(dx), *pointers)
+    conv.library.causal_conv1d_backward(ctypes.byref(conv.arguments(None, None)), ctypes.byref(gradients))
+    return gradients_like(inputs, (dx, dweight, dbias, dstate))
 
 
 @functools.cache
@@ -259,9 +227,10 @@ def mean_step(state: Tensor, x: Tensor, controls: Tensor, rates: Tensor) -> tupl
     """Run the fused step; see `mean_step.mean_step`."""
     dtype, (batch, channels) = torch.float32, x.shape
     heads, states = rates.shape
-    rows = [_as_rows(t.unsqueeze(1), dtype) for t in (x, controls)]
+    rows = [_rows_tensor(t.unsqueeze(1), dtype) for t in (x, controls)]
     state, rates = state.contiguous(), rates.to(dtype).contiguous()
-    y, next_state = fresh(rows[0].shape, rows[0].dtype), fresh(state.shape, dtype)
+    y, next_state = _like(rows[0]), empty(state.shape, dtype)
+    assert y is not None
     summary = torch.empty(batch, states, dtype=dtype)
     arguments = _MeanStepArguments(
         batch,
@@ -277,19 +246,3 @@ def mean_step(state: Tensor, x: Tensor, controls: Tensor, rates: Tensor) -> tupl
     if run(ctypes.byref(arguments)):
         raise ValueError(f"mean_step does not run on {channels} channels in {heads} heads of {states} states here")
     return y.squeeze(1).to(x.dtype), next_state, summary
-
-
-def conv_backward(args: Sequence[object], grad_y: Tensor, grad_final_state: Tensor | None) -> list[Tensor]:
-    """Return the gradients of the four tensor arguments of `_Conv`; an empty tensor for one that is None."""
-    conv = _Conv(*args)  # type: ignore[arg-type]
-    grad_y, incoming = _as_rows(grad_y, conv.dtype), _dense(grad_final_state, conv.dtype)
-    weight, bias, initial_state = conv.parameters
-    assert weight is not None
-    dx = fresh(conv.x.shape, conv.x.dtype)
-    dweight = torch.empty_like(weight)
-    dbias = None if bias is None else torch.empty_like(bias)
-    dstate = None if initial_state is None else torch.empty_like(initial_state)
-    pointers = [_pointer(p) for p in (incoming, dweight, dbias, dstate)]
-    gradients = _ConvGradients(_rows(grad_y), _rows(dx), *pointers)
-    conv.library.causal_conv1d_backward(ctypes.byref(conv.arguments(None, None)), ctypes.byref(gradients))
-    return _like_inputs(args, (dx, dweight, dbias, dstate))

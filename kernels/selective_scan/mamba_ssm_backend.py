@@ -7,27 +7,17 @@ import importlib
 import torch
 from torch import Tensor
 
+from selective_scan.contract import ConvInputs, ScanInputs, ScanOutput
 from selective_scan.state import state_dtype
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    discretization: str,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(inputs: ScanInputs) -> ScanOutput:
     """Run `mamba_ssm.ops.selective_scan_interface.selective_scan_fn` (no gradient flows through its final state).
 
     Raises:
         ValueError: the call needs what that kernel has not: an initial state, float64, or another method than zoh.
     """
+    u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretization = inputs
     if initial_state is not None or discretization != "zoh" or u.dtype == torch.float64:
         raise ValueError("backend 'mamba_ssm' knows only zoh, no initial_state and no float64; use backend='triton'")
     interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
@@ -44,11 +34,11 @@ def selective_scan(
         delta_softplus,
         True,
     )
-    return y.transpose(1, 2), final_state.float()
+    return ScanOutput(y.transpose(1, 2), final_state.float(), final_state.new_empty(0))
 
 
 def conv_is_supported(x: Tensor, width: int) -> bool:
-    """Is this a call that the causal-conv1d package computes correctly.
+    """Tell whether the causal-conv1d package computes this call correctly.
 
     It wants CUDA tensors, no float64, a width of 2 to 4, D a multiple of 8 (for a state in channel-last layout) and
     fewer than 2^32 elements (its offsets have 32 bits). `torch.compile` cannot look into it.
@@ -62,14 +52,13 @@ def _is_on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, activation: str | None
-) -> tuple[Tensor, Tensor]:
+def causal_conv1d(inputs: ConvInputs) -> tuple[Tensor, Tensor]:
     """Run `causal_conv1d.causal_conv1d_fn`; the final state is cut from the inputs here, so gradients flow through it.
 
     Raises:
         ValueError: see `conv_is_supported`.
     """
+    x, weight, bias, initial_state, silu = inputs
     batch, _, channels = x.shape
     width = weight.shape[1]
     if not conv_is_supported(x, width):
@@ -86,7 +75,7 @@ def causal_conv1d(
         weight.to(x.dtype),
         None if bias is None else bias.to(x.dtype),
         initial_states=past[:, 1:].to(x.dtype).contiguous().transpose(1, 2),
-        activation=activation,
+        activation="silu" if silu else None,
     )
     history = torch.cat([past, x[:, -width:].to(past.dtype)], dim=1)[:, -width:]
     return y.transpose(1, 2), history.transpose(1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""Fresh memory for large results and states on a CPU."""
+"""New memory for large results and states on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGE = 4096
 _MADV_HUGEPAGE = 14
 
 
-def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return an uninitialised contiguous tensor, in huge pages where it is large and the system offers them.
 
     The C library returns large blocks to the system when they are freed, so that every large result is in new pages,
@@ -45,7 +45,7 @@ def zero_state(
     device = torch.get_default_device() if device is None else torch.device(device)
     if device.type != "cpu" or torch.compiler.is_compiling():
         return torch.zeros(shape, dtype=dtype, device=device)
-    return fresh(shape, dtype).zero_()
+    return empty(shape, dtype).zero_()
 
 
 @functools.cache

@@ -7,6 +7,7 @@ the initial state are saved for the backward; everything else is computed again 
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selective_scan.contract import ConvInputs, ScanInputs
 from selective_scan.state import state_dtype, state_shape
 
 NAMESPACE = "selective_scan"
@@ -27,8 +29,6 @@ _SCAN_TENSORS = (
 )
 _SCAN_OPTIONS = "bool delta_softplus, str discretization"
 _CONV_TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state"
-_SCAN_ARGUMENTS, _CONV_ARGUMENTS = 11, 5  # tensors and options
-_STATE = 8  # index of initial_state among the scan's arguments
 
 
 def _schemas() -> dict[str, str]:
@@ -53,12 +53,12 @@ def register(backend: str) -> None:
         return importlib.import_module(f"selective_scan.{backend}_backend")
 
     implementations: dict[str, Callable[..., Any]] = {
-        "scan": lambda *a: module().scan_forward(*a[:-1], with_summary=a[-1]),
-        "scan_backward": lambda *a: tuple(module().scan_backward(a[:_SCAN_ARGUMENTS], *a[_SCAN_ARGUMENTS:])),
-        "scan_step_": lambda *a: module().scan_forward(*a, state=a[_STATE])[0],
-        "conv": lambda *a: module().conv_forward(*a),
-        "conv_backward": lambda *a: tuple(module().conv_backward(a[:_CONV_ARGUMENTS], *a[_CONV_ARGUMENTS:])),
-        "conv_step_": lambda *a: module().conv_forward(*a, state=a[3])[0],
+        "scan": lambda *a: tuple(module().scan_forward(ScanInputs(*a[:11]), with_summary=a[11])),
+        "scan_backward": lambda *a: tuple(module().scan_backward(ScanInputs(*a[:11]), *a[11:])),
+        "scan_step_": lambda *a: module().scan_forward(ScanInputs(*a), inplace=True)[0],
+        "conv": lambda *a: module().conv_forward(ConvInputs(*a)),
+        "conv_backward": lambda *a: tuple(module().conv_backward(ConvInputs(*a[:5]), *a[5:])),
+        "conv_step_": lambda *a: module().conv_forward(ConvInputs(*a), inplace=True)[0],
     }
     fakes: dict[str, Callable[..., Any]] = {
         "scan": _fake_scan,
@@ -73,16 +73,11 @@ def register(backend: str) -> None:
         torch.library.define(qualified, schema)
         torch.library.impl(qualified, DEVICES[backend], implementations[name])
         torch.library.register_fake(qualified, fakes[name])
-    for name, setup, backward in (
-        ("scan", _save_scan, _scan_backward),
-        ("conv", _save_conv, _conv_backward),
-    ):
-        operator = getattr(getattr(torch.ops, NAMESPACE), f"{backend}_{name}_backward")
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{backend}_{name}",
-            lambda ctx, *grads, _run=backward, _operator=operator: _run(_operator, ctx, *grads),
-            setup_context=setup,
-        )
+    # name, tensors, options that the backward needs, all options
+    for name, num_tensors, num_saved, num_options in (("scan", 9, 2, 3), ("conv", 4, 1, 1)):
+        backward = functools.partial(_backward, operator(backend, f"{name}_backward"), num_options)
+        setup = _save(num_tensors, num_saved)
+        torch.library.register_autograd(f"{NAMESPACE}::{backend}_{name}", backward, setup_context=setup)
 
 
 def operator(backend: str, name: str) -> Any:
@@ -91,12 +86,12 @@ def operator(backend: str, name: str) -> Any:
 
 
 def _fake_scan(*a: Any) -> tuple[Tensor, Tensor, Tensor]:
-    u, A, discretization, with_summary = a[0], a[2], a[10], a[11]
+    inputs, with_summary = ScanInputs(*a[:11]), a[11]
+    u, states, dtype = inputs.u, inputs.A.shape[1], state_dtype(inputs.u.dtype)
     batch, length, channels = u.shape
-    states, dtype = A.shape[1], state_dtype(u.dtype)
     return (
         u.new_empty(u.shape),
-        u.new_empty(state_shape(batch, channels, states, discretization), dtype=dtype),
+        u.new_empty(state_shape(batch, channels, states, inputs.discretization), dtype=dtype),
         u.new_empty((batch, length, states) if with_summary else (0,), dtype=dtype),
     )
 
@@ -110,40 +105,29 @@ def _fake_gradient(x: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if x is None else x.new_empty(x.shape)
 
 
-def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:9])
-    ctx.options = inputs[9:11]
+def _save(num_tensors: int, num_options: int) -> Callable[..., None]:
+    """Return the function that keeps a call's tensors and options for its backward."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:num_tensors])
+        ctx.options = inputs[num_tensors : num_tensors + num_options]
+
+    return save
 
 
-def _scan_backward(run: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(run: Any, num_options: int, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Run the backward operator on what `_save` kept; options have no gradient."""
     tensors = ctx.saved_tensors
-    grad_y, grad_state, grad_summary = grads
-    if grad_summary is not None and grad_summary.numel() == 0:  # the summary was not asked for
-        grad_summary = None
+    grad_y, *others = grads
+    # The summary is empty where it was not asked for.
+    others = [None if g is not None and g.numel() == 0 and g.dim() == 1 else g for g in others]
     if grad_y is None:
         grad_y = torch.zeros_like(tensors[0])
-    gradients = run(*tensors, *ctx.options, grad_y, grad_state, grad_summary)
-    return *_needed(ctx, tensors, gradients), None, None, None
-
-
-def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:4])
-    ctx.silu = inputs[4]
-
-
-def _conv_backward(run: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grad_y, grad_state = grads
-    if grad_y is None:
-        grad_y = torch.zeros_like(tensors[0])
-    return *_needed(ctx, tensors, run(*tensors, ctx.silu, grad_y, grad_state)), None
-
-
-def _needed(ctx: Any, tensors: tuple[Any, ...], gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
+    gradients = run(*tensors, *ctx.options, grad_y, *others)
     pairs = zip(tensors, gradients, ctx.needs_input_grad, strict=False)
-    return [g if x is not None and needed else None for x, g, needed in pairs]
+    needed = [g if x is not None and wanted else None for x, g, wanted in pairs]
+    return *needed, *[None] * num_options
 
 
 def _register_mean_step() -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selective_scan.contract import ScanInputs, ScanOutput
 from selective_scan.discretization import get_discretization
 from selective_scan.state import pack_state, state_dtype, state_shape, unpack_state
 
@@ -25,64 +26,52 @@ def selective_scan_ref(
     delta_softplus: bool = True,
     initial_state: Tensor | None = None,
     discretization: str = "zoh",
-) -> tuple[Tensor, Tensor]:
+    with_summary: bool = False,
+) -> ScanOutput:
     """Run the selective scan step by step; arguments and results are those of `selective_scan`.
 
-    This function is the truth that every backend is tested against: float64-capable and differentiable by
-        PyTorch.
+    This function is the truth that every backend is tested against: float64-capable and differentiable by PyTorch.
     """
-    y, final_state, _ = selective_scan_with_summary_ref(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, discretization
-    )
-    return y, final_state
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretization)
+    return scan(inputs, with_summary)
 
 
-def selective_scan_with_summary_ref(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    initial_state: Tensor | None = None,
-    discretization: str = "zoh",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the scan and also return summary [T, L, N], the mean over channels of h_t, in the state's dtype."""
-    method = get_discretization(discretization)
-    dtype = state_dtype(u.dtype)
-    channels, states = A.shape
-    y_dtype = u.dtype
-    u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
+def scan(inputs: ScanInputs, with_summary: bool) -> ScanOutput:
+    """Run `selective_scan_ref` on arguments that are bundled already."""
+    method = get_discretization(inputs.discretization)
+    dtype = state_dtype(inputs.u.dtype)
+    A = inputs.A.to(dtype)  # [D, N]
+    u, delta, B, C = (x.to(dtype) for x in (inputs.u, inputs.delta, inputs.B, inputs.C))
 
     # Softplus keeps the step size Δ positive.
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(dtype)
-    if delta_softplus:
+    if inputs.delta_bias is not None:
+        delta = delta + inputs.delta_bias.to(dtype)
+    if inputs.delta_softplus:
         delta = F.softplus(delta, threshold=SOFTPLUS_THRESHOLD)
 
-    if initial_state is None:
-        initial_state = u.new_zeros(state_shape(u.shape[0], channels, states, discretization))
-    h, u_prev, B_prev = unpack_state(initial_state.to(dtype), method.taps)
+    state = inputs.initial_state
+    if state is None:
+        state = u.new_zeros(state_shape(u.shape[0], A.shape[0], A.shape[1], inputs.discretization))
+    h, u_prev, B_prev = unpack_state(state.to(dtype), method.taps)  # [T, D, N], [T, D], [T, N]
 
     ys, summaries = [], []
     for u_t, delta_t, B_t, C_t in zip(u.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True):
         a, c0, c1 = method.coefficients(delta_t.unsqueeze(-1), A)  # each [T, D, N] or [T, D, 1]
-        h = a * h + c0 * u_t.unsqueeze(-1) * B_t.unsqueeze(1)
+        h = a * h + c0 * u_t.unsqueeze(-1) * B_t.unsqueeze(1)  # [T, D, N]
         if c1 is not None and u_prev is not None and B_prev is not None:
             h = h + c1 * u_prev.unsqueeze(-1) * B_prev.unsqueeze(1)
             u_prev, B_prev = u_t, B_t
-        ys.append((h * C_t.unsqueeze(1)).sum(-1))
-        summaries.append(h.mean(1))
+        ys.append((h * C_t.unsqueeze(1)).sum(-1))  # [T, D]
+        if with_summary:
+            summaries.append(h.mean(1))  # [T, N]
     y = torch.stack(ys, dim=1)
 
-    if D is not None:
-        y = y + D.to(dtype) * u
-    if z is not None:
-        y = y * F.silu(z.to(dtype))
-    return y.to(y_dtype), pack_state(h, u_prev, B_prev), torch.stack(summaries, dim=1)
+    if inputs.D is not None:
+        y = y + inputs.D.to(dtype) * u
+    if inputs.z is not None:
+        y = y * F.silu(inputs.z.to(dtype))
+    summary = torch.stack(summaries, dim=1) if with_summary else y.new_empty(0)
+    return ScanOutput(y.to(inputs.u.dtype), pack_state(h, u_prev, B_prev), summary)
 
 
 def causal_conv1d_ref(
@@ -100,12 +89,8 @@ def causal_conv1d_ref(
         initial_state = x.new_zeros(batch, channels, width, dtype=dtype)
     # [T, D, K + L]: the last K inputs of the past, then the new ones.
     history = torch.cat([initial_state.to(dtype), x.to(dtype).transpose(1, 2)], dim=2)
-    y = F.conv1d(
-        history[:, :, 1:],
-        weight.to(dtype).unsqueeze(1),
-        None if bias is None else bias.to(dtype),
-        groups=channels,
-    )
+    bias = None if bias is None else bias.to(dtype)
+    y = F.conv1d(history[:, :, 1:], weight.to(dtype).unsqueeze(1), bias, groups=channels)  # [T, D, L]
     if activation == "silu":
         y = F.silu(y)
     return y.transpose(1, 2).to(x.dtype), history[:, :, -width:].clone()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from selective_scan.contract import ConvInputs, ScanInputs, dense, gradients_like, last_axis_contiguous
 from selective_scan.discretization import get_discretization
 from selective_scan.state import state_dtype, state_shape
 from selective_scan.triton_kernels import conv, scan
@@ -30,14 +30,9 @@ def _device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def _as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x with the last dimension contiguous, and in float64 where the arithmetic is."""
-    x = x.to(dtype) if dtype == torch.float64 else x
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype).contiguous()
+def _rows_tensor(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x [T, L, *] with the last axis contiguous, and in float64 where the arithmetic is."""
+    return last_axis_contiguous(x.to(dtype) if dtype == torch.float64 else x)
 
 
 def _previous_weights(B: Tensor, initial_state: Tensor | None) -> Tensor:
@@ -49,26 +44,13 @@ def _previous_weights(B: Tensor, initial_state: Tensor | None) -> Tensor:
 class _Scan:
     """Arguments of one call as the kernels take them."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        initial_state: Tensor | None,
-        delta_softplus: bool,
-        discretization: str,
-    ) -> None:
+    def __init__(self, inputs: ScanInputs) -> None:
+        u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretization = inputs
         self.dtype = dtype = state_dtype(u.dtype)
-        self.u, self.delta, self.B, self.C = (_as_rows(x, dtype) for x in (u, delta, B, C))
-        self.z = None if z is None else _as_rows(z, dtype)
+        self.u, self.delta, self.B, self.C = (_rows_tensor(x, dtype) for x in (u, delta, B, C))
+        self.z = None if z is None else _rows_tensor(z, dtype)
         self.A = A.to(dtype).contiguous()
-        self.D, self.bias = (_dense(x, dtype) for x in (D, delta_bias))
-        self.h0 = _dense(initial_state, dtype)
+        self.D, self.bias, self.h0 = (dense(x, dtype) for x in (D, delta_bias, initial_state))
         self.shape = (*u.shape, A.shape[1])
         self.state_shape = state_shape(u.shape[0], u.shape[2], A.shape[1], discretization)
         method = get_discretization(discretization)
@@ -94,15 +76,13 @@ class _Scan:
         return [s for x in (self.u, self.delta, z, self.B, self.C, B_old) for s in x.stride()[:2]]
 
 
-def scan_forward(*args: object, with_summary: bool = False, state: Tensor | None = None) -> tuple[Tensor, ...]:
+def scan_forward(inputs: ScanInputs, with_summary: bool = False, inplace: bool = False) -> tuple[Tensor, ...]:
     """Run the scan; arguments and results as `cpp_backend.scan_forward`."""
-    s = _Scan(*args)  # type: ignore[arg-type]
+    s = _Scan(inputs)
     batch, length, channels, states = s.shape
     y = torch.empty(s.u.shape, dtype=s.u.dtype, device=s.u.device)
-    if state is None:
-        final_state = torch.empty(s.state_shape, dtype=s.dtype, device=s.u.device)
-    else:
-        s.h0 = final_state = state
+    final_state = s.h0 if inplace else torch.empty(s.state_shape, dtype=s.dtype, device=s.u.device)
+    assert final_state is not None
     block = _block(channels, FORWARD_BLOCK)
     blocks = triton.cdiv(channels, block)
     partial = final_state.new_empty((blocks, batch, length, states) if with_summary else (0,))
@@ -129,17 +109,17 @@ def scan_forward(*args: object, with_summary: bool = False, state: Tensor | None
 
 
 def scan_backward(
-    args: Sequence[object], grad_y: Tensor, grad_final_state: Tensor | None, grad_summary: Tensor | None
+    inputs: ScanInputs, grad_y: Tensor, grad_state: Tensor | None, grad_summary: Tensor | None
 ) -> list[Tensor]:
     """Return gradients; arguments and results as `cpp_backend.scan_backward`."""
-    s = _Scan(*args)  # type: ignore[arg-type]
+    s = _Scan(inputs)
     batch, length, channels, states = s.shape
     two_taps = bool(s.options["TWO_TAPS"])
     block = _block(channels, BACKWARD_BLOCK)
     blocks, programs = triton.cdiv(channels, block), max(1, min(batch, BACKWARD_PROGRAMS))
-    dy = _as_rows(grad_y, s.dtype)
-    dhT = _dense(grad_final_state, s.dtype)
-    dsummary = _dense(None if grad_summary is None else grad_summary / channels, s.dtype)
+    dy = _rows_tensor(grad_y, s.dtype)
+    dhT = dense(grad_state, s.dtype)
+    dsummary = dense(None if grad_summary is None else grad_summary / channels, s.dtype)
 
     def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=s.u.device)
@@ -180,24 +160,13 @@ def scan_backward(
             dh0[:, -1, :-1] = before[0][:, 0]
             dh0[:, -1, -1] = 0
     gradients = (du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0), dh0)
-    return _like_inputs(args, gradients)
+    return gradients_like(inputs, gradients)
 
 
-def _like_inputs(inputs: Sequence[object], gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """Give every gradient the dtype of its input, and stand in an empty tensor for those that do not exist."""
-    first = inputs[0]
-    assert isinstance(first, Tensor)
-    return [
-        x.new_empty(x.shape).copy_(g) if isinstance(x, Tensor) and g is not None else first.new_empty(0)
-        for x, g in zip(inputs, gradients, strict=False)
-    ]
-
-
-def _conv_arguments(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
-) -> tuple[list[Tensor | None], dict[str, Any]]:
+def _conv_arguments(inputs: ConvInputs) -> tuple[list[Tensor | None], dict[str, Any]]:
+    x, weight, bias, initial_state, silu = inputs
     dtype = state_dtype(x.dtype)
-    tensors = [_as_rows(x, dtype), *(_dense(p, dtype) for p in (weight, bias, initial_state))]
+    tensors = [_rows_tensor(x, dtype), *(dense(p, dtype) for p in (weight, bias, initial_state))]
     options = {
         "K": weight.shape[1],
         "SILU": silu,
@@ -209,19 +178,17 @@ def _conv_arguments(
     return tensors, options
 
 
-def conv_forward(*args: Any, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def conv_forward(inputs: ConvInputs, inplace: bool = False) -> tuple[Tensor, Tensor]:
     """Run the convolution; arguments and results as `cpp_backend.conv_forward`."""
-    x, weight = args[:2]
+    x, weight = inputs.x, inputs.weight
     batch, length, channels = x.shape
-    tensors, options = _conv_arguments(*args)
+    tensors, options = _conv_arguments(inputs)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if state is None:
-        shape = (batch, channels, weight.shape[1])
-        final_state = torch.empty(shape, dtype=state_dtype(x.dtype), device=x.device)
-    else:
-        tensors[-1] = final_state = state
+    shape = (batch, channels, weight.shape[1])
+    final_state = tensors[-1] if inplace else torch.empty(shape, dtype=state_dtype(x.dtype), device=x.device)
     x_rows = tensors[0]
     assert x_rows is not None
+    assert final_state is not None
     if batch:
         with _device(x):
             conv.conv_forward[(batch, triton.cdiv(channels, options["BLOCK"]))](
@@ -230,13 +197,13 @@ def conv_forward(*args: Any, state: Tensor | None = None) -> tuple[Tensor, Tenso
     return y, final_state
 
 
-def conv_backward(args: Sequence[Any], grad_y: Tensor, grad_final_state: Tensor | None) -> list[Tensor]:
+def conv_backward(inputs: ConvInputs, grad_y: Tensor, grad_state: Tensor | None) -> list[Tensor]:
     """Return gradients; arguments and results as `cpp_backend.conv_backward`."""
-    x, weight, bias, initial_state = args[:4]
+    x, weight, bias, initial_state, _ = inputs
     batch, length, channels = x.shape
     width, dtype = weight.shape[1], state_dtype(x.dtype)
-    tensors, options = _conv_arguments(*args)
-    dy, programs = _as_rows(grad_y, dtype), max(1, min(batch, BACKWARD_PROGRAMS))
+    tensors, options = _conv_arguments(inputs)
+    dy, programs = _rows_tensor(grad_y, dtype), max(1, min(batch, BACKWARD_PROGRAMS))
     dhistory = torch.empty((batch, width + length, channels), dtype=dtype, device=x.device)
     dweight = dhistory.new_empty(programs, channels, width)
     dbias = dhistory.new_empty(programs, channels)
@@ -250,8 +217,8 @@ def conv_backward(args: Sequence[Any], grad_y: Tensor, grad_final_state: Tensor 
             *dy.stride()[:2],
             **options,
         )
-    if grad_final_state is not None:  # the final state is the last K inputs
-        dhistory[:, length:] += grad_final_state.transpose(1, 2)
+    if grad_state is not None:  # the final state is the last K inputs
+        dhistory[:, length:] += grad_state.transpose(1, 2)
     dstate = None if initial_state is None else dhistory[:, :width].transpose(1, 2)
     dbias_total = None if bias is None else dbias.sum(0)
-    return _like_inputs(args, (dhistory[:, width:], dweight.sum(0), dbias_total, dstate))
+    return gradients_like(inputs, (dhistory[:, width:], dweight.sum(0), dbias_total, dstate))

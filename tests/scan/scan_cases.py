@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selective_scan import DISCRETIZATIONS, selective_scan_with_summary, state_shape
+from selective_scan import DISCRETIZATIONS, selective_scan, state_shape
 
 METHODS = list(DISCRETIZATIONS)
 
@@ -82,7 +82,7 @@ def without_padding(state: Tensor, discretization: str) -> Tensor:
 def run(case: Case, backend: str) -> dict[str, Tensor]:
     """Return y, final_state and summary, and the gradient of every argument as grad_<name>."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in case.arguments.items()}
-    results = selective_scan_with_summary(**leaves, discretization=case.discretization, backend=backend)  # type: ignore[arg-type]
+    results = selective_scan(**leaves, discretization=case.discretization, backend=backend, with_summary=True)  # type: ignore[arg-type]
     torch.autograd.backward(results, case.cotangents)
     named: dict[str, Any] = dict(zip(("y", "final_state", "summary"), results, strict=True))
     named.update({f"grad_{name}": x.grad for name, x in leaves.items()})
@@ -111,8 +111,13 @@ def split_run(case: Case, lengths: list[int], backend: str) -> dict[str, Tensor]
     state, start, ys, summaries = leaves.get("initial_state"), 0, [], []
     for length in lengths:
         part = {name: leaves[name][:, start : start + length] for name in over_time if name in leaves}
-        y, state, summary = selective_scan_with_summary(
-            **part, **whole, initial_state=state, discretization=case.discretization, backend=backend
+        y, state, summary = selective_scan(
+            **part,
+            **whole,
+            initial_state=state,
+            discretization=case.discretization,
+            backend=backend,
+            with_summary=True,
         )
         ys.append(y)
         summaries.append(summary)

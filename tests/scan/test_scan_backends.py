@@ -152,6 +152,6 @@ def test_import_builds_prints_and_configures_nothing(tmp_path: Path) -> None:
 
 def test_meta_tensors_run_on_the_reference() -> None:
     case = make_case(1, 2, 3, 2)
-    y, _ = selective_scan(**{name: x.to("meta") for name, x in case.arguments.items()})  # type: ignore[arg-type]
+    y, _, _ = selective_scan(**{name: x.to("meta") for name, x in case.arguments.items()})  # type: ignore[arg-type]
     assert y.shape == (1, 2, 3)
     assert y.device == torch.device("meta")

@@ -12,6 +12,7 @@ from scan_cases import relative_rms
 from torch import Tensor
 
 from selective_scan import backends, causal_conv1d, causal_conv1d_ref, causal_conv1d_step, mamba_ssm_backend, zero_state
+from selective_scan.contract import ConvInputs
 
 DOUBLE = torch.float64
 
@@ -157,7 +158,7 @@ def test_the_installed_package_is_left_alone_otherwise(
     causal_conv1d(*single)
     assert package.calls == 0
     with pytest.raises(ValueError, match="needs CUDA tensors, a width of 2 to 4, D a multiple of 8"):
-        mamba_ssm_backend.causal_conv1d(*single, "silu")
+        mamba_ssm_backend.causal_conv1d(ConvInputs(*single, True))
 
 
 def test_the_environment_overrules_the_installed_package(

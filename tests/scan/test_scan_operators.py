@@ -54,7 +54,7 @@ class Mixer(torch.nn.Module):
         self, u: torch.Tensor, weights: torch.Tensor, conv_state: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         u, conv_state = causal_conv1d(u, self.weight, None, conv_state)
-        y, state = selective_scan(
+        y, state, _ = selective_scan(
             u, u, -self.A_log.exp(), weights, weights, z=u, initial_state=state, discretization="zoh"
         )
         return y, conv_state, state
@@ -106,11 +106,11 @@ def test_exports_with_a_dynamic_batch() -> None:
 
 def test_autocast_leaves_the_arithmetic_in_float32() -> None:
     case = make_case(2, 3, 16, 4).to(torch.float32)
-    y, state = selective_scan(**case.arguments)  # type: ignore[arg-type]
+    y, state, _ = selective_scan(**case.arguments)  # type: ignore[arg-type]
     mixed = case.arguments | {"u": case.arguments["u"].bfloat16(), "B": case.arguments["B"].bfloat16()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y_autocast, state_autocast = selective_scan(**case.arguments)  # type: ignore[arg-type]
-        y_mixed, state_mixed = selective_scan(**mixed)  # type: ignore[arg-type]
+        y_autocast, state_autocast, _ = selective_scan(**case.arguments)  # type: ignore[arg-type]
+        y_mixed, state_mixed, _ = selective_scan(**mixed)  # type: ignore[arg-type]
     assert torch.equal(y, y_autocast)
     assert torch.equal(state, state_autocast)
     assert (y_mixed.dtype, state_mixed.dtype) == (torch.bfloat16, torch.float32)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from selective_scan import DISCRETIZATIONS, selective_scan, selective_scan_ref, state_shape, unpack_state
 from selective_scan.phi import phi_functions
-from selective_scan.reference import selective_scan_with_summary_ref
 
 DOUBLE = torch.float64
 LONG = ("zoh", "bilinear", "tustin")  # the others take seconds each
@@ -23,7 +22,7 @@ def two_steps(method: str, delta: float, A: float, **options: Tensor) -> list[fl
     column = torch.tensor([1.0, 2.0], dtype=DOUBLE).view(1, 2, 1)
     B = torch.tensor([1.0, 3.0], dtype=DOUBLE).view(1, 2, 1)
     ones = torch.ones(1, 2, 1, dtype=DOUBLE)
-    y, _ = selective_scan_ref(
+    y, _, _ = selective_scan_ref(
         column,
         delta * ones,
         torch.tensor([[A]], dtype=DOUBLE),
@@ -59,7 +58,7 @@ def test_two_steps_by_hand(method: str, delta: float, A: float, expected: list[f
 def test_fused_parts_by_hand() -> None:
     one = torch.ones(1, 1, 1, dtype=DOUBLE)
     # Δ = softplus(−1 + 1) = log 2, h = 3 log 2, y = (2·3 log 2 + 5·3)·silu(1)
-    y, state = selective_scan_ref(
+    y, state, _ = selective_scan_ref(
         3 * one, -one, -one[0], one, 2 * one, 5 * one[0, 0], one, one[0, 0], discretization="zoh"
     )
     assert state.item() == pytest.approx(3 * math.log(2), rel=1e-14)
@@ -119,8 +118,9 @@ def _gradcheck(arguments: dict[str, Tensor], method: str, delta_softplus: bool, 
 
     def scan(*values: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(names, values, strict=True))
-        run = selective_scan_ref if fast_mode else selective_scan_with_summary_ref  # long: fewer passes
-        return run(**named, delta_softplus=delta_softplus, discretization=method)
+        options = {"delta_softplus": delta_softplus, "discretization": method}
+        y, state, summary = selective_scan_ref(**named, **options, with_summary=not fast_mode)  # type: ignore[arg-type]
+        return (y, state) if fast_mode else (y, state, summary)  # long: fewer passes
 
     assert torch.autograd.gradcheck(
         scan, leaves, eps=1e-6, atol=2e-6, rtol=1e-4, fast_mode=fast_mode, check_undefined_grad=False
@@ -136,7 +136,7 @@ def driven_decay_error(method: str, steps: int) -> float:
     if DISCRETIZATIONS[method].taps == 2:
         state[:, 0, 1], state[:, 1, 0] = u[0, 0, 0], B[0, 0, 0]
     ones = torch.ones(1, steps, 1, dtype=DOUBLE)
-    _, final = selective_scan_ref(
+    _, final, _ = selective_scan_ref(
         u[:, 1:],
         ones / steps,
         torch.tensor([[-2.0]], dtype=DOUBLE),
@@ -203,3 +203,13 @@ def test_contract_violations_name_the_argument() -> None:
         selective_scan(**good, discretization="euler")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="initial_state must have shape"):
         selective_scan(**good, discretization="tustin")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_the_summary_is_empty_unless_asked_for_and_changes_nothing_else(backend: str) -> None:
+    case = make_case(3, 4, 18, 4).to(torch.float32)
+    plain = selective_scan(**case.arguments, backend=backend)  # type: ignore[arg-type]
+    asked = selective_scan(**case.arguments, backend=backend, with_summary=True)  # type: ignore[arg-type]
+    assert torch.equal(plain.y, asked.y)
+    assert torch.equal(plain.state, asked.state)
+    assert (plain.summary.shape, asked.summary.shape) == ((0,), (3, 4, 4))

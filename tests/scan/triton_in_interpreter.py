@@ -32,7 +32,7 @@ def check_scan(method: str) -> None:
 
 def check_step(method: str) -> None:
     case = make_case(2, 1, 6, 4, method).to(SINGLE)
-    truth, state_truth = selective_scan_ref(**case.arguments, discretization=method)
+    truth, state_truth, _ = selective_scan_ref(**case.arguments, discretization=method)
     flat = {name: x.squeeze(1) if x.dim() == 3 else x for name, x in case.arguments.items()}
     state = case.arguments["initial_state"].clone()
     flat.pop("initial_state")

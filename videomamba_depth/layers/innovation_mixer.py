@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape, zero_state
+from selective_scan import causal_conv1d, selective_scan, state_shape, zero_state
 from selective_scan.mean_step import mean_step, mean_step_fits
 from videomamba_depth.layers.mamba_mixer import LayerState, MixerOutput, inverse_softplus
 
@@ -157,7 +157,7 @@ class InnovationMixer(nn.Module):
         values_state, mass_state = self._split_state(ssm_state)
 
         def scan(u: Tensor, delta: Tensor, rates: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            return selective_scan_with_summary(
+            return selective_scan(
                 u,
                 delta,
                 rates,
@@ -167,6 +167,7 @@ class InnovationMixer(nn.Module):
                 initial_state=state,
                 discretization=self.discretization,
                 backend=self.backend,
+                with_summary=True,
             )
 
         weighted, values_state, values_summary = scan(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selective_scan import causal_conv1d, selective_scan_with_summary, state_shape, zero_state
+from selective_scan import causal_conv1d, selective_scan, state_shape, zero_state
 
 LayerState = tuple[Tensor, Tensor]
 """`(conv_state [T, d_inner, d_conv], ssm_state [T, d_inner, d_state])`; T is the number of sequences."""
@@ -119,7 +119,7 @@ class MambaMixer(nn.Module):
             backend=self.backend,
         )
         dt, B, C = w.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        y, ssm_state, summary = selective_scan_with_summary(
+        y, ssm_state, summary = selective_scan(
             u,
             F.linear(dt, w.dt_proj.weight),  # the bias is added inside the scan, in float32
             -torch.exp(w.A_log.float()) if w.A_log.dtype != torch.float64 else -torch.exp(w.A_log),
@@ -132,6 +132,7 @@ class MambaMixer(nn.Module):
             initial_state=ssm_state,
             discretization=self.discretization,
             backend=self.backend,
+            with_summary=True,
         )
         return y, (conv_state, ssm_state), summary
 
