@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
-from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
@@ -66,8 +66,8 @@ def stream_long(
     world = WorldConfig(height=height, width=width, num_frames=clip_frames)
     clip = [frame.rgb for frame in iter_video(_SEED, world)]
     loop = [*clip, *clip[-2:0:-1]]
-    settings = KeyFrameSettings() if key_frames else None
-    stream = DepthStream(model, device="cpu", resets=ResetPolicy(), key_frames=settings)
+    hooks = [KeyFrames(KeyFrameSettings())] if key_frames else []
+    stream = DepthStream(model, device="cpu", resets=ResetPolicy(), hooks=hooks)
     found, means = LongStream(frames), np.zeros(len(loop))
     for index, rgb in enumerate(islice(cycle(loop), frames)):
         depth = stream.step(rgb)

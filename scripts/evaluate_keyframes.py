@@ -30,7 +30,7 @@ import torch
 from videomamba_depth.data.synthetic import iter_video
 from videomamba_depth.data.video.reader import iter_frames
 from videomamba_depth.evaluation.worlds import WorldSet
-from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
@@ -130,7 +130,7 @@ def _measure_insertion(
         depth.append(stream.step(frame))
         if stream.reset_reasons[0] == "cut":
             cuts.append(t)
-        if stream.key_frames is not None and stream.key_frames.decision["event"] == "returned":
+        if settings is not None and stream.notes["key"]["event"] == "returned":
             returns.append(t)
     back = before + len(inserted)
     off = [unit * float(np.abs(a - b).mean()) for a, b in zip(depth[back:], whole[resumed:], strict=True)]
@@ -160,7 +160,8 @@ def _measure_palindrome(
 
 
 def _stream(model: Predictor, settings: KeyFrameSettings | None) -> DepthStream:
-    return DepthStream(model, device="cpu", resolution="model", resets=ResetPolicy(), key_frames=settings)
+    hooks = [] if settings is None else [KeyFrames(settings)]
+    return DepthStream(model, device="cpu", resolution="model", resets=ResetPolicy(), hooks=hooks)
 
 
 def _show(name: str, row: Row) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -258,9 +258,9 @@ def make_cases(folder: Path, count: int, seed: int) -> Iterator[Case]:
 class StandIn:
     """A stream without a model: depth is the red channel."""
 
-    key_frames = None
     reset_reasons = ("",)
     depth_kind = DepthKind.RELATIVE
+    notes: ClassVar[dict[str, Any]] = {}
 
     def step(self, rgb: np.ndarray, timestamp_s: float | None = None) -> np.ndarray:
         """Return float32 [H,W]."""

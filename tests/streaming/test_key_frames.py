@@ -15,8 +15,9 @@ from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.streaming.hooks import NextFrame
 from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
-from videomamba_depth.streaming.key_frames.scale_align import ScaleFollower, fit_scale
+from videomamba_depth.streaming.key_frames.scale_align import fit_scale, follow_scale
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
@@ -51,10 +52,9 @@ def test_after_a_cut_equals_a_fresh_start(student: VideoMambaDepth, frames: np.n
 
 def test_a_return_goes_on_where_the_view_was_left(student: VideoMambaDepth, frames: np.ndarray) -> None:
     clip = scenes(frames)
-    stream = DepthStream(student, device="cpu", resets=cutting(), key_frames=EVERY_FRAME)
+    stream = DepthStream(student, device="cpu", resets=cutting(), hooks=[KeyFrames(EVERY_FRAME)])
     depth = [stream.step(frame) for frame in clip]
-    assert stream.key_frames is not None
-    assert stream.key_frames.decision["event"] == "returned"
+    assert stream.notes["key"]["event"] == "returned"
     # the host's two frames are alike: its key frame is the first of them, and the return is as if the second followed
     uncut = list(DepthStream(student, device="cpu")(clip[:2]))
     assert np.array_equal(depth[4], uncut[1])
@@ -63,37 +63,36 @@ def test_a_return_goes_on_where_the_view_was_left(student: VideoMambaDepth, fram
 
 
 def test_away_within_a_shot_blends_linearly(student: VideoMambaDepth, frames: np.ndarray) -> None:
-    settings = replace(EVERY_FRAME, blend_frames=2)
-    stream = DepthStream(student, device="cpu", key_frames=settings)
+    keys = KeyFrames(replace(EVERY_FRAME, blend_frames=2))
+    stream = DepthStream(student, device="cpu", hooks=[keys])
     for frame in (frames[0], frames[1]):
         stream.step(frame)
-    keys, own = stream.key_frames, stream.states
-    assert keys is not None
+    own = stream.states
     assert own is not None
-    kept = keys.frames[0].state
+    kept = keys.kept.ring[0].state
     rgb = torch.from_numpy(frames[0]).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         features = stream.model.encode(rgb[:, None])["s3"][:, 0]
+        seen = NextFrame(rgb, features, None, own, [""])
         for share in (0.5, 1.0):
-            mixed = keys.anchor(own, own, rgb, features)
+            mixed = keys.before_frame(seen, own)
             expected = torch.lerp(own.layers["s3"][1][1], kept.layers["s3"][1][1], share)
             assert torch.equal(mixed.layers["s3"][1][1], expected)
             assert torch.equal(mixed.frame_index, own.frame_index)
-        assert keys.anchor(own, own, rgb, features) is own
+        assert keys.before_frame(seen, own) is own
 
 
 def test_the_ring_is_bounded_and_holds_no_duplicates(student: VideoMambaDepth, frames: np.ndarray) -> None:
-    settings = replace(EVERY_FRAME, capacity=3)
-    stream = DepthStream(student, device="cpu", key_frames=settings)
+    keys = KeyFrames(replace(EVERY_FRAME, capacity=3))
+    stream = DepthStream(student, device="cpu", hooks=[keys])
     dropped = []
     for frame in np.concatenate([frames[:1], frames]):
         stream.step(frame)
-        assert stream.key_frames is not None
-        dropped += [stream.key_frames.decision["dropped"]]
-    assert [key.number for key in stream.key_frames.frames] == [6, 7, 8]
+        dropped += [stream.notes["key"]["dropped"]]
+    assert [key.number for key in keys.kept.ring] == [6, 7, 8]
     assert dropped == [[], [], [], [], [0], [2], [3], [4], [5]]  # frame 1 was a duplicate of frame 0
     stream.reset()
-    assert stream.key_frames.frames == ()
+    assert keys.kept.ring == ()
 
 
 def test_saved_and_loaded_equals_never_stopped(tmp_path: Path, checkpoint: Path, frames: np.ndarray) -> None:
@@ -101,7 +100,7 @@ def test_saved_and_loaded_equals_never_stopped(tmp_path: Path, checkpoint: Path,
     settings = replace(EVERY_FRAME, align=True, max_state_change=10.0)
 
     def fresh() -> DepthStream:
-        return DepthStream(checkpoint, device="cpu", resets=cutting(), key_frames=settings)
+        return DepthStream(checkpoint, device="cpu", resets=cutting(), hooks=[KeyFrames(settings)])
 
     through, first, second = fresh(), fresh(), fresh()
     expected = [through.step(frame) for frame in clip]
@@ -110,17 +109,15 @@ def test_saved_and_loaded_equals_never_stopped(tmp_path: Path, checkpoint: Path,
     second.load(tmp_path / "stream.safetensors")
     for frame, depth in zip(clip[6:], expected[6:], strict=True):
         assert np.array_equal(second.step(frame), depth)
-    assert through.key_frames is not None
-    assert second.key_frames is not None
-    assert second.key_frames.decision == through.key_frames.decision
-    assert second.key_frames.metadata() == through.key_frames.metadata()
+    assert second.notes == through.notes
+    assert second.hooks[1].metadata() == through.hooks[1].metadata()
     with pytest.raises(UserError, match="with key_frames True; this stream has False"):
         DepthStream(checkpoint, device="cpu", resets=cutting()).load(tmp_path / "stream.safetensors")
 
 
 def test_batches_are_refused(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="batch_size 1"):
-        DepthStream(checkpoint, device="cpu", batch_size=2, key_frames=KeyFrameSettings())
+        DepthStream(checkpoint, device="cpu", batch_size=2, hooks=[KeyFrames(KeyFrameSettings())])
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
@@ -169,19 +166,13 @@ def test_fit_says_when_it_cannot_know() -> None:
     assert fit_scale(depth, -depth, everywhere) is None
 
 
-def test_follower_is_slow_and_bounded() -> None:
-    follower = ScaleFollower(time_constant=16.0, max_scale=1.25)
-    depth = torch.rand(3, 4)
-    assert follower(depth) is depth
-    follower.follow((1.2, 0.1), 1.0)
-    assert 1.0 < follower.a < 1.02
+def test_the_scale_is_followed_slowly_and_never_far() -> None:
+    scale = follow_scale((1.0, 0.0), (1.2, 0.1), 1.0, time_constant=16.0, max_scale=1.25)
+    assert 1.0 < scale[0] < 1.02
     for _ in range(1000):
-        follower.follow((3.0, -9.0), 2.0)
-    assert (follower.a, follower.b) == pytest.approx((1.25, -0.5))
-    follower.follow((1.1, 0.2), 2.0, at_once=True)
-    assert torch.equal(follower(depth), depth * 1.1 + 0.2)
-    follower.reset()
-    assert (follower.a, follower.b) == (1.0, 0.0)
+        scale = follow_scale(scale, (3.0, -9.0), 2.0, time_constant=16.0, max_scale=1.25)
+    assert scale == pytest.approx((1.25, -0.5))
+    assert follow_scale(scale, (1.1, 0.2), 2.0, time_constant=0.0, max_scale=1.25) == pytest.approx((1.1, 0.2))
 
 
 @pytest.mark.parametrize(("largest", "moves"), [(0.0, False), (1e9, True)])
@@ -189,18 +180,17 @@ def test_scale_is_followed_only_while_the_state_rests(
     student: VideoMambaDepth, frames: np.ndarray, largest: float, moves: bool
 ) -> None:
     settings = replace(EVERY_FRAME, align=True, max_state_change=largest, blend_frames=1)
-    stream = DepthStream(student, device="cpu", key_frames=settings)
+    keys = KeyFrames(settings)
+    stream = DepthStream(student, device="cpu", hooks=[keys])
     for index in (0, 1, 0, 0):
         stream.step(frames[index])
-    keys = stream.key_frames
-    assert isinstance(keys, KeyFrames)
-    assert keys.decision["anchor"] == 0
-    assert keys.decision["followed"] is moves
-    assert (keys.scale != (1.0, 0.0)) is moves
+    assert keys.kept.decision["anchor"] == 0
+    assert keys.kept.decision["followed"] is moves
+    assert (keys.kept.scale != (1.0, 0.0)) is moves
 
 
 def test_a_stream_is_saved_right_behind_a_key_frame(checkpoint: Path, frames: np.ndarray, tmp_path: Path) -> None:
-    stream, other = (DepthStream(checkpoint, device="cpu", key_frames=EVERY_FRAME) for _ in range(2))
+    stream, other = (DepthStream(checkpoint, device="cpu", hooks=[KeyFrames(EVERY_FRAME)]) for _ in range(2))
     stream.step(frames[0])  # its state is the stream's and the key frame's
     stream.save(tmp_path / "stream.safetensors")
     other.load(tmp_path / "stream.safetensors")

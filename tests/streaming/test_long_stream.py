@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
 from videomamba_depth.streaming.stream import DepthStream
 
 FAR = 10_000_000
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "long_stream.py"
 
 def stream_from(student: VideoMambaDepth, frames: np.ndarray, index: int) -> tuple[np.ndarray, DepthStream]:
     """Stream four frames, then say that the next one is number `index`, and stream four more."""
-    stream = DepthStream(student, device="cpu", key_frames=KeyFrameSettings(every=2))
+    stream = DepthStream(student, device="cpu", hooks=[KeyFrames(KeyFrameSettings(every=2))])
     list(stream(frames[:4]))
     assert stream.states is not None
     stream._states = replace(stream.states, frame_index=torch.full_like(stream.states.frame_index, index))

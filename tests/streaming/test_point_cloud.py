@@ -14,6 +14,7 @@ from videomamba_depth.configuration.build_stream import stream_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.depth_frame import DepthFrame
+from videomamba_depth.streaming.key_frames.key_frames import AddedFrames
 from videomamba_depth.streaming.sinks.point_cloud import PointCloudSink, load_intrinsics
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
@@ -38,8 +39,8 @@ def read_ply(path: Path) -> tuple[str, np.ndarray]:
 
 
 def frame(index: int, depth: np.ndarray, reset: str = "", added: int | None = None) -> DepthFrame:
-    key = {"added": [] if added is None else [added]}
-    return DepthFrame(index, index, Fraction(1, 10), numbered_frame(index), depth.astype(np.float32), reset, key)
+    notes = {"key": {"added": [] if added is None else [added]}}
+    return DepthFrame(index, index, Fraction(1, 10), numbered_frame(index), depth.astype(np.float32), reset, notes)
 
 
 def stream(tmp_path: Path, checkpoint: Path | str, source: Path, *overrides: str) -> Path:
@@ -101,7 +102,7 @@ def test_every_so_many_frames_even_when_some_were_dropped(tmp_path: Path) -> Non
 
 
 def test_key_frames_are_written_and_so_is_the_frame_that_a_cut_made_one(tmp_path: Path) -> None:
-    sink = PointCloudSink(tmp_path, DepthKind.METRIC, _INTRINSICS, every=None)
+    sink = PointCloudSink(tmp_path, DepthKind.METRIC, _INTRINSICS, every=AddedFrames())
     depth = np.ones((48, 64))
     # A live source dropped frames 2 and 3; the second frame is added, the third one by the cut behind it, none later.
     for index, reset, added in [(0, "start", None), (1, "", 1), (4, "", None), (5, "cut", 2), (6, "", None)]:

@@ -56,19 +56,19 @@ REFUSED: dict[str, Refused] = {
 def opened(student: VideoMambaDepth, with_keys: bool) -> DepthStream:
     """A stream that is cut at some frames, and returns to earlier ones with key frames."""
     resets = ResetPolicy(histogram_change=0.01, feature_change=1e-6, feature_ratio=1.0, max_gap_s=0.5)
-    keys = KeyFrameSettings(every=1, duplicate=0.999, enter=0.99, leave=0.98, align=True) if with_keys else None
-    return DepthStream(student, device="cpu", resets=resets, key_frames=keys)
+    keys = KeyFrames(KeyFrameSettings(every=1, duplicate=0.999, enter=0.99, leave=0.98, align=True))
+    return DepthStream(student, device="cpu", resets=resets, hooks=[keys] if with_keys else [])
 
 
 def carried(stream: DepthStream) -> dict[str, Any]:
     """Everything that a stream carries, as values that compare."""
     assert stream.states is not None
-    assert stream.resets is not None
     found: dict[str, Any] = {"reasons": stream.reset_reasons, "state": stream.states.metadata()}
-    tensors = stream.states.tensors() | stream.resets.tensors()
-    if stream.key_frames is not None:
-        tensors |= stream.key_frames.tensors()
-        found |= {"keys": stream.key_frames.metadata(), "decision": dict(stream.key_frames.decision)}
+    tensors = stream.states.tensors()
+    for hook in stream.hooks:
+        tensors |= hook.tensors()
+        found |= {hook.name: hook.metadata()}
+    found["notes"] = stream.notes
     return found | {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
@@ -142,7 +142,7 @@ def test_an_interruption_leaves_no_trace(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(KeyFrames, "take", interrupted)
+        patch.setattr(KeyFrames, "after_frame", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stream.step(frames[1], 0.1)
     assert carried(stream) == before
@@ -156,7 +156,7 @@ def test_a_policy_that_is_given_too_many_times_is_as_before() -> None:
         policy.update(rgb, rgb, [0.1, 0.2])
     assert policy.tensors().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.tensors().items())
-    policy.forget(torch.tensor([True]))
+    policy.reset(torch.tensor([True]))
     assert policy.tensors() == {}
 
 

@@ -15,7 +15,7 @@ from tiny import tiny_student, tiny_teacher
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
+from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
@@ -57,16 +57,16 @@ def test_weights_that_were_changed_in_place_are_seen(
 
 def test_other_settings_are_named(model: VideoMambaDepth, frames: np.ndarray, tmp_path: Path) -> None:
     policy = ResetPolicy(max_gap_s=2.0)
-    stream = DepthStream(model, device="cpu", resets=policy, key_frames=KeyFrameSettings())
+    stream = DepthStream(model, device="cpu", resets=policy, hooks=[KeyFrames(KeyFrameSettings())])
     stream.step(frames[0], 0.0)
     path = tmp_path / "stream"
     stream.save(path)
     others: list[tuple[str, dict[str, Any]]] = [
-        ("resets True; this stream has False", {"key_frames": KeyFrameSettings()}),
+        ("resets True; this stream has False", {"hooks": [KeyFrames(KeyFrameSettings())]}),
         (r"resets.max_gap_s 2.0; this stream has 1.0", {"resets": ResetPolicy(max_gap_s=1.0)}),
         ("resets.cuts True; this stream has False", {"resets": ResetPolicy(cuts=False, max_gap_s=2.0)}),
         ("key_frames True; this stream has False", {"resets": policy}),
-        ("key_frames.every 15; this stream has 3", {"resets": policy, "key_frames": KeyFrameSettings(every=3)}),
+        ("key_frames.every 15; this stream has 3", {"resets": policy, "hooks": [KeyFrames(KeyFrameSettings(every=3))]}),
         ("memory 1.0; this stream has 2.0", {"memory": 2.0}),
         ("batch_size 1; this stream has 2", {"batch_size": 2}),
     ]
@@ -85,7 +85,7 @@ def test_another_input_size_is_named(frames: np.ndarray, tmp_path: Path) -> None
     stream = DepthStream(small, device="cpu")
     stream.step(frames[0])
     stream.save(tmp_path / "stream")
-    with pytest.raises(UserError, match="was saved with input_size 42; this stream has 70"):
+    with pytest.raises(UserError, match="was saved with short_side 42; this stream has 70"):
         DepthStream(large, device="cpu").load(tmp_path / "stream")
 
 
@@ -108,9 +108,18 @@ FORGED = [
     *(without(name) for name in ("settings", "state", "key_frames", "state.frame_index", "state.s1.0.ssm")),
     *(
         without(name)
-        for name in ("resets.histogram", "resets.seen", "resets.timed", "keys.look.picture", "keys.look.depth")
+        for name in (
+            "resets.histogram",
+            "resets.seen",
+            "resets.timed",
+            "key_frames.appearance.picture",
+            "key_frames.appearance.depth",
+        )
     ),
-    *(with_tensor(name, torch.zeros(3)) for name in ("other", "state.s1.7.conv", "resets.more", "keys.9.look.depth")),
+    *(
+        with_tensor(name, torch.zeros(3))
+        for name in ("other", "state.s1.7.conv", "resets.more", "key_frames.9.appearance.depth")
+    ),
     with_tensor("state.map.foo", torch.zeros(1, 1, 2, 2)),
     with_tensor("state.frame_index", torch.tensor([-5])),
     with_tensor("state.frame_index", torch.tensor([5.0])),
@@ -118,9 +127,9 @@ FORGED = [
     with_tensor("resets.histogram", torch.zeros(3, 64)),
     with_tensor("resets.seen", torch.zeros(1, dtype=torch.float64)),
     with_tensor("resets.timestamps_s", torch.zeros(2, dtype=torch.float64)),
-    with_tensor("keys.look.picture", torch.zeros(1, 3, 2, 2)),
-    with_tensor("keys.0.look.descriptor", torch.zeros(1, 5)),
-    with_tensor("keys.0.state.frame_index", torch.tensor([-1])),
+    with_tensor("key_frames.appearance.picture", torch.zeros(1, 3, 2, 2)),
+    with_tensor("key_frames.0.appearance.descriptor", torch.zeros(1, 5)),
+    with_tensor("key_frames.0.state.frame_index", torch.tensor([-1])),
     *(
         with_text(key, None, value)
         for key in ("settings", "state", "key_frames")
@@ -133,7 +142,7 @@ FORGED = [
     ),
     with_text("state", "memory", '"2"'),
     with_text("state", "signature", "a\nb"),
-    *(with_text("settings", "dtype", value) for value in (None, [], "float16")),
+    *(with_text("settings", "precision", value) for value in (None, [], "float16")),
     *(with_text("key_frames", "number", value) for value in (None, -3, "x", 1.5, True, 0)),
     *(with_text("key_frames", "anchor", value) for value in ("x", 0.5, True)),
     *(with_text("key_frames", "blended", value) for value in (-1, 4, None)),
@@ -143,7 +152,7 @@ FORGED = [
         with_text("key_frames", "ring", value)
         for value in (None, [{}], [1], {}, [{"number": 0, "left": 1, "state": {}}])
     ),
-    with_text("key_frames", "afresh", 1),
+    with_text("key_frames", "after_reset", 1),
 ]
 
 
@@ -195,3 +204,24 @@ def test_what_is_no_checkpoint(tiny_encoder: DepthAnythingEncoder) -> None:
     for given in (None, tiny_encoder):
         with pytest.raises(ValueError, match="checkpoint must be a path, a name or a student; got "):
             DepthStream(given, device="cpu")  # type: ignore[arg-type]
+
+
+def test_a_file_of_the_former_format_goes_on(
+    model: VideoMambaDepth, saved: Path, tmp_path: Path, frames: np.ndarray
+) -> None:
+    def former(text: str) -> str:
+        names = {"key_frames.": "keys.", "appearance.": "look.", "after_reset": "afresh", "precision": "dtype"}
+        for name, old in {**names, "short_side": "input_size"}.items():
+            text = text.replace(name, old)
+        return text
+
+    tensors, about = load_tensors(saved, sealed=True)
+    tensors = {former(name): tensor for name, tensor in tensors.items()}
+    settings = former(about["settings"].replace('"key_frames.', '"KEY.')).replace('"KEY.', '"key_frames.')
+    about |= {"format": "videomamba-depth stream 3", "settings": settings, "key_frames": former(about["key_frames"])}
+    assert {"keys.look.depth", "resets.seen"} < tensors.keys()
+    save_tensors(tmp_path / "former", tensors, {name: text for name, text in about.items() if name != "resets"})
+    stream, other = opened(model, True), opened(model, True)
+    stream.load(tmp_path / "former")
+    other.load(saved)
+    assert np.array_equal(stream.step(frames[1], 0.4), other.step(frames[1], 0.4))

@@ -79,7 +79,7 @@ def test_forgotten_past_makes_no_cut() -> None:
     policy = ResetPolicy(max_gap_s=0.5)
     for rgb in shot(1, 0.05, 5):
         policy.update(rgb, encode(rgb), [0.0])
-    policy.forget(torch.tensor([True]))
+    policy.reset(torch.tensor([True]))
     rgb = scene(2, 0.55)
     assert policy.update(rgb, encode(rgb), [100.0]) == [""]
 

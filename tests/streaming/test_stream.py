@@ -75,7 +75,7 @@ def test_saved_stream_of_another_model_is_refused(tmp_path: Path, checkpoint: Pa
         next(other.model.parameters()).add_(1)
     with pytest.raises(UserError, match="with weights"):
         other.load(path)
-    with pytest.raises(UserError, match="with dtype 'float32'; this stream has 'bfloat16'"):
+    with pytest.raises(UserError, match="with precision 'float32'; this stream has 'bfloat16'"):
         DepthStream(checkpoint, device="cpu", dtype="bfloat16").load(path)
     with pytest.raises(UserError, match="with batch_size 1; this stream has 2"):
         DepthStream(checkpoint, device="cpu", batch_size=2).load(path)

@@ -18,6 +18,7 @@ from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.decode import is_url, without_password
 from videomamba_depth.data.video.image_sequence import is_image_sequence, list_images
 from videomamba_depth.streaming.job import StreamJob, summary
+from videomamba_depth.streaming.key_frames.key_frames import AddedFrames, KeyFrames
 from videomamba_depth.streaming.pipeline import FileSink, LateSinks, Sink
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.sinks.images import ExrSink, Png16Sink, require_exr
@@ -110,7 +111,7 @@ def build_stream(config: StreamConfig) -> DepthStream:
         input_size=config.input_size,
         resolution=config.resolution,
         resets=resets,
-        key_frames=config.key_frames.settings(),
+        hooks=[KeyFrames(settings)] if (settings := config.key_frames.settings()) else [],
         memory=config.memory,
         compile=config.compile,
     )
@@ -158,7 +159,7 @@ def open_sinks(
     elif config.raw == "zarr":
         sinks[paths.zarr] = ZarrSink(paths.zarr, kind, config.raw_dtype)
     if intrinsics is not None:
-        every = None if config.key_frames.enabled else config.ply_every
+        every = AddedFrames() if config.key_frames.enabled else config.ply_every
         sinks[paths.points] = PointCloudSink(paths.points, kind, intrinsics, every)
     return list(sinks.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -21,8 +21,8 @@ class DepthFrame:
         time_base: seconds per unit of `pts`.
         rgb: uint8 `[H, W, 3]`, as decoded.
         depth: float32 `[h, w]`; the source's resolution or the model's, see `DepthStream`.
-        reset: why the model started afresh at this frame: "" (it did not), "start", "cut" or "gap".
-        key: what was decided about key frames, see `KeyFrames.decision`; None without them.
+        reset: why the state was reset at this frame: "" (it was not), "start", "cut" or "gap".
+        notes: what the stream's hooks say of it, see `StreamHook.notes`.
         dropped: frames that a live source dropped just before this one, because the model was slower.
         outage_s: seconds that a live source was away just before this frame.
     """
@@ -33,7 +33,7 @@ class DepthFrame:
     rgb: np.ndarray
     depth: np.ndarray
     reset: str = ""
-    key: dict[str, Any] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
     outage_s: float = 0.0
 

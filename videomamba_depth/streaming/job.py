@@ -116,14 +116,12 @@ class StreamJob:
 
     def _infer(self, frame: Frame) -> DepthFrame:
         depth = self._stream.step(frame.rgb, frame.timestamp_s)
-        keys = self._stream.key_frames
-        decision = None if keys is None else dict(keys.decision)
-        why = self._stream.reset_reasons[0]
+        reset, notes = self._stream.reset_reasons[0], self._stream.notes
         self._losses.add(frame)
         lost = (frame.dropped, frame.outage_s)
         if not self._is_recorded:
             self._write_record()
-        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, why, decision, *lost)
+        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, reset, notes, *lost)
 
     def _write_record(self, finished: bool = False) -> None:
         self._is_recorded = True

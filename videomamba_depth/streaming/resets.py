@@ -1,14 +1,16 @@
-"""When a stream starts afresh by itself: scene cuts and gaps in time."""
+"""Automatic state reset at scene cuts and timestamp gaps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from videomamba_depth.models.depth_state import DepthState
+from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.utils.checkpoint import Layout, check_tensors
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
@@ -17,7 +19,7 @@ _FEATURE_GRID, _PATTERN_GRID = 4, 8
 _LUMA_SIDE = 64  # px; the histogram is taken over a frame averaged down to about this size
 
 
-class ResetPolicy:
+class ResetPolicy(StreamHook):
     """Find scene cuts and gaps, per stream of a batch.
 
     A cut is a frame whose luma histogram *and* whose frozen features *and* whose coarse luma pattern differ from those
@@ -34,9 +36,11 @@ class ResetPolicy:
         feature_change: smallest change of the features, 1 − cosine of mean-free 4x4 features, in [0, 2].
         feature_ratio: smallest change of the features over their recent mean change.
         pattern_change: smallest change of the pattern, 1 − cosine of mean-free 8x8 luma, in [0, 2].
-        max_gap_s: a frame that comes later than this after the one before, or before it, starts afresh (dropped
-            frames, pauses, seeking); None: never.
+        max_gap_s: a frame that comes later than this after the one before, or before it, is a gap (dropped frames,
+            pauses, seeking); None: never.
     """
+
+    name = "resets"
 
     def __init__(
         self,
@@ -50,38 +54,45 @@ class ResetPolicy:
         self.cuts, self.max_gap_s = cuts, max_gap_s
         self.histogram_change, self.feature_change = histogram_change, feature_change
         self.feature_ratio, self.pattern_change = feature_ratio, pattern_change
-        self._kept: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+
+    def before_frame(self, frame: NextFrame, states: DepthState) -> DepthState:
+        """Return the states, reset where a cut or a gap is."""
+        found = self.update(frame.rgb, frame.features, frame.timestamps_s)
+        frame.reset_reasons = [known or reason for known, reason in zip(frame.reset_reasons, found, strict=True)]
+        is_reset = [reason not in ("", "start") for reason in frame.reset_reasons]
+        return states.reset(torch.tensor(is_reset)) if any(is_reset) else states
 
     def update(self, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None) -> list[str]:
-        """Take in the next frames and return per stream "" or why it should start afresh: "cut" or "gap".
+        """Take in the next frames and return per stream why it should be reset: "cut", "gap" or "".
 
         Args:
             rgb: `[B, 3, H, W]` in [0, 1].
             features: `[B, C, h, w]`, coarse features of the frozen encoder.
             timestamps_s: of each frame; None: gaps are not looked for.
         """
-        kept = dict(self._kept)
+        kept = dict(self.kept)
         reasons = self._find_gaps(kept, timestamps_s, len(rgb))
         if self.cuts:
             is_cut = self._find_cuts(kept, rgb, features)
-            reasons = [why or ("cut" if cut else "") for why, cut in zip(reasons, is_cut.tolist(), strict=True)]
-        self._kept = kept
+            reasons = [reason or ("cut" if cut else "") for reason, cut in zip(reasons, is_cut.tolist(), strict=True)]
+        self.kept = kept
         return reasons
 
     def _find_cuts(self, kept: dict[str, Tensor], rgb: Tensor, features: Tensor) -> Tensor:
         """Return where a cut is, `[B]` bool, and put what the next frames are compared with into `kept`."""
         luma = (rgb.float() * rgb.new_tensor(_LUMA, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
-        looks = {
+        now = {
             "histogram": luma_histogram(luma),
             "features": layout(features, _FEATURE_GRID),
             "pattern": layout(luma, _PATTERN_GRID),
         }
         if "histogram" not in kept:
-            fresh = looks["histogram"].new_zeros(len(rgb))
-            kept |= {**looks, "mean_change": fresh, "seen": fresh}
-        moved = 0.5 * (looks["histogram"] - kept["histogram"]).abs().sum(-1)
-        changed = 1 - F.cosine_similarity(looks["features"], kept["features"], dim=-1)
-        rearranged = 1 - F.cosine_similarity(looks["pattern"], kept["pattern"], dim=-1)
+            zeros = now["histogram"].new_zeros(len(rgb))
+            kept |= {**now, "mean_change": zeros, "seen": zeros}
+        moved = 0.5 * (now["histogram"] - kept["histogram"]).abs().sum(-1)
+        changed = 1 - F.cosine_similarity(now["features"], kept["features"], dim=-1)
+        rearranged = 1 - F.cosine_similarity(now["pattern"], kept["pattern"], dim=-1)
         usual = self.feature_ratio * kept["mean_change"]
         is_cut = (moved > self.histogram_change) & (changed > self.feature_change) & (changed > usual)
         is_cut &= (rearranged > self.pattern_change) & (kept["seen"] > 0)
@@ -89,53 +100,46 @@ class ResetPolicy:
         weight = torch.where((kept["seen"] > 0) & ~is_cut, 1 / kept["seen"].clamp(1, 16), 0.0)
         kept["mean_change"] = kept["mean_change"] + weight * (changed - kept["mean_change"])
         kept["seen"] = torch.where(is_cut, 1.0, kept["seen"] + 1)
-        kept |= looks
+        kept |= now
         return is_cut
 
-    def forget(self, streams: Tensor) -> None:
+    def reset(self, streams: Tensor) -> None:
         """Forget the past of the streams of `streams [B]` bool."""
-        if bool(streams.all()):
-            self._kept = {}
-        for name in ("mean_change", "seen"):
-            if name in self._kept:
-                self._kept[name] = self._kept[name].masked_fill(streams.to(self._kept[name].device), 0.0)
-        if "timed" in self._kept:
-            self._kept["timed"] = self._kept["timed"] & ~streams.cpu()
+        kept = {} if bool(streams.all()) else dict(self.kept)
+        for name in {"mean_change", "seen", "timed"} & kept.keys():
+            kept[name] = kept[name].masked_fill(streams.to(kept[name].device), 0)
+        self.kept = kept
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is kept from frame to frame."""
-        return dict(self._kept)
-
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` or `read` returned."""
-        self._kept = dict(kept)
+        return dict(self.kept)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that this policy was made with."""
         names = ("histogram_change", "feature_change", "feature_ratio", "pattern_change", "max_gap_s")
         return {"cuts": self.cuts, **{name: getattr(self, name) for name in names}}
 
-    def read(self, kept: Mapping[str, Tensor], batch: int, channels: int) -> dict[str, Tensor]:
-        """Return tensors of a file as `restore` takes them.
+    def read(self, tensors: dict[str, Tensor], metadata: str, start: DepthState, channels: int) -> dict[str, Tensor]:
+        """Return tensors of a file, on any device, as `kept` holds them.
 
         Args:
-            kept: what `tensors` returned, on any device.
-            batch: number of streams B.
+            start: the state that the streams start from.
             channels: of the features.
 
         Raises:
             ValueError: they are not of such a policy.
         """
-        looks = {"histogram": _BINS, "features": channels * _FEATURE_GRID**2, "pattern": _PATTERN_GRID**2}
-        cuts: dict[str, Layout] = {name: ((batch, length), torch.float32) for name, length in looks.items()}
+        batch = start.batch_size
+        sizes = {"histogram": _BINS, "features": channels * _FEATURE_GRID**2, "pattern": _PATTERN_GRID**2}
+        cuts: dict[str, Layout] = {name: ((batch, length), torch.float32) for name, length in sizes.items()}
         cuts |= dict.fromkeys(("mean_change", "seen"), ((batch,), torch.float32))
         times: dict[str, Layout] = {"timestamps_s": ((batch,), torch.float64), "timed": ((batch,), torch.bool)}
         expected: dict[str, Layout] = {}
         for part, is_watched in ((cuts, self.cuts), (times, self.max_gap_s is not None)):
-            if is_watched and not kept.keys().isdisjoint(part):  # none before the first frame or time
+            if is_watched and not tensors.keys().isdisjoint(part):  # none before the first frame or time
                 expected |= part
-        check_tensors("resets", kept, expected)
-        return {name: t.cpu() if name in times else t for name, t in kept.items()}
+        check_tensors("resets", tensors, expected)
+        return {name: t.cpu() if name in times else t for name, t in tensors.items()}
 
     def _find_gaps(self, kept: dict[str, Tensor], timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
         if timestamps_s is None or self.max_gap_s is None:

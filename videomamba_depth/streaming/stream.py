@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from videomamba_depth.models.depth_state import DepthState, check_state, check_v
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.videomamba_depth import explain_mixed_weights
-from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
+from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.streaming.placement import compile_frames, place
 from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
@@ -27,7 +26,10 @@ from videomamba_depth.utils.device import DTYPES, autocast, resolve_device
 from videomamba_depth.utils.errors import UserError, describe
 from videomamba_depth.utils.images import check_axes
 
-_FORMAT = "videomamba-depth stream 3"
+_FORMAT = "videomamba-depth stream 4"
+_FORMER_FORMAT = "videomamba-depth stream 3"
+_FORMER_NAMES = {"keys.": "key_frames.", "look.": "appearance.", '"afresh"': '"after_reset"'}
+_FORMER_NAMES |= {'"dtype"': '"precision"', '"input_size"': '"short_side"'}  # of the former format: what is said now
 
 
 class DepthStream:
@@ -47,8 +49,8 @@ class DepthStream:
         input_size: short side in px that frames are resized to; None: the checkpoint's.
         batch_size: number of videos B that are streamed side by side; their frames must have one size.
         resolution: "source" returns depth at the size of the frames, "model" at the size that the model works in.
-        resets: when a stream starts afresh by itself; None: never.
-        key_frames: go on from an earlier state where the stream comes back to a view; None: never. One stream only.
+        resets: when a stream is reset by itself; None: never.
+        hooks: called around every frame, in this order, `resets` before them; they belong to this stream alone.
         memory: how long the stream remembers, relative to the student's training: 2 is steadier, 0.5 reacts faster.
         compile: compile encoder and decoder (`torch.compile`, on CUDA as graphs), in the model.
 
@@ -66,7 +68,7 @@ class DepthStream:
         batch_size: int = 1,
         resolution: str = "source",
         resets: ResetPolicy | None = None,
-        key_frames: KeyFrameSettings | None = None,
+        hooks: Sequence[StreamHook] = (),
         memory: float = 1.0,
         compile: bool = False,
     ) -> None:
@@ -76,8 +78,6 @@ class DepthStream:
             raise ValueError(f"resolution must be 'source' or 'model'; got '{resolution}'")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number from 1; got {describe(batch_size)}")
-        if key_frames is not None and batch_size != 1:
-            raise ValueError(f"key frames need batch_size 1; got {batch_size}: open one stream per video")
         self.device, self.dtype = resolve_device(device), DTYPES[dtype]
         self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
         self.model: Predictor
@@ -95,9 +95,9 @@ class DepthStream:
         place(self.model, self.device, self.dtype)
         if compile:
             compile_frames(self.model, self.device)
-        self.key_frames: KeyFrames | None = None
-        if key_frames is not None:
-            self.key_frames = KeyFrames(key_frames, with_shift=self.depth_kind is DepthKind.RELATIVE)
+        self.hooks = (*([] if resets is None else [resets]), *hooks)
+        for hook in self.hooks:
+            hook.attach(batch_size, self.depth_kind)
         self.reset_reasons: tuple[str, ...] = ("",) * batch_size
         self._states: DepthState | None = None
 
@@ -115,6 +115,11 @@ class DepthStream:
     def states(self) -> DepthState | None:
         """What is carried to the next frame; None before the first one."""
         return self._states
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the hooks say of the latest frame."""
+        return {name: note for hook in self.hooks for name, note in hook.notes().items()}
 
     def model_resolution(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in px that the model works in for frames of that size."""
@@ -188,16 +193,13 @@ class DepthStream:
     def _undone_by_errors(self) -> Iterator[None]:
         """Put everything that is carried back where a frame ends early."""
         states, reasons = self._states, self.reset_reasons
-        resets = None if self.resets is None else self.resets.tensors()
-        keys = None if self.key_frames is None else self.key_frames.snapshot()
+        kept = [hook.kept for hook in self.hooks]
         try:
             yield
         except BaseException:
             self._states, self.reset_reasons = states, reasons
-            if self.resets is not None and resets is not None:
-                self.resets.restore(resets)
-            if self.key_frames is not None and keys is not None:
-                self.key_frames.restore(keys)
+            for hook, value in zip(self.hooks, kept, strict=True):
+                hook.kept = value
             raise
 
     @torch.inference_mode()
@@ -211,9 +213,10 @@ class DepthStream:
         with autocast(self.device, self.dtype), explain_mixed_weights(self.model):
             features = self.model.encode(rgb.unsqueeze(1))
             before = self._start(image_size) if self._states is None else self._states
-            states = self._apply_resets(before, rgb, features["s3"], timestamps_s)
-            if self.key_frames is not None:
-                states = self.key_frames.anchor(before, states, rgb, features["s3"].squeeze(1))
+            reasons = ["" if int(t) else "start" for t in before.frame_index]
+            frame, states = NextFrame(rgb, features["s3"].squeeze(1), timestamps_s, before, reasons), before
+            for hook in self.hooks:
+                states = hook.before_frame(frame, states)
             motion, states = self.model.observe(rgb.unsqueeze(1), states)
             out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
             depth, states, _ = self.model.predict(features, states, image_size, motion, out_size)
@@ -225,11 +228,13 @@ class DepthStream:
                 f" damaged, or {str(self.dtype).removeprefix('torch.')} overflows; use dtype=float32, or another"
                 " checkpoint"
             )
-        self._states = states
-        return depth if self.key_frames is None else self.key_frames.take(depth, states)
+        self._states, self.reset_reasons = states, tuple(frame.reset_reasons)
+        for hook in self.hooks:
+            depth = hook.after_frame(depth, states)
+        return depth
 
     def reset(self, streams: Sequence[bool] | None = None) -> None:
-        """Start afresh, without key frames: all streams, or those of the batch that are True.
+        """Forget the past of all streams, or of those of the batch that are True.
 
         After all of them, frames may have another size.
 
@@ -244,10 +249,8 @@ class DepthStream:
             self._states = None
         elif self._states is not None:
             self._states = self._states.reset(chosen)
-        if self.resets is not None:
-            self.resets.forget(chosen)
-        if self.key_frames is not None and bool(chosen.all()):
-            self.key_frames.reset()
+        for hook in self.hooks:
+            hook.reset(chosen)
 
     def save(self, path: str | Path) -> None:
         """Write what is carried to a safetensors file: `load` then continues to the bit as if never stopped.
@@ -259,16 +262,14 @@ class DepthStream:
         if self._states is None:
             raise ValueError("nothing to save: the stream has not seen a frame")
         tensors = {f"state.{name}": t for name, t in self._states.tensors().items()}
-        if self.resets is not None:
-            tensors |= {f"resets.{name}": t for name, t in self.resets.tensors().items()}
         about = {
             "format": _FORMAT,
             "settings": json.dumps(self._settings(), default=float),
             "state": json.dumps(self._states.metadata()),
         }
-        if self.key_frames is not None:
-            tensors |= {f"keys.{name}": t for name, t in self.key_frames.tensors().items()}
-            about["key_frames"] = self.key_frames.metadata()
+        for hook in self.hooks:
+            tensors |= {f"{hook.name}.{name}": t for name, t in hook.tensors().items()}
+            about[hook.name] = hook.metadata()
         save_tensors(Path(path), tensors, about)
 
     def load(self, path: str | Path) -> None:
@@ -277,86 +278,70 @@ class DepthStream:
         The file is read and checked as a whole before anything is taken over.
 
         Raises:
-            UserError: no such file, damaged, not a stream, or one of another model, dtype, batch, memory, reset policy
-                or key frames. The stream is then as it was before.
+            UserError: no such file, damaged, not a stream, or one of another model, precision, batch, memory, reset
+                policy or hook. The stream is then as it was before.
         """
         tensors, about = load_tensors(Path(path), self.device, sealed=True)
+        if about.get("format") == _FORMER_FORMAT:
+            tensors = {_renamed(name): t for name, t in tensors.items()}
+            about |= {name: _renamed(about.get(name, "")) for name in ("settings", "key_frames")} | {"format": _FORMAT}
         if about.get("format") != _FORMAT:
             raise UserError(f"'{path}' is not a stream of this version ({_FORMAT}); save it again")
         try:
-            states, resets, keys = self._read(tensors, about)
+            states, kept = self._read(tensors, about)
         except (ValueError, UserError) as error:
             raise UserError(f"stream '{path}' does not fit: {' '.join(str(error).split())}") from error
         self._states = states
-        if self.resets is not None:
-            self.resets.restore(resets)
-        if self.key_frames is not None:
-            self.key_frames.restore(keys)
+        for hook, value in zip(self.hooks, kept, strict=True):
+            hook.kept = value
 
-    def _read(
-        self, tensors: dict[str, Tensor], about: dict[str, str]
-    ) -> tuple[DepthState, dict[str, Tensor], dict[str, Any]]:
-        """Return the states, and what reset policy and key frames keep, of a file of this format."""
+    def _read(self, tensors: dict[str, Tensor], about: dict[str, str]) -> tuple[DepthState, list[Any]]:
+        """Return the states, and what every hook keeps, of a file of this format."""
         try:
             settings, state = json.loads(about["settings"]), json.loads(about["state"])
         except (KeyError, RecursionError) as error:
             raise ValueError(f"it is not what describes a stream ({error!r})") from error
         if not isinstance(settings, dict):
             raise ValueError(f"settings must be named; got {describe(settings)}")
-        for name, own in json.loads(json.dumps(self._settings(), default=float)).items():
-            if settings.get(name) != own:
-                raise ValueError(
-                    f"it was saved with {name} {describe(settings.get(name))}; this stream has {describe(own)}"
-                )
-        parts: dict[str, dict[str, Tensor]] = {"state": {}, "resets": {}, "keys": {}}
+        own = json.loads(json.dumps(self._settings(), default=float))
+        for name in [*own, *settings]:
+            saved, wanted = settings.get(name, False), own.get(name, False)  # False: no such hook
+            if saved != wanted:
+                raise ValueError(f"it was saved with {name[:60]} {describe(saved)}; this stream has {describe(wanted)}")
+        parts: dict[str, dict[str, Tensor]] = {"state": {}, **{hook.name: {} for hook in self.hooks}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            if (
-                part not in parts
-                or (part == "resets" and self.resets is None)
-                or (part == "keys" and self.key_frames is None)
-            ):
+            if part not in parts:
                 raise ValueError(f"unknown tensor {name}")
             parts[part][rest] = tensor
         states = DepthState.from_tensors(parts["state"], state)
-        fresh = self._start(states.image_size, "meta")
-        check_state(states, fresh)
+        start = self._start(states.image_size, "meta")
+        check_state(states, start)
         check_values(states)
-        channels, key_frames = self.model.encoder.channels[3], about.get("key_frames", "")
-        resets = {} if self.resets is None else self.resets.read(parts["resets"], self.batch_size, channels)
-        keys = {} if self.key_frames is None else self.key_frames.read(parts["keys"], key_frames, fresh, channels)
-        return states, resets, keys
+        channels = self.model.encoder.channels[3]
+        return states, [hook.read(parts[hook.name], about.get(hook.name, ""), start, channels) for hook in self.hooks]
 
     def _settings(self) -> dict[str, Any]:
         """Return what a file must agree in for its stream to go on here to the bit."""
-        resets = {} if self.resets is None else self.resets.settings()
-        keys = {} if self.key_frames is None else asdict(self.key_frames.settings)
-        return {
+        settings = {
             "batch_size": self.batch_size,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "input_size": self.model.encoder.input_size,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "short_side": self.model.encoder.input_size,
             "memory": self.memory,
-            "resets": self.resets is not None,
-            **{f"resets.{name}": value for name, value in resets.items()},
-            "key_frames": self.key_frames is not None,
-            **{f"key_frames.{name}": value for name, value in keys.items()},
-            # Computed anew every time, seconds for large models: weights can be changed in place.
-            "weights": hash_tensors(self.model.state_dict().items()),
         }
+        for hook in self.hooks:
+            settings |= {hook.name: True, **{f"{hook.name}.{name}": value for name, value in hook.settings().items()}}
+        # Computed anew every time, seconds for large models: weights can be changed in place.
+        return settings | {"weights": hash_tensors(self.model.state_dict().items())}
 
     def _start(self, image_size: tuple[int, int], device: str | None = None) -> DepthState:
         return self.model.init_states(self.batch_size, image_size, self.dtype, self.memory, device)
 
-    def _apply_resets(
-        self, states: DepthState, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None
-    ) -> DepthState:
-        reasons = ["" if int(t) else "start" for t in states.frame_index]
-        if self.resets is not None:
-            found = self.resets.update(rgb, features.squeeze(1), timestamps_s)
-            reasons = [start or why for start, why in zip(reasons, found, strict=True)]
-        self.reset_reasons = tuple(reasons)
-        afresh = [why not in ("", "start") for why in reasons]
-        return states.reset(torch.tensor(afresh)) if any(afresh) else states
+
+def _renamed(text: str) -> str:
+    for former, name in _FORMER_NAMES.items():
+        text = text.replace(former, name)
+    return text
 
 
 def _per_stream(values: object) -> np.ndarray:

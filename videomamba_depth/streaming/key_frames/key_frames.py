@@ -1,11 +1,10 @@
-"""Key frames: a stream that comes back to a view goes on from the state it left there (ours)."""
+"""Key frames: a stream that comes back to a view goes on from the state it left there."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -13,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
-from videomamba_depth.streaming.key_frames.scale_align import ScaleFollower, fit_scale
+from videomamba_depth.streaming.depth_frame import DepthFrame
+from videomamba_depth.streaming.hooks import NextFrame, StreamHook
+from videomamba_depth.streaming.key_frames.scale_align import fit_scale, follow_scale
 from videomamba_depth.streaming.resets import layout
 from videomamba_depth.utils.checkpoint import Layout, check_tensors
+from videomamba_depth.utils.depth_kind import DepthKind
 
 _THUMBNAIL_PX = 64  # short side at which pictures and depths are compared
-_KEPT = ("number", "anchor", "blended", "norm", "afresh")  # what JSON holds as it is
 _MAX_RGB_CHANGE = 0.06  # of a pixel that shows the same, in any channel, of 1
 
 
@@ -31,13 +32,13 @@ class KeyFrameSettings:
         capacity: key frames that are held at most; the oldest goes. Each holds a state.
         duplicate: a candidate that is more similar than this to a key frame is not added.
         enter: smallest similarity at which the stream re-anchors to a key frame that it had left.
-        leave: a key frame below this similarity, or behind a cut, has been left.
+        leave: a key frame below this similarity, or before a cut, has been left.
         blend_frames: over how many frames the state moves to the key frame's, where the stream was not cut.
         grid: cells per side of the descriptor; 1 is the plain average of the coarsest feature over the picture.
         align: hold depth's scale to the key frame's.
         time_constant: of the scale's exponential mean, in frames.
         max_state_change: largest relative change of the state's norm between frames at which the scale is followed.
-        max_scale: bound of the scale, see `ScaleFollower`.
+        max_scale: bound of the scale, see `follow_scale`.
     """
 
     every: int = 15
@@ -65,7 +66,7 @@ class KeyFrameSettings:
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """What a frame is compared by.
 
     Attributes:
@@ -79,204 +80,151 @@ class Look:
     depth: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class KeyFrame:
-    """A frame that the stream can return to: what it looked like, and the state behind it."""
+    """A frame that the stream can return to, and the state after it.
 
-    number: int  # of the frame, counted since the stream was opened or reset
-    look: Look
+    Attributes:
+        number: of the frame, counted since the stream was opened or reset.
+        left: whether the stream has left that view since.
+    """
+
+    number: int
+    appearance: Appearance
     state: DepthState
     left: bool = False
 
 
-class KeyFrames:
-    """The key frames of one stream: before each frame `anchor`, behind it `take`.
+@dataclass
+class Kept:
+    """What is carried from frame to frame: every frame writes to a copy of its own.
 
-    States are shared, never copied or written to. `decision` says what was done with the latest frame.
-
-    Args:
-        with_shift: whether depth's zero is free as well as its scale: relative depth's is, metric depth's is not.
+    Attributes:
+        number: of the latest frame.
+        anchor: number of the key frame that the stream went on from; it may have gone from the ring.
+        blended: frames of the running blend; 0: none runs.
+        norm: of the state after the latest frame.
+        after_reset: the latest frame was the first one after a cut or a gap, or of the stream.
+        scale: (a, b) of shown depth = a · depth + b.
+        appearance: of the latest frame.
+        ring: the key frames that are held, oldest first.
+        decision: what was done with the latest frame.
     """
 
-    def __init__(self, settings: KeyFrameSettings, with_shift: bool = True) -> None:
-        self.settings, self._with_shift = settings, with_shift
-        self._scale = ScaleFollower(self.settings.time_constant, self.settings.max_scale)
-        self.decision: dict[str, Any] = {}
-        self.reset()
+    number: int = -1
+    anchor: int | None = None
+    blended: int = 0
+    norm: float = 0.0
+    after_reset: bool = True
+    scale: tuple[float, float] = (1.0, 0.0)
+    appearance: Appearance | None = None
+    ring: tuple[KeyFrame, ...] = ()
+    decision: dict[str, Any] = field(default_factory=dict)
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._ring: list[KeyFrame] = []
-        self._number = -1  # of the latest frame
-        self._look: Look | None = None
-        self._anchor: int | None = None  # number of a key frame
-        self._blended = 0  # frames of the running blend; 0: none runs
-        self._norm = 0.0
-        self._afresh = True
-        self._scale.reset()
-        self.decision = {}
+    def anchored(self) -> KeyFrame | None:
+        """Return the key frame that the stream is anchored to; None where it has gone from the ring."""
+        return next((key for key in self.ring if key.number == self.anchor), None)
 
-    @property
-    def frames(self) -> tuple[KeyFrame, ...]:
-        """The key frames that are held, oldest first."""
-        return tuple(self._ring)
 
-    @property
-    def scale(self) -> tuple[float, float]:
-        """(a, b) of shown depth = a · depth + b."""
-        return self._scale.a, self._scale.b
+_IN_JSON = [item.name for item in fields(Kept)][:6]
 
-    def anchor(self, before: DepthState, states: DepthState, rgb: Tensor, features: Tensor) -> DepthState:
-        """Return the state to start the next frame from.
 
-        Args:
-            before: behind the frame before.
-            states: the same, or a fresh one where the stream was cut.
-            rgb: `[1, 3, H, W]` in [0, 1], the next frame.
-            features: `[1, C, h, w]`, coarse features of the frozen encoder.
-        """
-        self._number += 1
-        self.decision = {"event": "", "followed": False, "added": [], "dropped": []}
-        self._afresh = bool(states.frame_index[0] == 0)
-        if self._afresh:
-            self._leave_all(before)
-        look = Look(describe(features, self.settings.grid), _thumbnail(rgb), rgb.new_zeros(0))
-        nearest = self._nearest(look.descriptor)
-        if nearest is not None and nearest.left and self.decision["similarity"] >= self.settings.enter:
-            nearest.left, self._anchor, self._blended = False, nearest.number, 0
-            self.decision["event"] = "returned"
-            states = self._enter(nearest, states)
-        elif self._blended:
-            states = self._blend(states)
-        self._look = look
-        return states
+class KeyFrames(StreamHook):
+    """The key frames of one stream. States are shared, never copied or written to."""
 
-    def take(self, depth: Tensor, states: DepthState) -> Tensor:
-        """Return the depth to show, `[1, 1, H, W]` like `depth`; remember the frame where it is due.
+    name = "key_frames"
 
-        Args:
-            states: behind the frame.
-        """
-        assert self._look is not None
-        small = _shrink(depth, self._look.picture)
+    def __init__(self, settings: KeyFrameSettings) -> None:
+        self._settings, self._with_shift = settings, True
+        self.kept = Kept()
+
+    def attach(self, batch_size: int, depth_kind: DepthKind) -> None:
+        """Refuse batches; relative depth's zero is free as well as its scale, metric depth's is not."""
+        if batch_size != 1:
+            raise ValueError(f"key frames need batch_size 1; got {batch_size}: open one stream per video")
+        self._with_shift = depth_kind is DepthKind.RELATIVE
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return asdict(self._settings)
+
+    def reset(self, streams: Tensor) -> None:
+        """Forget everything where the stream is reset."""
+        self.kept = Kept() if bool(streams.all()) else self.kept
+
+    def notes(self) -> dict[str, Any]:
+        """Return what was decided about the latest frame."""
+        return {"key": dict(self.kept.decision)}
+
+    def before_frame(self, frame: NextFrame, states: DepthState) -> DepthState:
+        """Return the state to start the next frame from: a key frame's, where the stream comes back to its view."""
+        kept = self.kept = replace(self.kept, number=self.kept.number + 1)
+        kept.decision = {"event": "", "followed": False, "added": [], "dropped": []}
+        kept.after_reset = bool(states.frame_index[0] == 0)
+        if kept.after_reset:
+            self._leave_all(frame.before)
+        descriptor = descriptor_of(frame.features, self._settings.grid)
+        nearest = self._nearest(descriptor)
+        kept.appearance = Appearance(descriptor, _thumbnail(frame.rgb), frame.rgb.new_zeros(0))
+        if nearest is not None and nearest.left and kept.decision["similarity"] >= self._settings.enter:
+            kept.ring = tuple(replace(key, left=key.left and key is not nearest) for key in kept.ring)
+            kept.anchor, kept.blended = nearest.number, 0
+            kept.decision["event"] = "returned"
+            return nearest.state if kept.after_reset or self._settings.blend_frames == 1 else self._blend(states)
+        return self._blend(states) if kept.blended else states
+
+    def after_frame(self, depth: Tensor, states: DepthState) -> Tensor:
+        """Return the depth to show, `[1, 1, H, W]` like `depth`; remember the frame where it is due."""
+        kept = self.kept
+        assert kept.appearance is not None
+        small = F.interpolate(depth.float(), kept.appearance.picture.shape[-2:], mode="area")
         norm = state_norm(states)
-        change = abs(norm - self._norm) / max(norm, 1e-12)
-        self._norm = norm
-        if self.settings.align:
+        change = abs(norm - kept.norm) / max(norm, 1e-12)
+        kept.norm = norm
+        if self._settings.align:
             self._align(small, change)
-        self.decision |= {"anchor": self._anchor, "scale": self._scale.a, "shift": self._scale.b, "change": change}
-        self._look = replace(self._look, depth=self._scale(small))
-        if self._number % self.settings.every == self.settings.every - 1:
-            self._add(self._number, states)
-        self.decision["held"] = len(self._ring)
-        return self._scale(depth)
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return what is kept from frame to frame, for `restore`; later frames do not change it."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("settings", "_with_shift")}
-        return kept | {"_ring": [replace(key) for key in self._ring], "_scale": copy.copy(self._scale)}
-
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Go on from what `snapshot` or `read` returned."""
-        vars(self).update(kept)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what is kept from frame to frame, under flat names."""
-        named: dict[str, Tensor] = {}
-        if self._look is not None:
-            named |= {f"look.{name}": t for name, t in vars(self._look).items()}
-        for key in self._ring:
-            named |= {f"{key.number}.look.{name}": t for name, t in vars(key.look).items()}
-            named |= {f"{key.number}.state.{name}": t for name, t in key.state.tensors().items()}
-        return named
-
-    def metadata(self) -> str:
-        """Return what else is kept, as JSON; floats survive to the bit."""
-        kept: dict[str, Any] = {name: getattr(self, f"_{name}") for name in _KEPT}
-        ring = [{"number": key.number, "left": key.left, "state": key.state.metadata()} for key in self._ring]
-        return json.dumps(kept | {"scale": self.scale, "ring": ring})
-
-    def read(self, tensors: dict[str, Tensor], metadata: str, fresh: DepthState, channels: int) -> dict[str, Any]:
-        """Undo `tensors` and `metadata`: return what `restore` takes.
-
-        Args:
-            fresh: a fresh state of the stream; it may live on the meta device.
-            channels: of the features.
-
-        Raises:
-            ValueError: they are not of the key frames of such a stream.
-        """
-        try:
-            return self._read(tensors, json.loads(metadata), fresh, channels)
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"it is not what describes key frames ({error!r})") from error
-
-    def _read(self, tensors: dict[str, Tensor], about: Any, fresh: DepthState, channels: int) -> dict[str, Any]:
-        kept = {name: about[name] for name in _KEPT}
-        (a, b), numbers = about["scale"], [key["number"] for key in about["ring"]]
-        latest, anchor = kept["number"], kept["anchor"]
-        if not (
-            all(type(n) is int for n in [latest, kept["blended"], *numbers, *([] if anchor is None else [anchor])])
-            and all(type(flag) is bool for flag in [kept["afresh"], *(key["left"] for key in about["ring"])])
-            and all(type(x) in (int, float) and math.isfinite(x) for x in (a, b, kept["norm"]))
-            and [-1, *numbers, latest] == sorted([-1, *numbers, latest])
-            and len(numbers) <= self.settings.capacity
-            and 0 <= kept["blended"] < self.settings.blend_frames
-            and a > 0
-        ):
-            raise ValueError("its key frames are none: numbers, flags or the scale are out of range")
-        look = _look_layout(fresh.image_size, channels, self.settings.grid)
-        expected = {f"look.{name}": layout for name, layout in look.items()} if latest >= 0 else {}
-        for number in numbers:
-            expected |= {f"{number}.look.{name}": layout for name, layout in look.items()}
-            expected |= {f"{number}.state.{n}": (tuple(t.shape), t.dtype) for n, t in fresh.tensors().items()}
-        check_tensors("key frames", tensors, expected)
-        ring = []
-        for key in about["ring"]:
-            state = DepthState.from_tensors(_below(f"{key['number']}.state.", tensors), key["state"])
-            check_state(state, fresh)
-            check_values(state)
-            ring.append(KeyFrame(key["number"], Look(**_below(f"{key['number']}.look.", tensors)), state, key["left"]))
-        scale = copy.copy(self._scale)
-        scale.a, scale.b = a, b
-        own = {"look": Look(**_below("look.", tensors)) if latest >= 0 else None, "ring": ring, "scale": scale}
-        return {"decision": {}} | {f"_{name}": value for name, value in (kept | own).items()}
+        a, b = kept.scale
+        kept.decision |= {"anchor": kept.anchor, "scale": a, "shift": b, "change": change}
+        kept.appearance = replace(kept.appearance, depth=_scaled(small, kept.scale))
+        if kept.number % self._settings.every == self._settings.every - 1:
+            self._add(kept.number, states)
+        kept.decision["held"] = len(kept.ring)
+        return _scaled(depth, kept.scale)
 
     def _leave_all(self, before: DepthState) -> None:
         """Take leave of the view at a cut: what was shown last is worth returning to."""
-        if self._look is not None:
-            self._add(self._number - 1, before)
-        for key in self._ring:
-            key.left = True
-        self._anchor, self._blended = None, 0
-        self._scale.reset()
+        if self.kept.appearance is not None:
+            self._add(self.kept.number - 1, before)
+        self.kept.ring = tuple(replace(key, left=True) for key in self.kept.ring)
+        self.kept.anchor, self.kept.blended, self.kept.scale = None, 0, (1.0, 0.0)
 
     def _nearest(self, descriptor: Tensor) -> KeyFrame | None:
-        if not self._ring:
+        """Return the most similar key frame, after all those that are unlike the frame have been left."""
+        kept = self.kept
+        if not kept.ring:
             return None
-        similarities = [float((descriptor * key.look.descriptor).sum()) for key in self._ring]
+        similarities = [float((descriptor * key.appearance.descriptor).sum()) for key in kept.ring]
         best = max(range(len(similarities)), key=lambda i: similarities[i])
-        for key, similarity in zip(self._ring, similarities, strict=True):
-            key.left |= similarity < self.settings.leave
-            if key.left and key.number == self._anchor:
-                self._anchor, self._blended = None, 0
-                self.decision["event"] = "left"
-        self.decision |= {"nearest": self._ring[best].number, "similarity": similarities[best]}
-        return self._ring[best]
-
-    def _enter(self, key: KeyFrame, states: DepthState) -> DepthState:
-        if self._afresh or self.settings.blend_frames == 1:
-            return key.state
-        return self._blend(states)
+        kept.ring = tuple(
+            replace(key, left=key.left or similarity < self._settings.leave)
+            for key, similarity in zip(kept.ring, similarities, strict=True)
+        )
+        anchored = kept.anchored()
+        if anchored is not None and anchored.left:
+            kept.anchor, kept.blended = None, 0
+            kept.decision["event"] = "left"
+        kept.decision |= {"nearest": kept.ring[best].number, "similarity": similarities[best]}
+        return kept.ring[best]
 
     def _blend(self, states: DepthState) -> DepthState:
         """Move one frame's share towards the anchor's state: the stream's own part fades linearly."""
-        key = self._anchored()
+        kept = self.kept
+        key = kept.anchored()
         if key is None:
-            self._blended = 0
+            kept.blended = 0
             return states
-        share = 1 / (self.settings.blend_frames - self._blended)
-        self._blended = (self._blended + 1) % self.settings.blend_frames
+        share = 1 / (self._settings.blend_frames - kept.blended)
+        kept.blended = (kept.blended + 1) % self._settings.blend_frames
         layers = {
             name: tuple(
                 (torch.lerp(conv, to_conv, share), torch.lerp(ssm, to_ssm, share))
@@ -288,33 +236,108 @@ class KeyFrames:
 
     def _align(self, depth: Tensor, change: float) -> None:
         """Follow the scale that the anchor's depth asks for, on what has not moved since."""
-        key = self._anchored()
-        if key is None or (change > self.settings.max_state_change and not self._afresh):
+        kept = self.kept
+        key = kept.anchored()
+        if key is None or (change > self._settings.max_state_change and not kept.after_reset):
             return
-        assert self._look is not None
-        same = (self._look.picture - key.look.picture).abs().amax(1, keepdim=True) <= _MAX_RGB_CHANGE
-        fitted = fit_scale(depth, key.look.depth, same, with_shift=self._with_shift)
+        assert kept.appearance is not None
+        same = (kept.appearance.picture - key.appearance.picture).abs().amax(1, keepdim=True) <= _MAX_RGB_CHANGE
+        fitted = fit_scale(depth, key.appearance.depth, same, with_shift=self._with_shift)
         if fitted is not None:
-            self._scale.follow(fitted, float(key.look.depth.mean()), at_once=self._afresh)
-            self.decision["followed"] = True
-
-    def _anchored(self) -> KeyFrame | None:
-        """Return the key frame that the stream is anchored to; None where it has gone from the ring."""
-        return next((key for key in self._ring if key.number == self._anchor), None)
+            # After a reset there is nothing before it to be continuous with: the fit is taken over at once.
+            time_constant = 0.0 if kept.after_reset else self._settings.time_constant
+            mean = float(key.appearance.depth.mean())
+            kept.scale = follow_scale(kept.scale, fitted, mean, time_constant, self._settings.max_scale)
+            kept.decision["followed"] = True
 
     def _add(self, number: int, state: DepthState) -> None:
-        """Remember the frame of that number, the one that was looked at last, unless a key frame is like it."""
-        assert self._look is not None
-        descriptor = self._look.descriptor
-        if any(float((descriptor * key.look.descriptor).sum()) > self.settings.duplicate for key in self._ring):
+        """Remember the frame of that number, whose appearance is the latest one, unless a key frame is like it."""
+        kept = self.kept
+        assert kept.appearance is not None
+        descriptor = kept.appearance.descriptor
+        if any(float((descriptor * key.appearance.descriptor).sum()) > self._settings.duplicate for key in kept.ring):
             return
-        self._ring.append(KeyFrame(number, self._look, state))
-        self.decision["added"].append(number)
-        if len(self._ring) > self.settings.capacity:
-            self.decision["dropped"].append(self._ring.pop(0).number)
+        kept.ring = (*kept.ring, KeyFrame(number, kept.appearance, state))
+        kept.decision["added"].append(number)
+        if len(kept.ring) > self._settings.capacity:
+            kept.decision["dropped"].append(kept.ring[0].number)
+            kept.ring = kept.ring[1:]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are kept, under flat names."""
+        named: dict[str, Tensor] = {}
+        if self.kept.appearance is not None:
+            named |= {f"appearance.{name}": t for name, t in vars(self.kept.appearance).items()}
+        for key in self.kept.ring:
+            named |= {f"{key.number}.appearance.{name}": t for name, t in vars(key.appearance).items()}
+            named |= {f"{key.number}.state.{name}": t for name, t in key.state.tensors().items()}
+        return named
+
+    def metadata(self) -> str:
+        """Return what else is kept, as JSON; floats survive to the bit."""
+        ring = [{"number": key.number, "left": key.left, "state": key.state.metadata()} for key in self.kept.ring]
+        return json.dumps({name: getattr(self.kept, name) for name in _IN_JSON} | {"ring": ring})
+
+    def read(self, tensors: dict[str, Tensor], metadata: str, start: DepthState, channels: int) -> Kept:
+        """Undo `tensors` and `metadata`, see `StreamHook`.
+
+        Raises:
+            ValueError: they are not of the key frames of such a stream.
+        """
+        try:
+            return self._read(tensors, json.loads(metadata), start, channels)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it is not what describes key frames ({error!r})") from error
+
+    def _read(self, tensors: dict[str, Tensor], about: Any, start: DepthState, channels: int) -> Kept:
+        (a, b), numbers = about["scale"], [key["number"] for key in about["ring"]]
+        kept = Kept(**{name: about[name] for name in _IN_JSON} | {"scale": (a, b)})
+        if not (
+            all(type(n) is int for n in [kept.number, kept.blended, *numbers])
+            and (kept.anchor is None or type(kept.anchor) is int)
+            and all(type(flag) is bool for flag in [kept.after_reset, *(key["left"] for key in about["ring"])])
+            and all(type(x) in (int, float) and math.isfinite(x) for x in (a, b, kept.norm))
+            and [-1, *numbers, kept.number] == sorted([-1, *numbers, kept.number])
+            and len(numbers) <= self._settings.capacity
+            and 0 <= kept.blended < self._settings.blend_frames
+            and a > 0
+        ):
+            raise ValueError("its key frames are none: numbers, flags or the scale are out of range")
+        appearance = _appearance_layout(start.image_size, channels, self._settings.grid)
+        state = {f"state.{name}": (tuple(t.shape), t.dtype) for name, t in start.tensors().items()}
+        expected = appearance if kept.number >= 0 else {}
+        for number in numbers:
+            expected = expected | {f"{number}.{name}": layout for name, layout in (appearance | state).items()}
+        check_tensors("key frames", tensors, expected)
+        for key in about["ring"]:
+            number = key["number"]
+            restored = DepthState.from_tensors(_below(f"{number}.state.", tensors), key["state"])
+            check_state(restored, start)
+            check_values(restored)
+            shown = Appearance(**_below(f"{number}.appearance.", tensors))
+            kept.ring = (*kept.ring, KeyFrame(number, shown, restored, key["left"]))
+        if kept.number >= 0:
+            kept.appearance = Appearance(**_below("appearance.", tensors))
+        return kept
 
 
-def describe(features: Tensor, grid: int) -> Tensor:
+class AddedFrames:
+    """Choose the frames that became key frames, for sinks that write some frames alone; called with every frame."""
+
+    def __init__(self) -> None:
+        self._number = -1  # of the latest frame, counted as key frames count
+        self._before: DepthFrame | None = None
+
+    def __call__(self, frame: DepthFrame) -> list[DepthFrame]:
+        """Return the frame, and the one before it, as far as they have been added: a cut adds the one before."""
+        self._number += 1
+        added = frame.notes["key"]["added"]
+        latest = [(self._number - 1, self._before), (self._number, frame)]
+        self._before = frame
+        return [candidate for number, candidate in latest if candidate is not None and number in added]
+
+
+def descriptor_of(features: Tensor, grid: int) -> Tensor:
     """Return the descriptor `[1, C']` of features `[1, C, h, w]`, unit length.
 
     A grid of 1 is the global average. Finer ones are mean-free per channel: the average itself is nearly the same for
@@ -332,11 +355,15 @@ def state_norm(states: DepthState) -> float:
     return float(sum(ssm.double().square().sum() for _, ssm in blocks)) ** 0.5
 
 
-def _look_layout(image_size: tuple[int, int], channels: int, grid: int) -> dict[str, Layout]:
-    """Return what the tensors of a `Look` are for frames of that size and features of that many channels."""
-    sizes = {"descriptor": (channels * grid**2,), "picture": (3, *_thumbnail_size(*image_size))}
-    sizes["depth"] = (1, *sizes["picture"][1:])
-    return {name: ((1, *size), torch.float32) for name, size in sizes.items()}
+def _scaled(depth: Tensor, scale: tuple[float, float]) -> Tensor:
+    return depth if scale == (1.0, 0.0) else depth * scale[0] + scale[1]
+
+
+def _appearance_layout(image_size: tuple[int, int], channels: int, grid: int) -> dict[str, Layout]:
+    """Return what the tensors of an `Appearance` are for frames of that size and features of that many channels."""
+    height, width = _thumbnail_size(*image_size)
+    sizes = {"descriptor": (1, channels * grid**2), "picture": (1, 3, height, width), "depth": (1, 1, height, width)}
+    return {f"appearance.{name}": (size, torch.float32) for name, size in sizes.items()}
 
 
 def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
@@ -346,10 +373,6 @@ def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
 
 def _thumbnail(rgb: Tensor) -> Tensor:
     return F.interpolate(rgb.float(), _thumbnail_size(rgb.shape[-2], rgb.shape[-1]), mode="area")
-
-
-def _shrink(depth: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(depth.float(), like.shape[-2:], mode="area")
 
 
 def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:

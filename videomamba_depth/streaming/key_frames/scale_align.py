@@ -1,4 +1,4 @@
-"""Depth's scale, held to that of a reference: a robust fit on pixels that show the same, and a follower of it."""
+"""Depth's scale, held to that of a reference: a robust fit on pixels that show the same, and its smoothing."""
 
 from __future__ import annotations
 
@@ -33,31 +33,23 @@ def fit_scale(
     return (scale, shift) if scale > 0 else None
 
 
-class ScaleFollower:
-    """(a, b) of one stream, shown depth = a · depth + b: follows what is fitted, slowly and never far.
+def follow_scale(
+    scale: tuple[float, float],
+    fitted: tuple[float, float],
+    reference_mean: float,
+    time_constant: float,
+    max_scale: float,
+) -> tuple[float, float]:
+    """Return (a, b) of shown depth = a · depth + b, moved towards a fit: slowly, and never far.
 
     Args:
-        time_constant: of the exponential mean, in frames.
+        reference_mean: mean of the depth that was fitted to.
+        time_constant: of the exponential mean, in frames; 0 takes the fit over.
         max_scale: a stays within [1 / max_scale, max_scale], and |b| below (max_scale − 1) times the reference's mean:
             what errors of many alignments can add up to.
     """
-
-    def __init__(self, time_constant: float, max_scale: float) -> None:
-        self.weight, self.max_scale = 1 - math.exp(-1 / time_constant), max_scale
-        self.a, self.b = 1.0, 0.0
-
-    def reset(self) -> None:
-        """Return to depth as it is."""
-        self.a, self.b = 1.0, 0.0
-
-    def follow(self, fitted: tuple[float, float], reference_mean: float, at_once: bool = False) -> None:
-        """Move towards a fit, or take it over where there is nothing before it to be continuous with."""
-        a = min(max(fitted[0], 1 / self.max_scale), self.max_scale)
-        most = (self.max_scale - 1) * abs(reference_mean)
-        b = min(max(fitted[1], -most), most)
-        weight = 1.0 if at_once else self.weight
-        self.a, self.b = self.a + weight * (a - self.a), self.b + weight * (b - self.b)
-
-    def __call__(self, depth: Tensor) -> Tensor:
-        """Return the depth that is shown."""
-        return depth if (self.a, self.b) == (1.0, 0.0) else depth * self.a + self.b
+    weight = 1 - math.exp(-1 / time_constant) if time_constant > 0 else 1.0
+    largest_shift = (max_scale - 1) * abs(reference_mean)
+    a = min(max(fitted[0], 1 / max_scale), max_scale)
+    b = min(max(fitted[1], -largest_shift), largest_shift)
+    return scale[0] + weight * (a - scale[0]), scale[1] + weight * (b - scale[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -30,30 +30,41 @@ class PointCloudSink:
     the shift is unknown, shapes are bent along z.
 
     Args:
-        every: frames from one cloud to the next; None: one per key frame (see `KeyFrames.decision`).
+        every: frames from one cloud to the next, or what chooses with every frame which clouds to write: of it, or of
+            earlier ones.
     """
 
-    def __init__(self, folder: Path, kind: DepthKind, intrinsics: Intrinsics, every: int | None = 30) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: DepthKind,
+        intrinsics: Intrinsics,
+        every: int | Callable[[DepthFrame], Sequence[DepthFrame]] = 30,
+    ) -> None:
         self.folder, self._kind, self._intrinsics, self._every = folder, kind, intrinsics, every
         self._next_index = 0
         self._written = array("q")  # frames
-        self._number = -1  # of the latest frame, counted as key frames count
-        self._before: DepthFrame | None = None
         self._unit: float | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, frame: DepthFrame) -> None:
-        """Write the points of a frame whose turn it is, or of the one before, if a cut made that a key frame."""
-        self._number += 1
-        added = [] if frame.key is None else frame.key["added"]
-        if self._every is None and self._before is not None and self._number - 1 in added:
-            self._write(self._before)
+        """Write the points of the frames whose turn it is."""
+        chosen = self._choose(frame)
+        for earlier in chosen:
+            if earlier is not frame:
+                self._write(earlier)
         if frame.reset:
             self._unit = None
-        if self._number in added if self._every is None else frame.index >= self._next_index:
-            self._next_index = frame.index + (self._every or 0)
+        if any(each is frame for each in chosen):
             self._write(frame)
-        self._before = frame
+
+    def _choose(self, frame: DepthFrame) -> Sequence[DepthFrame]:
+        if not isinstance(self._every, int):
+            return self._every(frame)
+        if frame.index < self._next_index:
+            return []
+        self._next_index = frame.index + self._every
+        return [frame]
 
     def close(self) -> None:
         """Flush the clouds to the disk."""
@@ -68,8 +79,8 @@ class PointCloudSink:
 
     def _write(self, frame: DepthFrame) -> None:
         if self._kind is DepthKind.RELATIVE and self._unit is None:
-            there = frame.depth[usable(frame.depth)]
-            self._unit = float(np.median(there)) if there.size else None
+            depths = frame.depth[usable(frame.depth)]
+            self._unit = float(np.median(depths)) if depths.size else None
         points = to_points(frame.rgb, frame.depth, self._intrinsics, self._unit)
         unit = "metre" if self._kind is DepthKind.METRIC else "none, the scale and the shift of 1/z are unknown"
         write_bytes(self._path(frame.index), _ply(points, unit), durable=False)

@@ -113,7 +113,7 @@ class VideoSink:
 
 
 class FrameLog:
-    """One JSON line per frame: index, time, range of the depth, why the model started afresh, key frames, losses."""
+    """One JSON line per frame: index, time, range of the depth, why the state was reset, notes of hooks, losses."""
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
@@ -125,8 +125,8 @@ class FrameLog:
         record |= {"depth_min": float(f"{low:.6g}"), "depth_max": float(f"{high:.6g}")}
         if frame.reset:
             record["reset"] = frame.reset
-        if frame.key is not None:
-            record["key"] = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in frame.key.items()}
+        for name, note in frame.notes.items():
+            record[name] = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in note.items()}
         if frame.dropped:
             record["dropped"] = frame.dropped
         if frame.outage_s:
