@@ -128,6 +128,17 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         load_config("stream", StreamConfig, named)
 
 
+def test_the_config_group_turns_them_on() -> None:
+    named = ["checkpoint=x", "input=x", "output=x"]
+    configs = [
+        load_config("stream", StreamConfig, [*named, *more]).key_frames
+        for more in ([], ["key_frames=on"], ["key_frames.enabled=true", "key_frames.every=3"])
+    ]
+    assert [(config.enabled, config.every) for config in configs] == [(False, 15), (True, 15), (True, 3)]
+    settings = configs[1].settings()
+    assert settings == KeyFrameSettings()  # the file's values are the defaults of the component
+
+
 def test_every_decision_is_logged(tmp_path: Path, checkpoint: Path) -> None:
     source = write_video(tmp_path / "clip.mp4", 6)
     named = [f"checkpoint={checkpoint}", f"input={source}", f"output={tmp_path}/out", "video=none", "device=cpu"]
