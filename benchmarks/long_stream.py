@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
+from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
-from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import resident_mb
@@ -54,7 +55,7 @@ class LongStream:
 
 
 def stream_long(
-    model: Predictor,
+    model: VideoMambaDepth,
     frames: int,
     height: int,
     width: int,
@@ -93,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     found = stream_long(
-        load_predictor(args.checkpoint, args.input_size),
+        load_student(args.checkpoint, args.input_size),
         args.frames,
         args.height,
         args.width,

@@ -83,11 +83,11 @@ def temporal_call(student: VideoMambaDepth, size: int, dtype: str) -> Call:
     @torch.inference_mode()
     def call() -> object:
         with autocast(student.device, precision):
-            return student.refine(features, states, (size, size))
+            return student._refine(features, states, None)
 
     with torch.inference_mode(), autocast(student.device, precision):
         features = student.encode(clip)
-        states = student.refine(features, None, (size, size)).states
+        states = student(clip, features=features).states
     return call
 
 
@@ -100,11 +100,11 @@ def training_call(student: VideoMambaDepth, size: int, chunk: int, dtype: str) -
     target = torch.rand(1, chunk, size, size, device=student.device)
     precision = getattr(torch, dtype)
     with torch.no_grad(), autocast(student.device, precision):
-        states = student.predict(student.encode(clip[:, :1]), None, (size, size)).states
+        states = student(clip[:, :1]).states
 
     def call() -> Tensor:
         with autocast(student.device, precision):
-            depth = student.predict(student.encode(clip), states, (size, size)).depth
+            depth = student(clip, states).depth
         loss = (depth.float().reshape(target.shape) - target).abs().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -30,7 +30,7 @@ import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from videomamba_depth.data.video.reader import Frame
-from videomamba_depth.models.checkpoint import load_student, load_teacher
+from videomamba_depth.models.checkpoint import bare_teacher, load_student, load_teacher
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaEncoder, VideoMambaSpec
 from videomamba_depth.models.motion import MotionSpec
@@ -39,7 +39,6 @@ from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.pipeline import run_pipeline
-from videomamba_depth.streaming.predictor import FrameByFrame
 from videomamba_depth.streaming.sinks.video import FramePainter, VideoSink
 from videomamba_depth.streaming.sources.files import FileSource
 from videomamba_depth.streaming.stream import DepthStream
@@ -106,7 +105,7 @@ def main() -> None:
         encoder = student.encoder if student.encoder.frozen else load_teacher(arguments.checkpoint)
     else:
         student, encoder = small_models(arguments.encoder)
-    teacher = FrameByFrame(encoder)
+    teacher = bare_teacher(encoder)
     results: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
     for size in arguments.sizes:
         student.encoder.input_size = encoder.input_size = size
@@ -124,7 +123,7 @@ def main() -> None:
 
 
 def _measure_models(
-    student: VideoMambaDepth, teacher: FrameByFrame, size: int, arguments: argparse.Namespace
+    student: VideoMambaDepth, teacher: VideoMambaDepth, size: int, arguments: argparse.Namespace
 ) -> list[Row]:
     """Time teacher and student in turn, frame by frame, so that whatever else the machine does hits both alike."""
     options = {"device": arguments.device, "dtype": arguments.dtype, "resolution": "model"}
@@ -141,7 +140,7 @@ def _measure_models(
 
 
 def _measure_parts(
-    student: VideoMambaDepth, teacher: FrameByFrame, size: int, arguments: argparse.Namespace
+    student: VideoMambaDepth, teacher: VideoMambaDepth, size: int, arguments: argparse.Namespace
 ) -> list[Row]:
     """Time whole frames of the teacher and of students with one part more each, and the flow, in turn."""
     encoder, head = student.encoder, student.head
@@ -166,20 +165,22 @@ def _measure_parts(
         rgb = torch.from_numpy(frame).to(arguments.device).permute(2, 0, 1)[None, None].float() / 255
         states = streams["+ motion"].states
         assert states is not None
-        _timed(rows["flow alone"], index, streams["teacher"].device, partial(moving.observe, rgb, states))
+        assert moving.motion is not None
+        estimate = partial(moving.motion, rgb, states.maps["frame"])
+        _timed(rows["flow alone"], index, streams["teacher"].device, estimate)
     return list(rows.values())
 
 
 @torch.inference_mode()
 def _time_stages(rows: list[Row], index: int, stream: DepthStream, frame: np.ndarray) -> None:
     rgb = torch.from_numpy(frame).to(stream.device).permute(2, 0, 1)[None].float() / 255
-    size = (rgb.shape[-2], rgb.shape[-1])
+    clip, size, model, states = rgb.unsqueeze(1), (rgb.shape[-2], rgb.shape[-1]), stream.model, stream.states
+    assert states is not None
     with autocast(stream.device, stream.dtype):
-        features = _timed(rows[0], index, stream.device, lambda: stream.model.encode(rgb.unsqueeze(1)))
-        states = stream.states if stream.states is not None else stream.model.init_states(1, size, stream.dtype)
-        motion, states = stream.model.observe(rgb.unsqueeze(1), states)
-        refined = _timed(rows[1], index, stream.device, lambda: stream.model.refine(features, states, size, motion))
-        _timed(rows[2], index, stream.device, lambda: stream.model.decode(refined.features, size))
+        motion = None if model.motion is None else model.motion(clip, states.maps["frame"])[0]
+        features = _timed(rows[0], index, stream.device, lambda: model.encode(clip))
+        refined, *_ = _timed(rows[1], index, stream.device, lambda: model._refine(features, states, motion))
+        _timed(rows[2], index, stream.device, lambda: model._decode(refined, size))
 
 
 def _timed(row: Row, index: int, device: torch.device, call: Callable[[], T]) -> T:

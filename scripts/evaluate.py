@@ -34,6 +34,7 @@ from videomamba_depth.evaluation.memory import Stream
 from videomamba_depth.evaluation.progress import EvaluationBar
 from videomamba_depth.evaluation.protocol import evaluate_videos
 from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
+from videomamba_depth.models.checkpoint import student_weights
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import hash_tensors
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -95,7 +96,7 @@ def evaluate(config: EvaluateConfig, held: ExitStack) -> None:
         cut_frames=config.cut_frames,
         metadata={
             "checkpoints": checkpoints,
-            "weights_sha256": {n: hash_tensors(m.student_state_dict().items()) for n, m in students.items()},
+            "weights_sha256": {n: hash_tensors(student_weights(m).items()) for n, m in students.items()},
             "teacher": own.model_id,
             "teacher_sha256": own.weights_sha256(),
             "input": config.input,

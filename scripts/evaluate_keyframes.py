@@ -30,8 +30,9 @@ import torch
 from videomamba_depth.data.synthetic import iter_video
 from videomamba_depth.data.video.reader import iter_frames
 from videomamba_depth.evaluation.worlds import WorldSet
+from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings
-from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.arguments import named_path, path_argument, whole
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    clips, model = Clips(args), load_predictor(args.checkpoint, args.input_size)
+    clips, model = Clips(args), load_student(args.checkpoint, args.input_size)
     if len(clips.names) < 2:
         raise UserError("give at least two clips: each is inserted into the one before it")
     rows: dict[str, list[Row]] = {name: [] for name in _VARIANTS}
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure_clip(
-    model: Predictor, host: list[np.ndarray], other: list[np.ndarray], args: argparse.Namespace
+    model: VideoMambaDepth, host: list[np.ndarray], other: list[np.ndarray], args: argparse.Namespace
 ) -> dict[str, Row]:
     """Return the measures of one host by variant; the inserted clip is brought to the host's size."""
     wanted = args.before + args.skipped + args.after
@@ -114,7 +115,7 @@ def measure_clip(
 
 
 def _measure_insertion(
-    model: Predictor,
+    model: VideoMambaDepth,
     settings: KeyFrameSettings | None,
     host: list[np.ndarray],
     inserted: list[np.ndarray],
@@ -143,14 +144,14 @@ def _measure_insertion(
     return row
 
 
-def _off_fresh_start(model: Predictor, clip: list[np.ndarray], depth: list[np.ndarray]) -> float:
+def _off_fresh_start(model: VideoMambaDepth, clip: list[np.ndarray], depth: list[np.ndarray]) -> float:
     """Return the largest difference to a stream that starts with the first frame of `clip`."""
     fresh = list(_stream(model, None)(clip[:_FRESH_FRAMES]))
     return max(float(np.abs(a - b).max()) for a, b in zip(fresh, depth, strict=False))
 
 
 def _measure_palindrome(
-    model: Predictor, settings: KeyFrameSettings | None, host: list[np.ndarray], unit: float
+    model: VideoMambaDepth, settings: KeyFrameSettings | None, host: list[np.ndarray], unit: float
 ) -> Row:
     stream = _stream(model, settings)
     depth = list(stream([*host, *host[-2::-1]]))
@@ -159,7 +160,7 @@ def _measure_palindrome(
     return {"mirror": float(np.mean(apart))}
 
 
-def _stream(model: Predictor, settings: KeyFrameSettings | None) -> DepthStream:
+def _stream(model: VideoMambaDepth, settings: KeyFrameSettings | None) -> DepthStream:
     hooks = [] if settings is None else [KeyFrames(settings)]
     return DepthStream(model, device="cpu", resolution="model", resets=ResetPolicy(), hooks=hooks)
 

@@ -18,6 +18,7 @@ from videomamba_depth.models.checkpoint import (
     load_student,
     read_description,
     read_weights,
+    student_weights,
 )
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER
 from videomamba_depth.utils.atomic import write_json
@@ -35,12 +36,12 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"'{checkpoint}' was not distilled from the embedded teacher; train with experiment=embedded")
     description["encoder"]["folder"] = f"../{EMBEDDED_TEACHER.name}"
     EMBEDDED_STUDENT.mkdir(exist_ok=True)
-    weights = {name: _smallest(t) for name, t in load_student(checkpoint).student_state_dict().items()}
+    weights = {name: _smallest(t) for name, t in student_weights(load_student(checkpoint)).items()}
     save_tensors(EMBEDDED_STUDENT / STUDENT_WEIGHTS, weights)
     (EMBEDDED_STUDENT / STUDENT_WEIGHTS).chmod(0o644)
     write_json(EMBEDDED_STUDENT / STUDENT_JSON, description)
     write_manifest(EMBEDDED_STUDENT)
-    shipped = load_student("embedded").student_state_dict()
+    shipped = student_weights(load_student("embedded"))
     assert all(torch.equal(shipped[name], t.float()) for name, t in weights.items())
     size = sum(t.nbytes for t in read_weights(EMBEDDED_STUDENT / STUDENT_WEIGHTS).values())
     print(f"wrote {EMBEDDED_STUDENT.name}: {len(weights)} tensors, {size / 1e6:.2f} MB")

@@ -203,7 +203,7 @@ def make_inputs(folder: Path) -> dict[str, str]:
     from media import write_video
     from tiny import save_tiny_teacher, tiny_student
 
-    from videomamba_depth.models.checkpoint import describe_encoder, save_student
+    from videomamba_depth.models.checkpoint import describe_encoder, save_student, student_weights
     from videomamba_depth.models.encoder_da import DepthAnythingEncoder
     from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 
@@ -212,7 +212,7 @@ def make_inputs(folder: Path) -> dict[str, str]:
     encoder.save_pretrained(folder / "encoder")
     (folder / "last").mkdir()
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
-    weights, about = tiny_student(encoder).student_state_dict(), describe_encoder(encoder, "../encoder")
+    weights, about = student_weights(tiny_student(encoder)), describe_encoder(encoder, "../encoder")
     save_student(folder / "last", weights, spec, about, input_size=28)
     (folder / "videos").mkdir()
     video = write_video(folder / "videos" / "clip.mp4", 3, width=48, height=36)

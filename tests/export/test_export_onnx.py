@@ -18,7 +18,7 @@ from tiny import tiny_student
 from videomamba_depth.data.video.reader import probe_video
 from videomamba_depth.export.explicit_step import ExplicitStep, evaluate_shape, exportable, state_shapes
 from videomamba_depth.export.onnx_model import compare, export_onnx, open_session, quantise_int8
-from videomamba_depth.models.checkpoint import describe_encoder, save_student
+from videomamba_depth.models.checkpoint import describe_encoder, save_student, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
@@ -141,7 +141,7 @@ def test_the_command_and_the_example(
     (tmp_path / "last").mkdir()
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
     about = describe_encoder(tiny_encoder, "../encoder")
-    save_student(tmp_path / "last", student.student_state_dict(), spec, about, input_size=42)
+    save_student(tmp_path / "last", student_weights(student), spec, about, input_size=42)
     done = run_command(
         tmp_path,
         "scripts/export_onnx.py",

@@ -20,6 +20,7 @@ from videomamba_depth.models.checkpoint import (
     load_student,
     read_weights,
     save_student,
+    student_weights,
 )
 from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
@@ -35,15 +36,15 @@ def checkpoint(tmp_path: Path, tiny_encoder: DepthAnythingEncoder) -> Path:
     folder.mkdir(parents=True)
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
     encoder = describe_encoder(tiny_encoder, "../../encoder")
-    save_student(folder, student.student_state_dict(), spec, encoder, input_size=None, extra={"step": 7})
+    save_student(folder, student_weights(student), spec, encoder, input_size=None, extra={"step": 7})
     return folder
 
 
 def test_loaded_student_is_the_saved_one(checkpoint: Path, tiny_encoder: DepthAnythingEncoder) -> None:
     clip = torch.rand(1, 3, 3, 30, 44)
     with torch.no_grad():
-        expected, _ = tiny_student(tiny_encoder)(clip)
-        got, _ = load_student(checkpoint)(clip)
+        expected = tiny_student(tiny_encoder)(clip).depth
+        got = load_student(checkpoint)(clip).depth
     assert torch.equal(got, expected)
 
 
@@ -136,7 +137,7 @@ def test_weights_of_another_step_are_refused(checkpoint: Path) -> None:
 def test_weights_that_are_not_finite_are_neither_written_nor_read(
     checkpoint: Path, number: float, tiny_encoder: DepthAnythingEncoder
 ) -> None:
-    weights = tiny_student(tiny_encoder).student_state_dict()
+    weights = student_weights(tiny_student(tiny_encoder))
     weights["temporal.s0.pre_mix.bias"] = weights["temporal.s0.pre_mix.bias"] * number
     with pytest.raises(UserError, match=r"temporal\.s0\.pre_mix\.bias holds numbers that are not finite"):
         save_student(checkpoint, weights, TemporalSpec(), {}, input_size=None)

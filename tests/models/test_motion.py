@@ -13,7 +13,7 @@ from tiny import tiny_student
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student
+from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec, TokenWarp, warp_map
 from videomamba_depth.models.output_refiner import CELL_PX, SLOW_PX, OutputRefiner, OutputSpec
@@ -77,8 +77,8 @@ def test_untrusted_tokens_start_afresh_and_flow_that_is_not_finite_does_not_spre
 def test_motion_finds_a_slide_and_trusts_no_first_frame() -> None:
     clip = sliding_clip()
     estimate = MotionEstimator(MotionSpec())
-    frames = estimate.shrink(clip)
-    motion = estimate(frames, frames[:, 0], torch.tensor([True]))
+    motion, last = estimate(clip)
+    assert torch.equal(last, clip[:, -1])
     assert not motion.trusted[:, 0].any()
     inner = motion.flow_px[:, 1:, :, 8:-8, 16:-16]
     assert float(inner[:, :, 0].median()) == pytest.approx(-3, abs=0.3)
@@ -100,11 +100,11 @@ def test_every_split_gives_the_same_with_motion(tiny_encoder: DepthAnythingEncod
     model = moving_student(tiny_encoder, method)
     clip = sliding_clip(batch=2)
     with torch.no_grad():
-        whole, whole_state = model(clip)
+        whole, whole_state, _ = model(clip)
         for lengths in ([1] * 6, [2, 4], [5, 1]):
             states, pieces = None, []
             for part in clip.split(lengths, 1):
-                depth, states = model(part, states)
+                depth, states, _ = model(part, states)
                 pieces.append(depth)
             bound = 1e-4 * float(whole.max() - whole.min())
             torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=bound)
@@ -117,7 +117,7 @@ def test_a_single_image_gets_the_teachers_depth_whatever_was_learnt(tiny_encoder
     model = moving_student(tiny_encoder)
     with torch.no_grad():
         clip = sliding_clip(1)
-        depth, _ = model(clip)
+        depth = model(clip).depth
         teacher = tiny_encoder.predict_depth(clip[:, 0])
     torch.testing.assert_close(depth[:, 0], teacher, rtol=0, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_without_training_still_frames_stay_the_teachers(tiny_encoder: DepthAnyt
     model = moving_student(tiny_encoder, trained=False)
     still = sliding_clip(1).expand(-1, 4, -1, -1, -1)
     with torch.no_grad():
-        depth, _ = model(still)
+        depth = model(still).depth
         teacher = tiny_encoder.predict_depth(still[:, 0])
     torch.testing.assert_close(depth[:, 3], teacher, rtol=0, atol=1e-4)
 
@@ -147,10 +147,10 @@ def test_a_reset_stream_is_a_fresh_one(tiny_encoder: DepthAnythingEncoder) -> No
     model = moving_student(tiny_encoder)
     clip = sliding_clip(batch=2)
     with torch.no_grad():
-        _, states = model(clip[:, :3])
-        depth, _ = model(clip[:, 3:], states.reset(torch.tensor([False, True])))
-        fresh, _ = model(clip[1:, 3:])
-        carried, _ = model(clip[:, 3:], states)
+        states = model(clip[:, :3]).states
+        depth = model(clip[:, 3:], states.reset(torch.tensor([False, True]))).depth
+        fresh = model(clip[1:, 3:]).depth
+        carried = model(clip[:, 3:], states).depth
     torch.testing.assert_close(depth[1:], fresh, rtol=0, atol=1e-5)
     torch.testing.assert_close(depth[0], carried[0], rtol=0, atol=1e-5)
 
@@ -161,23 +161,23 @@ def test_a_saved_student_and_state_continue(tiny_encoder: DepthAnythingEncoder, 
     spec = TemporalSpec(scale, scale, replace(scale, advect=False), scale)
     tiny_encoder.save_pretrained(tmp_path / "encoder")
     about = describe_encoder(tiny_encoder, "encoder")
-    weights = model.student_state_dict()
+    weights = student_weights(model)
     save_student(tmp_path, weights, spec, about, None, motion=MotionSpec(), output=OutputSpec(hidden=4))
     loaded = load_student(tmp_path)
     clip = sliding_clip()
     with torch.no_grad():
-        whole, _ = model(clip)
-        _, states = loaded(clip[:, :3])
+        whole = model(clip).depth
+        states = loaded(clip[:, :3]).states
         states.save(tmp_path / "state.safetensors")
-        rest, _ = loaded(clip[:, 3:], type(states).load(tmp_path / "state.safetensors"))
+        rest = loaded(clip[:, 3:], type(states).load(tmp_path / "state.safetensors")).depth
     torch.testing.assert_close(rest, whole[:, 3:], rtol=0, atol=1e-4)
 
 
 def test_gradients_reach_every_weight_through_the_carried_state(tiny_encoder: DepthAnythingEncoder) -> None:
     model = moving_student(tiny_encoder)
     clip = sliding_clip()
-    _, states = model(clip[:, :3])
-    depth, _ = model(clip[:, 3:4], states)
+    states = model(clip[:, :3]).states
+    depth = model(clip[:, 3:4], states).depth
     depth.square().mean().backward()
     assert model.output is not None
     for name, p in [*model.temporal.named_parameters(), *model.output.named_parameters()]:
@@ -241,16 +241,17 @@ def test_warp_map_is_the_plain_bicubic_warp() -> None:
     torch.testing.assert_close(warp_map(values, flow), backward_warp(values, flow, "bicubic")[0], rtol=0, atol=1e-5)
 
 
-def test_missing_motion_and_bad_specs_are_refused(tiny_encoder: DepthAnythingEncoder) -> None:
+def test_motion_without_use_and_bad_specs_are_refused(tiny_encoder: DepthAnythingEncoder) -> None:
     model = moving_student(tiny_encoder)
-    with pytest.raises(ValueError, match="observe"):
-        model.predict(model.encode(sliding_clip(1)), None, SIZE)
+    clip = sliding_clip(1)
+    with pytest.raises(ValueError, match="leave motion out"):
+        tiny_student(tiny_encoder)(clip, motion=MotionEstimator(MotionSpec())(clip)[0])
     with pytest.raises(ValueError, match="max_short_side"):
         MotionSpec(max_short_side=4)
     with pytest.raises(ValueError, match="gain"):
         OutputSpec(gain=1.0)
     other = tiny_student(tiny_encoder)
-    _, states = other(sliding_clip(1))
+    states = other(sliding_clip(1)).states
     with pytest.raises(ValueError, match="another model"):
         model(sliding_clip(1), states)
 
@@ -263,7 +264,7 @@ def test_memory_runs_from_the_teacher_to_a_long_average(tiny_encoder: DepthAnyth
         changes = []
         for memory in (1e-6, 1.0, 4.0):
             states = student.init_states(1, SIZE, memory=memory)
-            depth, after = student(clip, states)
+            depth, after, _ = student(clip, states)
             depth = depth[0]
             assert after.memory == memory
             changes.append(float((depth - teacher).abs().mean()))
@@ -302,10 +303,10 @@ def test_memory_is_the_same_for_every_split(tiny_encoder: DepthAnythingEncoder) 
     student = moving_student(tiny_encoder)
     clip = sliding_clip()
     with torch.no_grad():
-        whole, end = student(clip, student.init_states(1, SIZE, memory=3.0))
+        whole, end, _ = student(clip, student.init_states(1, SIZE, memory=3.0))
         states, depth = student.init_states(1, SIZE, memory=3.0), []
         for part in (clip[:, :1], clip[:, 1:4], clip[:, 4:]):
-            out, states = student(part, states)
+            out, states, _ = student(part, states)
             depth.append(out)
     assert (torch.cat(depth, 1) - whole).abs().max() < 1e-4 * float(whole.max() - whole.min())
     assert states.memory == end.memory == 3.0

@@ -15,13 +15,13 @@ import torch
 from tiny import tiny_student, tiny_teacher
 from torch import Tensor
 
+from videomamba_depth.models.checkpoint import bare_teacher
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
-from videomamba_depth.streaming.predictor import FrameByFrame
 from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.images import check_rgb
@@ -66,7 +66,7 @@ def test_what_is_no_frame(student: VideoMambaDepth, given: Any) -> None:
         (r"frame must be a tensor \[B, 3, H, W\]", lambda: student.step(given)),
         (r"clip must be a tensor \[B, N, 3, H, W\]", lambda: student(clip)),
         (r"clip must be a tensor \[B, N, 3, H, W\]", lambda: student.encode(clip)),
-        (r"clip must be a tensor \[B, N, 3, H, W\]", lambda: FrameByFrame(student.encoder).encode(clip)),
+        (r"clip must be a tensor \[B, N, 3, H, W\]", lambda: bare_teacher(student.encoder).encode(clip)),
         (r"rgb must be a tensor \[B, 3, H, W\]", lambda: student.encoder.encode_frame(given)),
     ]
     for message, ask in asked:
@@ -131,8 +131,8 @@ def test_what_is_no_memory(student: VideoMambaDepth, memory: Any) -> None:
     with pytest.raises(ValueError, match="memory must be a positive number; got "):
         student.init_states(1, (42, 56), memory=memory)
     if memory is not True:
-        with pytest.raises(ValueError, match="memory must be 1, got "):
-            FrameByFrame(student.encoder).init_states(1, (42, 56), memory=memory)
+        with pytest.raises(ValueError, match="memory must be a positive number; got "):
+            bare_teacher(student.encoder).init_states(1, (42, 56), memory=memory)
 
 
 def test_a_memory_of_numpy_is_carried_as_a_number(student: VideoMambaDepth) -> None:

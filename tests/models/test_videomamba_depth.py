@@ -30,7 +30,7 @@ SPLIT_TOLERANCE = 1e-4
 def run_in_chunks(model: VideoMambaDepth, clip: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, DepthState]:
     states, outputs, start = None, [], 0
     for length in lengths:
-        depth, states = model(clip[:, start : start + length], states)
+        depth, states, _ = model(clip[:, start : start + length], states)
         outputs.append(depth)
         start += length
     assert start == clip.shape[1]
@@ -54,7 +54,7 @@ def test_student_at_init_is_the_teacher(tiny_encoder: DepthAnythingEncoder, form
     student = tiny_student(tiny_encoder, form, trained=False)
     clip = torch.rand(2, 3, 3, 75, 101)
     with torch.no_grad():
-        depth, _ = student(clip)
+        depth = student(clip).depth
     teacher = tiny_encoder.predict_depth(clip.flatten(0, 1)).unflatten(0, (2, 3))
     assert teacher.std() > 0.01
     torch.testing.assert_close(depth, teacher, rtol=0, atol=1e-5)
@@ -70,7 +70,7 @@ def test_every_split_gives_the_same(
     model = tiny_student(tiny_encoder, form, method)
     clip = random_clip()
     with torch.no_grad():
-        whole, whole_state = model(clip)
+        whole, whole_state, _ = model(clip)
         pieces, pieces_state = run_in_chunks(model, clip, lengths)
     bound = SPLIT_TOLERANCE * float(whole.max() - whole.min())
     torch.testing.assert_close(pieces, whole, rtol=0, atol=bound)
@@ -103,11 +103,11 @@ def test_the_state_matters_and_detaching_it_cuts_the_gradient(tiny_encoder: Dept
     model = tiny_student(tiny_encoder, form)
     clip = random_clip(batch=1)
     with torch.no_grad():
-        _, states = model(clip[:, :3])
-        carried, _ = model(clip[:, 3:], states)
-        forgotten, _ = model(clip[:, 3:])
+        states = model(clip[:, :3]).states
+        carried = model(clip[:, 3:], states).depth
+        forgotten = model(clip[:, 3:]).depth
     assert (carried - forgotten).abs().max() > 1e-3
-    first = model.refine(model.encode(clip[:, :1]), None, SIZE).states
+    first = model(clip[:, :1]).states
     assert any(t.requires_grad for t in first.tensors().values())
     assert not any(t.requires_grad for t in first.detach().tensors().values())
 
@@ -141,7 +141,7 @@ def test_a_single_image_passes_unchanged_whatever_was_learnt(tiny_encoder: Depth
     model = tiny_student(tiny_encoder, "innovation")
     clip = random_clip(frames=1)
     with torch.no_grad():
-        depth, _ = model(clip)
+        depth = model(clip).depth
     teacher = tiny_encoder.predict_depth(clip[:, 0]).unsqueeze(1)
     torch.testing.assert_close(depth, teacher, rtol=0, atol=1e-4)
 
@@ -152,7 +152,7 @@ def test_zero_state_is_no_state_and_is_not_written_to(tiny_encoder: DepthAnythin
     zeros = model.init_states(2, SIZE)
     with torch.no_grad():
         assert torch.equal(model(clip, zeros)[0], model(clip)[0])
-        _, states = model(clip[:, :2])
+        states = model(clip[:, :2]).states
         copy = states.clone()
         first, second = model(clip[:, 2:], states)[0], model(clip[:, 2:], states)[0]
     assert torch.equal(first, second)
@@ -165,8 +165,8 @@ def test_one_stream_of_a_batch_can_be_reset(tiny_encoder: DepthAnythingEncoder) 
     model = tiny_student(tiny_encoder)
     clip = random_clip()
     with torch.no_grad():
-        _, states = model(clip[:, :3])
-        mixed, _ = model(clip[:, 3:], states.reset(torch.tensor([True, False])))
+        states = model(clip[:, :3]).states
+        mixed = model(clip[:, 3:], states.reset(torch.tensor([True, False]))).depth
         fresh, carried = model(clip[:, 3:])[0], model(clip[:, 3:], states)[0]
     torch.testing.assert_close(mixed[0], fresh[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(mixed[1], carried[1], rtol=0, atol=1e-5)
@@ -176,10 +176,10 @@ def test_saved_state_continues_identically(tmp_path: Path, tiny_encoder: DepthAn
     model = tiny_student(tiny_encoder)
     clip = random_clip()
     with torch.no_grad():
-        _, states = model(clip[:, :4])
+        states = model(clip[:, :4]).states
         states.save(tmp_path / "state.safetensors")
-        expected, _ = model(clip[:, 4:], states)
-        got, _ = model(clip[:, 4:], DepthState.load(tmp_path / "state.safetensors"))
+        expected = model(clip[:, 4:], states).depth
+        got = model(clip[:, 4:], DepthState.load(tmp_path / "state.safetensors")).depth
     assert torch.equal(got, expected)
 
 
@@ -187,7 +187,7 @@ def test_time_does_not_overflow(tiny_encoder: DepthAnythingEncoder) -> None:
     model = tiny_student(tiny_encoder)
     clip = random_clip(frames=3)
     with torch.no_grad():
-        _, states = model(clip[:, :2])
+        states = model(clip[:, :2]).states
         late = [
             model(clip[:, 2:], replace(states, frame_index=torch.full((2,), t)))[0] for t in (10**6, 10**7, 10**7 + 1)
         ]
@@ -200,7 +200,7 @@ def test_a_wrong_state_is_refused_with_the_reason(tiny_encoder: DepthAnythingEnc
     model = tiny_student(tiny_encoder)
     clip = random_clip()
     with torch.no_grad():
-        _, states = model(clip[:, :2])
+        states = model(clip[:, :2]).states
     with pytest.raises(ValueError, match="batch of 2 streams, the clip one of 1"):
         model(clip[:1], states)
     with pytest.raises(ValueError, match="another resolution"):
@@ -241,7 +241,7 @@ def test_weights_below_float32_are_refused_where_they_are_asked_for(
     with pytest.raises(ValueError, match=r"float32 or float64; got torch\.\w+: give DepthStream dtype='\w+16'"):
         model.to(torch.float16) if lower == "to" else getattr(model, lower)()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-    _, states = copy.deepcopy(model).double()(random_clip(frames=1).double())
+    states = copy.deepcopy(model).double()(random_clip(frames=1).double()).states
     assert states.layers["s0"][0][1].dtype == torch.float64
 
 
@@ -249,7 +249,7 @@ def test_bfloat16_autocast_carries_the_state(tiny_encoder: DepthAnythingEncoder)
     model = tiny_student(tiny_encoder)
     clip = random_clip()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        whole, state = model(clip)
+        whole, state, _ = model(clip)
         pieces, _ = run_in_chunks(model, clip, [2, 1, 3])
     spread = float(whole.max() - whole.min())
     assert (whole - pieces).abs().max() < 0.05 * spread

@@ -9,7 +9,7 @@ import pytest
 from media import write_video
 from tiny import tiny_student
 
-from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student
+from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_folder: st
     folder.mkdir()
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
     about = describe_encoder(tiny_encoder, "../encoder")
-    save_student(folder, tiny_student(tiny_encoder).student_state_dict(), spec, about, input_size=42)
+    save_student(folder, student_weights(tiny_student(tiny_encoder)), spec, about, input_size=42)
     return folder
 
 

@@ -36,15 +36,14 @@ def test_a_restarted_stream_is_fresh_and_the_other_goes_on(tiny_encoder: DepthAn
     trusted = Motion(torch.zeros(2, 2, 2, *SIZE), torch.ones(2, 2, 1, *SIZE, dtype=torch.bool))
     objective = Objective(ssi_weight=0.0)
     with torch.no_grad():
-        features = student.encode(clip)
-        first = student.predict({name: x[:, :2] for name, x in features.items()}, None, SIZE)
+        first = student(clip[:, :2])
         summaries = [summary for scale in first.summaries.values() for summary in scale]
         _, tail = objective(first.depth, ChunkTarget(*(x[:, :2] for x in labels)), summaries, None)
-        rest = {name: x[:, 2:] for name, x in features.items()}
-        chunk = Chunk(rest, trusted, ChunkTarget(*(x[:, 2:] for x in labels)))
+        rest = clip[:, 2:]
+        chunk = Chunk(rest, None, trusted, ChunkTarget(*(x[:, 2:] for x in labels)))
         carry, restarted = restart(Carry(first.states, tail), chunk, torch.tensor([True, False]))
-        depth = student.predict(rest, carry.states, SIZE).depth
-        fresh, onwards = (student.predict(rest, states, SIZE).depth for states in (None, first.states))
+        depth = student(rest, carry.states).depth
+        fresh, onwards = (student(rest, states).depth for states in (None, first.states))
         torch.testing.assert_close(depth[0], fresh[0])
         torch.testing.assert_close(depth[1], onwards[1])
         assert not torch.allclose(fresh[0], onwards[0])
@@ -67,6 +66,6 @@ def test_a_restarted_stream_is_fresh_and_the_other_goes_on(tiny_encoder: DepthAn
 
 
 def test_nothing_drawn_changes_nothing(tiny_encoder: DepthAnythingEncoder) -> None:
-    chunk = Chunk({}, None, ChunkTarget(*(torch.zeros(1) for _ in range(3))))
+    chunk = Chunk(torch.zeros(1), None, None, ChunkTarget(*(torch.zeros(1) for _ in range(3))))
     carry = Carry()
     assert restart(carry, chunk, torch.tensor([True])) == (carry, chunk)

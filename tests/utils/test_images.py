@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers import DPTImageProcessor
 
 from videomamba_depth.data.transforms import resize_images
+from videomamba_depth.models.checkpoint import bare_teacher
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder, VideoMambaSpec
-from videomamba_depth.streaming.predictor import FrameByFrame
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.images import _shrink_rows, shrink_images
@@ -104,7 +104,7 @@ def test_what_is_no_picture_is_refused_at_every_entry(tiny_encoder: DepthAnythin
     good = torch.rand(1, 3, 28, 42)
     stream.step_tensor(good)
     before = stream.states
-    teacher = FrameByFrame(tiny_encoder)
+    teacher = bare_teacher(tiny_encoder)
     entries = [tiny_encoder.encode_frame, tiny_encoder.predict_depth, lambda x: teacher.encode(x.unsqueeze(1))]
     if name != "shape":  # those of clips and streams say more
         entries += [student.step, lambda x: student(x.unsqueeze(1)), stream.step_tensor]

@@ -16,9 +16,9 @@ from videomamba_depth.evaluation.fresh import Desk, Scores, Student, Teacher, de
 from videomamba_depth.evaluation.html import ClipPictures, ClipView
 from videomamba_depth.evaluation.world_depth import run_student
 from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, load_world
-from videomamba_depth.models.checkpoint import load_student, load_teacher, read_description
+from videomamba_depth.models.checkpoint import load_student, load_teacher, read_description, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
-from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -89,10 +89,10 @@ def build_student(name: str, path: str, model: VideoMambaDepth, memory: float) -
     Its row is called NAME, or NAME@MEMORY for another memory than it was trained with.
     """
     try:
-        model.check_memory(memory)
+        check_memory(model, memory)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    weights = hash_tensors(model.student_state_dict().items())
+    weights = hash_tensors(student_weights(model).items())
     code = code_digest(run_student.__module__, load_student.__module__)
     about = json.dumps([weights, code, read_description(path), model.encoder.input_size, memory], sort_keys=True)
     row = name if memory == 1.0 else f"{name}@{memory:g}"

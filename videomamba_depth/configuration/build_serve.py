@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from videomamba_depth.configuration.serve_schema import ServeConfig
+from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.serving.settings import ServeSettings
-from videomamba_depth.streaming.predictor import load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
@@ -55,7 +55,7 @@ def build_page(config: ServeConfig) -> Any:
     from videomamba_depth.serving.app import build_app
     from videomamba_depth.serving.same_origin import is_loopback
 
-    model = load_predictor(config.checkpoint, config.input_size)
+    model = load_student(config.checkpoint, config.input_size)
 
     def new_stream() -> DepthStream:
         resets = ResetPolicy(cuts=config.reset_at_cuts, max_gap_s=config.max_gap_s)

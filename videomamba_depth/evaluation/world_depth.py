@@ -44,7 +44,7 @@ def run_student(model: VideoMambaDepth, world: World, memory: float = 1.0) -> np
     states = model.init_states(1, (world.spec.height, world.spec.width), memory=memory)
     depths = []
     for clip in _chunks(world.rgb):
-        depth, states = model(clip[None], states)
+        depth, states, _ = model(clip[None], states)
         depths.append(depth[0, :, 0].float().cpu().numpy())
     return np.concatenate(depths)
 

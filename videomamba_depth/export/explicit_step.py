@@ -58,7 +58,8 @@ class ExplicitStep(nn.Module):
         """
         states = DepthState.from_tensors(dict(zip(self.names, state, strict=True)), self._metadata)
         size = (rgb.shape[-2], rgb.shape[-1])
-        states = replace(states, feature_sizes=self.model._sizes(size), image_size=size)
+        sizes = self.model.encoder.feature_sizes(*size)
+        states = replace(states, feature_sizes={name: sizes[name] for name in self.model.temporal}, image_size=size)
         depth, next_states = self.model.step(rgb, states)
         tensors = next_states.tensors()
         return (depth, *(tensors[name] for name in self.names))

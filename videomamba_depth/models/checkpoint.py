@@ -35,6 +35,8 @@ STUDENT_JSON = "student.json"
 STUDENT_WEIGHTS = "student.safetensors"
 EMBEDDED_STUDENT = EMBEDDED_TEACHER.with_name("embedded_student")
 """The student of the embedded teacher that is shipped; checkpoints may be called "embedded" for short."""
+TEACHER_PREFIX = "teacher:"
+"""`teacher:NAME_OR_PATH` in place of a checkpoint is that teacher, frame by frame: a student without any blocks."""
 _FORMAT = "videomamba-depth student 1"
 
 
@@ -51,7 +53,7 @@ def save_student(
     """Write `student.safetensors`, `student.json` and a manifest of what is there into an existing folder.
 
     Args:
-        weights: `VideoMambaDepth.student_state_dict()`, or an average of several.
+        weights: `student_weights(student)`, or an average of several.
         encoder: `describe_encoder(...)` for a frozen encoder, which is not in the weights, or
             `describe_video_mamba(...)` for one that is.
         input_size: short side in px that frames are resized to for inference; None keeps a frame's own.
@@ -127,12 +129,16 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
     A frozen encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
 
     Args:
-        folder: what `save_student` wrote, e.g. `runs/NAME/last`, or "embedded".
-        input_size: short side in px; None takes the checkpoint's.
+        folder: what `save_student` wrote, e.g. `runs/NAME/last`; "embedded" for the student that is shipped; or
+            "teacher:NAME_OR_PATH", see `TEACHER_PREFIX`.
+        input_size: short side in px that frames are resized to; None: the checkpoint's (a teacher: the frame's own).
 
     Raises:
         UserError: missing or damaged files, or an encoder with other weights.
     """
+    if str(folder).startswith(TEACHER_PREFIX):
+        teacher = DepthAnythingEncoder.from_pretrained(str(folder).removeprefix(TEACHER_PREFIX), input_size=input_size)
+        return bare_teacher(teacher)
     folder = student_folder(folder)
     description = read_description(folder)
     with _damaged(folder):
@@ -173,13 +179,25 @@ def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnyt
         return _load_encoder(folder, about.get("teacher", about), input_size or description.get("input_size"))
 
 
+def bare_teacher(encoder: DepthAnythingEncoder) -> VideoMambaDepth:
+    """Return a teacher as a student without temporal blocks, in eval mode: its depth is the teacher's."""
+    none = ScaleSpec(num_blocks=0)
+    return VideoMambaDepth(encoder, encoder.head, TemporalSpec(none, none, none, none), train_head=False).eval()
+
+
+def student_weights(student: VideoMambaDepth) -> dict[str, Tensor]:
+    """Return the weights that are the student's own: all but a frozen encoder's."""
+    others = ("encoder.",) if student.encoder.frozen else ()
+    return {name: t for name, t in student.state_dict().items() if not name.startswith(others)}
+
+
 def load_student_weights(student: VideoMambaDepth, weights: dict[str, Tensor], source: str) -> None:
     """Load weights strictly, from whatever dtype they are stored in, see `check_student_weights`.
 
     Raises:
         UserError: the weights are not those of this model.
     """
-    check_student_weights(student.student_state_dict(), weights, source)
+    check_student_weights(student_weights(student), weights, source)
     student.load_state_dict(weights, strict=False)
 
 

@@ -183,11 +183,11 @@ def check_values(state: DepthState) -> None:
             raise ValueError(f"state tensor {name} holds NaN or infinity; start afresh with states=None")
 
 
-def check_stream(state: DepthState, expected: DepthState) -> None:
-    """Refuse a state of another model, frame size, batch or memory; looks at no layer.
+def check_state(state: DepthState, expected: DepthState) -> None:
+    """Refuse a state that does not fit, with a message that says whether batch, resolution, dtype or model is wrong.
 
     Args:
-        expected: a fresh state of the right kind, with or without layers; it may live on the meta device.
+        expected: a new state of the right kind; its values do not matter (it may live on the meta device).
 
     Raises:
         ValueError: naming what differs and what to do.
@@ -216,18 +216,6 @@ def check_stream(state: DepthState, expected: DepthState) -> None:
         )
     if state.memory != expected.memory:
         raise ValueError(f"the state is of a stream with memory {state.memory:g}; this one has {expected.memory:g}")
-
-
-def check_state(state: DepthState, expected: DepthState) -> None:
-    """Refuse a state that does not fit, with a message that says whether batch, resolution, dtype or model is wrong.
-
-    Args:
-        expected: a fresh state of the right kind; its values do not matter (it may live on the meta device).
-
-    Raises:
-        ValueError: naming what differs and what to do.
-    """
-    check_stream(state, expected)
     want = {name: (tuple(t.shape), t.dtype) for name, t in expected.tensors().items()}
     check_tensors("state", state.tensors(), want)
 

@@ -75,29 +75,32 @@ class MotionEstimator:
         ratio = min(1.0, self.max_short_side / min(height, width))
         return max(DIS_MIN_SIZE_PX, round(height * ratio)), max(DIS_MIN_SIZE_PX, round(width * ratio))
 
-    def shrink(self, clip: Tensor) -> Tensor:
-        """Return a clip `[B, N, 3, H, W]` at the size that frames are compared at, float32."""
-        size = self.frame_size(clip.shape[-2], clip.shape[-1])
-        frames = clip.flatten(0, 1).float()
-        if frames.shape[-2:] != size:
-            frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
-        return frames.unflatten(0, clip.shape[:2])
-
     @torch.no_grad()
-    def __call__(self, frames: Tensor, before: Tensor, fresh: Tensor) -> Motion:
-        """Estimate the motion of a chunk.
+    def __call__(self, clip: Tensor, before: Tensor | None = None, new: Tensor | None = None) -> tuple[Motion, Tensor]:
+        """Estimate the motion of a chunk since the frame before each of its frames.
 
         Args:
-            frames: `[B, N, 3, h, w]` in [0, 1], as `shrink` returns them.
-            before: `[B, 3, h, w]`, the frame before the chunk; not read where `fresh [B]` bool is True.
+            clip: `[B, N, 3, H, W]` in [0, 1].
+            before: `[B, 3, h, w]`, the last frame of the chunk before, as it was returned; None: there is none.
+            new: `[B]` bool, streams that start with this chunk, whose `before` is not read; None: none of them.
+
+        Returns:
+            the motion, and the last frame at the size that frames are compared at, `[B, 3, h, w]` float32.
         """
-        before = torch.where(fresh.view(-1, 1, 1, 1), frames[:, 0], before)
-        earlier = torch.cat([before.unsqueeze(1), frames[:, :-1]], 1).flatten(0, 1)
-        now = frames.flatten(0, 1)
+        size = self.frame_size(clip.shape[-2], clip.shape[-1])
+        now = clip.flatten(0, 1).float()
+        if now.shape[-2:] != size:
+            now = F.interpolate(now, size, mode="bilinear", antialias=True)  # [B·N, 3, h, w]
+        frames = now.unflatten(0, clip.shape[:2])
+        if new is None:
+            new = torch.full(clip.shape[:1], before is None, device=clip.device)
+        is_new = new.view(-1, 1, 1, 1)
+        first = frames[:, 0] if before is None else torch.where(is_new, frames[:, 0], before)
+        earlier = torch.cat([first.unsqueeze(1), frames[:, :-1]], 1).flatten(0, 1)  # [B·N, 3, h, w], one frame back
         back, forth = self.flow(now, earlier), self.flow(earlier, now)
-        trusted = consistency_mask(back, forth).unflatten(0, frames.shape[:2])
-        trusted[:, 0] &= ~fresh.view(-1, 1, 1, 1)
-        return Motion(back.unflatten(0, frames.shape[:2]), trusted)
+        trusted = consistency_mask(back, forth).unflatten(0, clip.shape[:2])
+        trusted[:, 0] &= ~is_new  # nothing was seen before the first frame
+        return Motion(back.unflatten(0, clip.shape[:2]), trusted), frames[:, -1]
 
 
 class TokenWarp:

@@ -36,12 +36,12 @@ def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def compile_frames(model: Any, device: torch.device) -> None:
-    """Compile what every frame runs through, `model.encoder.encode_frame` and `model.decode`, in place.
+    """Compile what every frame runs through, encoder and decoder, in place.
 
     On CUDA as graphs that are replayed, which need frames of one size, as a stream has.
     """
     mode = "reduce-overhead" if device.type == "cuda" else "default"
-    for owner, name in ((model.encoder, "encode_pixels"), (model, "decode")):
+    for owner, name in ((model.encoder, "encode_pixels"), (model, "_decode")):
         setattr(owner, name, _detached_from_graph(torch.compile(getattr(owner, name), mode=mode, dynamic=False)))
 
 

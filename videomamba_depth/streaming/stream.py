@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
-from videomamba_depth.models.videomamba_depth import explain_mixed_weights
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.streaming.placement import compile_frames, place
-from videomamba_depth.streaming.predictor import Predictor, load_predictor
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -60,7 +60,7 @@ class DepthStream:
 
     def __init__(
         self,
-        checkpoint: str | Path | Predictor,
+        checkpoint: str | Path | VideoMambaDepth,
         *,
         device: str = "auto",
         dtype: str = "float32",
@@ -80,15 +80,15 @@ class DepthStream:
             raise ValueError(f"batch_size must be a whole number from 1; got {describe(batch_size)}")
         self.device, self.dtype = resolve_device(device), DTYPES[dtype]
         self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
-        self.model: Predictor
+        self.model: VideoMambaDepth
         if isinstance(checkpoint, str | Path):
-            self.model = load_predictor(checkpoint, input_size)
-        elif isinstance(checkpoint, Predictor):
+            self.model = load_student(checkpoint, input_size)
+        elif isinstance(checkpoint, VideoMambaDepth):
             self.model = checkpoint
         else:
             raise ValueError(f"checkpoint must be a path, a name or a student; got {describe(checkpoint)}")
         try:
-            self.model.check_memory(memory)
+            check_memory(self.model, memory)
         except ValueError as error:
             raise UserError(str(error)) from error
         self.memory = float(memory)
@@ -210,16 +210,16 @@ class DepthStream:
                 f"the stream has frames of {self._states.image_size} (height, width) px; got {image_size}: resize them,"
                 " or start afresh with reset()"
             )
-        with autocast(self.device, self.dtype), explain_mixed_weights(self.model):
-            features = self.model.encode(rgb.unsqueeze(1))
+        with autocast(self.device, self.dtype):
+            clip = rgb.unsqueeze(1)
+            features = self.model.encode(clip)
             before = self._start(image_size) if self._states is None else self._states
             reasons = ["" if int(t) else "start" for t in before.frame_index]
             frame, states = NextFrame(rgb, features["s3"].squeeze(1), timestamps_s, before, reasons), before
             for hook in self.hooks:
                 states = hook.before_frame(frame, states)
-            motion, states = self.model.observe(rgb.unsqueeze(1), states)
             out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
-            depth, states, _ = self.model.predict(features, states, image_size, motion, out_size)
+            depth, states, _ = self.model(clip, states, features=features, out_size=out_size)
         depth = depth.squeeze(1).float()
         if not bool(torch.isfinite(depth).all()):
             numbers = ", ".join(str(number) for number in before.frame_index.tolist())

@@ -21,7 +21,8 @@ from videomamba_depth.training.objective import ChunkTarget
 class Chunk(NamedTuple):
     """What the student is given for a piece of a clip, and what it should make of it."""
 
-    inputs: ClipFeatures | Tensor  # features; rgb [B, N, 3, H, W] for an encoder that learns
+    rgb: Tensor  # [B, N, 3, H, W]
+    features: ClipFeatures | None  # of rgb; None for an encoder that learns
     motion: Motion | None
     target: ChunkTarget
 
@@ -51,11 +52,10 @@ class LabelledClip:
 
     def chunk(self, start: int, stop: int) -> Chunk:
         """Return the frames [start, stop)."""
-        inputs: ClipFeatures | Tensor = self.rgb[:, start:stop]
-        if self.features is not None:
-            inputs = {name: x[:, start:stop] for name, x in self.features.items()}
+        features = None if self.features is None else {name: x[:, start:stop] for name, x in self.features.items()}
+        motion = None if self.motion is None else self.motion.chunk(start, stop)
         target = ChunkTarget(*(x[:, start:stop] for x in self.target))
-        return Chunk(inputs, None if self.motion is None else self.motion.chunk(start, stop), target)
+        return Chunk(self.rgb[:, start:stop], features, motion, target)
 
 
 class Labeller:
@@ -117,20 +117,14 @@ class Labeller:
         valid = torch.isfinite(depth)
         static = batch["static"].to(device) if "static" in batch else self._static(clean)
         video_ids = tuple(meta.video_id for meta in batch["meta"])
-        return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, self._motion(rgb), video_ids)
+        motion = None if self.motion is None else self.motion(rgb)[0]
+        return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, motion, video_ids)
 
     def _label_whole(self, whole: WholeFrames, device: torch.device) -> Tensor:
         """Label a clip's frames as they were before the crop, as a teacher cache does, and cut the label out."""
         clip = whole.rgb.to(device).permute(0, 3, 1, 2).float().div_(255).unsqueeze(0)
         depth = self._decode(self._encode(self.teacher, clip), clip)[0, :, 0]
         return transform_map("teacher_depth", depth.cpu().numpy(), whole.geometry).to(device)
-
-    def _motion(self, rgb: Tensor) -> Motion | None:
-        if self.motion is None:
-            return None
-        frames = self.motion.shrink(rgb)
-        fresh = torch.ones(len(rgb), dtype=torch.bool, device=rgb.device)
-        return self.motion(frames, frames[:, 0], fresh)
 
     def _encode(self, encoder: nn.Module, clip: Tensor) -> ClipFeatures:
         passes = []

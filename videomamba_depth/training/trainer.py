@@ -25,10 +25,10 @@ from videomamba_depth.models.checkpoint import (
     load_student_weights,
     read_description,
     read_weights,
+    student_weights,
 )
 from videomamba_depth.models.depth_state import DepthState
-from videomamba_depth.models.motion import Motion
-from videomamba_depth.models.videomamba_depth import ClipFeatures, Prediction, VideoMambaDepth
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.labeller import Chunk, LabelledClip, Labeller
 from videomamba_depth.training.objective import Objective
@@ -89,33 +89,6 @@ class TrainerSettings:
     seed: int = 0  # of the resets
 
 
-class StudentForward(nn.Module):
-    """The trainable part of the student as one call, for DDP and torch.compile to wrap."""
-
-    def __init__(self, student: VideoMambaDepth) -> None:
-        super().__init__()
-        self.temporal, self.head, self.output = student.temporal, student.head, student.output
-        # Not registered as a submodule: a frozen encoder takes no part in gradient synchronisation.
-        self._student = (student,)
-        if not student.encoder.frozen:
-            self.encoder = student.encoder
-
-    def forward(
-        self,
-        inputs: ClipFeatures | Tensor,
-        states: DepthState | None,
-        image_size: tuple[int, int],
-        motion: Motion | None = None,
-    ) -> Prediction:
-        """Return what `VideoMambaDepth.predict` returns.
-
-        Args:
-            inputs: features, or rgb `[B, N, 3, H, W]` for an encoder that learns.
-        """
-        features = self._student[0].encode(inputs) if isinstance(inputs, Tensor) else inputs
-        return self._student[0].predict(features, states, image_size, motion)
-
-
 class Trainer:
     """Trains a student on labelled clips; `fit` runs to the last step, or until it is asked to stop.
 
@@ -150,9 +123,9 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             ranks.device.type, enabled=settings.autocast_dtype == torch.float16 and ranks.device.type == "cuda"
         )
-        self._forward: nn.Module = StudentForward(student)
+        self._forward: nn.Module = student
         if settings.compile:
-            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
+            self._forward = torch.compile(student)  # type: ignore[assignment]
         if ranks.world_size > 1:
             self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
         self.step = 0
@@ -160,7 +133,7 @@ class Trainer:
         self._clip: LabelledClip | None = None
         self._clip_batch = -1  # which batch _clip is
         self._stop_signal: int | None = None
-        self._average = WeightAverage(student.student_state_dict(), settings.ema_decay)
+        self._average = WeightAverage(student_weights(student), settings.ema_decay)
 
     def fit(self) -> bool:
         """Train to `settings.steps`; return False if a signal ended the run before, after saving it.
@@ -235,7 +208,7 @@ class Trainer:
             self._refuse("the gradient norm")
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._average.update(self.student.student_state_dict(), self.step)
+        self._average.update(student_weights(self.student), self.step)
         return {**record, "optim/lr": lr, "optim/grad_norm": float(norm)}, frames
 
     def _train_chunk(self, batches: Iterator[dict[str, Any]], synchronise: bool) -> tuple[dict[str, float], int]:
@@ -248,11 +221,10 @@ class Trainer:
                 f" {clip.num_frames}; delete its folder to go back to the one before"
             )
         chunk = self._restart_some(clip.chunk(start, stop), clip.rgb.shape[0])
-        image_size = (clip.rgb.shape[-2], clip.rgb.shape[-1])
         defer = not synchronise and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if defer else nullcontext():  # type: ignore[operator]
             with self.labeller.autocast(self.ranks.device):
-                predicted = self._forward(chunk.inputs, self._carry.states, image_size, chunk.motion)
+                predicted = self._forward(chunk.rgb, self._carry.states, features=chunk.features, motion=chunk.motion)
             summaries = [summary for scale in predicted.summaries.values() for summary in scale]
             sums, tail = self.objective(predicted.depth, chunk.target, summaries, self._carry.tail)
             # Every mean runs over the valid elements of all ranks; DDP divides gradients by their number.
@@ -328,10 +300,8 @@ class Trainer:
         if self._clip is None:
             return
         chunk = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))
-        size = (self._clip.rgb.shape[-2], self._clip.rgb.shape[-1])
         with torch.no_grad(), self.labeller.autocast(self.ranks.device):
-            inputs = self.student.encode(chunk.inputs) if isinstance(chunk.inputs, Tensor) else chunk.inputs
-            depth = self.student.predict(inputs, None, size, chunk.motion).depth
+            depth = self.student(chunk.rgb, features=chunk.features, motion=chunk.motion).depth
         picture = preview_picture(self._clip.rgb[0, depth.shape[1] - 1], chunk.target.depth[0, -1], depth[0, -1])
         write_picture(self.run.pictures / f"step_{self.step:08d}.png", picture)
         run_log.picture(self.step, picture)
@@ -361,7 +331,7 @@ class Trainer:
             raise UserError(f"the checkpoint of step {self.step} failed: {error}; {self._last_checkpoint()}") from error
 
     def _shared_tensors(self) -> dict[str, Tensor]:
-        tensors = {f"weight.{name}": t for name, t in self.student.student_state_dict().items()}
+        tensors = {f"weight.{name}": t for name, t in student_weights(self.student).items()}
         for i, state in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
         return tensors
@@ -390,7 +360,7 @@ class Trainer:
         read_description(folder)
         self.step, self._position, tensors, scaler = load_shared(folder)
         weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
-        own = self.student.student_state_dict()
+        own = student_weights(self.student)
         check_student_weights(own, weights, str(folder), same_dtype=True)
         load_student_weights(self.student, weights, str(folder))
         state = optimizer_state(self._optimizer, tensors)
