@@ -55,8 +55,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     before = (run / "last" / "trainer.safetensors").read_bytes()
     from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
-    decode = VideoMambaDepth.decode
-    monkeypatch.setattr(VideoMambaDepth, "decode", lambda *args: decode(*args) * float("inf"))
+    decode = VideoMambaDepth._decode
+    monkeypatch.setattr(VideoMambaDepth, "_decode", lambda *args: decode(*args) * float("inf"))
     with pytest.raises(UserError, match=r"loss .* at step 3, batch \d+, frame \d+ \(videos: synthetic/.* is intact"):
         train(run, tiny_teacher_folder, "trainer.steps=4")
     assert (run / "last" / "trainer.safetensors").read_bytes() == before
