@@ -51,8 +51,9 @@ def test_a_chunk_has_the_same_frames_in_all_its_parts(tiny_encoder: DepthAnythin
     motion = MotionEstimator(MotionSpec())
     whole = Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, motion=motion)(batch, torch.device("cpu"))
     chunk = whole.chunk(2, 5)
-    assert isinstance(chunk.inputs, dict)
-    for name, features in chunk.inputs.items():
+    assert chunk.features is not None
+    assert torch.equal(chunk.rgb, clip[:, 2:5])
+    for name, features in chunk.features.items():
         wanted = tiny_encoder.encode_frame(clip[0, 2:])[name]
         torch.testing.assert_close(features[0], wanted, rtol=0, atol=1e-5)
     torch.testing.assert_close(chunk.target.depth[0], tiny_encoder.predict_depth(clip[0, 2:]), rtol=0, atol=1e-5)
