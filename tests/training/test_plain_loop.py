@@ -16,7 +16,7 @@ from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.losses import mean_of_sums
-from videomamba_depth.models.checkpoint import read_weights
+from videomamba_depth.models.checkpoint import read_weights, student_weights
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.run_folder import RunFolder
@@ -57,7 +57,7 @@ def plain_loop(trainer: Trainer) -> tuple[VideoMambaDepth, dict[str, Tensor], li
         {"params": still, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
-    average = {name: w.clone() for name, w in student.student_state_dict().items()}
+    average = {name: w.clone() for name, w in student_weights(student).items()}
     batches = trainer._batches_from(0)
     clip: Any = None
     start, states, tail, records = 0, None, None, []
@@ -73,7 +73,7 @@ def plain_loop(trainer: Trainer) -> tuple[VideoMambaDepth, dict[str, Tensor], li
                 clip = trainer.labeller(next(batches), CPU)
                 start, states, tail = 0, None, None
             chunk = slice(start, min(start + CHUNK, clip.rgb.shape[1]))
-            depth, states = student(clip.rgb[:, chunk], states)
+            depth, states, _ = student(clip.rgb[:, chunk], states)
             target = type(clip.target)(*(x[:, chunk] for x in clip.target))
             sums, tail = trainer.objective(depth, target, (), tail)
             loss = torch.stack([mean_of_sums(*term) for term in sums.values()]).sum() / ACCUMULATE
@@ -82,7 +82,7 @@ def plain_loop(trainer: Trainer) -> tuple[VideoMambaDepth, dict[str, Tensor], li
         norm = nn.utils.clip_grad_norm_(learnt.values(), CLIP)
         optimizer.step()
         decay = min(DECAY, (1 + step) / (10 + step))
-        for name, w in student.student_state_dict().items():
+        for name, w in student_weights(student).items():
             average[name] = decay * average[name] + (1 - decay) * w
         records.append({"loss/total": loss_sum, "optim/lr": lr, "optim/grad_norm": float(norm)})
     return student, average, records
@@ -90,7 +90,7 @@ def plain_loop(trainer: Trainer) -> tuple[VideoMambaDepth, dict[str, Tensor], li
 
 def test_the_trainer_is_the_plain_loop(tmp_path: Path, tiny_teacher_folder: str) -> None:
     trainer = small_trainer(tmp_path, tiny_teacher_folder)
-    before = copy.deepcopy(trainer.student.student_state_dict())
+    before = copy.deepcopy(student_weights(trainer.student))
     student, average, records = plain_loop(trainer)
     assert trainer.fit()
     for expected, got in zip(records, read_json_lines(trainer.run.path / "metrics.jsonl"), strict=True):
@@ -99,9 +99,9 @@ def test_the_trainer_is_the_plain_loop(tmp_path: Path, tiny_teacher_folder: str)
     assert max(record["optim/grad_norm"] for record in records) > CLIP  # else clipping would not be seen
     saved = read_weights(trainer.run.last / "student.safetensors")
     moved = 0.0
-    for name, w in trainer.student.student_state_dict().items():
-        torch.testing.assert_close(w, student.student_state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
+    for name, w in student_weights(trainer.student).items():
+        torch.testing.assert_close(w, student_weights(student)[name], rtol=1e-4, atol=1e-5, msg=name)
         torch.testing.assert_close(saved[name], average[name], rtol=1e-4, atol=1e-5, msg=name)
         moved = max(moved, float((w - before[name]).abs().max()))
     assert moved > 100 * 1e-5
-    assert any(not torch.allclose(saved[name], w, atol=1e-3) for name, w in student.student_state_dict().items())
+    assert any(not torch.allclose(saved[name], w, atol=1e-3) for name, w in student_weights(student).items())
