@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec, TokenWarp, warp_map
+from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec, TokenWarp
 from videomamba_depth.models.output_refiner import CELL_PX, SLOW_PX, OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.flow_utils import backward_warp
+from videomamba_depth.utils.flow_utils import backward_warp, warp_map
 
 SIZE = (42, 56)
 

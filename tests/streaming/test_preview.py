@@ -22,7 +22,7 @@ from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.sinks.preview_window import PreviewWindow
 from videomamba_depth.streaming.sinks.video import FramePainter, PreviewSink
-from videomamba_depth.utils.color import Colouriser, ColourRange
+from videomamba_depth.utils.color import Colorizer, ColorRange
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -40,7 +40,7 @@ def frame(index: int) -> DepthFrame:
 
 
 def sink(shown_in: PreviewWindow, stop: threading.Event) -> PreviewSink:
-    return PreviewSink(shown_in, FramePainter(DepthKind.RELATIVE, ColourRange(), Colouriser()), stop)
+    return PreviewSink(shown_in, FramePainter(DepthKind.RELATIVE, ColorRange(), Colorizer()), stop)
 
 
 def test_closing_the_window_stops_the_stream() -> None:

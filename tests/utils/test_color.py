@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videomamba_depth.utils.color import COLOUR_MAPS, Colouriser, ColourRange, nearness
+from videomamba_depth.utils.color import COLOR_MAPS, Colorizer, ColorRange, nearness
 from videomamba_depth.utils.depth_kind import DepthKind
 
 
@@ -14,11 +14,11 @@ def ramp(low: float, high: float) -> np.ndarray:
 
 
 def test_first_frame_sets_the_percentiles() -> None:
-    assert ColourRange((10, 90)).update(ramp(0, 1), 0.0) == pytest.approx((0.1, 0.9), abs=1e-3)
+    assert ColorRange((10, 90)).update(ramp(0, 1), 0.0) == pytest.approx((0.1, 0.9), abs=1e-3)
 
 
 def test_one_odd_frame_hardly_moves_the_range() -> None:
-    colour_range = ColourRange(time_constant_s=2.0)
+    colour_range = ColorRange(time_constant_s=2.0)
     for i in range(100):
         steady = colour_range.update(ramp(1, 2), i / 30)
     after = colour_range.update(ramp(1, 20), 100 / 30)
@@ -29,7 +29,7 @@ def test_one_odd_frame_hardly_moves_the_range() -> None:
 def test_follows_with_the_time_constant_at_any_frame_rate() -> None:
     ends = []
     for fps in (10, 60):
-        colour_range = ColourRange((0, 100), time_constant_s=1.0)
+        colour_range = ColorRange((0, 100), time_constant_s=1.0)
         for i in range(20 * fps):
             colour_range.update(ramp(0, 1), i / fps)
         for i in range(fps):  # one second: 1 − 1/e of the way
@@ -39,14 +39,14 @@ def test_follows_with_the_time_constant_at_any_frame_rate() -> None:
 
 
 def test_reset_forgets() -> None:
-    colour_range = ColourRange((0, 100))
+    colour_range = ColorRange((0, 100))
     colour_range.update(ramp(0, 1), 0.0)
     colour_range.reset()
     assert colour_range.update(ramp(5, 9), 0.1) == (5, 9)
 
 
 def test_fixed_range_stays() -> None:
-    assert ColourRange(fixed=(1, 4)).update(ramp(0, 100), 0.0) == (1, 4)
+    assert ColorRange(fixed=(1, 4)).update(ramp(0, 100), 0.0) == (1, 4)
 
 
 def test_nearness() -> None:
@@ -55,9 +55,9 @@ def test_nearness() -> None:
     assert nearness(depth, DepthKind.METRIC).tolist() == [[2.0, 0.5, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize("name", COLOUR_MAPS)
+@pytest.mark.parametrize("name", COLOR_MAPS)
 def test_colours_ascend_from_dark_to_bright(name: str) -> None:
-    picture = Colouriser(name)(ramp(0, 1), (0.2, 0.8))
+    picture = Colorizer(name)(ramp(0, 1), (0.2, 0.8))
     assert picture.shape == (7, 143, 3)
     assert picture.dtype == np.uint8
     flat = picture.reshape(-1, 3).astype(int)
@@ -70,4 +70,4 @@ def test_colours_ascend_from_dark_to_bright(name: str) -> None:
 
 def test_constant_depth_does_not_divide_by_zero() -> None:
     with np.errstate(all="raise"):
-        assert Colouriser()(np.full((4, 4), 3.0, np.float32), (3.0, 3.0)).std((0, 1)).max() == 0
+        assert Colorizer()(np.full((4, 4), 3.0, np.float32), (3.0, 3.0)).std((0, 1)).max() == 0

@@ -33,7 +33,7 @@ from videomamba_depth.streaming.sources.files import FrameSource
 from videomamba_depth.streaming.sources.live import LatestFrames
 from videomamba_depth.streaming.sources.open import open_source
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.utils.color import Colouriser, ColourRange
+from videomamba_depth.utils.color import Colorizer, ColorRange
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.signals import STOPPED_STATUS
 
@@ -121,8 +121,8 @@ def build_painter(config: StreamConfig, kind: DepthKind) -> FramePainter:
     """Return what paints depth for one viewer."""
     low, high = config.colour_percentiles
     fixed = None if config.colour_range is None else (config.colour_range[0], config.colour_range[1])
-    colour_range = ColourRange((low, high), config.colour_time_constant_s, fixed)
-    return FramePainter(kind, colour_range, Colouriser(config.colour_map), config.video != "depth")
+    colour_range = ColorRange((low, high), config.colour_time_constant_s, fixed)
+    return FramePainter(kind, colour_range, Colorizer(config.colour_map), config.video != "depth")
 
 
 def build_outputs(config: StreamConfig, source: FrameSource) -> Outputs:

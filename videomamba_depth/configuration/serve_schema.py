@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from videomamba_depth.utils.color import COLOUR_MAPS
+from videomamba_depth.utils.color import COLOR_MAPS
 from videomamba_depth.utils.device import DTYPES
 from videomamba_depth.utils.settings import choice, device_name, path, ranged, text
 
@@ -23,7 +23,7 @@ class ServeConfig:
     threads: int | None = ranged(1, 1024, None)
     reset_at_cuts: bool
     max_gap_s: float | None = ranged(0, 1e9, None, open="low")
-    colour_map: str = choice(*COLOUR_MAPS)
+    colour_map: str = choice(*COLOR_MAPS)
     max_streams: int = ranged(1, 1024)
     max_upload_mb: float = ranged(0, 1e6, open="low")
     max_pixels: int = ranged(1, 10**9)

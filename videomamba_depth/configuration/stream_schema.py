@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from videomamba_depth.streaming.key_frames.key_frames import KeyFrameSettings
-from videomamba_depth.utils.color import COLOUR_MAPS
+from videomamba_depth.utils.color import COLOR_MAPS
 from videomamba_depth.utils.device import DTYPES
 from videomamba_depth.utils.settings import Range, choice, device_name, path, ranged
 
@@ -55,7 +55,7 @@ class StreamConfig:
     resolution: str = choice("source", "model")
     intrinsics: str | list[float] | None = path(None, numbers=Range(-1e9, 1e9, length=(4, 4)))
     ply_every: int = ranged(1, 10**9)
-    colour_map: str = choice(*COLOUR_MAPS)
+    colour_map: str = choice(*COLOR_MAPS)
     colour_percentiles: list[float] = ranged(0, 100, length=2)
     colour_time_constant_s: float = ranged(0, 1e9)
     colour_range: list[float] | None = ranged(-1e9, 1e9, None, length=2)

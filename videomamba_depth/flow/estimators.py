@@ -10,16 +10,16 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomamba_depth.flow.inverse_search import InverseSearchSettings, estimate
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.flow_utils import resize_flow, resize_maps
+from videomamba_depth.utils.images import LUMA
 
 DIS_PRESETS = ("ultrafast", "fast", "medium")
 DIS_MIN_SIZE_PX = 16
 RAFT_MIN_SIZE_PX = 128
-LUMA = (0.299, 0.587, 0.114)
 
 
 class FlowEstimator(Protocol):
@@ -132,11 +132,10 @@ class RAFTFlow:
         """
         _check_pair(source, target, 2)
         height, width = source.shape[-2:]
-        size = [max(RAFT_MIN_SIZE_PX, -(-side // 8) * 8) for side in (height, width)]
-        a, b = (2.0 * _resize(x.float().to(self.device), size) - 1.0 for x in (source, target))
+        size = (max(RAFT_MIN_SIZE_PX, -(-height // 8) * 8), max(RAFT_MIN_SIZE_PX, -(-width // 8) * 8))
+        a, b = (2.0 * resize_maps(x.float().to(self.device), size) - 1.0 for x in (source, target))
         flow = self.model(a, b, num_flow_updates=self.num_updates)[-1]
-        unit = torch.tensor([width / size[1], height / size[0]], device=self.device).view(1, 2, 1, 1)
-        return (_resize(flow, [height, width]) * unit).to(source.device)
+        return resize_flow(flow, (height, width)).to(source.device)
 
 
 def build_flow(name: str, weights_path: str | Path | None = None, device: str = "cpu") -> FlowEstimator:
@@ -185,12 +184,6 @@ def _luma8(frames: Tensor) -> list[np.ndarray]:
     weights = torch.tensor(LUMA, device=frames.device).view(1, 3, 1, 1)
     luma = (frames.detach().float() * weights).sum(dim=1)
     return list((luma * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
-
-
-def _resize(x: Tensor, size: list[int]) -> Tensor:
-    if list(x.shape[-2:]) == size:
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:

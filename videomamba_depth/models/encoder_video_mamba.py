@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.models.encoder_da import SCALES
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.images import check_rgb, shrink_images
@@ -19,7 +20,6 @@ from videomamba_depth.video_mamba.checkpoints import load_backbone
 from videomamba_depth.video_mamba.embedding import normalize_imagenet
 from videomamba_depth.video_mamba.variants import VARIANTS
 
-SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
 
 

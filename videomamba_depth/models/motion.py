@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, FlowEstimator, build_flow
-from videomamba_depth.utils.flow_utils import consistency_mask
+from videomamba_depth.utils.flow_utils import consistency_mask, resize_flow, resize_maps
 
 MOTION_FLOWS = ("dis", "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fast")
 CUBIC = -0.75  # of Keys' kernel, as in PyTorch's bicubic sampling
@@ -32,11 +32,9 @@ class Motion(NamedTuple):
         A cell of a coarser grid moves as its pixels do on average, and is trusted when most of them are.
         """
         flow, trusted = self.flow_px[:, t], self.trusted[:, t]
-        height, width = flow.shape[-2:]
-        if (height, width) == size:
+        if (flow.shape[-2], flow.shape[-1]) == size:
             return flow, trusted
-        unit = torch.tensor([size[1] / width, size[0] / height], dtype=flow.dtype, device=flow.device)
-        return _resize(flow, size) * unit.view(1, 2, 1, 1), _resize(trusted.float(), size) > 0.5
+        return resize_flow(flow, size, average=True), resize_maps(trusted.float(), size, average=True) > 0.5
 
 
 @dataclass(frozen=True)
@@ -133,15 +131,6 @@ class TokenWarp:
         return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum").view_as(tokens)
 
 
-def warp_map(values: Tensor, flow_px: Tensor) -> Tensor:
-    """Return a map `[B, C, H, W]` float moved along `flow_px [B, 2, H, W]`, bicubic, borders continued."""
-    height, width = values.shape[-2:]
-    x = torch.arange(width, device=values.device, dtype=values.dtype) + flow_px[:, 0].to(values.dtype)
-    y = torch.arange(height, device=values.device, dtype=values.dtype)[:, None] + flow_px[:, 1].to(values.dtype)
-    grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
-    return F.grid_sample(values, grid, mode="bicubic", padding_mode="border", align_corners=True)
-
-
 def _taps(x: Tensor, y: Tensor, first: Tensor, width: int, height: int, cubic: bool) -> tuple[Tensor, Tensor]:
     """Return the rows to sum and their weights, each `[B·h·w, K²]`, for positions x, y `[B, h, w]`."""
     columns, column_weights = _taps_1d(x, width, cubic)
@@ -164,9 +153,3 @@ def _taps_1d(position: Tensor, length: int, cubic: bool) -> tuple[Tensor, Tensor
         offsets = torch.arange(2, device=position.device)
         weight = torch.cat([1 - f, f], dim=-1)
     return (start.long().unsqueeze(-1) + offsets).clamp(0, length - 1), weight
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]:
-        return F.adaptive_avg_pool2d(maps, size)
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videomamba_depth.models.motion import Motion, warp_map
+from videomamba_depth.models.motion import Motion
+from videomamba_depth.utils.flow_utils import warp_map
 
 EDGE_PX = 2  # trust fades out this far from pixels that are not trusted, so that none of their edges is drawn
 CELL_PX = 14  # what is coarser than this is smoothed and continued as coarse: a token of Depth Anything

@@ -26,7 +26,7 @@ from videomamba_depth.serving.same_origin import SameOrigin
 from videomamba_depth.serving.settings import ServeSettings, Slots
 from videomamba_depth.serving.turns import Turns
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.utils.color import Colouriser
+from videomamba_depth.utils.color import Colorizer
 from videomamba_depth.utils.errors import UserError
 
 _STATIC = Path(__file__).parent / "static"
@@ -65,7 +65,7 @@ class DepthPage:
 
     async def about(self, _: Request) -> JSONResponse:
         """Return what the page shows before anything runs."""
-        ramp = Colouriser(self.settings.colour_map).ramp(16)
+        ramp = Colorizer(self.settings.colour_map).ramp(16)
         limits = {"max_upload_mb": self.settings.max_upload_mb, "longest_px": self.settings.longest_px}
         return JSONResponse({"depth_kind": self._depth_kind, "colours": ramp, **limits})
 

@@ -11,7 +11,7 @@ from videomamba_depth.serving.decoder import Picture
 from videomamba_depth.serving.messages import message
 from videomamba_depth.serving.turns import Turns
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.utils.color import Colouriser, ColourRange, nearness
+from videomamba_depth.utils.color import Colorizer, ColorRange, nearness
 from videomamba_depth.utils.errors import UserError
 
 _JPEG_QUALITY = 85
@@ -27,7 +27,7 @@ class DepthView:
 
     def __init__(self, stream: DepthStream, turns: Turns, colour_map: str) -> None:
         self._stream, self._turns = stream, turns
-        self._range, self._colouriser = ColourRange(), Colouriser(colour_map)
+        self._range, self._colouriser = ColorRange(), Colorizer(colour_map)
         self._size: tuple[int, ...] = ()
         self.num_frames = 0
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.utils.checkpoint import Layout, check_tensors
+from videomamba_depth.utils.images import LUMA
 
-_LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 _BINS = 64
 _FEATURE_GRID, _PATTERN_GRID = 4, 8
 _LUMA_SIDE = 64  # px; the histogram is taken over a frame averaged down to about this size
@@ -81,7 +81,7 @@ class ResetPolicy(StreamHook):
 
     def _find_cuts(self, kept: dict[str, Tensor], rgb: Tensor, features: Tensor) -> Tensor:
         """Return where a cut is, `[B]` bool, and put what the next frames are compared with into `kept`."""
-        luma = (rgb.float() * rgb.new_tensor(_LUMA, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
+        luma = (rgb.float() * rgb.new_tensor(LUMA, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
         now = {
             "histogram": luma_histogram(luma),
             "features": layout(features, _FEATURE_GRID),

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videomamba_depth.utils.color import INFERNO
+
 
 def preview_picture(rgb: Tensor, teacher: Tensor, student: Tensor) -> np.ndarray:
     """Return uint8 `[H, 3W, 3]`: input, teacher's depth, student's depth in the teacher's colour range.
@@ -33,4 +35,4 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 def _colour(depth: Tensor, low: float, high: float) -> np.ndarray:
     scaled = (depth[0].float() - low) / max(high - low, 1e-6)
     grey = (scaled.clamp(0, 1) * 255).byte().cpu().numpy()
-    return cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[..., ::-1]
+    return INFERNO.paint(grey)

@@ -1,4 +1,4 @@
-"""Depth as colours whose meaning does not flicker."""
+"""Depth as colors whose meaning does not flicker."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import numpy as np
 
 from videomamba_depth.utils.depth_kind import DepthKind
 
-COLOUR_MAPS = {
+COLOR_MAPS = {
     "inferno": cv2.COLORMAP_INFERNO,
     "magma": cv2.COLORMAP_MAGMA,
     "turbo": cv2.COLORMAP_TURBO,
     "viridis": cv2.COLORMAP_VIRIDIS,
-    "grey": None,
+    "gray": None,
+    "grey": None,  # as 0.1 spelled it
 }
-"""Names of the colour maps; near is bright (turbo: red) in all of them."""
+"""Names of the color maps; near is bright (turbo: red) in all of them."""
 
-_MAX_SAMPLES = 40_000  # pixels that percentiles are taken over; more changes them by less than a colour step
+_MAX_SAMPLES = 40_000  # pixels that percentiles are taken over; more changes them by less than a color step
 _MIN_DEPTH_M = 1e-3
 
 
 def nearness(depth: np.ndarray, kind: DepthKind) -> np.ndarray:
-    """Return what is coloured, float32 `[h, w]`, larger is nearer: relative depth itself, 1/m of metric depth.
+    """Return what is colored, float32 `[h, w]`, larger is nearer: relative depth itself, 1/m of metric depth.
 
     Pixels that are not finite become 0, as far away.
     """
@@ -34,8 +35,8 @@ def nearness(depth: np.ndarray, kind: DepthKind) -> np.ndarray:
     return depth.astype(np.float32, copy=False)
 
 
-class ColourRange:
-    """The range of nearness that is spread over the colour map: running percentiles, smoothed over time.
+class ColorRange:
+    """The range of nearness that is spread over the color map: running percentiles, smoothed over time.
 
     Per frame, the percentiles of that frame move an exponential average whose weight is that of a plain mean at first
     and `1 − exp(−Δt/τ)` later. A single frame never sets the range, except the first of a shot.
@@ -55,7 +56,7 @@ class ColourRange:
         if not 0 <= percentiles[0] < percentiles[1] <= 100:
             raise ValueError(f"percentiles must ascend within [0, 100]; got {percentiles}")
         if fixed is not None and fixed[0] >= fixed[1]:
-            raise ValueError(f"a fixed colour range must ascend; got {fixed}")
+            raise ValueError(f"a fixed color range must ascend; got {fixed}")
         self.percentiles, self.time_constant_s, self.fixed = percentiles, time_constant_s, fixed
         self.reset()
 
@@ -66,7 +67,7 @@ class ColourRange:
         self._last_s = 0.0
 
     def update(self, near: np.ndarray, timestamp_s: float) -> tuple[float, float]:
-        """Take in a frame's nearness `[h, w]`, shown at `timestamp_s`, and return (low, high) to colour it with."""
+        """Take in a frame's nearness `[h, w]`, shown at `timestamp_s`, and return (low, high) to color it with."""
         if self.fixed is not None:
             return self.fixed
         stride = max(1, math.isqrt(near.size // _MAX_SAMPLES))
@@ -82,24 +83,31 @@ class ColourRange:
         return float(self._bounds[0]), float(self._bounds[1])
 
 
-class Colouriser:
-    """Turn nearness into uint8 RGB `[h, w, 3]` with a named colour map."""
+class Colorizer:
+    """Turn nearness into uint8 RGB `[h, w, 3]` with a named color map."""
 
-    def __init__(self, colour_map: str = "inferno") -> None:
-        if colour_map not in COLOUR_MAPS:
-            raise ValueError(f"colour map must be one of {', '.join(COLOUR_MAPS)}; got '{colour_map}'")
+    def __init__(self, color_map: str = "inferno") -> None:
+        if color_map not in COLOR_MAPS:
+            raise ValueError(f"color map must be one of {', '.join(COLOR_MAPS)}; got '{color_map}'")
         ramp = np.arange(256, dtype=np.uint8)[:, None]
-        code = COLOUR_MAPS[colour_map]
+        code = COLOR_MAPS[color_map]
         table = np.repeat(ramp, 3, 1)[:, None] if code is None else cv2.applyColorMap(ramp, code)[..., ::-1]
         self._table = np.ascontiguousarray(table)  # [256, 1, 3] RGB
 
     def ramp(self, count: int) -> list[str]:
-        """Return `count` colours from far to near, as "#rrggbb"."""
+        """Return `count` colors from far to near, as "#rrggbb"."""
         return ["#" + bytes(self._table[round(i)][0]).hex() for i in np.linspace(0, 255, count)]
 
     def __call__(self, near: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-        """Colour nearness `[h, w]`; values outside `bounds` take the colours at the ends."""
+        """Color nearness `[h, w]`; values outside `bounds` take the colors at the ends."""
         low, high = bounds
         span = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-12)
         level = (near - low) * np.float32(255 / span)
-        return cv2.applyColorMap(np.clip(level, 0, 255).astype(np.uint8), self._table)
+        return self.paint(np.clip(level, 0, 255).astype(np.uint8))
+
+    def paint(self, levels: np.ndarray) -> np.ndarray:
+        """Color uint8 levels `[h, w]`: uint8 RGB `[h, w, 3]`."""
+        return cv2.applyColorMap(levels, self._table)
+
+
+INFERNO = Colorizer("inferno")

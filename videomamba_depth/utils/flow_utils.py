@@ -1,4 +1,4 @@
-"""Optical flow: warping, and the masks that say where flow can be trusted.
+"""Optical flow: warping, resizing, and the masks of where flow can be trusted.
 
 A flow `a → b` is in pixels, channels (x right, y down), and lives on the pixels of a: pixel p of a is at p +
 flow(p) in b. The estimators are in `flow/estimators.py`.
@@ -29,21 +29,53 @@ def backward_warp(
     """
     if x.ndim != 4 or flow.ndim != 4 or flow.shape[1] != 2 or x.shape[-2:] != flow.shape[-2:]:
         raise ValueError(f"x must be [K,C,H,W] and flow [K,2,H,W] of one size; got {list(x.shape)}, {list(flow.shape)}")
-    height, width = x.shape[-2:]
     values = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    in_bounds = in_bounds_mask(flow)
     finite = torch.isfinite(flow).all(dim=1, keepdim=True)
-    target = _pixel_grid(flow, values.dtype) + torch.where(finite, flow.to(values.dtype), 0.0)
-    size = torch.tensor([max(width - 1, 1), max(height - 1, 1)], dtype=values.dtype, device=values.device)
-    grid = 2.0 * target.permute(0, 2, 3, 1) / size - 1.0
-    warped = F.grid_sample(values, grid, mode=mode, padding_mode="border", align_corners=True)
-    return torch.where(finite, warped, 0.0).to(x.dtype), in_bounds
+    target = pixel_grid(flow, values.dtype) + torch.where(finite, flow.to(values.dtype), 0.0)
+    warped = sample_px(values, target.permute(0, 2, 3, 1), mode)
+    return torch.where(finite, warped, 0.0).to(x.dtype), in_bounds_mask(flow)
+
+
+def sample_px(maps: Tensor, points_px: Tensor, mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear") -> Tensor:
+    """Return maps [K,C,H,W] at the points (x, y) px [K,h,w,2], as [K,C,h,w]; border values beyond the border."""
+    height, width = maps.shape[-2:]
+    size = points_px.new_tensor([max(width - 1, 1), max(height - 1, 1)])
+    return F.grid_sample(maps, 2.0 * points_px / size - 1.0, mode=mode, padding_mode="border", align_corners=True)
+
+
+def warp_map(values: Tensor, flow_px: Tensor) -> Tensor:
+    """Return a map [B,C,H,W] float moved along `flow_px` [B,2,H,W], bicubic, borders continued.
+
+    `backward_warp` without its masks. Coordinates are scaled in another order, which differs in the last bit: the
+    recurrent depth of every trained student went through this one, and it is what exported graphs hold.
+    """
+    height, width = values.shape[-2:]
+    x = torch.arange(width, device=values.device, dtype=values.dtype) + flow_px[:, 0].to(values.dtype)
+    y = torch.arange(height, device=values.device, dtype=values.dtype)[:, None] + flow_px[:, 1].to(values.dtype)
+    grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
+    return F.grid_sample(values, grid, mode="bicubic", padding_mode="border", align_corners=True)
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int], *, average: bool = False) -> Tensor:
+    """Return maps [K,C,H,W] at `size` (height, width): bilinear, or with `average` the mean where they shrink."""
+    if (maps.shape[-2], maps.shape[-1]) == size:
+        return maps
+    if average and size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int], *, average: bool = False) -> Tensor:
+    """Return a flow [K,2,H,W] px at another size, in px of that size; see `resize_maps`."""
+    height, width = flow.shape[-2:]
+    unit = torch.tensor([size[1] / width, size[0] / height], dtype=flow.dtype, device=flow.device)
+    return resize_maps(flow, size, average=average) * unit.view(1, 2, 1, 1)
 
 
 def in_bounds_mask(flow: Tensor) -> Tensor:
-    """Return [K,1,H,W] bool: p + flow(p) lies inside the frame, pixel centres included; False for NaN."""
+    """Return [K,1,H,W] bool: p + flow(p) lies inside the frame, pixel centers included; False for NaN."""
     height, width = flow.shape[-2:]
-    target = _pixel_grid(flow, flow.dtype if flow.dtype == torch.float64 else torch.float32) + flow
+    target = pixel_grid(flow, flow.dtype if flow.dtype == torch.float64 else torch.float32) + flow
     x, y = target[:, :1], target[:, 1:]
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
@@ -69,7 +101,7 @@ def consistency_mask(flow_ab: Tensor, flow_ba: Tensor, alpha: float = 0.01, beta
 
 
 def rgb_consistency_mask(source: Tensor, target: Tensor, flow: Tensor, max_change: float = 0.06) -> Tensor:
-    """Return where the colour found along the flow is the same: mean over channels |source − w(target)| <
+    """Return where the color found along the flow is the same: mean over channels |source − w(target)| <
     max_change.
 
     source, target: [K,3,H,W] in [0,1]; flow: source → target [K,2,H,W] px; returns [K,1,H,W] bool.
@@ -82,18 +114,18 @@ def trust_mask(
     source: Tensor, target: Tensor, flow_st: Tensor, flow_ts: Tensor, max_rgb_change: float = 0.06
 ) -> Tensor:
     """Return [K,1,H,W] bool on the pixels of source: in bounds, forward-backward consistent and of equal
-    colour.
+    color.
     """
-    colour = rgb_consistency_mask(source, target, flow_st, max_rgb_change)
-    return consistency_mask(flow_st, flow_ts) & colour
+    color = rgb_consistency_mask(source, target, flow_st, max_rgb_change)
+    return consistency_mask(flow_st, flow_ts) & color
 
 
-def _pixel_grid(flow: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return [1,2,H,W], the x and y of every pixel."""
-    height, width = flow.shape[-2:]
+def pixel_grid(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return [1,2,H,W], the x and y px of every pixel of a map [...,H,W]."""
+    height, width = like.shape[-2:]
     y, x = torch.meshgrid(
-        torch.arange(height, device=flow.device, dtype=dtype),
-        torch.arange(width, device=flow.device, dtype=dtype),
+        torch.arange(height, device=like.device, dtype=dtype),
+        torch.arange(width, device=like.device, dtype=dtype),
         indexing="ij",
     )
     return torch.stack([x, y])[None]

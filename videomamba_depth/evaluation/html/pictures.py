@@ -18,6 +18,7 @@ from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
 from videomamba_depth.evaluation.rows import Scene, common_disparity
 from videomamba_depth.flow.frame_view import Frames, first_frames, on_disk
+from videomamba_depth.utils.color import INFERNO
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class ClipView:
         slices = [Slice("input", _png(_enlarged(self._slice(self.rgb))))]
         unit = max(0.15 * (self._range[1] - self._range[0]), 1e-12)
         for row, values in self._slices.items():
-            coloured = cv2.applyColorMap(self._to_levels(values), cv2.COLORMAP_INFERNO)[..., ::-1]
+            coloured = INFERNO.paint(self._to_levels(values))
             jumps = np.clip(_second_difference(values) / unit, -1, 1)
             slices.append(Slice(row, _png(_enlarged(coloured)), _png(_enlarged(_diverging(jumps)))))
         video, why = (b"", "not asked for") if not self.video_frames else (self._encode(), "")
@@ -127,7 +128,7 @@ class ClipView:
     def _frame(self, t: int) -> np.ndarray:
         tiles = [_tile(self.rgb[t], "input")]
         for row, levels in self._levels.items():
-            tiles.append(_tile(cv2.applyColorMap(levels[t], cv2.COLORMAP_INFERNO)[..., ::-1], row))
+            tiles.append(_tile(INFERNO.paint(levels[t]), row))
         columns = len(tiles) if len(tiles) <= 3 else (len(tiles) + 1) // 2
         tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
         rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]

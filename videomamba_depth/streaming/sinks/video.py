@@ -16,7 +16,7 @@ from videomamba_depth.data.video.reader import VideoWriter
 from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.sinks.preview_window import PreviewWindow
 from videomamba_depth.utils.atomic import replacing
-from videomamba_depth.utils.color import Colouriser, ColourRange, nearness
+from videomamba_depth.utils.color import Colorizer, ColorRange, nearness
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import JsonLines
@@ -36,7 +36,7 @@ class FramePainter:
     """
 
     def __init__(
-        self, kind: DepthKind, colour_range: ColourRange, colouriser: Colouriser, side_by_side: bool = True
+        self, kind: DepthKind, colour_range: ColorRange, colouriser: Colorizer, side_by_side: bool = True
     ) -> None:
         self._kind, self._side_by_side = kind, side_by_side
         self._range, self._colouriser = colour_range, colouriser

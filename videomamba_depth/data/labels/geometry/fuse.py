@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from videomamba_depth.data.labels.geometry.camera import MIN_DEPTH_RATIO, Poses, rays, transform
 from videomamba_depth.data.labels.geometry.scene import Scene
+from videomamba_depth.utils.flow_utils import pixel_grid, sample_px
 
 OFFSETS = tuple(s * o for o in (1, 2, 3, 4, 6, 8, 12, 16) for s in (1, -1))  # frames
 SIGMA_FRAMES = 10.0
@@ -24,39 +24,32 @@ def fuse(inv_depth: Tensor, confidence: Tensor, scene: Scene, centre_px: Tensor)
         inv_depth: [N,H,W] > 0. confidence: [N,H,W] in 0 to 1, in the geometry of the pixel.
     """
     num_frames, height, width = inv_depth.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, device=inv_depth.device, dtype=inv_depth.dtype),
-        torch.arange(width, device=inv_depth.device, dtype=inv_depth.dtype),
-        indexing="ij",
-    )
     focal = scene.log_focal.exp()
-    ray = rays(torch.stack([x.flatten(), y.flatten()]), focal, centre_px)
+    ray = rays(pixel_grid(inv_depth, inv_depth.dtype)[0].flatten(1), focal, centre_px)
     log_depth = inv_depth.log()
     total, weights = torch.zeros_like(inv_depth), torch.ones_like(inv_depth)
     frames = torch.arange(num_frames, device=inv_depth.device)
-    size = inv_depth.new_tensor([width - 1, height - 1])
     for offset in OFFSETS:
         if abs(offset) >= num_frames:
             continue
         here = frames[max(0, -offset) : num_frames - max(0, offset)]
-        there = here + offset
-        change = scene.poses.relative(here, there)
+        other = here + offset
+        change = scene.poses.relative(here, other)
         px, py, pz = transform(ray, inv_depth[here].flatten(1), change)
         inverse = 1 / pz.clamp(min=MIN_DEPTH_RATIO)
         u, v = focal * px * inverse + centre_px[0], focal * py * inverse + centre_px[1]
         inside = (pz > MIN_DEPTH_RATIO) & (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
-        at = 2 * torch.stack([u, v], -1).unflatten(1, (height, width)) / size - 1
-        maps = torch.stack([inv_depth[there], confidence[there]], 1)
-        found = F.grid_sample(maps, at, padding_mode="border", align_corners=True)
-        seen, known = found[:, 0].flatten(1), found[:, 1].flatten(1)
+        maps = torch.stack([inv_depth[other], confidence[other]], 1)
+        points = torch.stack([u, v], -1).unflatten(1, (height, width))
+        seen, known = sample_px(maps, points).flatten(2).unbind(1)  # each [K,HW]
         back = Poses(change.rotation.mT, -(change.rotation.mT @ change.translation[..., None])[..., 0])
         # Depth in the first frame of the point that the other frame has there: third row of R⁻¹ X + t⁻¹ D.
         xj, yj = (u - centre_px[0]) / focal, (v - centre_px[1]) / focal
         row, shift = back.rotation[:, 2], back.translation[:, 2]
         depth = row[:, 0, None] * xj + row[:, 1, None] * yj + row[:, 2, None] + seen * shift[:, None]
         inside &= depth > MIN_DEPTH_RATIO
-        said = (seen / depth.clamp(min=MIN_DEPTH_RATIO)).clamp(min=1e-6).log().view_as(inv_depth[here])
-        difference = said - log_depth[here]
+        found = (seen / depth.clamp(min=MIN_DEPTH_RATIO)).clamp(min=1e-6).log().view_as(inv_depth[here])
+        difference = found - log_depth[here]
         weight = inside.view_as(difference) * known.view_as(difference) * confidence[here]
         weight = weight * torch.exp(difference.new_tensor(-0.5 * (offset / SIGMA_FRAMES) ** 2))
         weight = weight / (1 + (difference / AGREEMENT).square()).square()

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.utils.flow_utils import backward_warp
+from videomamba_depth.utils.flow_utils import backward_warp, sample_px
 
 DISTANCES = (1, 2, 4, 8, 16)  # frames
 ALPHA, BETA = 0.01, 0.5  # of the forward-backward check, see `consistency_mask`
@@ -121,10 +120,8 @@ def _trust(grid: Grid, source: Tensor, target: Tensor, moved: Tensor, back: Tens
     """
     points = grid.points(moved.dtype) + moved
     x, y = points.unbind(1)
-    size = moved.new_tensor([grid.width - 1, grid.height - 1])
-    at = (2 * points.mT / size - 1)[:, None]
-    there = F.grid_sample(torch.cat([back, target], 1), at, padding_mode="border", align_corners=True)[:, :, 0]
-    returned, color = there[:, :2], there[:, 2:]
+    found = sample_px(torch.cat([back, target], 1), points.mT[:, None])[:, :, 0]  # [K,5,P]
+    returned, color = found[:, :2], found[:, 2:]
     length = moved.square().sum(1) + returned.square().sum(1)
     consistent = (moved + returned).square().sum(1) < ALPHA * length + BETA
     consistent &= (x >= 0) & (x <= grid.width - 1) & (y >= 0) & (y <= grid.height - 1)
