@@ -76,8 +76,10 @@ def test_point_10_unknown_options_are_refused_at_construction() -> None:
         contract(num_frames=1, kernel_size=2)
     with pytest.raises(ValueError, match="use_fast_path=False and backend='cpp'"):
         contract(ssm_cfg={"use_fast_path": False, "backend": "cpp"})
-    with pytest.raises(ValueError, match="must be true or false; got 0"):
-        contract(ssm_cfg={"use_fast_path": 0})
+    with pytest.raises(ValueError, match=r"ssm_cfg\['use_fast_path'\] must be one of .*; got 'fast'"):
+        contract(ssm_cfg={"use_fast_path": "fast"})
+    with pytest.raises(ValueError, match=r"ssm_cfg\['dt_init'\] must be 'random'"):
+        contract(ssm_cfg={"dt_init": "constant"})
 
 
 def test_point_10_the_fast_path_can_be_left_out() -> None:
@@ -85,6 +87,9 @@ def test_point_10_the_fast_path_can_be_left_out() -> None:
         ({"use_fast_path": False}, "reference"),
         ({"use_fast_path": False, "backend": "auto"}, "reference"),
         ({"use_fast_path": True}, None),
+        *(({"use_fast_path": word}, "reference") for word in ("false", "False", "off", "0", 0, "no")),
+        *(({"use_fast_path": word}, None) for word in ("true", "on", "1", 1)),
+        ({"dt_init": "random", "dt_scale": 1.0, "dt_init_floor": 1e-4, "conv_bias": "true"}, None),
         ({"use_fast_path": True, "backend": "cpp"}, "cpp"),
     ):
         mixers = [m for m in contract(ssm_cfg=cfg).modules() if isinstance(m, MambaMixer)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_backbones import PATCHES, clip, contract, image_model, state_tensors, stream, video_model, vim_model
 
-from videomamba_depth.video_mamba import BiMambaRefinerBlock
+from videomamba_depth.video_mamba import BiMambaRefinerBlock, positions
 
 SAME = 1e-4  # float32; measured 4e-6
 DIFFERENT = 0.1
@@ -99,6 +99,17 @@ def test_point_02_error_raises_at_the_first_offending_chunk(policy: str, length:
         model(x[:, :, length : length + 1], ssm_state=state, temporal_pos_offset=length)
     with pytest.raises(ValueError, match="lie beyond"):
         model(clip(length + 1))
+
+
+def test_point_02_longer_clips_run_by_default_and_it_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    positions._log_clamped.cache_clear()
+    model, x = contract(num_frames=4, add_pool_norm=False), clip(9)
+    with torch.no_grad():
+        whole = model(x)
+        chunked, _ = stream(model, x, [3, 3, 3])
+    torch.testing.assert_close(chunked, whole, atol=SAME, rtol=0)
+    (record,) = caplog.records
+    assert "beyond the temporal table of 4 rows take its last row" in record.getMessage()
 
 
 @pytest.mark.parametrize("bad", ["stretch", "resize_once", "resize_once(0)", "resize_once(-3)"])
@@ -214,7 +225,7 @@ def test_point_06_the_refiner_block_refuses_a_stream_that_has_begun() -> None:
     out, state = block(x, *fresh)
     torch.testing.assert_close(out, block(x)[0])
     assert out.shape == x.shape
-    with pytest.raises(ValueError, match=r"state_fwd.*fresh.*whole clip"):
+    with pytest.raises(ValueError, match=r"state_fwd.*new.*whole clip"):
         block(x, state_fwd=state)
     with pytest.raises(ValueError, match="must have shape"):
         block(x[0, 0])
@@ -258,17 +269,25 @@ def test_point_09_autocast_streams_too() -> None:
     assert (chunked - whole).abs().max() <= (whole - exact).abs().max()
 
 
-def test_point_12_a_stream_that_starts_later_has_its_cls_once() -> None:
+@pytest.mark.parametrize("make", ["allocate_state", "init_state"])
+@pytest.mark.parametrize("held", [0.0, 1.0, torch.nan])
+def test_point_12_an_offset_above_0_continues_whatever_the_state_holds(make: str, held: float) -> None:
+    model, x = contract(add_pool_norm=False, num_frames=16), clip(6)
+    state = [(conv + held, ssm + held) for conv, ssm in getattr(model, make)(2)]
+    with torch.no_grad():
+        first, state = model(x[:, :, :2], ssm_state=state, temporal_pos_offset=5)
+        second, _ = model(x[:, :, 2:], ssm_state=state, temporal_pos_offset=7)
+    assert [out.shape[1] for out in (first, second)] == [2 * PATCHES, 4 * PATCHES]
+
+
+def test_point_12_a_stream_that_starts_later_has_no_cls_and_equals_one_go() -> None:
     model, x = contract(add_pool_norm=False, num_frames=16), clip(6)
     with torch.no_grad():
-        first, state = model(x[:, :, :2], ssm_state=model.allocate_state(2), temporal_pos_offset=5)
-        second, state = model(x[:, :, 2:3], ssm_state=state, temporal_pos_offset=7)
-        third, _ = model(x[:, :, 3:], ssm_state=state, temporal_pos_offset=8)
+        chunked, _ = stream(model, x, [2, 1, 3], offset=5)
         whole, _ = model(x, ssm_state=model.allocate_state(2), temporal_pos_offset=5)
-    assert [out.shape[1] for out in (first, second, third)] == [1 + 2 * PATCHES, PATCHES, 3 * PATCHES]
-    torch.testing.assert_close(torch.cat([first, second, third], 1), whole, atol=SAME, rtol=0)
-    from_zero = model(x[:, :, :2])
-    assert (first - from_zero).abs().max() > DIFFERENT  # the offset chose other temporal rows
+        from_one, _ = model(x, ssm_state=model.allocate_state(2), temporal_pos_offset=1)
+    torch.testing.assert_close(chunked, whole, atol=SAME, rtol=0)
+    assert (whole - from_one).abs().max() > DIFFERENT  # the offset chose other temporal rows
 
 
 def test_point_12_a_used_state_at_offset_0_is_an_error() -> None:
@@ -279,7 +298,7 @@ def test_point_12_a_used_state_at_offset_0_is_an_error() -> None:
             call(x, ssm_state=state)
 
 
-def test_point_12_black_frames_do_not_make_a_stream_look_fresh() -> None:
+def test_point_12_black_frames_get_no_second_cls() -> None:
     model = contract(num_frames=64)
     with torch.no_grad():
         model.patch_embed.proj.bias.zero_()
@@ -290,13 +309,14 @@ def test_point_12_black_frames_do_not_make_a_stream_look_fresh() -> None:
     assert tokens.shape[1] == 1 + 40 * PATCHES
 
 
-def test_point_12_streams_of_which_only_some_have_begun_are_refused() -> None:
+def test_point_12_a_batch_may_mix_new_streams_with_others_beyond_offset_0() -> None:
     model, x = contract(pool_type="avg"), clip(2)
     state = [(c.detach().clone(), s.detach().clone()) for c, s in stream(model, x, [2])[1]]
     for conv, ssm in state:
         conv[1], ssm[1] = 0, 0
-    with pytest.raises(ValueError, match=r"streams \[1\] of the state are fresh"):
-        model(x, ssm_state=state, temporal_pos_offset=2)
+    assert model(x, ssm_state=state, temporal_pos_offset=2)[0].shape[1] == 2 * PATCHES
+    with pytest.raises(ValueError, match="has begun, but temporal_pos_offset is 0"):
+        model(x, ssm_state=state)
 
 
 def test_point_12_a_model_without_data_trusts_the_offset() -> None:

@@ -83,7 +83,9 @@ def test_every_family_and_the_temporal_stacks_run_the_same_mixer(monkeypatch: py
 
 
 def test_presets_build_streaming_models() -> None:
-    assert set(PRESETS) == {"throughput", "balanced", "low_latency"}
+    ours, published = ("throughput", "balanced", "low_latency"), ("gpu_throughput", "gpu_balanced", "gpu_low_latency")
+    assert [PRESETS[name].chunk_frames for name in (*ours, *published)] == [16, 4, 1, 64, 32, 8]
+    assert [PRESETS[name].deterministic for name in published] == [False, True, None]
     for preset in PRESETS.values():
         with torch.device("meta"):
             model = preset.build()

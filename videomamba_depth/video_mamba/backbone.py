@@ -98,14 +98,6 @@ class VideoMamba(EmbedsFrames):
                 make_norm(self.embed_dim, eps, rms), nn.Linear(self.embed_dim, teacher_dim)
             )
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that weight decay must leave alone."""
-        return {"pos_embed", "cls_token", "temporal_pos_embedding"}
-
-    def get_num_layers(self) -> int:
-        """Return the number of layers."""
-        return len(self.layers)
-
     def forward(self, x: Tensor, ssm_state: object = None) -> Tensor:
         """Return class scores `[B, num_classes]`.
 

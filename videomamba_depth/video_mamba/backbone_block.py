@@ -72,15 +72,15 @@ class BackboneLayer(nn.Module):
         Args:
             x: `[B, L, C]` branch of the layer before, or the tokens.
             residual: `[B, L, C]` stream of the layer before; None in the first layer.
-            state: of the causal mixer; None starts fresh sequences. Never written to.
+            state: of the causal mixer; None starts new sequences. Never written to.
             use_checkpoint: recompute the mixer in the backward pass instead of storing it.
         """
         residual = self.add(x, residual)
         normed = self.norm(residual)
         if isinstance(self.mixer, BidirectionalMixer):
             mix = self.mixer.mix
-            return LayerOutput(_recompute(mix, normed) if use_checkpoint else mix(normed), residual, None)
-        out = _recompute(self.mixer, normed, state) if use_checkpoint else self.mixer(normed, state)
+            return LayerOutput(recompute(mix, normed) if use_checkpoint else mix(normed), residual, None)
+        out = recompute(self.mixer, normed, state) if use_checkpoint else self.mixer(normed, state)
         return LayerOutput(out.y, residual, out.state)
 
     def add(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -88,7 +88,8 @@ class BackboneLayer(nn.Module):
         return add_residual(x if residual is None else self.drop_path(x), residual, self.residual_in_fp32)
 
 
-def _recompute(function: Callable[..., Any], *args: Any) -> Any:
+def recompute(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function whose activations are computed again in the backward pass instead of stored."""
     return checkpoint(function, *args, use_reentrant=False)
 
 

@@ -28,7 +28,7 @@ _FIELDS = (
 )
 
 
-def build_videomamba(config: Any, add_pool_norm: bool = True, temporal_policy: str = "error") -> PretrainVideoMamba:
+def build_videomamba(config: Any, add_pool_norm: bool = True, temporal_policy: str = "clamp") -> PretrainVideoMamba:
     """Build the causal streaming backbone that `config.vision_encoder` describes, and load its weights.
 
     Args:
@@ -37,7 +37,7 @@ def build_videomamba(config: Any, add_pool_norm: bool = True, temporal_policy: s
             bimamba, pool_type, kernel_size, num_frames, use_checkpoint, checkpoint_num (see `PretrainVideoMamba`) and
             pretrained: None, or the path of a plain state dict; then ckpt_num_frame too.
         add_pool_norm: also return pooled vectors, see `PretrainVideoMamba.forward`.
-        temporal_policy: "error", "clamp" or "resize_once(N)", see `TemporalPolicy`.
+        temporal_policy: "clamp", "error" or "resize_once(N)", see `TemporalPolicy`.
 
     Raises:
         AttributeError: an attribute is missing; names it.

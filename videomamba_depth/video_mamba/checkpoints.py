@@ -125,6 +125,18 @@ def load_contract_weights(model: EmbedsFrames, path: str | Path, ckpt_num_frame:
     load_strictly(model, tensors, f"'{path}'", _hint(model, tensors))
 
 
+def load_state_dict(pretrained_path: str | Path, model: EmbedsFrames, ckpt_num_frame: int, num_frames: int) -> None:
+    """Call `load_contract_weights` by the name and the arguments of the field's VideoMamba code.
+
+    Args:
+        num_frames: frames that the model was built for; a number that does not fit the model is refused.
+    """
+    built = model.get_parameter("temporal_pos_embedding").shape[1]
+    if num_frames // model.patch_embed.tubelet_size != built:
+        raise ValueError(f"num_frames={num_frames} does not fit a model whose temporal table has {built} rows")
+    load_contract_weights(model, pretrained_path, ckpt_num_frame)
+
+
 def _check_family(model: EmbedsFrames, file: WeightFile, family: str, path: str | Path) -> None:
     written = file.metadata.get("family", family)
     if written != family:

@@ -55,6 +55,14 @@ class EmbedsFrames(nn.Module):
     patch_embed: PatchEmbed
     depth: int  # number of layers
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that weight decay must leave alone."""
+        return {name for name in ("pos_embed", "cls_token", "temporal_pos_embedding") if hasattr(self, name)}
+
+    def get_num_layers(self) -> int:
+        """Return the number of layers."""
+        return self.depth
+
     def patch_features(self, x: Tensor) -> Tensor:
         """Return the patch tokens `[B, n, C]` of normalised pixels, without CLS."""
         raise NotImplementedError

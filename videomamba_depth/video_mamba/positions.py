@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_logger = logging.getLogger(__name__)
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
@@ -49,24 +53,24 @@ def resize_temporal_table(table: Tensor, length: int) -> Tensor:
 class TemporalPolicy:
     """What a model does with a frame beyond its temporal table of F rows (a row stands for `tubelet` frames).
 
-    "error": raise. "clamp": every later frame takes the last row, so that a stream may run for ever. "resize_once(N)":
-    the table is stretched linearly to N rows once, from the start of the stream; beyond N, raise. The table is never
-    stretched per chunk: a chunk's positions would then depend on where the stream was cut.
+    "clamp": every later frame takes the last row, so that a stream may run without end; logged once. "error": raise.
+    "resize_once(N)": the table is stretched linearly to N rows once, from the start of the stream; beyond N, raise. The
+    table is never stretched per chunk: a chunk's positions would then depend on where the stream was cut.
     """
 
-    name: str = "error"
+    name: str = "clamp"
     total: int | None = None  # rows, "resize_once" alone
 
     @staticmethod
     def parse(text: str | TemporalPolicy) -> TemporalPolicy:
-        """Read "error", "clamp" or "resize_once(64)"."""
+        """Read "clamp", "error" or "resize_once(64)"."""
         if isinstance(text, TemporalPolicy):
             return text
-        if text in ("error", "clamp"):
+        if text in ("clamp", "error"):
             return TemporalPolicy(text)
         match = re.fullmatch(r"resize_once\(\s*(\d+)\s*\)", text)
         if match is None or int(match[1]) == 0:
-            raise ValueError(f"temporal_policy must be 'error', 'clamp' or 'resize_once(N)' with N ≥ 1; got {text!r}")
+            raise ValueError(f"temporal_policy must be 'clamp', 'error' or 'resize_once(N)' with N ≥ 1; got {text!r}")
         return TemporalPolicy("resize_once", int(match[1]))
 
     def __str__(self) -> str:
@@ -86,6 +90,8 @@ class TemporalPolicy:
             raise ValueError(f"temporal_pos_offset must be non-negative; got {offset}")
         end = offset + length
         if self.name == "clamp":
+            if end > table.shape[1]:
+                _log_clamped(table.shape[1])
             index = torch.arange(offset, end, device=table.device).clamp(max=table.shape[1] - 1)
             return table.index_select(1, index)
         if self.total is not None:
@@ -97,3 +103,13 @@ class TemporalPolicy:
                 " 'resize_once(N)' with N rows for the whole stream"
             )
         return table[:, offset:end]
+
+
+@functools.cache
+def _log_clamped(num_rows: int) -> None:
+    """Warn once per length of table."""
+    _logger.warning(
+        "frames beyond the temporal table of %d rows take its last row (temporal_policy='clamp'); 'error' refuses them"
+        " and 'resize_once(N)' stretches the table to N rows",
+        num_rows,
+    )

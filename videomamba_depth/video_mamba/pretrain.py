@@ -1,4 +1,4 @@
-"""The causal VideoMamba that streams: the class behind the streaming contract."""
+"""The causal VideoMamba that streams: the class of the streaming contract."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PretrainVideoMamba(EmbedsFrames):
     """Causal VideoMamba backbone over clips, with carried state.
 
     A causal model streams: outputs in chunks equal outputs in one go, whatever the split. Tokens run frame by frame and
-    row by row within a frame, behind one CLS token at the start of the stream. The CLS comes first and so sees nothing
+    row by row within a frame, after one CLS token at the start of the stream. The CLS comes first and so sees nothing
     but itself: for a summary of the clip pool with "avg".
 
     Args:
@@ -63,6 +63,8 @@ class PretrainVideoMamba(EmbedsFrames):
         use_checkpoint, checkpoint_num: recompute the first `checkpoint_num` layers' mixers in the backward pass.
         add_pool_norm: also pool the tokens; see `forward`.
         temporal_policy: what happens beyond the temporal table, see `TemporalPolicy`.
+        initializer_cfg: None; accepted for compatibility.
+        device, dtype: of the parameters; None: PyTorch's defaults.
     """
 
     family = "contract"
@@ -89,7 +91,10 @@ class PretrainVideoMamba(EmbedsFrames):
         use_checkpoint: bool = False,
         checkpoint_num: int = 0,
         add_pool_norm: bool = True,
-        temporal_policy: str | TemporalPolicy = "error",
+        temporal_policy: str | TemporalPolicy = "clamp",
+        initializer_cfg: None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_options(bimamba, pool_type, num_frames, kernel_size)
@@ -113,14 +118,7 @@ class PretrainVideoMamba(EmbedsFrames):
         if add_pool_norm:
             self.pool_norm = make_norm(embed_dim, 1e-5, rms=False)
         init_backbone_(self, self.layers)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that weight decay must leave alone."""
-        return {"pos_embed", "cls_token", "temporal_pos_embedding"}
-
-    def get_num_layers(self) -> int:
-        """Return the number of layers."""
-        return len(self.layers)
+        self.to(device=device, dtype=dtype)
 
     def forward_return_semantics(self) -> ForwardReturnSemantics:
         """Return what `forward` returns, in words."""
@@ -137,7 +135,7 @@ class PretrainVideoMamba(EmbedsFrames):
         device: torch.device | str | None = None,
         as_dict: bool = False,
     ) -> StreamingState:
-        """Return the zero state of `batch_size` fresh streams: per layer `(conv_state, ssm_state)`.
+        """Return the zero state of `batch_size` new streams: per layer `(conv_state, ssm_state)`.
 
         Args:
             dtype: of the conv states; None: float32 (float64 in a float64 model), which loses nothing. SSM states are
@@ -179,8 +177,8 @@ class PretrainVideoMamba(EmbedsFrames):
             keep_temporal: pool per frame and not over the clip.
             ssm_state: what the previous chunk returned, or `allocate_state(B)`; None: a clip by itself. Never written
                 to.
-            temporal_pos_offset: row of the temporal table (frame / tubelet) that the chunk starts at. A stream may
-                start anywhere; a chunk that continues one cannot be at 0.
+            temporal_pos_offset: row of the temporal table (frame / tubelet) that the chunk starts at. With a state, 0
+                begins the stream, with a CLS token; a larger one continues it, without, whatever the state holds.
 
         Returns:
             With pool norm `(x_vis, x_pool)` or `(x_vis, x_pool, next_state)`: x_vis `[B, t·s, C]` without the CLS;
@@ -258,15 +256,12 @@ class PretrainVideoMamba(EmbedsFrames):
         if state is None:
             return True
         validate_state(self, state, batch_size)
-        begun = has_begun(state_layers(state, self.depth))
-        if begun is None:  # tensors without data: trust the offset
-            return offset == 0
-        if begun and offset == 0:
+        if offset == 0 and has_begun(state_layers(state, self.depth)):
             raise ValueError(
                 "the state belongs to a stream that has begun, but temporal_pos_offset is 0; pass the number of"
-                " temporal rows (frames / tubelet) seen so far, or a fresh state from allocate_state"
+                " temporal rows (frames / tubelet) seen so far, or a new state from allocate_state"
             )
-        return not begun
+        return offset == 0
 
     def _visible(self, mask: Tensor | None, x: Tensor, size: ClipSize, begins: bool) -> Tensor | None:
         """Return the indices `[B, V]` of the visible patch tokens, None for all."""

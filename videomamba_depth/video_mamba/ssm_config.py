@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from selective_scan import DISCRETIZATIONS
+from selective_scan.backends import OFF, ON
 
 _MIXER_KEYS = (
     "d_state",
@@ -19,34 +20,47 @@ _MIXER_KEYS = (
     "discretization",
     "backend",
 )
-_FAST_PATH = "use_fast_path"  # the name of the field for "the fused kernels"
+_FAST_PATH = "use_fast_path"  # the field's name for the fused kernels
+_SWITCHES = (_FAST_PATH, "conv_bias", "bias")
+_ONLY_DEFAULTS = {"dt_init": "random", "dt_scale": 1.0, "dt_init_floor": 1e-4}
+"""Keys of the published mixer that are known here at their published defaults alone: they start the step sizes."""
 
 
 def mixer_arguments(ssm_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the keyword arguments of `MambaMixer` in an `ssm_cfg`; None is empty.
 
-    `use_fast_path=False` runs the reference in place of a fused kernel; True leaves the choice open.
+    `use_fast_path=False` runs the reference in place of a fused kernel; True leaves the choice open. Switches may be
+    words, see `switch`.
 
     Raises:
-        ValueError: an unknown key, which would otherwise change nothing and say nothing, an unknown discretization, or
-            a `use_fast_path` that is no boolean or contradicts `backend`.
+        ValueError: an unknown key, which would otherwise change nothing without a word, an unknown discretization, a
+            switch that is none, or a `use_fast_path` that contradicts `backend`.
     """
     config = dict(ssm_cfg or {})
-    unknown = sorted(set(config) - {*_MIXER_KEYS, _FAST_PATH})
+    known = (*_MIXER_KEYS, _FAST_PATH, *_ONLY_DEFAULTS)
+    unknown = sorted(set(config) - set(known))
     if unknown:
-        known = ", ".join((*_MIXER_KEYS, _FAST_PATH))
-        raise ValueError(f"ssm_cfg has unknown keys {unknown}; the known ones are {known}")
+        raise ValueError(f"ssm_cfg has unknown keys {unknown}; the known ones are {', '.join(known)}")
+    for key, default in _ONLY_DEFAULTS.items():
+        if config.get(key, default) != default:
+            raise ValueError(f"ssm_cfg[{key!r}] must be {default!r}, the published default; got {config[key]!r}")
+    config.update({key: switch(f"ssm_cfg[{key!r}]", config[key]) for key in _SWITCHES if key in config})
     arguments = {key: value for key, value in config.items() if key in _MIXER_KEYS}
-    fast = config.get(_FAST_PATH, True)
-    if not isinstance(fast, bool):
-        raise ValueError(f"ssm_cfg['use_fast_path'] must be true or false; got {fast!r}")
-    if not fast:
+    if not config.get(_FAST_PATH, True):
         if arguments.get("backend") not in (None, "auto", "reference"):
             raise ValueError(f"ssm_cfg says use_fast_path=False and backend={arguments['backend']!r}; give one of them")
         arguments["backend"] = "reference"
     if "discretization" in arguments:
         check_discretization(arguments["discretization"])
     return arguments
+
+
+def switch(name: str, value: Any) -> bool:
+    """Return a switch as a bool: True, False, 1, 0, or one of the words in `selective_scan.backends.ON` and `OFF`."""
+    word = str(value).strip().lower()
+    if word not in (*ON, *OFF):
+        raise ValueError(f"{name} must be one of {'/'.join(ON)} or {'/'.join(OFF)}; got {value!r}")
+    return word in ON
 
 
 def check_discretization(name: str) -> str:

@@ -1,10 +1,9 @@
-"""The streaming contract: what a state looks like, what `forward` returns, and how a fresh stream is told apart.
+"""The streaming contract: what a state looks like, what `forward` returns, and where a stream begins.
 
 A state is a plain list, tuple or dict of `(conv_state, ssm_state)` per layer, so that it survives `torch.save`,
-`copy.deepcopy`, comprehensions and `torch.utils._pytree` without a class of ours. Whether a stream has begun is read
-off the tensors: **an all-zero state is a fresh stream**. That is exact in practice, because the first chunk of a stream
-writes the CLS token into the first layer's state, and it stays exact for every copy of the state. The rule costs one
-reduction over the first layer's state per chunk (on a GPU: one synchronisation).
+`copy.deepcopy`, comprehensions and `torch.utils._pytree` without a class of ours. A stream begins at
+`temporal_pos_offset=0`: that chunk gets the CLS token, and its state must be all zero. A chunk at a larger offset
+continues a stream and gets no CLS token, whatever its state holds.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Streams(Protocol):
     def allocate_state(
         self, batch_size: int, dtype: torch.dtype | None, device: torch.device | str | None, as_dict: bool
     ) -> StreamingState:
-        """Return the state of fresh streams."""
+        """Return the state of new streams."""
 
 
 def forward_return_semantics(add_pool_norm: bool) -> ForwardReturnSemantics:
@@ -92,7 +91,7 @@ def allocate_state(
     device: torch.device | str | None = None,
     as_dict: bool = False,
 ) -> StreamingState:
-    """Return the zero state of `batch_size` fresh streams; see `PretrainVideoMamba.allocate_state`.
+    """Return the zero state of `batch_size` new streams; see `PretrainVideoMamba.allocate_state`.
 
     Raises:
         TypeError: the model does not stream.
@@ -156,32 +155,9 @@ def pack_layers(layers: Sequence[LayerState], like: StreamingState) -> Streaming
     return tuple(layers) if isinstance(like, tuple) else list(layers)
 
 
-def has_begun(layers: Sequence[LayerState]) -> bool | None:
-    """Tell whether the streams of a state have begun, i.e. whether the state is not all zero.
-
-    Returns None for tensors without data (device meta).
-
-    Raises:
-        ValueError: some of the streams have begun and others have not.
-    """
-    if layers[0][0].is_meta:
-        return None
-    begun = _nonzero_rows(layers[0])
-    if not begun.any():
-        # Nothing reaches the first layer's state from zeros but zeros, so look further before calling it fresh.
-        begun = torch.stack([_nonzero_rows(layer) for layer in layers]).any(0)
-    if begun.any() and not begun.all():
-        rows = (~begun).nonzero().flatten().tolist()
-        raise ValueError(
-            f"streams {rows} of the state are fresh (all zero) and the others have begun: the CLS token goes into all"
-            " or none of a batch; run the fresh streams' first chunk by themselves and join the states"
-        )
-    return bool(begun.all())
-
-
-def _nonzero_rows(layer: LayerState) -> Tensor:
-    conv_state, ssm_state = layer
-    return (conv_state.detach() != 0).flatten(1).any(1) | (ssm_state.detach() != 0).flatten(1).any(1)
+def has_begun(layers: Sequence[LayerState]) -> bool:
+    """Tell whether a state holds anything but zeros; False for tensors without data (device meta)."""
+    return not layers[0][0].is_meta and any(bool((tensor.detach() != 0).any()) for pair in layers for tensor in pair)
 
 
 def _layer_pair(layer: object, index: int) -> LayerState:

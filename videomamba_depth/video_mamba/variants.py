@@ -28,13 +28,15 @@ class StreamPreset:
 
     Attributes:
         variant: a name in `VARIANTS`.
-        chunk_frames: frames per call.
-        what_for: what it gains and costs; docs/video_mamba.md has the measurements.
+        chunk_frames: frames per call, at one frame per token.
+        purpose: what it gains and costs; docs/video_mamba.md has the measurements.
+        deterministic: what `configure_determinism` is to be given before the stream; None: either.
     """
 
     variant: str
     chunk_frames: int
-    what_for: str
+    purpose: str
+    deterministic: bool | None = None
 
     def build(self, **options: Any) -> PretrainVideoMamba:
         """Return the streaming backbone; options are those of `PretrainVideoMamba`.
@@ -62,5 +64,9 @@ PRESETS = {
     "throughput": StreamPreset("t", 16, "most frames per second; results come 16 frames at a time"),
     "balanced": StreamPreset("t", 4, "nearly as many frames per second; results come 4 frames at a time"),
     "low_latency": StreamPreset("t", 1, "a result after every frame; each call pays its overhead for one frame"),
+    "gpu_throughput": StreamPreset("t", 64, "most frames per second on a large GPU", deterministic=False),
+    "gpu_balanced": StreamPreset("t", 32, "runs that repeat to the bit on a large GPU", deterministic=True),
+    "gpu_low_latency": StreamPreset("t", 8, "short delay and little memory on a GPU; 8 to 16 frames"),
 }
-"""By name; state and results do not depend on the choice, only speed, delay and memory do."""
+"""By name: ours for a CPU, with measurements, and those for GPUs that the field's VideoMamba code publishes, with all
+kernels fused. State and results do not depend on the choice, only speed, delay and memory do."""

@@ -115,14 +115,6 @@ class Vim(EmbedsFrames):
             self.head = nn.Linear(embed_dim, num_classes)
         init_backbone_(self, self.layers)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that weight decay must leave alone."""
-        return {"pos_embed", "cls_token"}
-
-    def get_num_layers(self) -> int:
-        """Return the number of layers."""
-        return len(self.layers)
-
     def forward(self, x: Tensor, ssm_state: object = None) -> Tensor:
         """Return class scores `[B, num_classes]` (`[B, n, num_classes]` for final_pool_type="all").
 
