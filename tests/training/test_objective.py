@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from videomamba_depth.losses import mean_of_sums
 from videomamba_depth.training.objective import ChunkTarget, Objective, Tail
 from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
 
@@ -60,6 +61,20 @@ def test_the_alignment_of_the_first_chunk_is_kept() -> None:
     assert torch.equal(later.scale, tail.scale)
     assert torch.equal(later.shift, tail.shift)
     assert not later.prediction.requires_grad
+
+
+@pytest.mark.parametrize(("alignment", "flicker", "units"), [("frame", 0, 0), ("clip", 1, 0), ("none", 1, 1)])
+def test_what_each_alignment_sees(alignment: str, flicker: int, units: int) -> None:
+    """Per frame, flicker of the scale costs nothing; per clip it does, and other units do not; fixed, both do."""
+    _, target, _ = make_clip()
+    objective = Objective(ssi_alignment=alignment, temporal_gradient_weight=0.0, state_smoothness_weight=0.0)  # type: ignore[arg-type]
+
+    def cost(prediction: torch.Tensor) -> float:
+        terms, _ = objective(prediction, target, (), None)
+        return float(mean_of_sums(*terms["ssi"]))
+
+    scales = torch.tensor([1.0, 1.3, 0.8, 1.1, 0.9, 1.2]).view(1, FRAMES, 1, 1, 1)
+    assert (cost(scales * target.depth) > 0.05, cost(2 * target.depth + 1) > 0.05) == (flicker, units)
 
 
 def test_terms_of_weight_zero_are_left_out() -> None:
