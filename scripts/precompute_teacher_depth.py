@@ -19,7 +19,7 @@ from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import PrecomputeConfig
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
-from videomamba_depth.data.labels.stabilized_cache import StabiliseKey, precompute_stabilised
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherKey
 from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import VideoSource, find_sources
@@ -67,10 +67,10 @@ def main(config: PrecomputeConfig) -> None:
             progress=ranks.is_main,
         )
         if config.stabilise:
-            how = StabiliseKey(config.target_radius, config.target_sigma, flow_key(config.flow), config.target)
+            how = StabilizeKey(config.target_radius, config.target_sigma, flow_key(config.flow), config.target)
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
             flow = build_flow_estimator(config.flow, ranks.device)
-            frames = precompute_stabilised(mine, config.cache, key, how, flow, progress=ranks.is_main)
+            frames = precompute_stabilized(mine, config.cache, key, how, flow, progress=ranks.is_main)
             log.info("%d frames given %s targets", frames, config.target)
     finally:
         held.close()

@@ -31,7 +31,7 @@ from tiny import save_tiny_teacher
 
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
-from videomamba_depth.data.labels.stabilized_cache import StabiliseKey, precompute_stabilised
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.video.find import find_sources
 from videomamba_depth.evaluation.worlds import WorldSpec, load_world
@@ -48,7 +48,7 @@ OUTCOMES = ("refused", "harmless", "told", "traceback", "hang", "silent")
 NEVER = ("traceback", "hang", "silent")
 _PATIENCE_S = 60
 _KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
-_HOW = StabiliseKey(2, 1.5, "dis")
+_HOW = StabilizeKey(2, 1.5, "dis")
 _STEPS = 3
 
 Result = dict[str, bytes]
@@ -356,7 +356,7 @@ def make_specimens(root: Path) -> list[Specimen]:
     sources, flow = find_sources(videos), DISFlow("fast")
     cache = root / "cache"
     precompute_videos(sources, flat_depth, _KEY, cache, chunk_frames=4, flow=flow, progress=False)
-    precompute_stabilised(sources, cache, _KEY, _HOW, flow, progress=False)
+    precompute_stabilized(sources, cache, _KEY, _HOW, flow, progress=False)
     saved = root / "saved"
     saved.mkdir()
     stream = DepthStream("embedded", device="cpu", input_size=28, resets=ResetPolicy(max_gap_s=1.0))

@@ -20,7 +20,7 @@ from videomamba_depth.data.labels.geometry.pairs import FlowPairs, Grid, chained
 from videomamba_depth.data.labels.geometry.scene import Belief, Scene, View
 from videomamba_depth.data.labels.geometry.solve import Solution, solve
 from videomamba_depth.data.labels.geometry.trust import Support
-from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.data.synthetic import WorldConfig, render_video
 from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -46,8 +46,8 @@ def inverse_depth(ray: Tensor, poses: Poses) -> Tensor:
     per_plane = []
     for a, b, c, d in planes.tolist():
         normal = poses.rotation @ torch.tensor([a, b, c], dtype=torch.float64)
-        centre = -(poses.rotation.mT @ poses.translation[..., None])[..., 0]
-        distance = d - centre @ torch.tensor([a, b, c], dtype=torch.float64)
+        center = -(poses.rotation.mT @ poses.translation[..., None])[..., 0]
+        distance = d - center @ torch.tensor([a, b, c], dtype=torch.float64)
         per_plane.append(torch.einsum("nk,k...->n...", normal / distance[:, None], ray))
     return torch.stack(per_plane).amax(0)
 
@@ -57,8 +57,8 @@ def room(travel: float = 0.5, turn: float = 0.1, zoom: float = 1.0, noise_px: fl
     time = torch.linspace(0, 1, N, dtype=torch.float64)
     vector = torch.stack([0.3 * turn * time, turn * time, 0.0 * time], -1)
     rotation = rotation_matrix(vector)
-    centre = travel * torch.stack([time, 0.3 * torch.sin(3 * time), 0.4 * time], -1)
-    poses = Poses(rotation, -(rotation @ centre[..., None])[..., 0])
+    center = travel * torch.stack([time, 0.3 * torch.sin(3 * time), 0.4 * time], -1)
+    poses = Poses(rotation, -(rotation @ center[..., None])[..., 0])
     grid = Grid.of(H, W, STEP, torch.device("cpu"))
     middle = torch.tensor([(W - 1) / 2, (H - 1) / 2], dtype=torch.float64)
     y, x = torch.meshgrid(torch.arange(H).double(), torch.arange(W).double(), indexing="ij")
@@ -277,14 +277,14 @@ def test_fusion_removes_noise_and_leaves_the_truth_alone() -> None:
         torch.tensor(math.log(FOCAL)),
         torch.tensor(0.0),
     )
-    centre, sure = torch.tensor([(W - 1) / 2, (H - 1) / 2]), torch.ones_like(seen.inv_depth)
-    assert float(fuse(seen.inv_depth, sure, scene, centre).abs().mean()) < 2e-3  # 2e-4
+    center, sure = torch.tensor([(W - 1) / 2, (H - 1) / 2]), torch.ones_like(seen.inv_depth)
+    assert float(fuse(seen.inv_depth, sure, scene, center).abs().mean()) < 2e-3  # 2e-4
     noisy = (
         seen.inv_depth * (0.05 * torch.randn(seen.inv_depth.shape, generator=torch.Generator().manual_seed(0))).exp()
     )
-    fused = noisy * fuse(noisy, sure, scene, centre).exp()
+    fused = noisy * fuse(noisy, sure, scene, center).exp()
     assert relative_error(fused, seen.inv_depth) < 0.5 * relative_error(noisy, seen.inv_depth)  # 0.35
-    assert float(fuse(noisy, 0 * sure, scene, centre).abs().max()) == 0
+    assert float(fuse(noisy, 0 * sure, scene, center).abs().max()) == 0
 
 
 def panorama(frames: int, turn: float) -> Tensor:
@@ -308,19 +308,19 @@ def panorama(frames: int, turn: float) -> Tensor:
 
 @pytest.mark.parametrize("turn", [0.0, 0.02])
 @pytest.mark.parametrize("kind", list(DepthKind))
-def test_without_parallax_the_target_is_the_stabilised_one_to_the_bit(turn: float, kind: DepthKind) -> None:
+def test_without_parallax_the_target_is_the_stabilized_one_to_the_bit(turn: float, kind: DepthKind) -> None:
     clip = panorama(10, turn)
     depth = 2 + torch.rand(10, 1, 56, 70, generator=torch.Generator().manual_seed(0))
     geometric = geometric_clip(depth, clip, DISFlow(), depth_kind=kind)
-    assert torch.equal(geometric, stabilise_clip(depth, clip, DISFlow(), depth_kind=kind))
+    assert torch.equal(geometric, stabilize_clip(depth, clip, DISFlow(), depth_kind=kind))
 
 
-def test_short_flat_and_broken_depth_are_left_to_the_stabilised_target() -> None:
+def test_short_flat_and_broken_depth_are_left_to_the_stabilized_target() -> None:
     clip = panorama(10, 0.02)
     depth = 2 + torch.rand(10, 1, 56, 70, generator=torch.Generator().manual_seed(0))
     for part in (1, 3):
         made = geometric_clip(depth[:part], clip[:part], DISFlow())
-        assert torch.equal(made, stabilise_clip(depth[:part], clip[:part], DISFlow()))
+        assert torch.equal(made, stabilize_clip(depth[:part], clip[:part], DISFlow()))
     assert torch.equal(geometric_clip(0 * depth, clip, DISFlow()), 0 * depth)
     assert torch.equal(
         geometric_clip(torch.nan * depth, clip, DISFlow()).isnan(), torch.ones_like(depth, dtype=torch.bool)

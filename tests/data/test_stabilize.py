@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.data.labels.stabilize import stabilise_clip, stabilise_depth
+from videomamba_depth.data.labels.stabilize import stabilize_clip, stabilize_depth
 from videomamba_depth.utils.depth_kind import DepthKind
 
 N, H, W = 12, 32, 40
@@ -57,21 +57,21 @@ def test_jitter_of_whole_frames_goes_and_the_gauge_stays(generator: torch.Genera
     truth = scene(generator).expand(N, -1, -1, -1)
     scale, shift = jitter(generator, 0.05)
     raw = scale * truth + shift
-    aligned = stabilise_depth(raw, *still(), radius=0)
+    aligned = stabilize_depth(raw, *still(), radius=0)
     assert flicker(aligned) < 0.15 * flicker(raw)  # 0.06
     assert rms(aligned - truth) < 0.6 * rms(raw - truth)
     # One affine from truth to the result, over the whole clip: the jitter's own mean gauge, (1, 0).
     design = torch.stack([truth.flatten(), torch.ones(raw.numel())], 1)
     fit = torch.linalg.lstsq(design, aligned.flatten()[:, None]).solution.flatten()
     assert fit.tolist() == pytest.approx([1.0, 0.0], abs=0.005)
-    smooth = stabilise_depth(raw, *still())
+    smooth = stabilize_depth(raw, *still())
     assert float(smooth.mean()) == pytest.approx(float(raw.mean()), abs=0.01)
 
 
 def test_wobble_is_averaged_out(generator: torch.Generator) -> None:
     truth = scene(generator).expand(N, -1, -1, -1)
     raw = truth + wobble(generator, 0.1)
-    smooth = stabilise_depth(raw, *still())
+    smooth = stabilize_depth(raw, *still())
     assert flicker(smooth) < 0.2 * flicker(raw)
     assert rms(smooth - truth) < 0.6 * rms(raw - truth)
 
@@ -80,7 +80,7 @@ def test_a_single_bad_frame_does_not_spread(generator: torch.Generator) -> None:
     truth = scene(generator).expand(N, -1, -1, -1)
     raw = truth + wobble(generator, 0.01)
     raw[6, :, 8:24, 10:30] += 2.0  # an object that is not there, in one frame
-    smooth = stabilise_depth(raw, *still())
+    smooth = stabilize_depth(raw, *still())
     others = torch.arange(N) != 6
     assert float((smooth - truth)[others].abs().max()) < 0.06
 
@@ -92,7 +92,7 @@ def test_a_trend_is_kept(noise: float, generator: torch.Generator) -> None:
     truth = 1 / (z0 - 0.04 * torch.arange(N).view(N, 1, 1, 1))
     scale, shift = jitter(generator, 0.3 * noise)
     raw = scale * (truth + truth.mean() * wobble(generator, noise)) + truth.mean() * shift
-    smooth = stabilise_depth(raw, *still())
+    smooth = stabilize_depth(raw, *still())
     if noise == 0:
         change = rms(truth[-1] - truth[0])
         assert rms(smooth - truth) < 0.01 * change
@@ -107,7 +107,7 @@ def test_long_clips_do_not_drift(generator: torch.Generator) -> None:
     num_frames = 80
     truth = scene(generator).expand(num_frames, -1, -1, -1)
     raw = truth + wobble(generator, 0.1, num_frames)
-    aligned = stabilise_depth(raw, *still(num_frames), radius=0)
+    aligned = stabilize_depth(raw, *still(num_frames), radius=0)
     assert float((aligned.mean((1, 2, 3)) - truth.mean((1, 2, 3))).abs().max()) < 0.05
     assert rms(aligned - truth) < 1.05 * rms(raw - truth)
 
@@ -130,7 +130,7 @@ def moving_square(generator: torch.Generator) -> tuple[Tensor, Tensor, Motion]:
 def test_what_is_hidden_is_not_smeared(generator: torch.Generator) -> None:
     truth, near, motion = moving_square(generator)
     raw = truth + wobble(generator, 0.05)
-    smooth = stabilise_depth(raw, *motion)
+    smooth = stabilize_depth(raw, *motion)
     assert rms(smooth - truth) < 0.7 * rms(raw - truth)
     # A ghost of the square on the wall, or of the wall on the square, would be an error of up to 3.
     assert float((smooth - truth).abs().max()) < 1.2 * float((raw - truth).abs().max())
@@ -150,7 +150,7 @@ def test_flow_is_followed_over_several_frames(generator: torch.Generator) -> Non
     forth[..., :2] = False
     back[..., -2:] = False
     raw = truth + wobble(generator, 0.1)
-    smooth = stabilise_depth(raw, -flow_bwd, flow_bwd, forth, back)
+    smooth = stabilize_depth(raw, -flow_bwd, flow_bwd, forth, back)
     assert rms((smooth - truth)[..., 4:-4]) < 0.6 * rms((raw - truth)[..., 4:-4])
 
 
@@ -158,14 +158,14 @@ def test_nothing_trusted_returns_the_input(generator: torch.Generator) -> None:
     raw = scene(generator) + wobble(generator, 0.1)
     nothing = torch.zeros(N, 1, H, W, dtype=torch.bool)
     flow = torch.full((N, 2, H, W), float("nan"))
-    assert torch.equal(stabilise_depth(raw, flow, flow, nothing, nothing), raw)
+    assert torch.equal(stabilize_depth(raw, flow, flow, nothing, nothing), raw)
 
 
 def test_far_from_trusted_pixels_the_aligned_value_stays(generator: torch.Generator) -> None:
     raw = scene(generator) + wobble(generator, 0.1)
     flow_fwd, flow_bwd, forth, back = still()
     forth[..., :20], back[..., :20] = False, False
-    smooth = stabilise_depth(raw, flow_fwd, flow_bwd, forth, back, align=False, fill_sigma_px=1.0)
+    smooth = stabilize_depth(raw, flow_fwd, flow_bwd, forth, back, align=False, fill_sigma_px=1.0)
     torch.testing.assert_close(smooth[..., :14], raw[..., :14])
     assert flicker(smooth[..., 24:]) < 0.3 * flicker(raw[..., 24:])
 
@@ -174,7 +174,7 @@ def test_far_from_trusted_pixels_the_aligned_value_stays(generator: torch.Genera
 def test_short_clips(num_frames: int, generator: torch.Generator) -> None:
     raw = scene(generator) + wobble(generator, 0.1, num_frames)
     before = raw.clone()
-    smooth = stabilise_depth(raw, *still(num_frames))
+    smooth = stabilize_depth(raw, *still(num_frames))
     assert smooth.shape == raw.shape
     assert torch.equal(raw, before)
     if num_frames == 1:
@@ -187,9 +187,9 @@ def test_short_clips(num_frames: int, generator: torch.Generator) -> None:
 
 def test_units_do_not_matter(generator: torch.Generator) -> None:
     raw = scene(generator) + wobble(generator, 0.1)
-    smooth = stabilise_depth(raw, *still())
-    torch.testing.assert_close(stabilise_depth(1e4 * raw - 2e4, *still()), 1e4 * smooth - 2e4, rtol=1e-4, atol=3.0)
-    tiny = stabilise_depth(1e-4 * raw, *still())
+    smooth = stabilize_depth(raw, *still())
+    torch.testing.assert_close(stabilize_depth(1e4 * raw - 2e4, *still()), 1e4 * smooth - 2e4, rtol=1e-4, atol=3.0)
+    tiny = stabilize_depth(1e-4 * raw, *still())
     torch.testing.assert_close(tiny, 1e-4 * smooth, rtol=1e-4, atol=1e-8)
 
 
@@ -197,12 +197,12 @@ def test_metric_depth_keeps_its_unit_and_loses_its_flicker(generator: torch.Gene
     truth = 4 * scene(generator).clamp(min=0.5).expand(N, -1, -1, -1)
     scale, _ = jitter(generator, 0.05)
     raw = truth * scale * wobble(generator, 0.05).exp()
-    smooth = stabilise_depth(raw, *still(), depth_kind=DepthKind.METRIC)
+    smooth = stabilize_depth(raw, *still(), depth_kind=DepthKind.METRIC)
     assert flicker(smooth) < 0.25 * flicker(raw)
     assert float((smooth / truth).log().mean()) == pytest.approx(0.0, abs=0.01)
     assert rms((smooth / truth).log()) < 0.6 * rms((raw / truth).log())
     torch.testing.assert_close(
-        stabilise_depth(10 * raw, *still(), depth_kind=DepthKind.METRIC), 10 * smooth, rtol=1e-4, atol=0
+        stabilize_depth(10 * raw, *still(), depth_kind=DepthKind.METRIC), 10 * smooth, rtol=1e-4, atol=0
     )
 
 
@@ -210,14 +210,14 @@ def test_undefined_depth_stays_and_does_not_spread(generator: torch.Generator) -
     truth = scene(generator).expand(N, -1, -1, -1)
     raw = truth + wobble(generator, 0.1)
     raw[4, :, 10:14, 10:14] = float("nan")
-    smooth = stabilise_depth(raw, *still())
+    smooth = stabilize_depth(raw, *still())
     assert torch.equal(smooth.isnan(), raw.isnan())
     assert float((smooth - truth)[~raw.isnan()].abs().max()) < 0.5
 
 
 def test_a_flat_clip_stays_as_it_is() -> None:
     raw = torch.full((N, 1, H, W), 2.0)
-    torch.testing.assert_close(stabilise_depth(raw, *still()), raw)
+    torch.testing.assert_close(stabilize_depth(raw, *still()), raw)
 
 
 class NoMotion:
@@ -233,9 +233,9 @@ def test_clip_motion_is_estimated_and_cuts_are_respected(generator: torch.Genera
     truth = torch.cat([scene(generator).expand(6, -1, -1, -1), scene(generator).expand(6, -1, -1, -1) + 2])
     raw = truth + wobble(generator, 0.05)
     # With the colour test off, only the cut itself can keep the two shots apart.
-    smooth = stabilise_clip(raw, clip, NoMotion(), max_rgb_change=2.0)
+    smooth = stabilize_clip(raw, clip, NoMotion(), max_rgb_change=2.0)
     assert rms(smooth - truth) < 0.8 * rms(raw - truth)
-    assert stabilise_clip(raw[:1], clip[:1], NoMotion()).equal(raw[:1])
+    assert stabilize_clip(raw[:1], clip[:1], NoMotion()).equal(raw[:1])
 
 
 @pytest.mark.parametrize(
@@ -250,13 +250,13 @@ def test_wrong_input_is_named(index: int, bad: Tensor, message: str) -> None:
     arguments = [torch.zeros(N, 1, H, W), *still()]
     arguments[index] = bad
     with pytest.raises(ValueError, match=message):
-        stabilise_depth(*arguments)
+        stabilize_depth(*arguments)
     with pytest.raises(ValueError, match="radius must be"):
-        stabilise_depth(torch.zeros(N, 1, H, W), *still(), radius=-1)
+        stabilize_depth(torch.zeros(N, 1, H, W), *still(), radius=-1)
 
 
 def test_results_are_finite_and_reproducible(generator: torch.Generator) -> None:
     raw = scene(generator) + wobble(generator, 0.1)
-    once, twice = (stabilise_depth(raw, *still()) for _ in range(2))
+    once, twice = (stabilize_depth(raw, *still()) for _ in range(2))
     assert torch.equal(once, twice)
     assert np.isfinite(once.numpy()).all()

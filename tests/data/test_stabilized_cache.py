@@ -1,4 +1,4 @@
-"""Stabilised targets in the teacher cache: what stabilising live gives, the same bytes however often it was stopped."""
+"""Stabilized targets in the teacher cache: what stabilizing live gives, the same bytes however often it was stopped."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from videomamba_depth.data.labels import stabilized_cache
 from videomamba_depth.data.labels.cache_format import group_name
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
-from videomamba_depth.data.labels.stabilize import stabilise_clip
-from videomamba_depth.data.labels.stabilized_cache import StabiliseKey, block_range, precompute_stabilised
+from videomamba_depth.data.labels.stabilize import stabilize_clip
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, block_range, precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import VideoSource, find_sources
@@ -30,7 +30,7 @@ from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.utils.errors import UserError
 
 KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
-HOW = StabiliseKey(2, 1.5, "dis")
+HOW = StabilizeKey(2, 1.5, "dis")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def label(videos: list[VideoSource], cache: Path) -> Path:
     return cache
 
 
-def stabilise(videos: list[VideoSource], cache: Path, how: StabiliseKey = HOW) -> int:
-    return precompute_stabilised(videos, cache, KEY, how, DISFlow("fast"), progress=False)
+def stabilize(videos: list[VideoSource], cache: Path, how: StabilizeKey = HOW) -> int:
+    return precompute_stabilized(videos, cache, KEY, how, DISFlow("fast"), progress=False)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -63,7 +63,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def cache(videos: list[VideoSource], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = label(videos, tmp_path_factory.mktemp("cache") / "cache")
-    assert stabilise(videos, folder) == 27
+    assert stabilize(videos, folder) == 27
     return folder
 
 
@@ -73,29 +73,29 @@ def test_blocks_cover_every_frame_once_with_margins() -> None:
     assert [outer for _, outer in blocks] == [range(88), range(40, 150), range(104, 150)]
 
 
-def test_a_short_video_is_stabilised_as_one_clip(videos: list[VideoSource], cache: Path) -> None:
+def test_a_short_video_is_stabilized_as_one_clip(videos: list[VideoSource], cache: Path) -> None:
     maps = TeacherCacheReader(cache, KEY, HOW).lookup("b.mp4", range(6), videos[1].path)
     assert maps is not None
     clip = torch.from_numpy(read_frames(videos[1].path, range(6))).permute(0, 3, 1, 2).float() / 255
     raw = torch.from_numpy(maps["teacher_depth"])[:, None]
-    live = stabilise_clip(raw, clip, DISFlow("fast"), radius=2, sigma=1.5)[:, 0].numpy()
-    np.testing.assert_allclose(maps["stabilised_depth"], live, rtol=2**-10)
+    live = stabilize_clip(raw, clip, DISFlow("fast"), radius=2, sigma=1.5)[:, 0].numpy()
+    np.testing.assert_allclose(maps["stabilized_depth"], live, rtol=2**-10)
     assert not np.allclose(live, maps["teacher_depth"], rtol=1e-3)
 
 
 def test_raw_targets_stay_selectable_and_other_parameters_are_refused(cache: Path) -> None:
     raw = TeacherCacheReader(cache, KEY).lookup("a.mp4", [3, 4])
     assert raw is not None
-    assert "stabilised_depth" not in raw
+    assert "stabilized_depth" not in raw
     with pytest.raises(UserError, match=r"radius is 2, wanted 8; set loss.target, loss.target_radius"):
-        TeacherCacheReader(cache, KEY, StabiliseKey(8, 1.5, "dis")).lookup("a.mp4", [3, 4])
+        TeacherCacheReader(cache, KEY, StabilizeKey(8, 1.5, "dis")).lookup("a.mp4", [3, 4])
 
 
 def test_another_run_with_other_parameters_is_refused(videos: list[VideoSource], cache: Path) -> None:
     before = tree(cache)
-    assert stabilise(videos, cache) == 0  # all there
+    assert stabilize(videos, cache) == 0  # all there
     with pytest.raises(UserError, match=r"sigma is 1.5, wanted 9.0"):
-        stabilise(videos, cache, StabiliseKey(2, 9.0, "dis"))
+        stabilize(videos, cache, StabilizeKey(2, 9.0, "dis"))
     assert tree(cache) == before
     assert verify_cache(cache, key=KEY, progress=False).ok
 
@@ -107,21 +107,21 @@ def test_geometric_targets_take_the_same_place(
         return 2 * depth + radius
 
     monkeypatch.setitem(stabilized_cache.OFFLINE_TARGETS, "geometry", doubled)
-    geometry = StabiliseKey(2, 1.5, "dis", "geometry")
+    geometry = StabilizeKey(2, 1.5, "dis", "geometry")
     folder = label(videos, tmp_path / "cache")
-    assert stabilise(videos, folder, geometry) == 27
-    assert stabilise(videos, folder, geometry) == 0  # all there
+    assert stabilize(videos, folder, geometry) == 27
+    assert stabilize(videos, folder, geometry) == 0  # all there
     maps = TeacherCacheReader(folder, KEY, geometry).lookup("b.mp4", range(6), videos[1].path)
     assert maps is not None
-    np.testing.assert_allclose(maps["stabilised_depth"], 2 * maps["teacher_depth"] + 2, rtol=2**-9)
+    np.testing.assert_allclose(maps["stabilized_depth"], 2 * maps["teacher_depth"] + 2, rtol=2**-9)
     with pytest.raises(UserError, match="target is geometry, wanted stabilised"):
         TeacherCacheReader(folder, KEY, HOW).lookup("b.mp4", range(6), videos[1].path)
 
 
-def test_a_cache_from_before_there_was_another_target_holds_stabilised_ones() -> None:
+def test_a_cache_from_before_there_was_another_target_holds_stabilized_ones() -> None:
     stored = {"radius": 2, "sigma": 1.5, "flow": "dis"}
     assert HOW.difference(stored) == ""
-    assert StabiliseKey(2, 1.5, "dis", "geometry").difference(stored) == "target is stabilised, wanted geometry"
+    assert StabilizeKey(2, 1.5, "dis", "geometry").difference(stored) == "target is stabilised, wanted geometry"
 
 
 def set_radius(group: Path) -> None:
@@ -136,21 +136,21 @@ def double_scale(group: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [set_radius, double_scale, lambda g: (g / "stabilised/c/0/0/0").unlink()])
-def test_stabilised_numbers_are_under_a_digest_too(cache: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_stabilized_numbers_are_under_a_digest_too(cache: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(cache, folder)
     damage(folder / group_name("a.mp4"))
     (problem,) = verify_cache(folder, progress=False).problems
     assert "chunk 0 of stabilised is missing or damaged" in problem
-    how = StabiliseKey(3, 1.5, "dis") if damage is set_radius else HOW
+    how = StabilizeKey(3, 1.5, "dis") if damage is set_radius else HOW
     assert TeacherCacheReader(folder, KEY, how).lookup("a.mp4", [3]) is None
 
 
-def test_damaged_labels_are_not_stabilised(videos: list[VideoSource], tmp_path: Path) -> None:
+def test_damaged_labels_are_not_stabilized(videos: list[VideoSource], tmp_path: Path) -> None:
     folder = label(videos, tmp_path / "c")
     (folder / group_name("a.mp4") / "depth/c/1/0/0").unlink()
     with pytest.raises(UserError, match=r"the labels of a\.mp4 .* are damaged \(chunk 1 of depth is missing"):
-        stabilise(videos, folder)
+        stabilize(videos, folder)
 
 
 def test_a_stop_at_any_frame_is_made_good(
@@ -168,13 +168,13 @@ def test_a_stop_at_any_frame_is_made_good(
 
         monkeypatch.setattr(stabilized_cache, "chunk_scale", dying)
         with pytest.raises(InterruptedError):
-            stabilise(videos, folder)
+            stabilize(videos, folder)
         assert verify_cache(folder, key=KEY, progress=False).unfinished
         maps = TeacherCacheReader(folder, KEY, HOW).lookup("a.mp4", [20])
         assert maps is not None
-        assert "stabilised_depth" not in maps
+        assert "stabilized_depth" not in maps
     monkeypatch.setattr(stabilized_cache, "chunk_scale", real)
-    stabilise(videos, folder)
+    stabilize(videos, folder)
     assert tree(folder) == tree(cache)
 
 
@@ -185,12 +185,12 @@ def test_blocks_agree_with_the_whole_video_but_for_the_gauge(
     monkeypatch.setattr(stabilized_cache, "BLOCK_CHUNKS", 1)
     monkeypatch.setattr(stabilized_cache, "MARGIN_FRAMES", 8)
     folder = label(videos, tmp_path / "c")
-    stabilise(videos, folder)
+    stabilize(videos, folder)
     whole, blocks = (TeacherCacheReader(c, KEY, HOW).lookup("a.mp4", range(21)) for c in (cache, folder))
     assert whole is not None
     assert blocks is not None
-    difference = np.abs(blocks["stabilised_depth"] - whole["stabilised_depth"]).mean()
-    removed = np.abs(whole["stabilised_depth"] - whole["teacher_depth"]).mean()
+    difference = np.abs(blocks["stabilized_depth"] - whole["stabilized_depth"]).mean()
+    removed = np.abs(whole["stabilized_depth"] - whole["teacher_depth"]).mean()
     assert difference < 0.2 * removed
 
 
@@ -198,4 +198,4 @@ def test_clips_carry_the_target(videos: list[VideoSource], cache: Path) -> None:
     options: dict[str, Any] = {"transform": ClipTransform((48, 64)), "clip_frames": 4, "progress": False}
     dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(cache, KEY, HOW), **options)
     item = dataset[0]
-    assert item["stabilised_depth"].shape == item["teacher_depth"].shape
+    assert item["stabilized_depth"].shape == item["teacher_depth"].shape

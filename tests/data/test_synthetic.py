@@ -37,9 +37,9 @@ def solids_of(*parts: Solid) -> Solids:
     pose = [s.pose(0.0) for s in solids]
     half = np.array([s.half for s in solids], np.float32)
     to_unit = np.stack([p[:3, :3].T for p in pose]) / half[:, :, None]
-    centre = np.stack([p[:3, 3] for p in pose]).astype(np.float32)
+    center = np.stack([p[:3, 3] for p in pose]).astype(np.float32)
     shape = np.array([s.shape for s in solids], np.int8)
-    return Solids(shape, to_unit.astype(np.float32), centre, np.linalg.norm(half, axis=1), half)
+    return Solids(shape, to_unit.astype(np.float32), center, np.linalg.norm(half, axis=1), half)
 
 
 def camera_at(height_m: float) -> View:

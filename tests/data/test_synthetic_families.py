@@ -109,7 +109,7 @@ def test_bodies_walk_on_the_ground_and_keep_together(make) -> None:  # type: ign
 
 
 def test_a_walk_returns_and_moves_as_fast_as_it_says() -> None:
-    walk = Walk(centre=(1.0, 2.0), radius=2.0, speed=1.0, phase=0.3, stride=3.0)
+    walk = Walk(center=(1.0, 2.0), radius=2.0, speed=1.0, phase=0.3, stride=3.0)
     around_s = 2 * np.pi * 2.0
     np.testing.assert_allclose(walk.pose(0.7), walk.pose(0.7 + around_s), atol=1e-9)
     step = walk.pose(0.701)[:3, 3] - walk.pose(0.7)[:3, 3]
@@ -132,12 +132,12 @@ def test_the_camera_stands_clear_of_everything(family: SceneFamily) -> None:
         for time_s in (0.0, 0.5, 2.0, 7.0):
             origin = scene.camera.pose(time_s)[:3, 3].astype(np.float32)
             solids = scene.solids_at(time_s)
-            local = np.einsum("kij,kj->ki", solids.to_unit, origin - solids.centre)[1:]
+            local = np.einsum("kij,kj->ki", solids.to_unit, origin - solids.center)[1:]
             inside = (np.abs(local) <= 1).all(1) & (solids.shape[1:] != PANEL)
             ball = solids.shape[1:] == ELLIPSOID
             inside &= ~ball | ((local**2).sum(1) <= 1)
             assert not inside.any()
-            assert (np.abs(solids.to_unit[0] @ (origin - solids.centre[0])) < 1).all(), "and within the shell"
+            assert (np.abs(solids.to_unit[0] @ (origin - solids.center[0])) < 1).all(), "and within the shell"
 
 
 def test_families_look_different_and_cover_what_cameras_do() -> None:

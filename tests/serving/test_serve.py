@@ -150,7 +150,7 @@ def test_a_cut_video_is_shown_as_far_as_it_goes(tmp_path: Path, open_page) -> No
 def test_a_cut_video_that_states_no_number_says_so_too(tmp_path: Path, open_page) -> None:
     data = write_video(tmp_path / "cut.mkv", 24, options={"g": "4"}).read_bytes()
     *_, (last, _) = parse(open_page().post("/api/video", content=data[: len(data) * 2 // 3]).content)
-    assert last["error"].startswith("the file is damaged or cut off: it is cut off behind frame")
+    assert last["error"].startswith("the file is damaged or cut off: it is cut off after frame")
 
 
 def test_large_frames_are_refused_before_they_are_decoded(tmp_path: Path, open_page) -> None:

@@ -62,20 +62,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     assert (run / "last" / "trainer.safetensors").read_bytes() == before
 
 
-def test_a_stabilised_target_flickers_less_than_the_teacher(tiny_encoder: DepthAnythingEncoder) -> None:
-    """The same picture under noise: the raw target changes from frame to frame, the stabilised one hardly."""
+def test_a_stabilized_target_flickers_less_than_the_teacher(tiny_encoder: DepthAnythingEncoder) -> None:
+    """The same picture under noise: the raw target changes from frame to frame, the stabilized one hardly."""
     generator = torch.Generator().manual_seed(0)
     picture = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 10, generator=generator), (56, 70), mode="bicubic")
     clip = (picture + 0.01 * torch.randn(8, 3, 56, 70, generator=generator)).clamp(0, 1).unsqueeze(0)
     batch = {"rgb": clip, "rgb_clean": clip, "meta": [ClipMeta("made", tuple(range(8)), tuple(map(float, range(8))))]}
     change = {}
-    for stabilise in (False, True):
+    for stabilize in (False, True):
         labeller = Labeller(
-            tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, "stabilised" if stabilise else "raw"
+            tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, "stabilised" if stabilize else "raw"
         )
         labels = labeller(batch, torch.device("cpu"))
         assert labels.target.valid.all()
-        change[stabilise] = float((labels.target.depth[:, 1:] - labels.target.depth[:, :-1]).abs().mean())
+        change[stabilize] = float((labels.target.depth[:, 1:] - labels.target.depth[:, :-1]).abs().mean())
     assert 0 < change[True] < 0.5 * change[False]
 
 
@@ -96,7 +96,7 @@ def test_the_labeller_makes_geometric_targets_of_the_clean_clip_each_on_its_own(
         assert torch.allclose(depth[sample], clean[sample, 0, 0, 0, 0] + 13)
 
 
-def test_stabilising_needs_flow(tiny_encoder: DepthAnythingEncoder) -> None:
+def test_stabilizing_needs_flow(tiny_encoder: DepthAnythingEncoder) -> None:
     with pytest.raises(ValueError, match="flow"):
         Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, target="stabilised")
 

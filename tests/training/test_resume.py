@@ -170,7 +170,7 @@ def test_everything_comes_back_on_videos_with_cached_labels(tmp_path: Path, tiny
     source = ("data=video_folder", f"data.root={tmp_path / 'videos'}", f"data.teacher_cache={tmp_path / 'cache'}")
     loader = ("data.num_workers=0", "data.clip_frames=5", "data.short_side=28", "data.crop=[28,42]")
     assert_resumes_in_the_middle(tmp_path, tiny_teacher_folder, *source, *loader, *EVERYTHING)
-    with pytest.raises(UserError, match=r"stabilised targets of .* do not fit: radius is 4, wanted 2"):
+    with pytest.raises(UserError, match=r"stabilized targets of .* do not fit: radius is 4, wanted 2"):
         train(tmp_path / "other", tiny_teacher_folder, *source, *loader, *EVERYTHING, "loss.target_radius=2")
 
 

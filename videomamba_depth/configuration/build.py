@@ -22,7 +22,7 @@ from videomamba_depth.configuration.schema import (
 )
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
-from videomamba_depth.data.labels.stabilized_cache import StabiliseKey
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
@@ -134,9 +134,9 @@ def build_transform(config: DataConfig) -> ClipTransform:
 
 @building("data")
 def build_dataset(
-    config: DataConfig, seed: int, teacher: DepthAnythingEncoder, stabilised: StabiliseKey | None = None
+    config: DataConfig, seed: int, teacher: DepthAnythingEncoder, stabilized: StabilizeKey | None = None
 ) -> Dataset[dict[str, Any]]:
-    """Return the clips to train on; with `stabilised`, targets made like that are taken from the teacher cache."""
+    """Return the clips to train on; with `stabilized`, targets made like that are taken from the teacher cache."""
     transform = build_transform(config)
     if config.kind == "synthetic":
         if config.teacher_cache is not None:
@@ -161,7 +161,7 @@ def build_dataset(
                 " scripts/precompute_teacher_depth.py, or set data.teacher_cache=null"
             )
         key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
-        cache = TeacherCacheReader(config.teacher_cache, key, stabilised)
+        cache = TeacherCacheReader(config.teacher_cache, key, stabilized)
     return VideoClipDataset(
         config.root or "",
         clip_frames=config.clip_frames,
@@ -271,7 +271,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     )
     cached = None
     if loss.target != "raw":
-        cached = StabiliseKey(loss.target_radius, loss.target_sigma, flow_key(config.flow), loss.target)
+        cached = StabilizeKey(loss.target_radius, loss.target_sigma, flow_key(config.flow), loss.target)
     dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
     with ranks.together():
         if ranks.is_main:

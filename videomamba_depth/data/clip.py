@@ -27,7 +27,7 @@ class ClipMeta:
 
 
 class WholeFrames(NamedTuple):
-    """What a teacher labels of a clip: frames before crop, flip, colours and damage."""
+    """What a teacher labels of a clip: frames before crop, flip, colors and damage."""
 
     rgb: Tensor  # uint8 [N,h,w,3] at the size that the clip's frames were resized to
     geometry: Geometry  # what became of them: the label goes the same way
@@ -58,7 +58,7 @@ def collate_clips(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class SharedFlags:
-    """A row of flags in shared memory, so that loader workers say a thing once between them, not once each.
+    """Flags in shared memory, so that loader workers log a thing once between them, not once each.
 
     Two workers that raise one flag in the same instant may both be first; a repeated warning is all that can follow.
     """

@@ -28,13 +28,13 @@ class _Rendered(NamedTuple):
 
 
 class SyntheticClipDataset(Dataset[dict[str, Any]]):
-    """An endless row of rendered clips; item i is a pure function of (seed, i).
+    """An endless sequence of rendered clips; item i is a pure function of (seed, i).
 
     Args:
         worlds: one or several configurations, of which each item draws one; `num_frames` is set by the clip's length.
         clip_frames: frames per clip N where the key does not say otherwise.
         seed: not negative; use different seeds for training and evaluation.
-        transform: resize, crop, colour and perturbations; default: the world's own size, rounded to the patch.
+        transform: resize, crop, color and perturbations; default: the world's own size, rounded to the patch.
         num_worlds: draw from this many videos of `2 · clip_frames` frames each (more where a stride needs them),
             rendered when first needed and kept in memory, instead of rendering a new one for every item.
         stride: distance between the clip's frames in frames of the render; with several, each clip draws one.

@@ -16,7 +16,7 @@ from videomamba_depth.data.clip import ClipMeta, SharedFlags, WholeFrames
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.playback import Playback, adapt_relative_maps
 from videomamba_depth.data.transforms import ClipTransform, resize_images
-from videomamba_depth.data.video.find import VideoSource, find_sources, scan_sources, summarise, unique_ids
+from videomamba_depth.data.video.find import VideoSource, find_sources, scan_sources, summarize, unique_ids
 from videomamba_depth.data.video.reader import VideoInfo, VideoReadError, probe_video, read_frames, read_image
 from videomamba_depth.utils.errors import UserError
 
@@ -28,7 +28,7 @@ _CACHED_INFOS = 4096
 
 
 class VideoClipDataset(Dataset[dict[str, Any]]):
-    """An endless row of random clips from video files and image folders.
+    """An endless sequence of random clips from video files and image folders.
 
     Item i is a pure function of (seed, i) and the files: `default_rng((seed, i, attempt))` draws the video (each is as
     likely as any other), the stride, the start and the transform, with attempt 0 unless a file turns out broken. So
@@ -39,7 +39,7 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         clip_frames: frames per clip N where the key does not say otherwise.
         stride: distance between the clip's frames in frames of the video; with several, each clip draws one that fits.
         seed: not negative.
-        transform: resize, crop, colour and perturbations; default: the video's own size, rounded to the patch.
+        transform: resize, crop, color and perturbations; default: the video's own size, rounded to the patch.
         reverse_probability: of playing a clip backwards.
         teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored, for clips that play
             forwards at stride 1.
@@ -152,10 +152,10 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         place = sources if isinstance(sources, str | Path) else "the list of videos"
         if not usable:
             raise UserError(
-                f"none of the {len(found)} videos in {place} can be used: {summarise(skipped) or 'none given'}"
+                f"none of the {len(found)} videos in {place} can be used: {summarize(skipped) or 'none given'}"
             )
         if skipped:
-            log.warning("%d of %d videos in %s are skipped: %s", len(skipped), len(found), place, summarise(skipped))
+            log.warning("%d of %d videos in %s are skipped: %s", len(skipped), len(found), place, summarize(skipped))
         self.skipped |= skipped
         return usable
 

@@ -1,4 +1,4 @@
-"""Crops, flips and strong recolouring of single pictures with depth, for training a depth model."""
+"""Crops, flips and strong recoloring of single pictures with depth, for training a depth model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = NDArray[np.float32]
 def augment_still(
     rng: np.random.Generator, rgb: NDArray[np.uint8], inv_depth: NDArray[np.float16], height: int, width: int
 ) -> tuple[Array, Array]:
-    """Crop, flip, resize and recolour one still of any size; return rgb [height,width,3] in [0,1] and inverse depth."""
+    """Crop, flip, resize and recolor one still of any size; return rgb [height,width,3] in [0,1] and inverse depth."""
     image, target = _crop(rng, rgb, inv_depth, height, width)
     image = _degrade(rng, _recolor(rng, image))
     return np.clip(image, 0, 1).astype(np.float32), target

@@ -18,7 +18,7 @@ from torch import Tensor
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.utils.images import shrink_images, shrinks
 
-_SMOOTH = ("teacher_depth", "stabilised_depth")
+_SMOOTH = ("teacher_depth", "stabilized_depth")
 _NEAREST = ("inv_depth",)
 _FLOW = "flow_bwd"
 _NEAREST_MASKS = ("valid",)
@@ -89,7 +89,7 @@ class ClipTransform:
         image_size: (height, width) px of the result; or the short side as one number, the aspect then being kept and
             both sides rounded to `multiple`; or None to keep each video's size, rounded to `multiple`.
         multiple: sides are multiples of this where `image_size` does not fix them; 14 is the encoder's patch.
-        random_crop: crop at a random place; otherwise at the centre.
+        random_crop: crop at a random place; otherwise at the center.
         flip_probability: probability of a horizontal flip.
         color: color change shared by all frames, seen by teacher and student alike.
         perturbations: per-frame defects of the student's input `rgb`; `rgb_clean` stays free of them.
@@ -113,7 +113,7 @@ class ClipTransform:
 
         Args:
             clip: "rgb" uint8 [N,H,W,3]; optional maps, each at its own resolution but covering the same view:
-                "teacher_depth", "stabilised_depth", "inv_depth" float32 [N,h,w]; "valid", "static" bool [N,h,w];
+                "teacher_depth", "stabilized_depth", "inv_depth" float32 [N,h,w]; "valid", "static" bool [N,h,w];
                 "flow_bwd" float32 [N,h,w,2] in px of its own grid.
             rng: source of all randomness.
             geometry: a draw made before, where frames were resized to `geometry.resized` as they were decoded.

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.video.find import summarise
+from videomamba_depth.data.video.find import summarize
 from videomamba_depth.evaluation.baselines import Baseline, default_baselines
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, shrink_clip
 from videomamba_depth.evaluation.memory import Stream, run_palindrome, settle_after_own_cut
@@ -182,7 +182,7 @@ def evaluate_videos(
         if keep is not None:
             keep(_summarise(results, skipped, students, protocol, metadata))
     if skipped and not results:
-        raise UserError(f"none of {len(skipped)} clips can be evaluated: {summarise(skipped)}")
+        raise UserError(f"none of {len(skipped)} clips can be evaluated: {summarize(skipped)}")
     if not results:
         raise UserError("there is nothing to evaluate: no clip was given")
     return _summarise(results, skipped, students, protocol, metadata)

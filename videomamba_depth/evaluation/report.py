@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videomamba_depth.data.video.find import summarise
+from videomamba_depth.data.video.find import summarize
 from videomamba_depth.evaluation.metrics import Score
 from videomamba_depth.utils import atomic
 from videomamba_depth.utils.atomic import to_json
@@ -176,7 +176,7 @@ def skipped_line(result: Mapping[str, Any]) -> str:
     """Return which clips could not be used, and why; nothing where all could."""
     skipped = result["skipped"]
     clips = len(skipped) + len(result["clips"])
-    return f"Skipped {len(skipped)} of {clips} clips: {summarise(skipped)}.\n" if skipped else ""
+    return f"Skipped {len(skipped)} of {clips} clips: {summarize(skipped)}.\n" if skipped else ""
 
 
 def _notes(result: Mapping[str, Any]) -> str:

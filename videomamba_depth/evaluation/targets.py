@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.labels.geometry import geometric_clip
-from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.evaluation.hard_worlds import HARD_CONDITIONS, render_hard_world
 from videomamba_depth.evaluation.judge import Judge
 from videomamba_depth.evaluation.metrics.accuracy import (
@@ -48,7 +48,7 @@ def score_targets(
     sigma: float = 5.0,
     max_depth_m: float = 30.0,
 ) -> Rows:
-    """Return {row: {metric: value}} of the teacher, stabilised and geometric targets on one world.
+    """Return {row: {metric: value}} of the teacher, stabilized and geometric targets on one world.
 
     Args:
         kind: of `KINDS` or `HARD_CONDITIONS`. cache: folder of the worlds of `KINDS`.
@@ -61,7 +61,7 @@ def score_targets(
     teacher = torch.cat([encoder.predict_depth(part) for part in clip.split(8)])
     judge = Judge(world, teacher[:, 0].numpy(), max_depth_m)
     rows: Rows = {"teacher": _scores(judge, world, teacher, max_depth_m)}
-    for name, make in (("stabilised", stabilise_clip), ("geometry", geometric_clip)):
+    for name, make in (("stabilised", stabilize_clip), ("geometry", geometric_clip)):
         started = time.process_time()
         made = make(teacher, clip, flow, radius=radius, sigma=sigma, depth_kind=encoder.depth_kind)
         seconds = time.process_time() - started

@@ -69,7 +69,7 @@ def estimate_motion(
     keep: Keep = in_memory,
     progress: Callable[[], None] | None = None,
 ) -> ClipMotion:
-    """Estimate flow both ways between neighbours of a clip, one pair at a time.
+    """Estimate flow both ways between neighbors of a clip, one pair at a time.
 
     Args:
         frames: F × uint8 [H,W,3] RGB; gone over twice. flow: the estimator. max_rgb_change: see `trust_mask`.
@@ -103,12 +103,12 @@ def _motion_of_frames(
 def detect_cuts(frames: Iterable[Any], max_histogram_change: float = 0.5) -> tuple[int, ...]:
     """Return the frames at which a new shot starts.
 
-    A cut is where half the L1 distance between the 8×8×8 colour histograms of neighbours, the share of pixels
-    that changed bin, exceeds `max_histogram_change` and both its neighbours' distances do not (a run of such
-    frames is flicker or fast motion, not cuts). Blind to cuts between shots of equal colours: there the
+    A cut is where half the L1 distance between the 8×8×8 color histograms of neighbors, the share of pixels
+    that changed bin, exceeds `max_histogram_change` and both its neighbors' distances do not (a run of such
+    frames is flicker or fast motion, not cuts). Blind to cuts between shots of equal colors: there the
     forward-backward check leaves too few pixels, and the pair is skipped as well.
     """
-    histograms = map(_colour_histogram, frames)
+    histograms = map(_color_histogram, frames)
     change = [0.0, *(0.5 * float(np.abs(b - a).sum()) for a, b in itertools.pairwise(histograms)), 0.0]
     return tuple(
         t
@@ -144,7 +144,7 @@ def _to_tensor(frame: Any) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255.0
 
 
-def _colour_histogram(frame: Any) -> np.ndarray:
+def _color_histogram(frame: Any) -> np.ndarray:
     bins = (np.asarray(frame)[::2, ::2] >> 5).reshape(-1, 3).astype(np.int64)
     counts = np.bincount(bins @ np.array([64, 8, 1]), minlength=512)
     return counts / max(counts.sum(), 1)

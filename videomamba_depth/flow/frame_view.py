@@ -109,7 +109,7 @@ def on_disk(columns: Columns) -> list[FrameView]:
 
 
 class _FrameFile:
-    """Frames of one shape and type, one behind the other in a nameless temporary file."""
+    """Frames of one shape and type, one after the other in a nameless temporary file."""
 
     def __init__(self, like: np.ndarray) -> None:
         self.num_frames, self._shape, self._dtype = 0, like.shape, like.dtype

@@ -10,7 +10,7 @@ from videomamba_depth.utils.flow_utils import trust_mask
 
 
 def static_mask(clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, max_rgb_change: float = 0.06) -> Tensor:
-    """Return which pixels of each frame neither moved, changed colour nor were hidden since the frame before.
+    """Return which pixels of each frame neither moved, changed color nor were hidden since the frame before.
 
     Args:
         clip: [N,3,H,W] RGB in [0,1].

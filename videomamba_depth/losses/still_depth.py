@@ -15,7 +15,7 @@ TARGET_MEAN = 3.0
 _SPREAD_FLOOR = 0.15 * TARGET_MEAN  # a picture of one flat wall must not outweigh a batch
 _RELATIVE_FLOOR = 0.1 * TARGET_MEAN
 _LOG_FLOOR = 0.03 * TARGET_MEAN
-_EDGE = 0.1  # a jump of log inverse depth between neighbours that counts as an edge
+_EDGE = 0.1  # a jump of log inverse depth between neighbors that counts as an edge
 _EDGE_WEIGHT = 4.0
 
 
@@ -24,14 +24,14 @@ def still_depth_losses(prediction: Tensor, inv_depth: Tensor) -> dict[str, Tenso
 
     relative: mean |p − y| / (y + 0.1 ȳ) with y scaled to a mean of `TARGET_MEAN`: fixes scale and shift and weighs far
     surfaces as AbsRel does. affine: mean |r| for r = (p − mean p) / dev p − (y − mean y) / dev y, dev the mean absolute
-    deviation; its gradient passes through the normalisation. gradient: four scales of |∇r|. edge: |∇ log p − ∇ log y|
+    deviation; its gradient passes through the normalization. gradient: four scales of |∇r|. edge: |∇ log p − ∇ log y|
     at two scales, weighted by 5 where y has an edge.
 
     Sources: affine, MiDaS (Ranftl et al., 2020), equations 5–7, with means for medians; gradient, equation 11; the
     others ours.
     """
     y = inv_depth * (TARGET_MEAN / inv_depth.mean((1, 2, 3), keepdim=True))
-    residual = _normalised(prediction) - _normalised(y)
+    residual = _normalized(prediction) - _normalized(y)
     scales = [k for k in (1, 2, 4, 8) if k < min(y.shape[-2:])]
     return {
         "relative": ((prediction - y).abs() / (y + _RELATIVE_FLOOR)).mean(),
@@ -41,9 +41,9 @@ def still_depth_losses(prediction: Tensor, inv_depth: Tensor) -> dict[str, Tenso
     }
 
 
-def _normalised(values: Tensor) -> Tensor:
-    centred = values - values.mean((1, 2, 3), keepdim=True)
-    return centred / centred.abs().mean((1, 2, 3), keepdim=True).clamp(min=_SPREAD_FLOOR)
+def _normalized(values: Tensor) -> Tensor:
+    centered = values - values.mean((1, 2, 3), keepdim=True)
+    return centered / centered.abs().mean((1, 2, 3), keepdim=True).clamp(min=_SPREAD_FLOOR)
 
 
 def _mean_step(values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def temporal_gradient_sums(
     Args:
         prediction: [B,N,1,H,W] student's depth. Across chunks, prepend the (detached) last frame of the chunk before.
         target: [B,N,1,H,W] what it should change like. A *raw* per-frame teacher pulls its flicker back in: pass a
-            stabilised target, or exact depth.
+            stabilized target, or exact depth.
         valid: [B,N,1,H,W] bool; a pair counts where both of its pixels are valid.
         strides: frame distances k ≥ 1; those not shorter than the clip contribute 0.
         scale_shift: alignment of the prediction, broadcastable to the clip; default one least-squares pair for all

@@ -72,7 +72,7 @@ class Labeller:
         frames_per_pass: frames encoded at once.
         autocast_dtype: None for none.
         target: "raw", the teacher's depth frame by frame, or what `OFFLINE_TARGETS` makes of it over the whole clip.
-        target_radius, target_sigma: frames, see `stabilise_depth`.
+        target_radius, target_sigma: frames, see `stabilize_depth`.
         motion: the student's own estimator, which sees what the student sees; None where it has none.
     """
 
@@ -112,7 +112,7 @@ class Labeller:
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
         if self.target != "raw" and depth.shape[1] > 1:
-            cached = batch.get("stabilised_depth")
+            cached = batch.get("stabilized_depth")
             depth = self._offline_target(depth, clean) if cached is None else cached.to(device)
         valid = torch.isfinite(depth)
         static = batch["static"].to(device) if "static" in batch else self._static(clean)

@@ -44,7 +44,7 @@ def exit_on_user_error(*also: type[Exception]) -> Iterator[None]:
     That is a `UserError`, whatever the operating system refuses (a file, a permission, a full disk) and memory that
     does not suffice. With VIDEOMAMBA_TRACEBACK=1 the traceback is shown before.
 
-    What was printed is flushed here, so that a full disk or a reader that has gone is noticed behind stdout too.
+    What was printed is flushed here, so that a full disk or a reader that has gone is noticed after stdout too.
 
     Args:
         also: kinds of exception that are such errors too.
@@ -112,7 +112,7 @@ def _first_line(error: BaseException) -> str:
 def _exit_with(message: str) -> NoReturn:
     if os.environ.get("VIDEOMAMBA_TRACEBACK", "").strip().lower() not in ("", "0", "false", "off", "no"):
         traceback.print_exc()
-    tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)  # on a line of its own, not behind a bar
+    tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)  # on a line of its own, not after a bar
     try:
         sys.stdout.flush()
     except OSError:  # Python would try, and complain, once more at exit

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from videomamba_depth.utils.errors import describe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of RGB in [0, 1], per channel: what pretrained encoders are normalised by."""
+"""Of RGB in [0, 1], per channel: what pretrained encoders are normalized by."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in luma (Rec. 601)."""

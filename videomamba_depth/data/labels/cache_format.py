@@ -1,4 +1,4 @@
-"""What the teacher cache looks like on disk, and when it fits. Format and rules: ours.
+"""The teacher cache's format on disk, and when it fits.
 
     <cache root>/<name>-<digest of the video id>/
         depth        float16 [F,h,w]    the teacher's depth / chunk_scale, in the unit of `depth_kind`
@@ -42,9 +42,9 @@ FORMAT_VERSION = 2
 _SCALED_MAX = 1024.0
 
 
-RAW, STABILISED = "chunk", "stabilised"
+RAW, STABILIZED = "chunk", "stabilised"
 """Kinds of labels: the first words of the arrays of their scales and digests."""
-ARRAYS = {RAW: ("depth", "flow_bwd", "static"), STABILISED: ("stabilised",)}
+ARRAYS = {RAW: ("depth", "flow_bwd", "static"), STABILIZED: ("stabilised",)}
 """The arrays of each kind that are stored in chunks of frames; the first is divided by the chunk's scale."""
 
 
@@ -142,10 +142,10 @@ def chunk_digest(
     """Return the SHA-256, uint8 [32], of a chunk's labels: their bits, scale and times, and what they are labels of.
 
     Args:
-        attributes: of the group: format, teacher, source, storage; and how targets were stabilised.
+        attributes: of the group: format, teacher, source, storage; and how targets were stabilized.
         maps: the chunk's part of every array as it is stored, by name, and of "timestamps_s".
     """
-    names = ("format_version", "teacher", "source", "storage", *([STABILISED] if kind == STABILISED else []))
+    names = ("format_version", "teacher", "source", "storage", *([STABILIZED] if kind == STABILIZED else []))
     about = [{name: attributes[name] for name in names}, kind, chunk, float(np.float32(scale)).hex()]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(maps):
@@ -209,7 +209,7 @@ def create_bookkeeping(group: Any, kind: str, chunks: int) -> None:
 
 
 def local_folder(root: str | Path, name: str) -> Path | None:
-    """Return a group's folder; None for a cache behind a URL."""
+    """Return a group's folder; None for a cache at a URL."""
     return None if "://" in str(root) else Path(join_path(str(root), name))
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from videomamba_depth.data.labels.cache_format import (
     ARRAYS,
     RAW,
-    STABILISED,
+    STABILIZED,
     ChunkError,
     TeacherKey,
     group_difference,
@@ -97,7 +97,7 @@ def _verify_group(
     if problem:
         return problem
     finished = True
-    for kind in (RAW, *([STABILISED] if STABILISED in attributes else [])):
+    for kind in (RAW, *([STABILIZED] if STABILIZED in attributes else [])):
         scales = group[f"{kind}_scale"][:] if f"{kind}_scale" in group else np.zeros(1)
         finished &= bool((scales != 0).all())
         for chunk in np.flatnonzero(scales):

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from videomamba_depth.data.labels.geometry import geometric_clip
-from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.utils.depth_kind import DepthKind
 
@@ -27,4 +27,4 @@ class OfflineTarget(Protocol):
     ) -> Tensor: ...
 
 
-OFFLINE_TARGETS: dict[str, OfflineTarget] = {"stabilised": stabilise_clip, "geometry": geometric_clip}
+OFFLINE_TARGETS: dict[str, OfflineTarget] = {"stabilised": stabilize_clip, "geometry": geometric_clip}

@@ -15,12 +15,12 @@ result as an edge, since the two sides of it are smoothed over windows of differ
 
 
 class ClipTracks:
-    """A clip's depth with the flow between its neighbours; follows pixels over several frames by chaining that flow.
+    """A clip's depth with the flow between its neighbors; follows pixels over several frames by chaining that flow.
 
     Args:
         depth: [N,H,W] float32, any unit; not finite where undefined.
         flow_fwd, flow_bwd: [N,2,H,W] float32 px, to the next frame and to the one before.
-        trusted_fwd, trusted_bwd: [N,H,W] bool, where that flow can be trusted; unread at the end without a neighbour.
+        trusted_fwd, trusted_bwd: [N,H,W] bool, where that flow can be trusted; unread at the end without a neighbor.
     """
 
     def __init__(

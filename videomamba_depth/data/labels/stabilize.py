@@ -1,10 +1,10 @@
-"""Stabilised targets: a clip's depth, freed of flicker offline and from both sides, without ground truth.
+"""Stabilized targets: non-causal temporal smoothing of the teacher's depth along optical flow.
 
 A per-frame teacher flickers in two ways: whole frames change scale and shift, and every region wobbles on its own. Both
 are noise about a trend: where the camera or an object moves, depth along a trajectory truly changes, and that must
 stay. So nothing here pulls values towards equality; everything pulls them towards a straight line in time:
 
-1. one (scale, shift) per frame, chosen so that depth along trajectories runs straight (`stabilise_align`);
+1. one (scale, shift) per frame, chosen so that depth along trajectories runs straight (`stabilize_align`);
 2. a robust local linear fit, in place of each value, to the values that the same point of the scene has in the frames
    around it (a Savitzky–Golay filter along trajectories).
 """
@@ -24,11 +24,11 @@ from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import trust_mask
 
 SLOPE_RIDGE = 0.5  # frames²; holds the slope back where a window is too short to tell a slope from noise
-ENOUGH_WEIGHT = 1.0  # of trusted neighbours, each 0 to 1, from which on a fit stands alone
+ENOUGH_WEIGHT = 1.0  # of trusted neighbors, each 0 to 1, from which on a fit stands alone
 MIN_METRIC_DEPTH_M = 1e-3
 
 
-def stabilise_depth(
+def stabilize_depth(
     depth: Tensor,
     flow_fwd: Tensor,
     flow_bwd: Tensor,
@@ -43,7 +43,7 @@ def stabilise_depth(
     fill_sigma_px: float = 3.0,
     depth_kind: DepthKind = DepthKind.RELATIVE,
 ) -> Tensor:
-    """Return the clip's depth without its flicker, in the teacher's gauge.
+    """Return the clip's depth without its flicker, with the teacher's scale and shift.
 
     Args:
         depth: [N,1,H,W] floating point, a teacher's, any N ≥ 1; values that are not finite stay and are used nowhere.
@@ -54,12 +54,12 @@ def stabilise_depth(
         sigma: of the Gaussian weight over those frames, in frames.
         align: solve one scale and shift per frame first. align_prior: see `fit_frame_affines`.
         outlier: a value this many noise standard deviations off the fit weighs a quarter.
-        fill_sigma_px: reach of the corrections from trusted pixels into those without trusted neighbours, px.
+        fill_sigma_px: reach of the corrections from trusted pixels into those without trusted neighbors, px.
         depth_kind: metric depth is treated as its logarithm, since its noise grows with depth, and gets a factor per
             frame in place of scale and shift.
 
     Returns:
-        [N,1,H,W] float32 on depth's device. Pixels without trusted neighbours in time keep the aligned raw value, and
+        [N,1,H,W] float32 on depth's device. Pixels without trusted neighbors in time keep the aligned raw value, and
         take over the correction of trusted pixels within a few px only. N = 1, or nothing trusted: the input. Positive
         affine changes of relative depth, and positive factors of metric depth, pass through.
 
@@ -91,7 +91,7 @@ def stabilise_depth(
     return torch.from_numpy(np.where(np.isfinite(raw), smooth, raw))[:, None].to(depth.device)
 
 
-def stabilise_clip(
+def stabilize_clip(
     depth: Tensor,
     clip: Tensor,
     flow: FlowEstimator,
@@ -101,11 +101,11 @@ def stabilise_clip(
     sigma: float = 2.5,
     depth_kind: DepthKind = DepthKind.RELATIVE,
 ) -> Tensor:
-    """Return `stabilise_depth` of a clip whose motion is estimated here, both ways; nothing is carried over a cut.
+    """Return `stabilize_depth` of a clip whose motion is estimated here, both ways; nothing is carried over a cut.
 
     Args:
         depth: [N,1,H,W]. clip: [N,3,H,W] RGB in [0,1] of the same size: what the teacher saw.
-        flow: the estimator. max_rgb_change: see `trust_mask`. The others: see `stabilise_depth`.
+        flow: the estimator. max_rgb_change: see `trust_mask`. The others: see `stabilize_depth`.
     """
     if clip.ndim != 4 or clip.shape[1] != 3 or clip.shape[0] != depth.shape[0] or clip.shape[-2:] != depth.shape[-2:]:
         raise ValueError(f"clip must be [N,3,H,W] of depth's size {list(depth.shape)}; got {list(clip.shape)}")
@@ -120,7 +120,7 @@ def stabilise_clip(
         for cut in detect_cuts((clip.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()):
             trusted[0][cut - 1] = False
             trusted[1][cut] = False
-    return stabilise_depth(depth, *flows, *trusted, radius=radius, sigma=sigma, depth_kind=depth_kind)
+    return stabilize_depth(depth, *flows, *trusted, radius=radius, sigma=sigma, depth_kind=depth_kind)
 
 
 def _smooth(tracks: ClipTracks, radius: int, sigma: float, outlier: float, fill_sigma_px: float) -> Floats:
@@ -135,7 +135,7 @@ def _smooth(tracks: ClipTracks, radius: int, sigma: float, outlier: float, fill_
 
 
 def _noise(tracks: ClipTracks) -> float:
-    """Return the robust standard deviation of a value about the mean of its two neighbours in time, above 0.
+    """Return the robust standard deviation of a value about the mean of its two neighbors in time, above 0.
 
     Differences of second order, so that a steady true change does not count as noise.
     """

@@ -23,7 +23,7 @@ class _Triple(NamedTuple):
     """Depth along the trajectories that three evenly spaced frames share."""
 
     frames: NDArray[np.int64]  # [3]
-    depth: Doubles  # [3, P], centred and in units of the clip's spread
+    depth: Doubles  # [3, P], centered and in units of the clip's spread
 
 
 def fit_frame_affines(
@@ -31,12 +31,12 @@ def fit_frame_affines(
 ) -> tuple[Doubles, Doubles]:
     """Solve (s_t, b_t), so that s_t · d_t + b_t runs straight along trajectories: the flicker of whole frames goes.
 
-    Minimises Σ_k Σ_t mean_p ρ(½ A_{t−k} − A_t + ½ A_{t+k}) + prior · σ² · Σ_t ((s_t − 1)² + b_t²) by reweighted least
+    Minimizes Σ_k Σ_t mean_p ρ(½ A_{t−k} − A_t + ½ A_{t+k}) + prior · σ² · Σ_t ((s_t − 1)² + b_t²) by reweighted least
     squares on the normal equations, with A_t = s_t · d_t + b_t on the trajectory through p, d in units of the clip's
-    spread about its centre, ρ Geman–McClure's and σ the robust residual. A first difference in place of the second
+    spread about its center, ρ Geman–McClure's and σ the robust residual. A first difference in place of the second
     would take the true change of depth before a moving camera for a change of scale, and flatten it. Curved true change
-    still pulls (s_t, b_t) along, slowly: only the part of them that is fast in time is used. Slow changes of the gauge
-    cannot be told from motion and stay as the teacher has them.
+    still pulls (s_t, b_t) along, slowly: only the part of them that is fast in time is used. Slow changes of
+    scale and shift cannot be distinguished from motion and stay as the teacher has them.
 
     Args:
         tracks: of the clip. strides: k, frames.
@@ -44,14 +44,14 @@ def fit_frame_affines(
         fit_scale: False keeps every s_t = 1, for depth whose logarithm was taken.
 
     Returns:
-        scale, shift: [N] float64, with mean(scale) = 1 and Σ_t of the shifts at the clip's centre = 0: the clip as a
-        whole keeps the teacher's gauge. (1, 0) where no trajectory can be trusted.
+        scale, shift: [N] float64, with mean(scale) = 1 and Σ_t of the shifts at the clip's center = 0: the clip as a
+        whole keeps the teacher's scale and shift. (1, 0) where no trajectory can be trusted.
 
     Source: ours.
     """
     num_frames = tracks.shape[0]
-    centre, spread = _centre_and_spread(tracks)
-    triples = _collect(tracks, strides, centre, spread)
+    center, spread = _center_and_spread(tracks)
+    triples = _collect(tracks, strides, center, spread)
     scale, shift = np.ones(num_frames), np.zeros(num_frames)
     if not triples:
         return scale, shift
@@ -59,7 +59,7 @@ def fit_frame_affines(
     for strength in (1e-3 * prior, *[prior] * (NUM_UPDATES - 1)):
         scale, shift = _solve(triples, scale, shift, strength, fit_scale)
     scale, shift = 1 + _fast_part(scale), _fast_part(shift)
-    return scale, centre * (1 - scale) + spread * shift
+    return scale, center * (1 - scale) + spread * shift
 
 
 def _fast_part(series: Doubles) -> Doubles:
@@ -77,18 +77,18 @@ def sample_step(height: int, width: int) -> int:
     return max(1, int((height * width / SAMPLES) ** 0.5))
 
 
-def _centre_and_spread(tracks: ClipTracks) -> tuple[float, float]:
+def _center_and_spread(tracks: ClipTracks) -> tuple[float, float]:
     step = sample_step(*tracks.shape[1:])
     values = tracks.depth[:, ::step, ::step].astype(np.float64)
     values = values[np.isfinite(values)]
     if values.size == 0:
         return 0.0, 1.0
-    centre = float(np.median(values))
-    spread = float(np.abs(values - centre).mean())
-    return centre, spread if spread > 0 else 1.0
+    center = float(np.median(values))
+    spread = float(np.abs(values - center).mean())
+    return center, spread if spread > 0 else 1.0
 
 
-def _collect(tracks: ClipTracks, strides: tuple[int, ...], centre: float, spread: float) -> list[_Triple]:
+def _collect(tracks: ClipTracks, strides: tuple[int, ...], center: float, spread: float) -> list[_Triple]:
     num_frames, height, width = tracks.shape
     radius, step = max(strides), sample_step(height, width)
     triples = []
@@ -99,7 +99,7 @@ def _collect(tracks: ClipTracks, strides: tuple[int, ...], centre: float, spread
             common = (trust[radius + offsets] > 0.5).all(0)
             if common.sum() >= MIN_SAMPLES:
                 values = depth[radius + offsets][:, common].astype(np.float64)
-                triples.append(_Triple(frame + offsets, (values - centre) / spread))
+                triples.append(_Triple(frame + offsets, (values - center) / spread))
     return triples
 
 

@@ -1,16 +1,16 @@
-"""Offline targets beside the raw ones in the teacher cache; `precompute_stabilised` makes them.
+"""Offline targets beside the raw ones in the teacher cache; `precompute_stabilized` makes them.
 
     <cache root>/<group of a video>/
-        stabilised        float16 [F,h,w]   like `depth`, stabilised or geometric, / stabilised_scale
+        stabilised        float16 [F,h,w]   like `depth`, stabilized or geometric, / stabilised_scale
         stabilised_digest uint8 [chunks,32] like `chunk_digest`
         stabilised_scale  float32 [chunks]  0 until the chunk is whole on disk, then its factor
-        attributes        stabilised: the `StabiliseKey`
+        attributes        stabilised: the `StabilizeKey`
 
-Stabilising looks to both sides over a whole clip: a long video is treated in blocks of `BLOCK_CHUNKS` chunks, each with
+Stabilizing looks to both sides over a whole clip: a long video is treated in blocks of `BLOCK_CHUNKS` chunks, each with
 `MARGIN_FRAMES` more frames at either end, which bounds memory. Flow and frames are those of the stored size, depth is
 the cached one. A block is a function of the video and the raw cache alone, so that running again gives the same bytes.
 What differs from treating the video as one clip: the scale and shift of its frames, and the geometry,
-are solved per block, and each block's mean gauge is that of its own frames.
+are solved per block, and each block's mean scale and shift are those of its own frames.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zarr.codecs import ZstdCodec
 
 from videomamba_depth.data.labels.cache_format import (
     RAW,
-    STABILISED,
+    STABILIZED,
     ChunkError,
     TeacherKey,
     chunk_scale,
@@ -55,7 +55,7 @@ MARGIN_FRAMES = 24
 
 
 @dataclass(frozen=True)
-class StabiliseKey:
+class StabilizeKey:
     """What decides offline targets, given the raw ones.
 
     radius, sigma: frames to either side, and their Gaussian's std. target: of `OFFLINE_TARGETS`.
@@ -82,23 +82,23 @@ def block_range(block: int, chunk_frames: int, num_frames: int) -> tuple[range, 
     return range(start, stop), range(max(0, start - MARGIN_FRAMES), min(num_frames, stop + MARGIN_FRAMES))
 
 
-def precompute_stabilised(
+def precompute_stabilized(
     videos: list[VideoSource],
     cache_root: str | Path,
     key: TeacherKey,
-    how: StabiliseKey,
+    wanted: StabilizeKey,
     flow: FlowEstimator,
     *,
     progress: bool = True,
 ) -> int:
-    """Add stabilised targets to every finished video of a cache; return how many frames were worked out.
+    """Add stabilized targets to every finished video of a cache; return how many frames were worked out.
 
     Raises:
-        UserError: the cache holds other stabilised targets, or raw labels of another teacher, or damaged ones.
+        UserError: the cache holds other stabilized targets, or raw labels of another teacher, or damaged ones.
     """
     frames = 0
-    for source in tqdm(videos, desc="stabilised depth", unit="video", disable=not progress):
-        group = _open(cache_root, source.video_id, key, how)
+    for source in tqdm(videos, desc="stabilized depth", unit="video", disable=not progress):
+        group = _open(cache_root, source.video_id, key, wanted)
         if group is None:
             continue
         folder = local_folder(cache_root, group_name(source.video_id))
@@ -107,7 +107,7 @@ def precompute_stabilised(
         for block in missing:
             inner, outer = block_range(block, chunk_frames, num_frames)
             try:
-                depth = _stabilise(source, group, outer, key, how, flow)[inner.start - outer.start :][: len(inner)]
+                depth = _stabilize(source, group, outer, key, wanted, flow)[inner.start - outer.start :][: len(inner)]
             except ChunkError as error:
                 raise UserError(
                     f"the labels of {source.video_id} in the teacher cache {cache_root} are damaged ({error}); delete"
@@ -117,16 +117,16 @@ def precompute_stabilised(
             for start in range(inner.start, inner.stop, chunk_frames):
                 part = depth[start - inner.start :][:chunk_frames]
                 if not np.isfinite(part).all():
-                    raise UserError(f"stabilised depth of {source.video_id} is not finite from frame {start} on")
+                    raise UserError(f"stabilized depth of {source.video_id} is not finite from frame {start} on")
                 scale = chunk_scale(part)
                 stored = {"stabilised": (part / scale).astype(np.float16)}
                 with disk_errors("the teacher cache"):
-                    store_chunk(group, STABILISED, start // chunk_frames, scale, stored, folder)
+                    store_chunk(group, STABILIZED, start // chunk_frames, scale, stored, folder)
     return frames
 
 
-def _open(cache_root: str | Path, video_id: str, key: TeacherKey, how: StabiliseKey) -> Any:
-    """Return a video's group with the arrays for stabilised targets, or None if its raw labels are not finished."""
+def _open(cache_root: str | Path, video_id: str, key: TeacherKey, wanted: StabilizeKey) -> Any:
+    """Return a video's group with the arrays for stabilized targets, or None if its raw labels are not finished."""
     store = join_path(str(cache_root), group_name(video_id))
     try:
         group = zarr.open_group(store, mode="r+", zarr_format=3)
@@ -135,17 +135,17 @@ def _open(cache_root: str | Path, video_id: str, key: TeacherKey, how: Stabilise
     problem = group_difference(dict(group.attrs), key)
     stored = group.attrs.get("stabilised")
     if not problem and stored is not None:
-        problem = how.difference(stored)
+        problem = wanted.difference(stored)
     if problem:
         raise UserError(
-            f"teacher cache {cache_root}, stabilised targets of {video_id}: {problem};"
+            f"teacher cache {cache_root}, stabilized targets of {video_id}: {problem};"
             " use the same values, or another cache folder"
         )
     if "chunk_scale" not in group or (group["chunk_scale"][:] == 0).any():
         return None
     depth = group["depth"]
     if stored is None:
-        group.attrs["stabilised"] = asdict(how)
+        group.attrs["stabilised"] = asdict(wanted)
     if "stabilised" not in group:
         compression = ZstdCodec(level=3, checksum=True)
         group.create_array(
@@ -153,17 +153,17 @@ def _open(cache_root: str | Path, video_id: str, key: TeacherKey, how: Stabilise
             fill_value=0.0,
         )  # fmt: skip
     if "stabilised_scale" not in group:
-        create_bookkeeping(group, STABILISED, group["chunk_scale"].shape[0])
+        create_bookkeeping(group, STABILIZED, group["chunk_scale"].shape[0])
         folder = local_folder(cache_root, group_name(video_id))
         if folder is not None:
             sync_tree(folder)
     return group
 
 
-def _stabilise(
-    source: VideoSource, group: Any, frames: range, key: TeacherKey, how: StabiliseKey, flow: FlowEstimator
+def _stabilize(
+    source: VideoSource, group: Any, frames: range, key: TeacherKey, wanted: StabilizeKey, flow: FlowEstimator
 ) -> np.ndarray:
-    """Return stabilised depth, float32 [N,h,w], of a block with its margins."""
+    """Return stabilized depth, float32 [N,h,w], of a block with its margins."""
     attributes, scales = dict(group.attrs), group["chunk_scale"][:]
     chunk_frames = attributes["storage"]["chunk_frames"]
     chunks = range(frames.start // chunk_frames, (frames.stop - 1) // chunk_frames + 1)
@@ -175,12 +175,12 @@ def _stabilise(
         if len(small) == len(frames):
             break
     clip: Tensor = torch.from_numpy(np.concatenate(small)).permute(0, 3, 1, 2).float() / 255
-    depth = OFFLINE_TARGETS[how.target](
+    depth = OFFLINE_TARGETS[wanted.target](
         torch.from_numpy(raw)[:, None],
         clip,
         flow,
-        radius=how.radius,
-        sigma=how.sigma,
+        radius=wanted.radius,
+        sigma=wanted.sigma,
         depth_kind=DepthKind(key.depth_kind),
     )
     return depth[:, 0].numpy()

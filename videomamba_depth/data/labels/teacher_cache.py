@@ -15,7 +15,7 @@ from zarr.codecs import ZstdCodec
 from videomamba_depth.data.clip import SharedFlags
 from videomamba_depth.data.labels.cache_format import (
     RAW,
-    STABILISED,
+    STABILIZED,
     LabelError,
     StorageLayout,
     TeacherKey,
@@ -32,7 +32,7 @@ from videomamba_depth.data.labels.cache_format import (
     source_unchanged,
     store_chunk,
 )
-from videomamba_depth.data.labels.stabilized_cache import StabiliseKey
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey
 from videomamba_depth.data.video.find import VideoSource
 from videomamba_depth.data.video.info import VideoInfo
 from videomamba_depth.utils.atomic import disk_errors, sync_tree
@@ -201,13 +201,13 @@ class TeacherCacheReader:
     Args:
         cache_root: folder or URL of the cache.
         key: of the teacher whose labels are wanted.
-        stabilised: also look up targets stabilised like this, where there are any.
+        stabilized: also look up targets stabilized like this, where there are any.
     """
 
     _KINDS = ("no cache", "no entry", "other teacher", "other source", "not finished", "unreadable", "other size")
 
-    def __init__(self, cache_root: str | Path, key: TeacherKey, stabilised: StabiliseKey | None = None) -> None:
-        self.cache_root, self.key, self.stabilised = str(cache_root), key, stabilised
+    def __init__(self, cache_root: str | Path, key: TeacherKey, stabilized: StabilizeKey | None = None) -> None:
+        self.cache_root, self.key, self.stabilized = str(cache_root), key, stabilized
         self._said = SharedFlags(len(self._KINDS))
         self._open: dict[str, Any] = {}
         self._verified: set[tuple[str, str, int]] = set()  # (video, kind, chunk) that this process has compared
@@ -231,11 +231,11 @@ class TeacherCacheReader:
 
         Returns:
             "teacher_depth" float32 [N,h,w]; "flow_bwd" float32 [N,h,w,2] and "static" bool [N,h,w] where stored. Both
-            refer to the frame before in the video, whatever `frame_indices` says. "stabilised_depth" float32 [N,h,w]
+            refer to the frame before in the video, whatever `frame_indices` says. "stabilized_depth" float32 [N,h,w]
             where it is asked for and finished. None where the cache does not fit.
 
         Raises:
-            UserError: there are stabilised targets, but of other parameters.
+            UserError: there are stabilized targets, but of other parameters.
         """
         try:
             arrays = self._arrays(video_id, path)
@@ -289,19 +289,19 @@ class TeacherCacheReader:
             raise _Misfit("not finished", f"{video_id} is not finished")
         names = ["depth", "flow_bwd", "static", "timestamps_s"]
         stored = attributes.get("stabilised")
-        if self.stabilised is not None and stored is not None and "stabilised_scale" in group:
-            problem = self.stabilised.difference(stored)
+        if self.stabilized is not None and stored is not None and "stabilised_scale" in group:
+            problem = self.stabilized.difference(stored)
             if problem:
                 raise UserError(
-                    f"stabilised targets of {video_id} in the teacher cache {self.cache_root} do not fit: {problem};"
+                    f"stabilized targets of {video_id} in the teacher cache {self.cache_root} do not fit: {problem};"
                     " set loss.target, loss.target_radius, loss.target_sigma and flow.name like the cache, or use"
                     " another cache"
                 )
             names.append("stabilised")
-        elif self.stabilised is not None and stored is not None:
-            self._say(_Misfit("not finished", f"stabilised targets of {video_id} are not finished"))
+        elif self.stabilized is not None and stored is not None:
+            self._say(_Misfit("not finished", f"stabilized targets of {video_id} are not finished"))
         arrays = {name: group[name] for name in names if name in group}
-        for kind in (RAW, *([STABILISED] if "stabilised" in arrays else [])):
+        for kind in (RAW, *([STABILIZED] if "stabilised" in arrays else [])):
             arrays |= {f"{kind}_{name}": group[f"{kind}_{name}"][:] for name in ("scale", "digest")}
         return {**arrays, "attributes": attributes}
 
@@ -317,11 +317,11 @@ class TeacherCacheReader:
         if "static" in raw:
             maps["static"] = raw["static"]
         if "stabilised" in arrays:
-            stabilised = self._rows(arrays, video_id, STABILISED, indices)
-            if stabilised is None:
-                self._say(_Misfit("not finished", f"stabilised targets of {video_id} are not finished"))
+            stabilized = self._rows(arrays, video_id, STABILIZED, indices)
+            if stabilized is None:
+                self._say(_Misfit("not finished", f"stabilized targets of {video_id} are not finished"))
             else:
-                maps["stabilised_depth"] = stabilised["stabilised"]
+                maps["stabilized_depth"] = stabilized["stabilised"]
         return maps
 
     def _rows(

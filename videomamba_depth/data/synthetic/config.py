@@ -21,9 +21,9 @@ class WorldConfig:
     family: "rooms" (indoors, depth 0.3 to about 20 m; the embedded teacher was trained on it), "courtyard" (outdoors
         with sun, facades and a sky at 40 to 70 m; no model of this project was trained on it), or one of the newer:
         indoors "clutter", "corridor", "tabletop" and outdoors "street", "terrain", "forest", "bodies" (people and
-        animals), with a sky at 140 to 300 m, fields of view from 30° to 110°, coloured light, haze, gloss and glass.
+        animals), with a sky at 140 to 300 m, fields of view from 30° to 110°, colored light, haze, gloss and glass.
     exposure_flicker: std of the exposure's change over time, in stops (photographic powers of two); 0 for none.
-    noise: std of sensor noise at mid-grey, in units of full scale; shot noise dominates; 0 for none.
+    noise: std of sensor noise at mid-gray, in units of full scale; shot noise dominates; 0 for none.
     motion_blur: fraction of the frame interval for which the shutter is open, 0 to 1; 0 for none.
     jpeg_quality: 1 to 100, or None for no compression.
     antialias: resample pixels at geometric and shadow edges with four rays each (RGB only).

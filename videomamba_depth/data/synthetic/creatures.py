@@ -12,7 +12,7 @@ def draw_walk(rng: np.random.Generator, spot: tuple[float, float], leg: float, h
     """Draw a walk on a circle around a spot, for legs of a length in m; every third body stands."""
     speed = 0.0 if rng.random() < 0.35 else float(rng.choice([-1, 1]) * rng.uniform(0.4, 2.0) * leg)
     return Walk(
-        centre=spot,
+        center=spot,
         radius=float(rng.uniform(0.5, 3.0)) if speed else 0.01,
         speed=speed,
         phase=float(rng.uniform(0, 2 * np.pi)),
@@ -31,8 +31,8 @@ def person(rng: np.random.Generator, m: Materials, spot: tuple[float, float], he
     skin, shirt, trousers, hair = m.pick("skin"), m.pick("cloth"), m.pick("cloth"), m.pick("fur")
     lean = Joint((0, -leg, 0), (float(rng.normal(-0.05, 0.08)), 0.0), 0.03, 0.5)
 
-    def limb(shape: int, centre: Triple, half: Triple, texture: int, *joints: Joint) -> Limb:
-        return Limb(shape, centre, half, (texture,), 0.4, walk, joints)
+    def limb(shape: int, center: Triple, half: Triple, texture: int, *joints: Joint) -> Limb:
+        return Limb(shape, center, half, (texture,), 0.4, walk, joints)
 
     torso = 0.58 * size
     parts = [
@@ -75,8 +75,8 @@ def animal(rng: np.random.Generator, m: Materials, spot: tuple[float, float], he
     fur, other = m.pick("fur"), m.pick("fur")
     tile = max(0.15, leg)
 
-    def limb(shape: int, centre: Triple, half: Triple, texture: int, *joints: Joint) -> Limb:
-        return Limb(shape, centre, half, (texture,), tile, walk, joints)
+    def limb(shape: int, center: Triple, half: Triple, texture: int, *joints: Joint) -> Limb:
+        return Limb(shape, center, half, (texture,), tile, walk, joints)
 
     body = Joint((0, -leg - thick * 0.55, 0), (float(rng.normal(0, 0.06)), 0.0), 0.03, 0.0)
     neck = Joint((0, -thick * 0.3, long * 0.85), (float(rng.uniform(-0.3, 1.1)), 0.0), 0.08, 0.7)

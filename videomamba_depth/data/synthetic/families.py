@@ -87,11 +87,11 @@ def _courtyard(rng: np.random.Generator) -> Scene:
         angle, distance = corner * np.pi / 3 + rng.normal(0, 0.15), rng.uniform(6, 17)
         half = rng.uniform([2.5, 1.4, 1.0], [6, 4.5, 3.0])
         reach = distance + half[2]
-        centre = (float(reach * np.sin(angle)), -float(half[1]), float(reach * np.cos(angle)))
+        center = (float(reach * np.sin(angle)), -float(half[1]), float(reach * np.cos(angle)))
         solids.append(
             Solid(
                 BOX,
-                centre,
+                center,
                 _triple(half),
                 (int(rng.integers(1, 4)),),
                 rng.uniform(3, 6),
@@ -133,7 +133,7 @@ def _furnish(rng: np.random.Generator, stands: list[Stand], textures: range, cei
     solids = []
     for stand in stands:
         palette = [int(t) for t in rng.choice(textures, 2)]
-        solids += [s for s in stand.solids(palette) if -s.centre[1] + s.half[1] + s.hop < ceiling]
+        solids += [s for s in stand.solids(palette) if -s.center[1] + s.half[1] + s.hop < ceiling]
     return solids
 
 
@@ -145,12 +145,12 @@ def _wall_pieces(rng: np.random.Generator, size: Vector, textures: range) -> lis
         door = rng.random() < 0.35
         half = np.array([0.45, 1.0, 0.45]) if door else rng.uniform(0.15, 0.7, 3)
         half[axis] = 0.02
-        centre = np.zeros(3)
-        centre[axis] = side * (size[axis] / 2 - 0.02)
-        centre[2 - axis] = rng.uniform(-0.4, 0.4) * size[2 - axis]
-        centre[1] = -1.0 if door else -min(1.6, size[1] - 0.8)
+        center = np.zeros(3)
+        center[axis] = side * (size[axis] / 2 - 0.02)
+        center[2 - axis] = rng.uniform(-0.4, 0.4) * size[2 - axis]
+        center[1] = -1.0 if door else -min(1.6, size[1] - 0.8)
         tile = 2 * max(half)
-        pieces.append(Solid(BOX, _triple(centre), _triple(half), (int(rng.choice(textures)),), tile))
+        pieces.append(Solid(BOX, _triple(center), _triple(half), (int(rng.choice(textures)),), tile))
     return pieces
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from videomamba_depth.data.synthetic.geometry import BOX, CYLINDER, ELLIPSOID
 from videomamba_depth.data.synthetic.scene import Solid
 
-# shape, centre [3] (y is minus the height above the floor), half [3], which of two textures
+# shape, center [3] (y is minus the height above the floor), half [3], which of two textures
 Part = tuple[int, tuple[float, float, float], tuple[float, float, float], int]
 
 
@@ -38,7 +38,7 @@ class Stand:
         return [
             Solid(
                 shape=shape,
-                centre=(float(self.spot[0] + c * x + s * z), y, float(self.spot[1] - s * x + c * z)),
+                center=(float(self.spot[0] + c * x + s * z), y, float(self.spot[1] - s * x + c * z)),
                 half=half,
                 textures=(textures[which],),
                 tile_m=self.tile_m,
@@ -72,7 +72,7 @@ def _maybe_moving(rng: np.random.Generator, stand: Stand) -> Stand:
     if rng.random() > 0.22:
         return stand
     angle, amplitude = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.7)
-    # Only things of one part may spin: parts turn about their own centres.
+    # Only things of one part may spin: parts turn about their own centers.
     alone = len(stand.parts) == 1
     return replace(
         stand,

@@ -1,6 +1,6 @@
 """Ray casting against boxes, ellipsoids, cylinders, cones and cut-out panels; exact, vectorised over rays.
 
-Every solid is a unit shape under an affine map: `unit = A (world - centre)` with A = diag(1/half) Rᵀ. One formula per
+Every solid is a unit shape under an affine map: `unit = A (world - center)` with A = diag(1/half) Rᵀ. One formula per
 shape then covers every size, and the normal in the world is Aᵀ times the normal of the unit shape.
 """
 
@@ -23,14 +23,14 @@ _NEAREST = np.float32(1e-3)
 class Solids:
     """The solids of a scene at one instant. Solid 0 is the shell: a box seen from inside that encloses everything.
 
-    shape: kind of each solid [k]; to_unit: A [k,3,3]; centre: [k,3] in m; radius: of the bounding sphere [k] in m;
+    shape: kind of each solid [k]; to_unit: A [k,3,3]; center: [k,3] in m; radius: of the bounding sphere [k] in m;
     half: half extents [k,3] in m; mask: of panels, index into `cutouts.masks()` [k]; groups: solids that lie together,
     which rays that miss their common sphere need not be tried against; None for no grouping.
     """
 
     shape: NDArray[np.int8]
     to_unit: Array
-    centre: Array
+    center: Array
     radius: Array
     half: Array
     mask: NDArray[np.int32] | None = None
@@ -39,18 +39,18 @@ class Solids:
 
 @dataclass(frozen=True)
 class Groups:
-    """Bounding spheres of groups: centre [g,3] and radius [g] in m; start: first solid of each [g], in order."""
+    """Bounding spheres of groups: center [g,3] and radius [g] in m; start: first solid of each [g], in order."""
 
-    centre: Array
+    center: Array
     radius: Array
     start: NDArray[np.int64]
 
     @staticmethod
-    def around(start: NDArray[np.int64], centre: Array, radius: Array) -> "Groups":
-        """Enclose solids k ≥ start[0] with centres [k,3] and radii [k]; group g begins with solid start[g]."""
-        sizes = np.diff(np.append(start, len(centre)))
-        middle = (np.add.reduceat(centre, start) / sizes[:, None].astype(np.float32)).astype(np.float32)
-        offset = centre[start[0] :] - np.repeat(middle, sizes, axis=0)
+    def around(start: NDArray[np.int64], center: Array, radius: Array) -> "Groups":
+        """Enclose solids k ≥ start[0] with centers [k,3] and radii [k]; group g begins with solid start[g]."""
+        sizes = np.diff(np.append(start, len(center)))
+        middle = (np.add.reduceat(center, start) / sizes[:, None].astype(np.float32)).astype(np.float32)
+        offset = center[start[0] :] - np.repeat(middle, sizes, axis=0)
         reach = np.linalg.norm(offset, axis=1) + radius[start[0] :]
         return Groups(middle, np.maximum.reduceat(reach, start - start[0]) * np.float32(1.0001), start)
 
@@ -74,7 +74,7 @@ def cast_rays(
     """
     local_direction = rotate(solids.to_unit[0], direction)
     with np.errstate(divide="ignore", invalid="ignore"):
-        local_origin = solids.to_unit[0] @ (origin - solids.centre[0])
+        local_origin = solids.to_unit[0] @ (origin - solids.center[0])
         _, nearest = _slabs(local_origin, local_direction, (0, 1, 2))
         index = np.zeros(direction.shape[1], np.int32)
         squared = direction[0] ** 2 + direction[1] ** 2 + direction[2] ** 2
@@ -102,7 +102,7 @@ def _subsets(solids: Solids, origin: Array, direction: Array, squared: Array, ne
         yield slice(None), range(1, len(solids.shape))
         return
     ends = np.append(groups.start[1:], len(solids.shape))
-    towards = groups.centre - origin
+    towards = groups.center - origin
     distance = np.sqrt((towards * towards).sum(1))
     length = np.sqrt(squared)
     for g in np.argsort(distance, kind="stable"):  # the near ones first: they hide the far ones
@@ -119,7 +119,7 @@ def _subsets(solids: Solids, origin: Array, direction: Array, squared: Array, ne
 
 def _meeting(solids: Solids, k: int, origin: Array, direction: Array, squared: Array) -> NDArray[np.int64]:
     """Return the rays [m] that meet a solid's bounding sphere."""
-    towards = solids.centre[k] - origin
+    towards = solids.center[k] - origin
     outside = np.float32(towards @ towards - solids.radius[k] ** 2)
     if outside <= 0 and solids.groups is not None:
         return np.arange(direction.shape[1])
@@ -144,7 +144,7 @@ def _slabs(origin: Array, direction: Array, axes: tuple[int, ...]) -> tuple[Arra
 def _first_hit(solids: Solids, k: int, origin: Array, direction: Array) -> Array:
     """Return where rays enter solid k [n]; inf for a miss."""
     matrix, shape = solids.to_unit[k], solids.shape[k]
-    origin, direction = matrix @ (origin - solids.centre[k]), rotate(matrix, direction)
+    origin, direction = matrix @ (origin - solids.center[k]), rotate(matrix, direction)
     if shape == PANEL:
         assert solids.mask is not None
         return _panel_hit(masks()[solids.mask[k]], origin, direction)
@@ -198,7 +198,7 @@ def _panel_hit(mask: NDArray[np.bool_], origin: Array, direction: Array) -> Arra
 
 
 def unit_normals(shape: NDArray[np.int8], unit: Array) -> Array:
-    """Return the outward normal [3,n] of the unit shapes at surface points unit [3,n] (not normalised)."""
+    """Return the outward normal [3,n] of the unit shapes at surface points unit [3,n] (not normalized)."""
     axis = np.abs(unit).argmax(0)
     normal = np.where(axis == np.arange(3)[:, None], np.sign(unit), np.float32(0))
     normal = np.where(shape == ELLIPSOID, unit, normal)

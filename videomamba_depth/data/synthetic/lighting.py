@@ -1,8 +1,10 @@
 """Light for whole scenes: sun and sky by day, at dusk and in overcast, lamps at night, lamps indoors."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from videomamba_depth.data.synthetic.look import Look
+from videomamba_depth.data.synthetic.appearance import Appearance
 from videomamba_depth.data.synthetic.materials import Materials
 from videomamba_depth.data.synthetic.scene import Light
 from videomamba_depth.data.synthetic.stage import Vector
@@ -21,7 +23,7 @@ def _warm(rng: np.random.Generator) -> Array:
     return np.clip(_rgb(1 + 0.3 * t, 1, 1 - 0.9 * t), 0.2, 1.6)
 
 
-def outdoors(rng: np.random.Generator, materials: Materials, sun_m: float) -> tuple[Light, Look]:
+def outdoors(rng: np.random.Generator, materials: Materials, sun_m: float) -> tuple[Light, Appearance]:
     """Draw a sun, a sky and haze; sun_m: distance in m at which the sun is put, inside the shell."""
     kind = str(rng.choice(["clear", "clear", "overcast", "dusk", "night"], p=[0.3, 0.2, 0.25, 0.17, 0.08]))
     elevation = {"clear": rng.uniform(0.4, 1.4), "dusk": rng.uniform(0.08, 0.35)}.get(kind, rng.uniform(0.5, 1.4))
@@ -36,7 +38,7 @@ def outdoors(rng: np.random.Generator, materials: Materials, sun_m: float) -> tu
     }[kind]
     tint = np.exp(rng.normal(0, 0.08, 3)).astype(np.float32)
     haze = np.inf if rng.random() < 0.4 else float(np.exp(rng.uniform(np.log(40), np.log(2000))))
-    look = Look(
+    appearance = Appearance(
         direct=direct * tint,
         ambient=ambient,
         zenith=zenith * shade,
@@ -51,16 +53,16 @@ def outdoors(rng: np.random.Generator, materials: Materials, sun_m: float) -> tu
     if kind == "night":  # a street lamp near the camera
         spot = np.array([rng.normal(0, 4), -rng.uniform(3, 7), rng.normal(0, 4)])
         light = Light(spot.astype(np.float32), rng.uniform(0.5, 1.5), rng.uniform(3, 12), 0.05, True)
-        look = Look(_warm(rng), ambient, look.zenith, look.horizon, look.cloud, haze, look.grain, look.sun)
-    return light, look
+        appearance = replace(appearance, direct=_warm(rng), haze_m=haze)
+    return light, appearance
 
 
-def indoors(rng: np.random.Generator, materials: Materials, lamp: Vector) -> tuple[Light, Look]:
+def indoors(rng: np.random.Generator, materials: Materials, lamp: Vector) -> tuple[Light, Appearance]:
     """Draw the light of a room with a lamp at a place [3]."""
     dark = rng.random() < 0.15
     strength, ambient = rng.uniform(0.4, 1.4), rng.uniform(0.02, 0.08) if dark else rng.uniform(0.15, 0.75)
     light = Light(lamp.astype(np.float32), strength, rng.uniform(1.5, 8), ambient, rng.random() < 0.85)
-    look = Look(
+    appearance = Appearance(
         direct=_warm(rng),
         ambient=_warm(rng),
         zenith=None,
@@ -70,4 +72,4 @@ def indoors(rng: np.random.Generator, materials: Materials, lamp: Vector) -> tup
         grain=(materials.grain(), float(rng.uniform(0.05, 0.7))),
         sun=_rgb(0, -1, 0),
     )
-    return light, look
+    return light, appearance

@@ -11,12 +11,12 @@ from videomamba_depth.data.synthetic.rotations import Matrix, rotation_x, rotati
 class Walk:
     """A body's way over the floor: on a circle, so that a stream can run for ever.
 
-    centre: x and z in m; radius in m; speed in m/s, negative for the other way round, 0 for standing; phase in rad;
+    center: x and z in m; radius in m; speed in m/s, negative for the other way round, 0 for standing; phase in rad;
     stride: steps in rad per metre walked; sway: amplitude in rad and idle rate in rad/s of a standing body; height: of
     the ground that it stands on, in m.
     """
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     speed: float
     phase: float
@@ -30,11 +30,11 @@ class Walk:
 
     def pose(self, time_s: float) -> Matrix:
         """Return body-to-world [4,4]; the body looks along its z, its origin lies on the ground."""
-        way = self.phase + self.speed / self.radius * time_s
+        angle = self.phase + self.speed / self.radius * time_s
         pose = np.eye(4)
-        pose[:3, :3] = rotation_y(way + (np.pi / 2 if self.speed >= 0 else -np.pi / 2))
-        pose[0, 3] = self.centre[0] + self.radius * np.sin(way)
-        pose[2, 3] = self.centre[1] + self.radius * np.cos(way)
+        pose[:3, :3] = rotation_y(angle + (np.pi / 2 if self.speed >= 0 else -np.pi / 2))
+        pose[0, 3] = self.center[0] + self.radius * np.sin(angle)
+        pose[2, 3] = self.center[1] + self.radius * np.cos(angle)
         pose[1, 3] = -self.height
         return pose
 
@@ -59,10 +59,10 @@ class Joint:
 
 @dataclass(frozen=True)
 class Limb:
-    """One part of a body, in place of a scene.Solid; half and centre are given in the frame of the last joint."""
+    """One part of a body, in place of a scene.Solid; half and center are given in the frame of the last joint."""
 
     shape: int
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     half: tuple[float, float, float]
     textures: tuple[int, ...]
     tile_m: float
@@ -77,12 +77,12 @@ class Limb:
     @property
     def middle(self) -> Matrix:
         """The place [3] that its body walks about, and from which no part of it is ever farther than range_m."""
-        return np.array([self.walk.centre[0], -self.walk.height, self.walk.centre[1]])
+        return np.array([self.walk.center[0], -self.walk.height, self.walk.center[1]])
 
     @property
     def range_m(self) -> float:
         chain = sum(float(np.linalg.norm(joint.pivot)) for joint in self.joints)
-        return self.walk.radius + chain + float(np.linalg.norm(self.centre) + np.linalg.norm(self.half))
+        return self.walk.radius + chain + float(np.linalg.norm(self.center) + np.linalg.norm(self.half))
 
     def pose(self, time_s: float) -> Matrix:
         """Return object-to-world [4,4] at a time."""
@@ -91,5 +91,5 @@ class Limb:
         pose = self.walk.pose(time_s)
         for joint in self.joints:
             pose = pose @ joint.pose(cycle, amount)
-        pose[:3, 3] += pose[:3, :3] @ np.array(self.centre)
+        pose[:3, 3] += pose[:3, :3] @ np.array(self.center)
         return pose

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from videomamba_depth.data.synthetic.look import Finish
+from videomamba_depth.data.synthetic.appearance import Finish
 from videomamba_depth.data.synthetic.patterns import pattern
 from videomamba_depth.data.synthetic.textures import TILE_PX, TextureAtlas, facade, tile_noise
 

@@ -16,7 +16,7 @@ _SUN_M = 130.0
 
 
 def _open_shell(rng: np.random.Generator, m: Materials, ground: int, tile_m: float) -> Solid:
-    sky = m.pick("wall")  # never seen: the look draws the sky
+    sky = m.pick("wall")  # never seen: the appearance draws the sky
     faces = (sky, sky, sky, ground, sky, sky)
     return Solid(BOX, (0, -_SKY_M / 2, 0), (_REACH_M, _SKY_M / 2, _REACH_M), faces, tile_m)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from videomamba_depth.data.synthetic.appearance import Appearance, Finish
 from videomamba_depth.data.synthetic.geometry import Array, Groups, Solids
 from videomamba_depth.data.synthetic.limbs import Limb
-from videomamba_depth.data.synthetic.look import Finish, Look
 from videomamba_depth.data.synthetic.rotations import Matrix, rotation_x, rotation_y, rotation_z
 from videomamba_depth.data.synthetic.textures import TextureAtlas
 
@@ -20,13 +20,13 @@ from videomamba_depth.data.synthetic.textures import TextureAtlas
 class Solid:
     """One solid and its motion: a swing along `swing`, a hop upwards, and a spin about the vertical axis.
 
-    shape: BOX, ELLIPSOID or CYLINDER; centre, half: [3] in m; yaw in rad; textures: one for each face
+    shape: BOX, ELLIPSOID or CYLINDER; center, half: [3] in m; yaw in rad; textures: one for each face
     (−x, +x, −y, +y, −z, +z) or a single one for all; tile_m: size of one texture tile in m; swing [3] in m; hop in m;
     rate: swings in rad/s; phase in rad; spin in rad/s; tilt: pitch and roll in rad, before the yaw; mask: of a panel.
     """
 
     shape: int
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     half: tuple[float, float, float]
     textures: tuple[int, ...]
     tile_m: float
@@ -46,7 +46,7 @@ class Solid:
     @property
     def middle(self) -> Matrix:
         """The place [3] that it moves about, and from which it is never farther than range_m."""
-        return np.array(self.centre)
+        return np.array(self.center)
 
     @property
     def range_m(self) -> float:
@@ -60,7 +60,7 @@ class Solid:
         if any(self.tilt):
             pose[:3, :3] = pose[:3, :3] @ rotation_x(self.tilt[0]) @ rotation_z(self.tilt[1])
         swing = np.sin(self.rate * time_s + self.phase)
-        pose[:3, 3] = np.array(self.centre) + swing * np.array(self.swing)
+        pose[:3, 3] = np.array(self.center) + swing * np.array(self.swing)
         pose[1, 3] -= self.hop * abs(np.sin(1.7 * self.rate * time_s + self.phase))
         return pose
 
@@ -114,8 +114,8 @@ class Light:
 class Scene:
     """Everything that a frame needs besides its time. Solid 0 is the shell (see geometry.Solids).
 
-    group_start: first solid of each group, for families whose solids lie in groups; look, finish: see look.py; None
-    for plain white light and matt surfaces.
+    group_start: first solid of each group, for families whose solids lie in groups; appearance, finish: see
+    appearance.py; None for plain white light and matt surfaces.
     """
 
     solids: tuple[Solid | Limb, ...]
@@ -124,7 +124,7 @@ class Scene:
     light: Light
     camera: CameraPath
     group_start: NDArray[np.int64] | None = None
-    look: Look | None = None
+    appearance: Appearance | None = None
     finish: Finish | None = None
     texture_of: NDArray[np.int32] = field(init=False)  # [k,6]
     tile_m: Array = field(init=False)
@@ -159,6 +159,6 @@ class Scene:
         """Freeze the solids at a time."""
         poses = self.object_poses(time_s)
         to_unit = np.swapaxes(poses[:, :3, :3], 1, 2) / self._half[:, :, None]
-        centre = poses[:, :3, 3].astype(np.float32)
-        groups = None if self.group_start is None else Groups.around(self.group_start, centre, self._radius)
-        return Solids(self._shape, to_unit.astype(np.float32), centre, self._radius, self._half, self._mask, groups)
+        center = poses[:, :3, 3].astype(np.float32)
+        groups = None if self.group_start is None else Groups.around(self.group_start, center, self._radius)
+        return Solids(self._shape, to_unit.astype(np.float32), center, self._radius, self._half, self._mask, groups)

@@ -18,7 +18,7 @@ _FLOOR_TOLERANCE_M = 0.05  # what the shell shows above this height is sky, wher
 
 @dataclass(frozen=True)
 class View:
-    """A camera at one time: intrinsics K [3,3] in px (pixel centres at integers) and camera-to-world [4,4]."""
+    """A camera at one time: intrinsics K [3,3] in px (pixel centers at integers) and camera-to-world [4,4]."""
 
     intrinsics: Matrix
     camera_to_world: Matrix
@@ -54,16 +54,16 @@ def color_of(
 
     bounces: how often a ray is followed further, through glass or off a mirroring floor.
     """
-    look = scene.look
-    if look is None or look.zenith is None:
+    appearance = scene.appearance
+    if appearance is None or appearance.zenith is None:
         return _surface_color(scene, solids, view, rays, depth, solid, bounces)
     in_sky = (solid == 0) & (view.origin[1] + depth * rays[1] < -_FLOOR_TOLERANCE_M)
     land, sky = np.flatnonzero(~in_sky), np.flatnonzero(in_sky)
     color, key = np.empty((len(depth), 3), np.float32), np.full(len(depth), -1, np.int32)
-    color[sky] = look.sky(scene.atlas, rays[:, sky])
+    color[sky] = appearance.sky(scene.atlas, rays[:, sky])
     some = rays[:, land]
     near, key[land] = _surface_color(scene, solids, view, some, depth[land], solid[land], bounces)
-    color[land] = look.through_haze(near, depth[land] * np.sqrt(_dot(some, some)))
+    color[land] = appearance.through_haze(near, depth[land] * np.sqrt(_dot(some, some)))
     return color, key
 
 
@@ -114,7 +114,7 @@ def _shade(
     """Return the light that surfaces scatter and shine [n,3], the key of `color_of` [n], and what they are."""
     points = view.origin[:, None] + depth * rays
     matrix = np.ascontiguousarray(solids.to_unit.reshape(-1, 9).T)[:, solid].reshape(3, 3, -1)
-    offset = points - np.ascontiguousarray(solids.centre.T)[:, solid]
+    offset = points - np.ascontiguousarray(solids.center.T)[:, solid]
     unit = matrix[:, 0] * offset[0] + matrix[:, 1] * offset[1] + matrix[:, 2] * offset[2]
     unit_normal = unit_normals(solids.shape[solid], unit)
     normal = matrix[0] * unit_normal[0] + matrix[1] * unit_normal[1] + matrix[2] * unit_normal[2]
@@ -127,15 +127,15 @@ def _shade(
     emissive = scene.emissive[texture]
     sky, direct, lit = _illumination(scene, solids, points, normal)
     occlusion = _ambient_occlusion(solid, points, unit, half)
-    if scene.look is None:
+    if scene.appearance is None:
         color = np.where(emissive, np.float32(1), (sky + direct) * occlusion)[:, None] * albedo
     else:
-        light = sky[:, None] * scene.look.ambient + direct[:, None] * scene.look.direct
+        light = sky[:, None] * scene.appearance.ambient + direct[:, None] * scene.appearance.direct
         color = np.where(emissive[:, None], np.float32(1), light * occlusion[:, None]) * albedo
     surface = Surface(solid, face, texture, np.abs(facing))
-    if scene.finish is not None and scene.look is not None:
+    if scene.finish is not None and scene.appearance is not None:
         gleam = _highlight(scene, points, normal, rays, texture) * lit
-        color += gleam[:, None] * scene.look.direct
+        color += gleam[:, None] * scene.appearance.direct
     return color, (solid * 6 + face) * 2 + lit, surface
 
 
@@ -164,14 +164,15 @@ def _albedo(
     footprint = depth / np.float32(view.intrinsics[0, 0]) / np.sqrt(np.maximum(facing, np.float32(0.05)))
     level = np.log2(np.maximum(footprint * TILE_PX / tile_m, np.float32(1e-3)))
     color = scene.atlas.sample(texture, first / tile_m + 0.37, second / tile_m + 0.71, level)
-    if scene.look is not None:
+    if scene.appearance is not None:
         # Fine detail of a scale of its own, which the few texels of a tile seen from near do not have.
-        grain, strength = np.full(texture.shape, scene.look.grain[0], np.int32), np.float32(scene.look.grain[1])
+        number, strength = scene.appearance.grain
+        grain = np.full(texture.shape, number, np.int32)
         fine = np.float32(6.7) / np.sqrt(tile_m)
         detail = scene.atlas.sample(
             grain, first * fine, second * fine, np.log2(np.maximum(footprint * TILE_PX * fine, 1e-3))
         )
-        color = color * (1 + strength * (detail[:, :1] - np.float32(0.5)))
+        color = color * (1 + np.float32(strength) * (detail[:, :1] - np.float32(0.5)))
     return face, color, texture
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from videomamba_depth.data.synthetic.appearance import Appearance
 from videomamba_depth.data.synthetic.limbs import Limb
-from videomamba_depth.data.synthetic.look import Look
 from videomamba_depth.data.synthetic.materials import Materials
 from videomamba_depth.data.synthetic.scene import CameraPath, Light, Scene, Solid
 
@@ -22,7 +22,7 @@ class Part:
     """A solid in the frame of the thing that it belongs to: y is up to −height, the thing stands on y = 0."""
 
     shape: int
-    centre: Triple
+    center: Triple
     half: Triple
     texture: int | tuple[int, ...]
     tile_m: float = 0.5
@@ -50,10 +50,10 @@ def put(parts: Sequence[Part], spot: Sequence[float], yaw: float = 0.0, motion: 
     return [
         Solid(
             shape=p.shape,
-            centre=(
-                x0 + float(c * p.centre[0] + s * p.centre[2]),
-                y0 + p.centre[1],
-                z0 + float(c * p.centre[2] - s * p.centre[0]),
+            center=(
+                x0 + float(c * p.center[0] + s * p.center[2]),
+                y0 + p.center[1],
+                z0 + float(c * p.center[2] - s * p.center[0]),
             ),
             half=tuple(max(float(h), 1e-3) for h in p.half),  # type: ignore[arg-type]
             textures=p.texture if isinstance(p.texture, tuple) else (p.texture,),
@@ -125,10 +125,10 @@ class Stage:
         """Count many small solids in, grouped by where they lie."""
         cells: dict[tuple[int, ...], list[Solid | Limb]] = {}
         for solid in solids:
-            cells.setdefault(tuple(int(v // cell_m) for v in solid.centre), []).append(solid)
+            cells.setdefault(tuple(int(v // cell_m) for v in solid.center), []).append(solid)
         self.add(*cells.values())
 
-    def scene(self, camera: CameraPath, light: Light, look: Look) -> Scene:
+    def scene(self, camera: CameraPath, light: Light, appearance: Appearance) -> Scene:
         """Finish the scene, without the things that the camera would run into."""
         clear = max(_CLEARANCE, 0.5 * float(np.hypot(*camera.travel[::2])))
         near = np.array(camera.travel) + clear
@@ -141,7 +141,7 @@ class Stage:
             light,
             camera,
             None if starts is None else starts.astype(np.int64),
-            look,
+            appearance,
             self.materials.finishes(),
         )
 
@@ -167,4 +167,4 @@ def triple(vector: Sequence[float] | Vector) -> Triple:
 
 def lifted(things: Sequence[Solid], height: float) -> list[Solid]:
     """Return things raised by a height in m."""
-    return [replace(s, centre=(s.centre[0], s.centre[1] - height, s.centre[2])) for s in things]
+    return [replace(s, center=(s.center[0], s.center[1] - height, s.center[2])) for s in things]

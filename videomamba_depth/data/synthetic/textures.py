@@ -126,18 +126,18 @@ PATTERNS: tuple[Callable[[np.random.Generator], Array], ...] = (
 
 def random_albedo(rng: np.random.Generator) -> Array:
     """Draw a linear RGB albedo [3] in 0.03..0.9, of mostly low saturation as in real rooms."""
-    grey = rng.uniform(0.15, 0.85) ** 1.3
+    gray = rng.uniform(0.15, 0.85) ** 1.3
     tint = rng.uniform(0, 1, 3) - 0.5
-    return np.clip(grey * (1 + rng.choice([0.15, 0.5, 1.3]) * tint), 0.03, 0.9).astype(np.float32)
+    return np.clip(gray * (1 + rng.choice([0.15, 0.5, 1.3]) * tint), 0.03, 0.9).astype(np.float32)
 
 
 def paint(rng: np.random.Generator, pattern: Array, contrast: float = 1.0) -> Array:
-    """Colour a pattern [128,128] with two albedos and a little grain; return linear RGB [128,128,3] in [0,1]."""
+    """Color a pattern [128,128] with two albedos and a little grain; return linear RGB [128,128,3] in [0,1]."""
     first = random_albedo(rng)
     second = first + np.float32(contrast) * (random_albedo(rng) - first)
-    colour = first + pattern[..., None].astype(np.float32) * (second - first)
+    color = first + pattern[..., None].astype(np.float32) * (second - first)
     grain = 1 + np.float32(rng.uniform(0.1, 0.5)) * (tile_noise(rng) - 0.5)
-    return np.clip(colour * grain[..., None], 0.01, 1.0)
+    return np.clip(color * grain[..., None], 0.01, 1.0)
 
 
 def random_texture(rng: np.random.Generator, contrast: float = 1.0) -> Array:
@@ -166,7 +166,7 @@ class TextureAtlas:
         return TextureAtlas(image)
 
     def sample(self, texture: NDArray[np.int32], u: Array, v: Array, level: Array) -> Array:
-        """Look colours up, trilinearly.
+        """Look colors up, trilinearly.
 
         texture: index [n]; u, v: position in tiles [n], wrapped; level: mip level [n], any real number.
         Returns linear RGB [n,3].

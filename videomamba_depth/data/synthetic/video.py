@@ -47,7 +47,7 @@ class SyntheticVideo:
     visible_fwd, visible_bwd: bool [N,H,W], the surface point is in view and unoccluded in the next / previous frame;
         False at the last / first frame.
     on_moving_object: bool [N,H,W], the pixel shows a solid that moves by itself.
-    intrinsics: float64 [3,3], OpenCV convention, in px, pixel centres at integers (the top left one is (0, 0)).
+    intrinsics: float64 [3,3], OpenCV convention, in px, pixel centers at integers (the top left one is (0, 0)).
     camera_to_world: float64 [N,4,4]; camera x right, y down, z forward; world y down, floor at y = 0.
     timestamps_s: float64 [N], video time.
     """

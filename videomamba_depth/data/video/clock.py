@@ -12,7 +12,7 @@ class Clock:
     """Places frames in time; every frame gets a time, and strictly increasing stamps are kept as they are.
 
     A clock that begins anew or jumps by half a day goes on one frame after the last one; frames without a stamp follow
-    the one before; equal stamps, or ones a little too early, are moved half a frame behind it.
+    the one before; equal stamps, or ones a little too early, are moved half a frame after it.
 
     Args:
         rate: frames per second, nominal.

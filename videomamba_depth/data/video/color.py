@@ -36,7 +36,7 @@ _LEVELS = 1 << 16
 def to_rgb(frame: Any, orientation: Orientation, width: int, height: int) -> np.ndarray:
     """Convert a decoded frame of any pixel format to uint8 RGB [height,width,3], as displayed.
 
-    Deeper samples are rounded to 8 bit, grey is repeated, alpha is dropped. The stream's own matrix and range are used;
+    Deeper samples are rounded to 8 bit, gray is repeated, alpha is dropped. The stream's own matrix and range are used;
     where it names no matrix, BT.709 from HD up and BT.601 below. PQ, HLG and BT.2020 are brought to BT.709 primaries:
     reference white (203 cd/m²) becomes white, highlights above 0.9 of it are rolled off, channel by channel. A frame of
     another size (non-square pixels, a stream that changes size midway) is scaled.
@@ -98,7 +98,7 @@ def _linear(transfer: int) -> np.ndarray:
 def _displayed(hdr: bool) -> np.ndarray:
     """8-bit value of every linear level, uint8 [65536]: sRGB for HDR in [0, peak], the BT.709 curve in [0, 1] else."""
     light = np.arange(_LEVELS) / (_LEVELS - 1)
-    if not hdr:  # the curve that it came with: greys stay
+    if not hdr:  # the curve that it came with: grays stay
         code = np.where(light < 0.018, 4.5 * light, 1.099 * light**0.45 - 0.099)
         return np.round(255 * code).astype(np.uint8)
     light = _rolled_off(light * (_PEAK_NITS / _WHITE_NITS))

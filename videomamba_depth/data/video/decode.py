@@ -28,7 +28,7 @@ _SKIP_ON_REQUEST = {"h264", "hevc", "mpeg4", "mpeg2video"}
 # Here a packet that is marked corrupt may be whole: it stands where a recording was joined, or in a block that is cut
 # further on. Elsewhere the mark means that the file ends within the packet.
 _MARKED_LOOSELY = {"mpegts", "mpeg"}
-_READ_ATTEMPTS = 16  # that fail one after the other, behind damage
+_READ_ATTEMPTS = 16  # that fail one after the other, after damage
 # One packet is one displayed frame here, unless it holds a field, or a hidden frame of VP8. (MPEG-4 has empty ones.)
 _ONE_TO_ONE = {"h264", "hevc", "av1", "vp8", "vp9", "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "gif"}
 _STATE_THEIR_END = {"matroska", "webm", "asf"}
@@ -51,7 +51,7 @@ class Losses:
         stated: that there should be; None where nobody says.
         leading: before the first frame, in pieces that refer to what is not there: a recording that begins between two
             key frames.
-        undecodable: packets behind it that cannot be decoded, or gave no frame.
+        undecodable: packets after it that cannot be decoded, or gave no frame.
         damaged: frames with parts that the decoder made up.
         structure: what is wrong with the container's structure, see `find_damage`; "" for nothing.
         broken: why reading ended before the end; "" if it did not.
@@ -82,7 +82,7 @@ class Losses:
             self.expected_packets -= sum(entry.is_discard for entry in islice(stream.index_entries, stream.frames))
 
     def expect_end(self, container: Any, stream: Any) -> None:
-        """Note where a video behind a URL ends by its header, where the server does not say how long it is."""
+        """Note where a video at a URL ends by its header, where the server does not say how long it is."""
         self.unknown_length = container.size <= 0
         if self.unknown_length and container.duration and container_names(container) & _STATE_THEIR_END:
             slack_s = 2 / (stream.average_rate or 10) + 0.05  # of a last frame of unknown duration, and of rounding
@@ -90,7 +90,7 @@ class Losses:
 
     @property
     def may_be_cut_off(self) -> bool:
-        """Tell whether nobody states where a video behind a URL ends."""
+        """Tell whether nobody states where a video at a URL ends."""
         stated = self.stated_end_s is not None or self.num_frames == self.stated
         return self.unknown_length and not stated
 
@@ -106,10 +106,10 @@ class Losses:
         if self.stated_end_s is not None and self.end_s < self.stated_end_s:
             parts.append(f"it ends at {self.end_s:.2f} s; its header states more than {self.stated_end_s:.2f} s")
         if self.broken and (self.may_be_cut_off or not self.unknown_length):
-            parts.append(f"reading broke off behind frame {self.num_frames} ({self.broken})")
+            parts.append(f"reading broke off after frame {self.num_frames} ({self.broken})")
         elif self.structure:
-            behind = f" behind frame {self.num_frames}" if self.structure == CUT_OFF else ""
-            parts.append(f"{self.structure}{behind}")
+            place = f" after frame {self.num_frames}" if self.structure == CUT_OFF else ""
+            parts.append(f"{self.structure}{place}")
         if self.undecodable:
             parts.append(f"{self.undecodable} packets cannot be decoded")
         if self.damaged:
@@ -258,7 +258,7 @@ def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> 
             packet = next(packets)
         except (StopIteration, av.error.EOFError):
             return
-        except IndexError:  # PyAV, of a packet of a stream that began behind the header: none of ours
+        except IndexError:  # PyAV, of a packet of a stream that began after the header: none of ours
             packets = container.demux(*wanted)
             continue
         except av.error.InvalidDataError as error:
@@ -268,7 +268,7 @@ def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> 
         except av.error.FFmpegError as error:
             losses.broken = error.strerror or str(error)
             return
-        if failures:  # behind the damage it goes on
+        if failures:  # after the damage it goes on
             losses.undecodable, losses.broken, failures = losses.undecodable + failures, "", 0
         if losses.stated_end_s is not None and packet.pts is not None:
             losses.end_s = max(losses.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))

@@ -41,8 +41,8 @@ def _deinterlace(frame: Any, before: Any | None, after: Any | None) -> Any:
     deinterlacer.link_to(sink)
     graph.configure()
     out = []
-    before, after = (neighbour if _is_like(neighbour, frame) else None for neighbour in (before, after))
-    # At an end the other neighbour stands in: a copy of the frame itself would pass for a scene at rest.
+    before, after = (neighbor if _is_like(neighbor, frame) else None for neighbor in (before, after))
+    # At an end the other neighbor stands in: a copy of the frame itself would pass for a scene at rest.
     # The filter answers one frame late: the second answer is the frame in the middle.
     for picture in (before or after or frame, frame, after or before or frame):
         graph.vpush(picture)

@@ -22,7 +22,7 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
     | {".ogv", ".gif"}
 )
-# Depth images lie beside the colour images that they belong to; they are ground truth, not a video.
+# Depth images lie beside the color images that they belong to; they are ground truth, not a video.
 _NO_VIDEO_IN = frozenset({"depth"})
 _NAMED_AT_MOST = 10
 _HASH_BLOCK = 1 << 20
@@ -105,7 +105,7 @@ def scan_sources(
     return usable, broken
 
 
-def summarise(problems: dict[str, str]) -> str:
+def summarize(problems: dict[str, str]) -> str:
     """Put {name: reason} on one line, the first ten of them."""
     named = [f"{name} ({reason})" for name, reason in list(problems.items())[:_NAMED_AT_MOST]]
     rest = len(problems) - len(named)

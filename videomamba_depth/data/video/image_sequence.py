@@ -66,7 +66,7 @@ def list_images(path: str | Path) -> tuple[Path, ...]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read one image as uint8 RGB [H,W,3]: grey is repeated, alpha is dropped, 16 bit is scaled to 8.
+    """Read one image as uint8 RGB [H,W,3]: gray is repeated, alpha is dropped, 16 bit is scaled to 8.
 
     EXIF orientation is applied, as a photo viewer does.
 
@@ -169,7 +169,7 @@ def _animated_frames(path: Path) -> Iterator[tuple[np.ndarray, float]]:
     """Yield uint8 RGB [H,W,3] and the duration in ms of each frame.
 
     Raises:
-        VideoReadError: behind the last frame that can be decoded.
+        VideoReadError: after the last frame that can be decoded.
     """
     number = 0
     try:

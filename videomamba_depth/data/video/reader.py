@@ -61,7 +61,7 @@ _EXACT_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 _EXACT_CODECS = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1"}
 # No timestamps of their own: frames are counted at the nominal rate, in reading, probing and seeking alike.
 _COUNTED_CONTAINERS = {"h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "ivf"}
-# Their times follow from byte positions behind a seek, which are wrong where the file is.
+# Their times follow from byte positions after a seek, which are wrong where the file is.
 _SOUGHT_BY_POSITION = {"mxf", "mxf_opatom", "gxf"}
 _LEAST_PIXEL_ASPECT, _LARGEST_PIXEL_ASPECT = Fraction(1, 4), Fraction(4)  # beyond, the header is wrong
 # Key frames tried backwards from the wanted frame before decoding from the start of the file.
@@ -110,7 +110,7 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
         if stated is not None and stated < stream.frames:  # fragments are more
             log.info("%s: its edit list hides %d of %d frames", path, stream.frames - stated, stream.frames)
         if structure.pauses:
-            _tell_pauses(path)
+            _warn_of_pauses(path)
         table = None if structure.damage else _packet_table(container, stream, structure)
     if table is None:
         return _probe_by_decoding(path, structure)
@@ -205,8 +205,8 @@ def iter_frames(
         start: index of the first frame; a value above 0 seeks, and probes the file unless `info` is given.
         fps: rate of an image sequence, default 30.
         threads: decoder threads; 0 lets FFmpeg choose.
-        info: the result of `probe_video(path)` when at hand; indices are then those of the probe even behind damage.
-        losses: filled as it goes; without it and `info`, what is lost is said in a warning behind the last frame.
+        info: the result of `probe_video(path)` when at hand; indices are then those of the probe even after damage.
+        losses: filled as it goes; without it and `info`, what is lost is logged as a warning after the last frame.
 
     Yields:
         `Frame(index, pts, time_base, rgb)`; `pts` strictly increases, see `Clock`. No frame is left out.
@@ -255,16 +255,16 @@ def iter_stream(
         first = next(frames, None)
         if first is None:
             raise _nothing_decodable(path, found, structure)
-        _tell_beginning(path, found)
+        _warn_of_beginning(path, found)
         if structure.pauses:
-            _tell_pauses(path)
+            _warn_of_pauses(path)
         orientation, width, height = _geometry(first, stream)
         times = _Times(container, stream, first)
         for index, frame in deinterlaced(enumerate(itertools.chain([first], frames))):
             yield Frame(index, times.place(frame), times.time_base, to_rgb(frame, orientation, width, height))
     damage = found.described()
     if damage and losses is None:
-        _tell_damage(path, damage)
+        _warn_of_damage(path, damage)
     elif not damage and found.may_be_cut_off:
         log.warning("%s: neither the server nor the file says where it ends", without_password(path))
 
@@ -324,9 +324,9 @@ def _probe_by_decoding(path: str | Path, structure: Structure) -> VideoInfo:
                 key_indices.append(len(pts))
             pts.append(times.place(frame))
             has_pts = has_pts and pts[-1] == frame.pts
-        _tell_beginning(path, losses)
+        _warn_of_beginning(path, losses)
         if damage := losses.described():
-            _tell_damage(path, damage)
+            _warn_of_damage(path, damage)
             if container_names(container) & _SOUGHT_BY_POSITION:
                 has_pts = False
         keyframes = np.asarray(key_indices if has_pts and key_indices else [0], np.int64)
@@ -467,18 +467,18 @@ def _structure(path: str | Path) -> Structure:
     return read_structure(path) if not is_url(path) and path.is_file() else Structure()
 
 
-def _tell_beginning(path: str | Path, losses: Losses) -> None:
+def _warn_of_beginning(path: str | Path, losses: Losses) -> None:
     if losses.leading:
         log.warning(
             "%s: %d frames before the first key frame cannot be decoded", without_password(path), losses.leading
         )
 
 
-def _tell_damage(path: str | Path, damage: str) -> None:
+def _warn_of_damage(path: str | Path, damage: str) -> None:
     log.warning("%s is damaged or cut off: %s; what is there is used", without_password(path), damage)
 
 
-def _tell_pauses(path: str | Path) -> None:
+def _warn_of_pauses(path: str | Path) -> None:
     log.warning("%s: its edit list pauses in the middle, which is not followed: hidden frames may be shown", path)
 
 

@@ -1,6 +1,6 @@
 """Dense bundle adjustment: poses, inverse depth of every grid point in every frame, one focal length, one shift.
 
-Minimises Σ ρ(|r| / σ) over all flow, plus Σ ρ'((D − a − b) / (s (a + b))) for the teacher's inverse depth a with its
+Minimizes Σ ρ(|r| / σ) over all flow, plus Σ ρ'((D − a − b) / (s (a + b))) for the teacher's inverse depth a with its
 shift b, plus the priors of the log focal length and of b. Source: the form of Teed and Deng, "DROID-SLAM" (NeurIPS
 2021), section 3, with flow as it is in the place of a network, and with the teacher's depth, its shift and the focal
 length.

@@ -60,10 +60,10 @@ def adjoint(change: Poses) -> Tensor:
     return torch.cat([top, bottom], -2)
 
 
-def rays(points_px: Tensor, focal_px: Tensor, centre_px: Tensor) -> Tensor:
+def rays(points_px: Tensor, focal_px: Tensor, center_px: Tensor) -> Tensor:
     """Return X [3,...] of pixels [2,...] for a focal length, px, and a principal point [2], px."""
-    centred = points_px - centre_px.view(2, *[1] * (points_px.ndim - 1))
-    return torch.cat([centred / focal_px, torch.ones_like(centred[:1])])
+    centered = points_px - center_px.view(2, *[1] * (points_px.ndim - 1))
+    return torch.cat([centered / focal_px, torch.ones_like(centered[:1])])
 
 
 def transform(ray: Tensor, inv_depth: Tensor, change: Poses) -> tuple[Tensor, Tensor, Tensor]:

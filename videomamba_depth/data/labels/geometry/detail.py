@@ -31,19 +31,19 @@ def spread_over_pixels(correction: Tensor, confidence: Tensor, guide: Tensor, gr
     total = guide.new_zeros(num_frames, 3, grid.height, grid.width)
     for dy in range(-RADIUS, RADIUS + 1):
         for dx in range(-RADIUS, RADIUS + 1):
-            there = maps[:, :, (rows + dy + RADIUS)[:, None], (columns + dx + RADIUS)[None]]
+            shifted = maps[:, :, (rows + dy + RADIUS)[:, None], (columns + dx + RADIUS)[None]]
             distance = (dy - y_off).square()[:, None] + (dx - x_off).square()[None]
-            log_weight = -0.5 * (distance / SIGMA_CELLS**2 + ((there[:, 2] - guide) / SIGMA_LOG).square())
+            log_weight = -0.5 * (distance / SIGMA_CELLS**2 + ((shifted[:, 2] - guide) / SIGMA_LOG).square())
             weight = log_weight.exp()
-            total[:, 0] += weight * there[:, 0]
-            total[:, 1] += weight * there[:, 1]
+            total[:, 0] += weight * shifted[:, 0]
+            total[:, 1] += weight * shifted[:, 1]
             total[:, 2] += weight
     known = total[:, 1] / total[:, 2].clamp(min=1e-6)
     return total[:, 0] / (total[:, 1] + ENOUGH * total[:, 2]).clamp(min=1e-6), known
 
 
 def _nearest(size: int, step: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for every pixel of an axis the nearest grid index, and where it lies from there in cells."""
+    """Return for every pixel of an axis the nearest grid index, and where it lies from shifted in cells."""
     position = (torch.arange(size, device=like.device, dtype=like.dtype) - step // 2) / step
     nearest = position.round().clamp(0, count - 1)
     return nearest.long(), position - nearest

@@ -46,9 +46,9 @@ class Linear(NamedTuple):
 
 
 def linearise(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> Linear:
-    points_px, centre_px = view
+    points_px, center_px = view
     focal = scene.log_focal.exp()
-    ray = rays(points_px, focal, centre_px)
+    ray = rays(points_px, focal, center_px)
     num_frames, num_slots = pairs.trust.shape[:2]
     source = torch.arange(num_frames, device=ray.device)[:, None].expand(num_frames, num_slots)
     change = scene.poses.relative(source, pairs.other)
@@ -57,8 +57,8 @@ def linearise(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> L
     seen = pz > MIN_DEPTH_RATIO
     inverse = 1 / pz.clamp(min=MIN_DEPTH_RATIO)
     x, y, d = px * inverse, py * inverse, depth * inverse
-    ru = focal * x + centre_px[0] - pairs.target_px[:, :, 0]
-    rv = focal * y + centre_px[1] - pairs.target_px[:, :, 1]
+    ru = focal * x + center_px[0] - pairs.target_px[:, :, 0]
+    rv = focal * y + center_px[1] - pairs.target_px[:, :, 1]
     squared = ru.square() + rv.square()
     variance = noise_px[:, None].square()
     weight = pairs.trust * seen / (1 + squared / (ROBUST**2 * variance)).square() / variance
@@ -137,13 +137,13 @@ def _eliminate(linear: Linear, scene: Scene, belief: Belief) -> tuple[Tensor, ..
     matrix[:, -2, :6] += own_by_focal
     rhs[:, :6] += (source @ gradient[..., None])[..., 0].sum(1)
     for s in range(num_slots):
-        there = slice(6 + 6 * s, 12 + 6 * s)
-        matrix[:, there, there] += hessian[:, s]
-        matrix[:, :6, there] += own[:, s]
-        matrix[:, there, :6] += own[:, s].mT
-        matrix[:, there, -2] += by_focal[:, s]
-        matrix[:, -2, there] += by_focal[:, s]
-        rhs[:, there] += gradient[:, s]
+        other = slice(6 + 6 * s, 12 + 6 * s)
+        matrix[:, other, other] += hessian[:, s]
+        matrix[:, :6, other] += own[:, s]
+        matrix[:, other, :6] += own[:, s].mT
+        matrix[:, other, -2] += by_focal[:, s]
+        matrix[:, -2, other] += by_focal[:, s]
+        rhs[:, other] += gradient[:, s]
     matrix[:, -2, -2] += products[..., focal, focal].sum(1)
     rhs[:, -2] += products[..., focal, residual].sum(1)
     matrix[:, -1, -1] += precision.double().sum(1)

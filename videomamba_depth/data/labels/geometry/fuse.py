@@ -14,7 +14,7 @@ SIGMA_FRAMES = 10.0
 AGREEMENT = 0.3  # difference of log inverse depth at which another frame counts a quarter
 
 
-def fuse(inv_depth: Tensor, confidence: Tensor, scene: Scene, centre_px: Tensor) -> Tensor:
+def fuse(inv_depth: Tensor, confidence: Tensor, scene: Scene, center_px: Tensor) -> Tensor:
     """Return log of the fused over the given inverse depth [N,H,W].
 
     Every pixel is carried into the frames around; what is found there is carried back, and averaged in the logarithm
@@ -25,7 +25,7 @@ def fuse(inv_depth: Tensor, confidence: Tensor, scene: Scene, centre_px: Tensor)
     """
     num_frames, height, width = inv_depth.shape
     focal = scene.log_focal.exp()
-    ray = rays(pixel_grid(inv_depth, inv_depth.dtype)[0].flatten(1), focal, centre_px)
+    ray = rays(pixel_grid(inv_depth, inv_depth.dtype)[0].flatten(1), focal, center_px)
     log_depth = inv_depth.log()
     total, weights = torch.zeros_like(inv_depth), torch.ones_like(inv_depth)
     frames = torch.arange(num_frames, device=inv_depth.device)
@@ -37,14 +37,14 @@ def fuse(inv_depth: Tensor, confidence: Tensor, scene: Scene, centre_px: Tensor)
         change = scene.poses.relative(here, other)
         px, py, pz = transform(ray, inv_depth[here].flatten(1), change)
         inverse = 1 / pz.clamp(min=MIN_DEPTH_RATIO)
-        u, v = focal * px * inverse + centre_px[0], focal * py * inverse + centre_px[1]
+        u, v = focal * px * inverse + center_px[0], focal * py * inverse + center_px[1]
         inside = (pz > MIN_DEPTH_RATIO) & (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
         maps = torch.stack([inv_depth[other], confidence[other]], 1)
         points = torch.stack([u, v], -1).unflatten(1, (height, width))
         seen, known = sample_px(maps, points).flatten(2).unbind(1)  # each [K,HW]
         back = Poses(change.rotation.mT, -(change.rotation.mT @ change.translation[..., None])[..., 0])
         # Depth in the first frame of the point that the other frame has there: third row of R⁻¹ X + t⁻¹ D.
-        xj, yj = (u - centre_px[0]) / focal, (v - centre_px[1]) / focal
+        xj, yj = (u - center_px[0]) / focal, (v - center_px[1]) / focal
         row, shift = back.rotation[:, 2], back.translation[:, 2]
         depth = row[:, 0, None] * xj + row[:, 1, None] * yj + row[:, 2, None] + seen * shift[:, None]
         inside &= depth > MIN_DEPTH_RATIO

@@ -12,7 +12,7 @@ from videomamba_depth.utils.flow_utils import backward_warp, sample_px
 
 DISTANCES = (1, 2, 4, 8, 16)  # frames
 ALPHA, BETA = 0.01, 0.5  # of the forward-backward check, see `consistency_mask`
-MAX_RGB_CHANGE = 0.1  # mean over channels; wider than between neighbours, since light and exposure drift
+MAX_RGB_CHANGE = 0.1  # mean over channels; wider than between neighbors, since light and exposure drift
 
 
 class Grid(NamedTuple):
@@ -26,7 +26,7 @@ class Grid(NamedTuple):
 
     @staticmethod
     def of(height: int, width: int, step: int, device: torch.device) -> Grid:
-        """Return the grid whose cells of step × step px are centred on its points."""
+        """Return the grid whose cells of step × step px are centered on its points."""
         rows = torch.arange(step // 2, height, step, device=device)
         columns = torch.arange(step // 2, width, step, device=device)
         return Grid(rows, columns, step, height, width)

@@ -16,7 +16,7 @@ class View(NamedTuple):
     """Where the P points are in their own frame [2,P] px, and the principal point [2] px."""
 
     points_px: Tensor
-    centre_px: Tensor
+    center_px: Tensor
 
 
 class Scene(NamedTuple):

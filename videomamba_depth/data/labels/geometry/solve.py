@@ -67,7 +67,7 @@ def solve(
     view = View(grid.points(maps.dtype), maps.new_tensor([(grid.width - 1) / 2, (grid.height - 1) / 2]))
     rows, columns = (torch.arange(COARSE // 2, n, COARSE, device=maps.device) for n in grid.shape)
     index = (rows[:, None] * grid.shape[1] + columns).flatten()
-    few_view, few = View(view.points_px[:, index], view.centre_px), _subset(pairs, points=index)
+    few_view, few = View(view.points_px[:, index], view.center_px), _subset(pairs, points=index)
     loose = maps.new_tensor(MAX_SPREAD)
     best: tuple[Scene, Tensor, Belief] | None = None
     stationary = torch.zeros_like(pairs.trust[0, :, 0])

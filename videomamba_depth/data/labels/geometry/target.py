@@ -15,7 +15,7 @@ from videomamba_depth.data.labels.geometry.fuse import fuse
 from videomamba_depth.data.labels.geometry.pairs import Grid, chained_flow_pairs
 from videomamba_depth.data.labels.geometry.scene import RELATIVE_FLOOR, Scene
 from videomamba_depth.data.labels.geometry.solve import solve
-from videomamba_depth.data.labels.stabilize import stabilise_clip
+from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.flow.clip_motion import detect_cuts
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -54,18 +54,18 @@ def geometric_clip(
     sigma: float = 2.5,
     depth_kind: DepthKind = DepthKind.RELATIVE,
 ) -> Tensor:
-    """Return `stabilise_clip` of the depth that `correct_shot` makes of every shot of a clip.
+    """Return `stabilize_clip` of the depth that `correct_shot` makes of every shot of a clip.
 
-    Where parallax says nothing, that is `stabilise_clip` of the teacher's depth, to the bit.
+    Where parallax says nothing, that is `stabilize_clip` of the teacher's depth, to the bit.
 
     Args:
         depth: [N,1,H,W], a teacher's; values that are not finite stay and are used nowhere. clip: [N,3,H,W] RGB in
-            [0,1]: what the teacher saw. focal_px: focal length, where it is known. The others: see `stabilise_clip`.
+            [0,1]: what the teacher saw. focal_px: focal length, where it is known. The others: see `stabilize_clip`.
     """
     corrected = torch.cat(
         [shot.depth for shot in geometric_shots(depth, clip, flow, focal_px=focal_px, depth_kind=depth_kind)]
     )
-    return stabilise_clip(
+    return stabilize_clip(
         corrected[:, None], clip, flow, max_rgb_change=max_rgb_change, radius=radius, sigma=sigma, depth_kind=depth_kind
     )
 
@@ -154,9 +154,9 @@ def correct_shot(
     base = (teacher + found.scene.shift).clamp(min=RELATIVE_FLOOR)
     guide = base.log()
     correction, known = spread_over_pixels(found.correction, found.confidence, guide, grid)
-    centre = raw.new_tensor([(width - 1) / 2, (height - 1) / 2])
+    center = raw.new_tensor([(width - 1) / 2, (height - 1) / 2])
     for _ in range(NUM_FUSIONS):
-        correction = correction + fuse((guide + correction).exp(), known, found.scene, centre)
+        correction = correction + fuse((guide + correction).exp(), known, found.scene, center)
     per_frame = evidence * _smooth_minimum(found.frame_evidence)
     correction = torch.where(valid, per_frame[:, None, None] * correction, 0.0)
     # Written as a change of the teacher's value, which is exact where there is none.

@@ -11,7 +11,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """Colors are linear RGB [3].
 
     direct, ambient: colors of the lamp or sun and of the light from everywhere; zenith, horizon: of the sky, None
