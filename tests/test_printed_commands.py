@@ -7,6 +7,8 @@ A command line is composed or parsed as its program would, up to where the work 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import re
 import runpy
 import shlex
@@ -138,6 +140,26 @@ def test_a_printed_command_is_understood(command: str, monkeypatch: pytest.Monke
     else:
         script = next(i for i, word in enumerate(words) if word.endswith(".py"))
         check_program(words[script], words[script + 1 :], monkeypatch)
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+def test_printed_code_imports_what_is_there(page: Path) -> None:
+    for block in python_blocks(page):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], node.module
+
+
+def test_the_first_code_of_the_readme_runs_as_printed() -> None:
+    """With the student that is shipped in place of one that the demo trains."""
+    names: dict[str, Any] = {}
+    exec(python_blocks(ROOT / "README.md")[0].replace("runs/demo/last", "embedded"), names)
+    assert tuple(names["depth"].shape[-2:]) == (112, 140)
 
 
 def test_what_is_not_run_is_printed_somewhere() -> None:
