@@ -102,7 +102,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.checkpoint:
         student = load_student(arguments.checkpoint)
-        encoder = student.encoder if student.encoder.frozen else load_teacher(arguments.checkpoint)
+        own = student.encoder
+        encoder = own if isinstance(own, DepthAnythingEncoder) else load_teacher(arguments.checkpoint)
     else:
         student, encoder = small_models(arguments.encoder)
     teacher = bare_teacher(encoder)

@@ -20,7 +20,8 @@ import torch
 
 from videomamba_depth.evaluation.datasets.rgbd import load_rgbd
 from videomamba_depth.evaluation.teacher_skill import skill_on_clip, skill_on_worlds
-from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.arguments import path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging

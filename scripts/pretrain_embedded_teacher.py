@@ -28,7 +28,7 @@ from videomamba_depth.data.still_augment import augment_still
 from videomamba_depth.data.synthetic.stills import FAMILIES, FIRST_SEED, STILL_SIZE, Stills, rendering
 from videomamba_depth.evaluation.teacher_skill import HELD_OUT_SEEDS, skill_on_worlds
 from videomamba_depth.losses.still_depth import TARGET_MEAN, still_depth_losses
-from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.small_depth_anything import (
     NATIVE_SIZE,
     build_small_depth_anything,
@@ -37,6 +37,7 @@ from videomamba_depth.models.small_depth_anything import (
     predict_inverse_depth,
     save_small_depth_anything,
 )
+from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.arguments import path_argument, positive, whole
 from videomamba_depth.utils.atomic import replacing
 from videomamba_depth.utils.errors import UserError, exit_on_user_error

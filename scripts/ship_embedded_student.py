@@ -20,7 +20,7 @@ from videomamba_depth.models.checkpoint import (
     read_weights,
     student_weights,
 )
-from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER
+from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.checkpoint import save_tensors, write_manifest
 from videomamba_depth.utils.errors import UserError, exit_on_user_error

@@ -38,7 +38,8 @@ from videomamba_depth.evaluation.worlds import WorldSpec, load_world
 from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState
-from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError

@@ -9,7 +9,8 @@ from transformers import DepthAnythingForDepthEstimation
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.evaluation.metrics.accuracy import accuracy
-from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.depth_kind import DepthKind
 
 NATIVE_SIZE = 112

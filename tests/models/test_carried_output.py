@@ -20,7 +20,7 @@ def test_the_first_frame_is_the_teacher_s_and_the_others_have_a_past(tiny_encode
     for split in ([3], [1, 1, 1], [2, 1]):
         states, parts = None, []
         for chunk in clip.split(split, 1):
-            depth, states = student(chunk, states)
+            depth, states, _ = student(chunk, states)
             parts.append(depth)
         depth = torch.cat(parts, 1)
         assert (depth[:, 0] - teacher[:, 0]).abs().max() < 1e-5 * spread

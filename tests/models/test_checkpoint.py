@@ -22,7 +22,8 @@ from videomamba_depth.models.checkpoint import (
     save_student,
     student_weights,
 )
-from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.utils.checkpoint import MANIFEST, save_tensors, verify_files, write_manifest
 from videomamba_depth.utils.errors import UserError

@@ -50,7 +50,7 @@ def load_students(
     """
     students = {name: load_student(path, input_size) for name, path in checkpoints.items()}
     teachers = [
-        student.encoder if student.encoder.frozen else load_teacher(checkpoints[name], input_size)
+        own if isinstance(own := student.encoder, DepthAnythingEncoder) else load_teacher(checkpoints[name], input_size)
         for name, student in students.items()
     ]
     if len({(teacher.weights_sha256(), teacher.input_size) for teacher in teachers}) > 1:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from fractions import Fraction
 from math import prod
 from typing import Any
-from unittest import mock
 
-import torch
 from torch import Tensor, nn
-from transformers.models.depth_anything import modeling_depth_anything
 
-from videomamba_depth.models import videomamba_depth
 from videomamba_depth.models.depth_state import DepthState
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
 
@@ -27,6 +21,7 @@ Dimension = int | list[list[Any]]
 Each factor is ⌈side · numerator / denominator⌉, the side in px.
 """
 
+_PLAIN = "VIDEOMAMBA_DISABLE_FUSED"  # 1: scan and convolution are plain operators, which an export can hold
 _FIT_SIDES = ((2, 3), (3, 2), (5, 4), (8, 9), (7, 7), (11, 6))  # patches; sizes at which `state_shapes` looks
 
 
@@ -42,9 +37,9 @@ class ExplicitStep(nn.Module):
     def __init__(self, model: VideoMambaDepth, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
-        fresh = model.init_states(1, image_size)
-        self.names = list(fresh.tensors())
-        self._metadata = fresh.metadata()
+        new = model.init_states(1, image_size)
+        self.names = list(new.tensors())
+        self._metadata = new.metadata()
 
     def forward(self, rgb: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Step.
@@ -58,37 +53,26 @@ class ExplicitStep(nn.Module):
         """
         states = DepthState.from_tensors(dict(zip(self.names, state, strict=True)), self._metadata)
         size = (rgb.shape[-2], rgb.shape[-1])
-        sizes = self.model.encoder.feature_sizes(*size)
-        states = replace(states, feature_sizes={name: sizes[name] for name in self.model.temporal}, image_size=size)
-        depth, next_states = self.model.step(rgb, states)
+        # Whole patches need no resizing: what the model does with sizes that it does not know stays outside.
+        encoder = self.model.encoder
+        maps = encoder.encode_pixels(encoder.normalize(rgb))
+        features = {name: x.unsqueeze(1) for name, x in maps.items()}  # [1, 1, C_i, H_i, W_i]
+        depth, next_states, _ = self.model._predict(features, states, None, size, size)
         tensors = next_states.tensors()
-        return (depth, *(tensors[name] for name in self.names))
+        return (depth.squeeze(1), *(tensors[name] for name in self.names))
 
 
 @contextmanager
 def exportable(model: VideoMambaDepth) -> Iterator[None]:
-    """Within, the model can be traced with symbolic sizes: the scan is plain operators, and sides are not rounded.
-
-    Frames must then have sides that are multiples of the patch.
-    """
-    encoder: DepthAnythingEncoder = model.encoder
-
-    def feature_sizes(height: int, width: int) -> dict[str, tuple[int, int]]:
-        return {
-            f"s{i}": (_ceil_share(height, factor / patch), _ceil_share(width, factor / patch))
-            for i, factor in enumerate(_factors(model))
-        }
-
-    patch = encoder.patch_size
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, VIDEOMAMBA_DISABLE_FUSED="1"))
-        stack.enter_context(mock.patch.object(encoder, "input_resolution", lambda height, width: (height, width)))
-        stack.enter_context(mock.patch.object(encoder, "feature_sizes", feature_sizes))
-        # The check compares symbolic sizes, which would pin them.
-        stack.enter_context(mock.patch.object(videomamba_depth, "check_state"))
-        # int() of a symbolic size is the size at hand; transformers' decoder calls it on its output's.
-        stack.enter_context(mock.patch.object(modeling_depth_anything, "int", _symbolic_int, create=True))
+    """Within, frames of whole patches keep their size, and the scan is plain operators."""
+    input_size, switch = model.encoder.input_size, os.environ.get(_PLAIN)
+    model.encoder.input_size, os.environ[_PLAIN] = None, "1"
+    try:
         yield
+    finally:
+        model.encoder.input_size = input_size
+        os.environ.pop(_PLAIN)
+        os.environ.update({} if switch is None else {_PLAIN: switch})
 
 
 def state_shapes(model: VideoMambaDepth) -> dict[str, list[Dimension]]:
@@ -100,10 +84,10 @@ def state_shapes(model: VideoMambaDepth) -> dict[str, list[Dimension]]:
     patch = model.encoder.patch_size
     sizes = [(rows * patch, columns * patch) for rows, columns in _FIT_SIDES]
     with exportable(model):
-        looks = [model.init_states(1, size).tensors() for size in sizes]
+        found = [model.init_states(1, size).tensors() for size in sizes]
     shapes: dict[str, list[Dimension]] = {}
-    for name in looks[0]:
-        per_axis = zip(*(look[name].shape for look in looks), strict=True)
+    for name in found[0]:
+        per_axis = zip(*(tensors[name].shape for tensors in found), strict=True)
         shapes[name] = [_fit(list(values), sizes, _factors(model), patch, name) for values in per_axis]
     return shapes
 
@@ -129,15 +113,4 @@ def _fit(values: list[int], sizes: list[tuple[int, int]], factors: list[Fraction
 
 
 def _factors(model: VideoMambaDepth) -> list[Fraction]:
-    return [Fraction(factor) for factor in model.encoder.hf_config.reassemble_factors]
-
-
-def _ceil_share(side: Any, share: Fraction) -> Any:
-    """Return ⌈side · share⌉ in whole numbers, which symbolic sizes understand."""
-    if share.denominator == 1:
-        return side * share.numerator
-    return (side * share.numerator + share.denominator - 1) // share.denominator
-
-
-def _symbolic_int(value: Any) -> Any:
-    return value if isinstance(value, torch.SymInt) else int(value)
+    return [Fraction(factor) for factor in model.encoder.factors]

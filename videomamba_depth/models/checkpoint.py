@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from videomamba_depth import __version__
-from videomamba_depth.models.encoder_da import EMBEDDED_TEACHER, DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
+from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.atomic import write_json

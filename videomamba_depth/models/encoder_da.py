@@ -3,75 +3,140 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
-from transformers.utils import logging as transformers_logging
+from transformers import DepthAnythingForDepthEstimation
 
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.input_size import model_input_size
-from videomamba_depth.utils.checkpoint import check_finite, is_lfs_pointer, verify_files
+from videomamba_depth.models.teacher_files import load_depth_anything, loading_error
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
 
-EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "embedded_teacher"
-"""The small teacher that is shipped with the package."""
 
-_PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of files that would have to be unpickled
+class FrameEncoder(nn.Module):
+    """From a frame to four feature maps: what the student needs from its encoder.
+
+    Preprocessing (as transformers' image processor of Depth Anything: cubic resize, antialiased where it shrinks, sides
+    rounded to multiples of the patch, ImageNet mean and std): the short side becomes `input_size`, the aspect ratio is
+    kept; with `input_size=None` each side is rounded to the nearest multiple of the patch.
+
+    Attributes:
+        frozen: True: never trained, and stored once, beside the student's weights; False: a part of them.
+        backbone: what the features are taken from.
+        channels: C_i of s0..s3.
+        factors: cells of s0..s3 per patch and axis; halves are rounded up.
+        patch_size: side of a patch in px.
+        depth_kind: what the depth means, see `DepthKind`.
+        max_depth_m: upper bound of metric depth in metres; None for relative depth.
+        input_size: px, see above; may be changed.
+    """
+
+    frozen: bool
+    backbone: Any
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: tuple[int, ...],
+        factors: tuple[float, ...],
+        patch_size: int,
+        depth_kind: DepthKind,
+        max_depth_m: float | None,
+        input_size: int | None,
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(SCALES):
+            raise ValueError(f"neck_hidden_sizes must hold {len(SCALES)} numbers; got {list(channels)}")
+        self.backbone = backbone
+        self.channels, self.factors, self.patch_size = channels, factors, patch_size
+        self.depth_kind, self.max_depth_m, self.input_size = depth_kind, max_depth_m, input_size
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.backbone.parameters()).dtype
+
+    def input_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px that a frame of that size is resized to, see `model_input_size`."""
+        return model_input_size(height, width, self.input_size, self.patch_size)
+
+    def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""
+        rows, columns = (side // self.patch_size for side in self.input_resolution(height, width))
+        factors = zip(SCALES, self.factors, strict=True)
+        return {name: (math.ceil(rows * factor), math.ceil(columns * factor)) for name, factor in factors}
+
+    def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
+        """Return the feature maps s0..s3, each `[B, C_i, H_i, W_i]`.
+
+        Args:
+            rgb: `[B, 3, H, W]` in [0, 1], any size.
+
+        Raises:
+            ValueError: see `check_rgb`.
+        """
+        check_rgb(rgb)
+        size = self.input_resolution(rgb.shape[-2], rgb.shape[-1])
+        pixels = self.normalize(shrink_images(rgb.to(self.mean.dtype), size))
+        if size != pixels.shape[-2:]:  # a side grows
+            pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
+        return self.encode_pixels(pixels)  # [B, 3, *size], about -2 to 2.6
+
+    def normalize(self, rgb: Tensor) -> Tensor:
+        """Return RGB `[B, 3, h, w]` in [0, 1] in units of ImageNet's mean and standard deviation."""
+        return (rgb - self.mean) / self.std
+
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Do the part of `encode_frame` that is worth compiling.
+
+        Args:
+            pixels: `[B, 3, H, W]` normalized, sides multiples of the patch.
+        """
+        raise NotImplementedError
 
 
-class DepthAnythingEncoder(nn.Module):
+class DepthAnythingEncoder(FrameEncoder):
     """A frozen Depth Anything V1/V2 checkpoint, split where the temporal model goes in.
 
     `encode_frame` ends after the DPT *reassemble* stage; `decode` runs the rest (fusion and head). Every parameter is
     frozen and the module stays in eval mode.
 
-    Preprocessing (as transformers' image processor of Depth Anything: cubic resize, antialiased where it shrinks, sides
-    rounded to multiples of the patch, ImageNet mean and std): the short side becomes `input_size`, the aspect ratio is
-    kept; with `input_size=None` each side is rounded to the nearest multiple of the patch. Depth comes back at the size
-    of the input, bilinearly (corners aligned, as the official code).
-
-    Attributes:
-        depth_kind: what the depth means, see `DepthKind`.
-        max_depth_m: upper bound of metric checkpoints in metres; None for relative ones.
-        patch_size: side of a ViT patch in px.
-        channels: channels of s0..s3.
+    Depth comes back at the size of the input, bilinearly (corners aligned, as the official code).
     """
 
     frozen = True
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, model: DepthAnythingForDepthEstimation, model_id: str, input_size: int | None = None) -> None:
-        super().__init__()
         config = model.config
-        self.model_id, self.input_size = model_id, input_size
-        self.hf_config = config
-        self.patch_size: int = config.patch_size
-        self.channels: tuple[int, ...] = tuple(config.neck_hidden_sizes)
-        if len(self.channels) != len(SCALES):
-            raise ValueError(f"neck_hidden_sizes must hold {len(SCALES)} numbers; got {list(self.channels)}")
-        metric = config.depth_estimation_type == "metric"
-        self.depth_kind = DepthKind.METRIC if metric else DepthKind.RELATIVE
         max_depth = _max_depth(config.max_depth)
-        self.max_depth_m: float | None = max_depth if metric else None
-        self.backbone = model.backbone
+        metric = config.depth_estimation_type == "metric"
+        super().__init__(
+            model.backbone,
+            tuple(config.neck_hidden_sizes),
+            tuple(config.reassemble_factors),  # below 1: 3x3 convolutions of that stride and padding 1, which round up
+            config.patch_size,
+            DepthKind.METRIC if metric else DepthKind.RELATIVE,
+            max_depth if metric else None,
+            input_size,
+        )
+        self.model_id, self.hf_config = model_id, config
         self.reassemble_stage = model.neck.reassemble_stage
         self.head = DPTHead.from_transformers(model)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -89,35 +154,13 @@ class DepthAnythingEncoder(nn.Module):
         Raises:
             UserError: no such folder or id, no network, not a Depth Anything model, or broken weights.
         """
-        source = str(EMBEDDED_TEACHER) if name_or_path == "embedded" else name_or_path
-        _check_is_depth_anything(source)
-        if Path(source).is_dir():
-            verify_files(Path(source))
-        try:
-            with _no_bar() if Path(source).is_dir() else nullcontext(), _errors_alone("transformers"):
-                model, report = DepthAnythingForDepthEstimation.from_pretrained(
-                    source,
-                    dtype=dtype,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are named below, in one line
-                )
-        except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
-            raise _loading_error(name_or_path, error) from error
-        missing = sorted(report["missing_keys"])
-        missing += [f"{name} {list(is_)} for {list(wanted)}" for name, is_, wanted in sorted(report["mismatched_keys"])]
-        if missing:
-            raise UserError(
-                f"the weights of '{name_or_path}' do not fit its config: {len(missing)} tensors missing or of another"
-                f" shape, first {missing[0]}; restore the config.json that came with them, or download them again"
-            )
-        check_finite(dict(model.named_parameters()), f"'{name_or_path}' cannot be used")
+        model = load_depth_anything(name_or_path, dtype)
         try:
             encoder = cls(model, name_or_path, input_size)
             encoder.check_runs()
             return encoder
         except Exception as error:  # a config.json that makes no sense
-            raise _loading_error(name_or_path, error) from error
+            raise loading_error(name_or_path, error) from error
 
     def check_runs(self) -> None:
         """Run one frame of 2 × 2 patches: what does not fit in a config shows here, not at the first step.
@@ -141,50 +184,11 @@ class DepthAnythingEncoder(nn.Module):
         """Stay in eval mode: the teacher is frozen."""
         return super().train(False)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return next(self.backbone.parameters()).dtype
-
-    def input_resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) in px that a frame of that size is resized to, see `model_input_size`."""
-        return model_input_size(height, width, self.input_size, self.patch_size)
-
-    def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""
-        rows, columns = (side // self.patch_size for side in self.input_resolution(height, width))
-        sizes = {}
-        for name, factor in zip(SCALES, self.hf_config.reassemble_factors, strict=True):
-            # Factors below 1 are 3x3 convolutions of stride 1/factor and padding 1: they round up.
-            sizes[name] = (math.ceil(rows * factor), math.ceil(columns * factor))
-        return sizes
-
-    @torch.no_grad()
-    def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
-        """Return the reassembled DPT features s0..s3, each `[B, C_i, H_i, W_i]`.
-
-        Args:
-            rgb: `[B, 3, H, W]` in [0, 1], any size.
-
-        Raises:
-            ValueError: see `check_rgb`.
-        """
-        check_rgb(rgb)
-        height, width = self.input_resolution(*rgb.shape[-2:])
-        pixels = (shrink_images(rgb.to(self.mean.dtype), (height, width)) - self.mean) / self.std
-        if (height, width) != pixels.shape[-2:]:  # it grows
-            pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False)
-        return self.encode_pixels(pixels)
-
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Do the part of `encode_frame` that is worth compiling.
-
-        Args:
-            pixels: `[B, 3, H, W]` normalised, sides multiples of the patch.
-        """
+        """Run the ViT and the *reassemble* stage, see `FrameEncoder.encode_pixels`."""
         height, width = pixels.shape[-2:]
-        hidden = self.backbone.forward_with_filtered_kwargs(pixels.to(self.dtype)).feature_maps
+        hidden = self.backbone.forward_with_filtered_kwargs(pixels.to(self.dtype)).feature_maps  # 4 × [B, 1 + n, D]
         maps = self.reassemble_stage(hidden, height // self.patch_size, width // self.patch_size)
         return dict(zip(SCALES, maps, strict=True))
 
@@ -238,100 +242,3 @@ def _max_depth(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"max_depth must be a positive number (metres in a metric checkpoint); got {value}")
     return float(value)
-
-
-def _converted(name_or_path: str) -> str:
-    """Return the id of the converted checkpoint for the name of an original PyTorch file."""
-    name = name_or_path.lower()
-    size = next((word for mark, word in (("vitl", "Large"), ("vitb", "Base")) if mark in name), "Small")
-    scene = {"hypersim": "-Metric-Indoor", "vkitti": "-Metric-Outdoor"}
-    metric = next((text for mark, text in scene.items() if mark in name), "")
-    if "v2" in name or metric:
-        return f"depth-anything/Depth-Anything-V2{metric}-{size}-hf"
-    return f"LiheYoung/depth-anything-{size.lower()}-hf"
-
-
-def _check_is_depth_anything(name_or_path: str) -> None:
-    folder = Path(name_or_path)
-    original = [folder] if folder.suffix in _PICKLED else []
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        original = sorted(file for file in folder.iterdir() if file.suffix in _PICKLED)
-    if original:
-        raise UserError(
-            f"'{original[0]}' is a PyTorch file of the original code, which is not read; use the converted checkpoint:"
-            f" teacher.name={_converted(original[0].name)}"
-        )
-    if folder.is_file():
-        raise UserError(f"'{folder}' is a file; give the folder that holds config.json and model.safetensors")
-    for name in ("config.json", "model.safetensors"):
-        if is_lfs_pointer(folder / name):
-            raise UserError(f"'{folder / name}' is a Git LFS pointer, not the file; run git lfs pull in '{folder}'")
-    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    if looks_local and not Path(name_or_path).is_dir():
-        raise UserError(f"folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
-    try:
-        with _errors_alone("huggingface_hub"):
-            config, _ = PretrainedConfig.get_config_dict(name_or_path)
-    except Exception as error:  # OSError of many kinds, HTTP errors, broken JSON
-        raise _loading_error(name_or_path, error) from error
-    if not config:
-        raise _loading_error(name_or_path, FileNotFoundError("no config.json"))
-    if config.get("model_type") != "depth_anything":
-        raise UserError(
-            f"'{name_or_path}' is a '{config.get('model_type')}' model, not Depth Anything; use a checkpoint such as"
-            " depth-anything/Depth-Anything-V2-Small-hf"
-        )
-
-
-@contextmanager
-def _errors_alone(library: str) -> Iterator[None]:
-    """Silence a library's line per retry and its reports of many lines: a failure becomes one clear line of ours."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Show no progress of what takes a moment, as reading a folder does; a download keeps its bars."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()
-
-
-def _loading_error(name_or_path: str, error: Exception) -> UserError:
-    if Path(name_or_path).is_dir():
-        return UserError(
-            f"cannot load a Depth Anything checkpoint from folder '{name_or_path}' ({_first_line(error)}); it must hold"
-            " config.json and model.safetensors as written by save_pretrained"
-        )
-    causes = " ".join(type(cause).__name__ + " " + str(cause) for cause in _cause_chain(error))
-    if any(
-        word in causes for word in ("ConnectError", "ConnectionError", "couldn't connect", "OfflineMode", "Timeout")
-    ):
-        return UserError(
-            f"no network to download teacher '{name_or_path}' and it is not in the local cache; connect once, or set"
-            " teacher.name to a local folder (teacher=embedded needs no download)"
-        )
-    return UserError(
-        f"teacher '{name_or_path}' is neither a local folder nor a model id that the hub knows ({_first_line(error)});"
-        " check the spelling, e.g. depth-anything/Depth-Anything-V2-Small-hf"
-    )
-
-
-def _cause_chain(error: BaseException | None) -> Iterable[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from videomamba_depth.models.encoder_da import SCALES
-from videomamba_depth.models.input_size import model_input_size
+from videomamba_depth.models.encoder_da import SCALES, FrameEncoder
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.images import check_rgb, shrink_images
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
-from videomamba_depth.video_mamba.embedding import normalize_imagenet
 from videomamba_depth.video_mamba.variants import VARIANTS
-
-"""Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,8 @@ class VideoMambaSpec:
         )
 
 
-class VideoMambaEncoder(nn.Module):
-    """Four feature maps per frame from a VideoMamba image backbone, with the interface of `DepthAnythingEncoder`.
+class VideoMambaEncoder(FrameEncoder):
+    """Four feature maps per frame from a VideoMamba image backbone, trained with the rest.
 
     Each frame is read by itself, in both directions, and nothing is carried here: the temporal stacks hold the whole
     state of a stream. So published image weights can start it, a frame's own patches all see each other, and any split
@@ -64,15 +56,11 @@ class VideoMambaEncoder(nn.Module):
     arXiv 2103.13413, section 3.1). Everything is trainable; it learns what the teacher's encoder knows by distillation,
     so that unlike a student on the teacher's own encoder it does not start as the teacher.
 
-    Preprocessing: cubic resize to multiples of the patch, antialiased where it shrinks; ImageNet mean and std.
-
     Args:
         backbone: a `VideoMamba` for images of at least 4 layers; its classifier is not used (num_classes=0).
         channels: channels of s0..s3.
         depth_kind: what the depth means that the student learns; the teacher's.
-        input_size: px that the short side of a frame becomes, the aspect ratio kept; None: each side is rounded to the
-            nearest multiple of the patch.
-        max_depth_m: upper bound of a metric teacher in metres; None for relative ones.
+        input_size, max_depth_m: see `FrameEncoder`.
     """
 
     frozen = False
@@ -85,16 +73,12 @@ class VideoMambaEncoder(nn.Module):
         input_size: int | None = None,
         max_depth_m: float | None = None,
     ) -> None:
-        super().__init__()
         if backbone.is_video or backbone.depth < 4:
             raise ValueError("the encoder needs a VideoMamba for images (num_frames=None) of at least 4 layers")
-        self.backbone = backbone
+        patch = backbone.patch_embed.patch_size[0]
+        super().__init__(backbone, tuple(channels), (4, 2, 1, 0.5), patch, depth_kind, max_depth_m, input_size)
         self.spec: VideoMambaSpec | None = None
         backbone.norm_f.requires_grad_(False)  # takes no part: the maps are taken before it
-        self.channels: tuple[int, ...] = tuple(channels)
-        self.depth_kind, self.input_size = depth_kind, input_size
-        self.max_depth_m = max_depth_m
-        self.patch_size: int = backbone.patch_embed.patch_size[0]
         self.taps = tuple((index + 1) * backbone.depth // 4 - 1 for index in range(4))
         self.norms = nn.ModuleList(nn.LayerNorm(backbone.embed_dim) for _ in SCALES)
         self.projections = nn.ModuleList(nn.Conv2d(backbone.embed_dim, c, 1) for c in channels)
@@ -150,44 +134,13 @@ class VideoMambaEncoder(nn.Module):
         kind, spec = DepthKind(about["depth_kind"]), VideoMambaSpec(**about["spec"])
         return cls.from_spec(spec, tuple(about["channels"]), kind, input_size, about["max_depth_m"])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.backbone.cls_token.dtype
-
-    def input_resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) in px that a frame of that size is resized to, see `model_input_size`."""
-        return model_input_size(height, width, self.input_size, self.patch_size)
-
-    def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""
-        rows, columns = (side // self.patch_size for side in self.input_resolution(height, width))
-        sizes = [(4 * rows, 4 * columns), (2 * rows, 2 * columns), (rows, columns)]
-        return dict(zip(SCALES, [*sizes, (math.ceil(rows / 2), math.ceil(columns / 2))], strict=True))
-
-    def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
-        """Return the feature maps s0..s3, each `[B, C_i, H_i, W_i]`; differentiable.
-
-        Args:
-            rgb: `[B, 3, H, W]` in [0, 1], any size.
-
-        Raises:
-            ValueError: see `check_rgb`.
-        """
-        check_rgb(rgb)
-        size = self.input_resolution(rgb.shape[-2], rgb.shape[-1])
-        pixels = normalize_imagenet(shrink_images(rgb, size))
-        if size != pixels.shape[-2:]:  # it grows
-            pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
-        return self.encode_pixels(pixels)
-
     def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Do the part of `encode_frame` that is worth compiling; pixels `[B, 3, H, W]` normalised, whole patches."""
+        """Run the backbone and bring four of its layers to their scales, see `FrameEncoder.encode_pixels`."""
         features = {}
-        streams = self.backbone.dense_features(pixels, self.taps)
+        streams = self.backbone.dense_features(pixels, self.taps)  # 4 × [B, D, h, w], one cell per patch
         for name, x, norm, project, resample in zip(
             SCALES, streams, self.norms, self.projections, self.resamplers, strict=True
         ):
             tokens = norm(x.movedim(1, -1).to(self.dtype))
-            features[name] = resample(project(tokens.movedim(-1, 1)))
+            features[name] = resample(project(tokens.movedim(-1, 1)))  # [B, C_i, H_i, W_i]
         return features

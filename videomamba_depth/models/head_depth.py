@@ -44,9 +44,17 @@ class DPTHead(nn.Module):
     def forward(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
         """Return depth `[B, 1, H, W]` at `image_size` = (H, W) from features `{name: [B, C_i, H_i, W_i]}`."""
         maps = list(features.values())
-        rows, columns = maps[self.patch_scale].shape[-2:]
-        fused = self.fusion_stage([conv(x) for conv, x in zip(self.convs, maps, strict=True)])
-        depth = self.head(fused, rows, columns).unsqueeze(1)
+        rows, columns = maps[self.patch_scale].shape[-2:]  # patches
+        projected = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]  # [B, F, H_i, W_i]: one width F
+        fused = self.fusion_stage(projected)  # coarse to fine, each twice as large as its map
+        # The parts of transformers' head, one by one: its own forward rounds sizes by int(), which an export pins.
+        head: Any = self.head
+        x = head.conv1(fused[head.head_in_index])  # [B, F/2, 8·rows, 8·columns]
+        size = (rows * head.patch_size, columns * head.patch_size)
+        x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+        x = head.conv3(head.activation1(head.conv2(x)))  # [B, 1, *size]
+        depth = head.activation2(x) * head.max_depth  # ≥ 0; metric: a sigmoid, so at most max_depth
+        depth = depth.squeeze(1).unsqueeze(1)  # in plain strides, as transformers returns it: resized to the same bits
         if depth.shape[-2:] != tuple(image_size):
             depth = F.interpolate(depth.float(), image_size, mode="bilinear", align_corners=True)
         return depth

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +15,16 @@ from torch.nn import functional as F
 
 from videomamba_depth.layers.innovation_mixer import InnovationMixer
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
+from videomamba_depth.models.encoder_da import FrameEncoder
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
-from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import describe, is_out_of_memory
 from videomamba_depth.utils.images import check_axes
 
 ClipFeatures = dict[str, Tensor]
 """Feature maps of a clip by scale name, each `[B, N, C_i, H_i, W_i]`."""
-
-
-class FrameEncoder(Protocol):
-    """What the student needs from its encoder, an `nn.Module`: `DepthAnythingEncoder`, `VideoMambaEncoder`."""
-
-    frozen: bool  # True: never trained, and stored once, beside the student's weights; False: a part of them
-    channels: tuple[int, ...]
-    depth_kind: DepthKind
-
-    def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
-        """Return s0..s3, each `[B, C_i, H_i, W_i]`, of frames `[B, 3, H, W]` in [0, 1]."""
-
-    def input_resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) in px that frames of that size are brought to."""
-
-    def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """Return (H_i, W_i) per scale for a frame of that size."""
 
 
 class Prediction(NamedTuple):
@@ -89,8 +72,6 @@ class VideoMambaDepth(nn.Module):
         output: a recurrent refinement of the decoder's depth; None for none.
     """
 
-    encoder: Any  # an nn.Module that is a FrameEncoder; no type says both
-
     def __init__(
         self,
         encoder: FrameEncoder,
@@ -104,14 +85,14 @@ class VideoMambaDepth(nn.Module):
         self.encoder = encoder
         self.head = copy.deepcopy(head).requires_grad_(train_head)
         self.head.freeze_unused()
-        channels: tuple[int, ...] = encoder.channels
+        channels = encoder.channels
         self.motion = MotionEstimator(motion) if motion is not None else None
         self.output = OutputRefiner(output) if output is not None else None
         parts = [temporal.signature(channels)]
         parts += [f"motion at {motion.max_short_side} px"] if motion is not None else []
         parts += ["carried output"] if output is not None else []
         self.signature = "; ".join(parts) or "frame by frame"
-        self.depth_kind: DepthKind = encoder.depth_kind
+        self.depth_kind = encoder.depth_kind
         self.temporal = nn.ModuleDict()
         for name, spec in temporal.scales().items():
             try:
@@ -196,7 +177,7 @@ class VideoMambaDepth(nn.Module):
         if self.motion is not None and motion is None:
             motion, last_frame = self.motion(clip, states.maps["frame"], states.frame_index == 0)
             states = replace(states, maps={**states.maps, "frame": last_frame})
-        model_size: tuple[int, int] = self.encoder.input_resolution(*image_size)
+        model_size = self.encoder.input_resolution(*image_size)
         with _explain_mixed_weights(self):
             depth, states, summaries = self._predict(features, states, motion, model_size, out_size or image_size)
         return Prediction(depth, replace(states, image_size=image_size), summaries)

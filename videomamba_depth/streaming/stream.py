@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
-from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
+from videomamba_depth.models.encoder_da import hash_tensors
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.streaming.placement import compile_frames, place
@@ -109,7 +108,7 @@ class DepthStream:
     @property
     def max_depth_m(self) -> float | None:
         """Upper bound of metric checkpoints in metres; None for relative ones."""
-        return cast(DepthAnythingEncoder | VideoMambaEncoder, self.model.encoder).max_depth_m
+        return self.model.encoder.max_depth_m
 
     @property
     def states(self) -> DepthState | None:
@@ -123,8 +122,7 @@ class DepthStream:
 
     def model_resolution(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in px that the model works in for frames of that size."""
-        encoder = cast(DepthAnythingEncoder | VideoMambaEncoder, self.model.encoder)
-        return encoder.input_resolution(height, width)
+        return self.model.encoder.input_resolution(height, width)
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the depth of each frame, see `step`."""

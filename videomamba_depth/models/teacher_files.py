@@ -1,0 +1,153 @@
+"""Reading Depth Anything checkpoints of transformers: what is wrong with one becomes one line with the remedy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from videomamba_depth.utils.checkpoint import check_finite, is_lfs_pointer, verify_files
+from videomamba_depth.utils.errors import UserError
+
+EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "embedded_teacher"
+"""The small teacher that is shipped with the package."""
+
+_PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of files that would have to be unpickled
+
+
+def load_depth_anything(name_or_path: str, dtype: torch.dtype) -> DepthAnythingForDepthEstimation:
+    """Load a checkpoint of transformers (safetensors only) with weights of `dtype`.
+
+    Args:
+        name_or_path: hub id, local folder, or "embedded".
+
+    Raises:
+        UserError: no such folder or id, no network, not a Depth Anything model, or broken weights.
+    """
+    source = str(EMBEDDED_TEACHER) if name_or_path == "embedded" else name_or_path
+    _check_is_depth_anything(source)
+    if Path(source).is_dir():
+        verify_files(Path(source))
+    try:
+        with _no_bar() if Path(source).is_dir() else nullcontext(), _errors_alone("transformers"):
+            model, report = DepthAnythingForDepthEstimation.from_pretrained(
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below, in one line
+            )
+    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
+        raise loading_error(name_or_path, error) from error
+    missing = sorted(report["missing_keys"])
+    missing += [f"{name} {list(is_)} for {list(wanted)}" for name, is_, wanted in sorted(report["mismatched_keys"])]
+    if missing:
+        raise UserError(
+            f"the weights of '{name_or_path}' do not fit its config: {len(missing)} tensors missing or of another"
+            f" shape, first {missing[0]}; restore the config.json that came with them, or download them again"
+        )
+    check_finite(dict(model.named_parameters()), f"'{name_or_path}' cannot be used")
+    return model
+
+
+def _converted(name_or_path: str) -> str:
+    """Return the id of the converted checkpoint for the name of an original PyTorch file."""
+    name = name_or_path.lower()
+    size = next((word for mark, word in (("vitl", "Large"), ("vitb", "Base")) if mark in name), "Small")
+    scene = {"hypersim": "-Metric-Indoor", "vkitti": "-Metric-Outdoor"}
+    metric = next((text for mark, text in scene.items() if mark in name), "")
+    if "v2" in name or metric:
+        return f"depth-anything/Depth-Anything-V2{metric}-{size}-hf"
+    return f"LiheYoung/depth-anything-{size.lower()}-hf"
+
+
+def _check_is_depth_anything(name_or_path: str) -> None:
+    folder = Path(name_or_path)
+    original = [folder] if folder.suffix in _PICKLED else []
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        original = sorted(file for file in folder.iterdir() if file.suffix in _PICKLED)
+    if original:
+        raise UserError(
+            f"'{original[0]}' is a PyTorch file of the original code, which is not read; use the converted checkpoint:"
+            f" teacher.name={_converted(original[0].name)}"
+        )
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file; give the folder that holds config.json and model.safetensors")
+    for name in ("config.json", "model.safetensors"):
+        if is_lfs_pointer(folder / name):
+            raise UserError(f"'{folder / name}' is a Git LFS pointer, not the file; run git lfs pull in '{folder}'")
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_local and not Path(name_or_path).is_dir():
+        raise UserError(f"folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
+    try:
+        with _errors_alone("huggingface_hub"):
+            config, _ = PretrainedConfig.get_config_dict(name_or_path)
+    except Exception as error:  # OSError of many kinds, HTTP errors, broken JSON
+        raise loading_error(name_or_path, error) from error
+    if not config:
+        raise loading_error(name_or_path, FileNotFoundError("no config.json"))
+    if config.get("model_type") != "depth_anything":
+        raise UserError(
+            f"'{name_or_path}' is a '{config.get('model_type')}' model, not Depth Anything; use a checkpoint such as"
+            " depth-anything/Depth-Anything-V2-Small-hf"
+        )
+
+
+@contextmanager
+def _errors_alone(library: str) -> Iterator[None]:
+    """Silence a library's line per retry and its reports of many lines: a failure becomes one clear line of ours."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Show no progress of what takes a moment, as reading a folder does; a download keeps its bars."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def loading_error(name_or_path: str, error: Exception) -> UserError:
+    """Return what to say where loading a checkpoint failed with `error`."""
+    if Path(name_or_path).is_dir():
+        return UserError(
+            f"cannot load a Depth Anything checkpoint from folder '{name_or_path}' ({_first_line(error)}); it must hold"
+            " config.json and model.safetensors as written by save_pretrained"
+        )
+    causes = " ".join(type(cause).__name__ + " " + str(cause) for cause in _cause_chain(error))
+    if any(
+        word in causes for word in ("ConnectError", "ConnectionError", "couldn't connect", "OfflineMode", "Timeout")
+    ):
+        return UserError(
+            f"no network to download teacher '{name_or_path}' and it is not in the local cache; connect once, or set"
+            " teacher.name to a local folder (teacher=embedded needs no download)"
+        )
+    return UserError(
+        f"teacher '{name_or_path}' is neither a local folder nor a model id that the hub knows ({_first_line(error)});"
+        " check the spelling, e.g. depth-anything/Depth-Anything-V2-Small-hf"
+    )
+
+
+def _cause_chain(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
