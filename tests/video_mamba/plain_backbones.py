@@ -34,18 +34,21 @@ def layer_norm(x: Array, w: Array, b: Array) -> Array:
     return (x - x.mean()) / sqrt(float(x.var()) + 1e-5) * w + b
 
 
-def scan_direction(u: Array, z: Array, w: Weights, p: str, b: str) -> Array:
-    """One direction over the rows of u, z [L, e]; p is the prefix of the layer, b is "" or "_b"."""
+def scan_direction(u: Array, z: Array, w: Weights, p: str, b: str, back: str = "") -> Array:
+    """One direction over the rows of u, z [L, e]; p is the prefix of the layer, b is "" or "_b".
+
+    back: scan backward what the forward convolution and projections give: "v1" with `A_b_log`, "poly" with the same A;
+    "poly_forward": forward, with the coefficient of the polynomial method.
+    """
     length, inner = u.shape
-    log_name = "A_log" if b == "" else "A_b_log"
-    A = -np.exp(w[f"{p}mixer.{log_name}"])
+    A = -np.exp(w[f"{p}mixer.{'A_b_log' if b or back == 'v1' else 'A_log'}"])
     kernel, bias = w[f"{p}mixer.conv1d{b}.weight"][:, 0], w[f"{p}mixer.conv1d{b}.bias"]
     x_proj, dt_proj = w[f"{p}mixer.x_proj{b}.weight"], w[f"{p}mixer.dt_proj{b}.weight"]
     dt_bias, D = w[f"{p}mixer.dt_proj{b}.bias"], w[f"{p}mixer.D{b}"]
     states, rank, width = A.shape[1], dt_proj.shape[1], kernel.shape[1]
     h = np.zeros((inner, states))
     y = np.zeros((length, inner))
-    for t in range(length):
+    for t in reversed(range(length)) if back in ("v1", "poly") else range(length):
         conv = np.zeros(inner)
         for c in range(inner):
             value = bias[c]
@@ -58,22 +61,31 @@ def scan_direction(u: Array, z: Array, w: Weights, p: str, b: str) -> Array:
         for c in range(inner):
             delta = softplus(float(dt_proj[c] @ dt) + dt_bias[c])
             for n in range(states):
-                h[c, n] = exp(delta * A[c, n]) * h[c, n] + delta * B[n] * conv[c]
+                decay, drive = exp(delta * A[c, n]), delta
+                if back.startswith("poly"):
+                    drive = (decay - 1) / A[c, n] + (decay - 1 - delta * A[c, n]) / A[c, n] ** 2 / 2
+                h[c, n] = decay * h[c, n] + drive * B[n] * conv[c]
             y[t, c] = (float(h[c] @ C) + D[c] * conv[c]) * z[t, c] * sigmoid(z[t, c])
     return y
 
 
 def mixer(x: Array, w: Weights, p: str, directions: str) -> Array:
-    """directions: "forward", "sum" or "mean" of both."""
+    """directions: "forward", "sum" or "mean" of both, "v1", or "poly" as published."""
     inner = w[f"{p}mixer.D"].shape[0]
     projected = x @ w[f"{p}mixer.in_proj.weight"].T
     u, z = projected[:, :inner], projected[:, inner:]
-    y = scan_direction(u, z, w, p, "")
-    if directions != "forward":
+    if directions == "poly":
+        y = (scan_direction(u, z, w, p, "", "poly_forward") + scan_direction(u, z, w, p, "", "poly")) / 2
+    else:
+        y = scan_direction(u, z, w, p, "")
+    if directions == "v1":
+        y = y + scan_direction(u, z, w, p, "", "v1")
+    elif directions in ("sum", "mean"):
         y = y + scan_direction(u[::-1], z[::-1], w, p, "_b")[::-1]
         if directions == "mean":
             y = y / 2
-    return y @ w[f"{p}mixer.out_proj.weight"].T
+    y = y @ w[f"{p}mixer.out_proj.weight"].T
+    return y * w[f"{p}mixer.gamma"] if f"{p}mixer.gamma" in w else y
 
 
 def layers(tokens: Array, w: Weights, depth: int, directions: str) -> Array:
@@ -146,38 +158,49 @@ def image(x: Array, w: Weights, depth: int, p: int) -> tuple[Array, Array]:
     return normed, w["head.weight"] @ normed[0] + w["head.bias"]
 
 
-def vim(x: Array, w: Weights, depth: int, p: int, rope: bool = False) -> tuple[Array, Array]:
-    """Normed tokens and class scores of Vim with a middle CLS; x is [3, H, W]."""
+def vim(x: Array, w: Weights, depth: int, p: int, **options: object) -> tuple[Array, Array]:
+    """Normed tokens and class scores of Vim; x is [3, H, W].
+
+    options: cls ("middle", "tail", "both"), rope, pairs, and directions ("mean", "v1", "forward", "poly").
+    """
     grid = x.shape[1] // p, x.shape[2] // p
     w = {**w, "patch_embed.proj.weight": w["patch_embed.proj.weight"][:, :, None]}
     tokens = list(patches_of_clip(x[:, None], w, p, 1)[0])
-    middle = len(tokens) // 2
-    tokens.insert(middle, w["cls_token"][0, 0])
-    stream = np.array(tokens) + w["pos_embed"][0]
-    if not rope:
-        stream = layers(stream, w, depth, "mean")
-    else:
-        branch, residual = stream, None
-        for i in range(depth):
-            branch = rotate(branch, grid, middle)
-            residual = branch if residual is None else residual + branch
-            normed = np.stack([rms_norm(row, w[f"layers.{i}.norm.weight"]) for row in residual])
-            branch = mixer(normed, w, f"layers.{i}.", "mean")
-        stream = residual + branch
-    normed = np.stack([rms_norm(row, w["norm_f.weight"]) for row in stream])
-    return normed, w["head.weight"] @ normed[middle] + w["head.bias"]
+    cls = options.get("cls", "middle")
+    places = {"middle": [len(tokens) // 2], "tail": [len(tokens)], "both": [0, len(tokens) + 1]}[cls]
+    names = ["cls_token_head", "cls_token_tail"] if cls == "both" else ["cls_token"]
+    for place, name in zip(places, names, strict=True):
+        tokens.insert(place, w[name][0, 0])
+    branch, residual = np.array(tokens) + w["pos_embed"][0], None
+    directions = options.get("directions", "mean")
+
+    def layer(i: int, branch: Array, residual: Array | None) -> tuple[Array, Array]:
+        residual = branch if residual is None else residual + branch
+        normed = np.stack([rms_norm(row, w[f"layers.{i}.norm.weight"]) for row in residual])
+        return mixer(normed, w, f"layers.{i}.", directions), residual
+
+    for i in range(0, depth, 2 if options.get("pairs") else 1):
+        if options.get("rope"):
+            branch = rotate(branch, grid)
+        if options.get("pairs"):
+            one, stream = layer(i, branch, residual)
+            other, back = layer(i + 1, branch[::-1], None if residual is None else residual[::-1])
+            branch, residual = one + other[::-1], stream + back[::-1]
+        else:
+            branch, residual = layer(i, branch, residual)
+    normed = np.stack([rms_norm(row, w["norm_f.weight"]) for row in residual + branch])
+    pooled = sum(normed[place] for place in places) / len(places)
+    return normed, w["head.weight"] @ pooled + w["head.bias"]
 
 
-def rotate(tokens: Array, grid: tuple[int, int], middle: int) -> Array:
-    """Turn the channel pairs of every patch token by its row (first half) and column (second half)."""
+def rotate(tokens: Array, grid: tuple[int, int], trained: int = 14) -> Array:
+    """Turn the channel pairs of every token but the first by its row (first half) and column (second half)."""
     out, dim = tokens.copy(), tokens.shape[1]
-    for index in range(len(tokens)):
-        if index == middle:
-            continue
-        patch = index if index < middle else index - 1
+    for index in range(1, len(tokens)):
+        patch = index - 1
         for pair in range(dim // 2):
-            place = patch // grid[1] if pair < dim // 4 else patch % grid[1]
-            angle = place * 10000 ** (-2 * (pair % (dim // 4)) / (dim // 2))
+            row, column = patch // grid[1] / grid[0] * trained, patch % grid[1] / grid[1] * trained
+            angle = (row if pair < dim // 4 else column) * 10000 ** (-2 * (pair % (dim // 4)) / (dim // 2))
             a, b = tokens[index, 2 * pair], tokens[index, 2 * pair + 1]
             out[index, 2 * pair] = a * np.cos(angle) - b * np.sin(angle)
             out[index, 2 * pair + 1] = b * np.cos(angle) + a * np.sin(angle)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
@@ -361,3 +362,102 @@ def test_bidirectional_weights_do_not_pass_for_causal_ones(tmp_path: Path) -> No
     torch.save(masked_model().state_dict(), tmp_path / "bidirectional.pth")
     with pytest.raises(ValueError, match=r"(?s)unexpected: layers.0.mixer.A_b_log.*must be fine-tuned"):
         build_videomamba(config(pretrained=str(tmp_path / "bidirectional.pth")))
+
+
+HUB = ("README.md", "vim_t_midclstok_76p1acc.pth", "vim_t_midclstok_ft_78p3acc.pth")
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, files: tuple[str, ...]) -> None:
+    """A hub whose repositories hold these files; what is downloaded lies in a folder."""
+
+    def download(repository: str, file: str) -> str:
+        if not (folder / file).exists():
+            raise FileNotFoundError(f"404 {repository}/{file}\nlong")
+        return str(folder / file)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repository: list(files))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+
+def test_hub_ids_resolve_to_their_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub(monkeypatch, tmp_path, HUB)
+    saved, fine_tuned = vim_model(seed=2), vim_model(seed=3)
+    torch.save({"model": saved.state_dict()}, tmp_path / HUB[1])
+    torch.save(fine_tuned.state_dict(), tmp_path / HUB[2])
+    model = vim_model(seed=0)
+    load_backbone(model, "hustvl/Vim-tiny-midclstok", family="vim")
+    assert torch.equal(model.cls_token, saved.cls_token)
+    load_backbone(model, f"hustvl/Vim-tiny-midclstok:{HUB[2]}", family="vim")
+    assert torch.equal(model.cls_token, fine_tuned.cls_token)
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        (("a.pth", "b.pth"), "some/model", r"has no one file of weights \(a.pth, b.pth\); say which"),
+        (("README.md",), "some/model", r"has no one file of weights \(none\)"),
+        (("a.pth",), "some/model:c.pth", r"no file, and not to be had .*\(404 some/model/c.pth\)"),
+    ],
+)
+def test_a_hub_id_that_does_not_resolve_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: tuple[str, ...], name: str, message: str
+) -> None:
+    hub(monkeypatch, tmp_path, files)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_backbone(vim_model(), name, family="vim")
+    assert "\n" not in str(caught.value)
+
+
+def test_masked_pretrained_files_start_a_classifier(tmp_path: Path) -> None:
+    file = random_file(official_shapes("videomamba_masked"))
+    torch.save({"model": file}, tmp_path / "masked.pth")
+    model = empty_model("videomamba_video")
+    own = {name: t.clone() for name, t in model.state_dict().items()}
+    load_backbone(model, tmp_path / "masked.pth", "videomamba_masked")
+    for name, tensor in model.state_dict().items():
+        kept = name.startswith(("head.", "norm_f."))  # neither was trained
+        assert torch.equal(tensor, own[name] if kept else file[name]), name
+    with pytest.raises(CheckpointError, match="cannot be loaded into a model of family 'videomamba_image'"):
+        load_backbone(empty_model("videomamba_image"), tmp_path / "masked.pth", "videomamba_masked")
+
+
+@pytest.mark.parametrize("pool_norm", [True, False])
+def test_retrieval_files_give_their_vision_encoder(tmp_path: Path, pool_norm: bool) -> None:
+    encoder = random_file(official_shapes("videomamba_masked"))
+    encoder |= {"pool_norm.weight": torch.randn(24), "pool_norm.bias": torch.randn(24)}
+    others = {
+        "text_encoder.a": torch.randn(2),
+        "clip_teacher.b": torch.randn(2),
+        "vision_proj.weight": torch.randn(3, 24),
+    }
+    file = {f"vision_encoder.{name}": t for name, t in encoder.items()} | others
+    torch.save({"model": file}, tmp_path / "retrieval.pth")
+    model = VideoMamba(img_size=32, embed_dim=24, depth=2, num_classes=0, num_frames=4, pool_norm=pool_norm)
+    load_backbone(model, tmp_path / "retrieval.pth", "videomamba_retrieval")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, encoder[name.replace("norm_f.", "norm.")]), name
+    x = torch.randn(1, 3, 4, 32, 32)
+    if pool_norm:
+        tokens = model.forward_features(x)
+        torch.testing.assert_close(model.pooled_features(x), model.pool_norm(tokens[:, 0] + tokens[:, 1:].mean(1)))
+    else:
+        with pytest.raises(ValueError, match="built without pool_norm"):
+            model.pooled_features(x)
+    torch.save(encoder, tmp_path / "no_prefix.pth")
+    with pytest.raises(CheckpointError, match=r"holds no vision_encoder\.\*"):
+        load_backbone(model, tmp_path / "no_prefix.pth", "videomamba_retrieval")
+
+
+@pytest.mark.parametrize("family", ["videomamba_image", "vim"])
+def test_heads_that_the_model_was_built_without_are_left_out(family: str, tmp_path: Path, caplog) -> None:
+    file = random_file(official_shapes(family, **({"teacher": 10} if family == "videomamba_image" else {})))
+    torch.save(file, tmp_path / "file.pth")
+    kind = Vim if family == "vim" else VideoMamba
+    model = kind(img_size=32, patch_size=16, embed_dim=24, depth=2, num_classes=0)
+    with caplog.at_level(logging.INFO):
+        load_backbone(model, tmp_path / "file.pth", family)
+    assert all(torch.equal(t, file[name]) for name, t in model.state_dict().items())
+    assert "head.weight" in caplog.text
+    classifier = empty_model(family)
+    load_backbone(classifier, tmp_path / "file.pth", family)  # without teacher_dim
+    assert torch.equal(classifier.head.weight, file["head.weight"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import plain_backbones as plain
 import pytest
@@ -9,6 +11,7 @@ import torch
 from small_backbones import clip, contract, image_model, masked_model, randomize_, video_model, vim_model
 
 from videomamba_depth.video_mamba import BiMambaRefinerBlock
+from videomamba_depth.video_mamba.checkpoints import load_backbone
 
 TINY = {"embed_dim": 8, "depth": 2, "ssm_cfg": {"d_state": 2}}
 TOLERANCE = 1e-6  # measured: 3e-15
@@ -57,13 +60,35 @@ def test_image_family_agrees() -> None:
     agree(model(x)[0], scores)
 
 
-@pytest.mark.parametrize("rope", [False, True])
-def test_vim_with_middle_cls_agrees(rope: bool) -> None:
-    model = vim_model(if_rope=rope, **{**TINY, "img_size": (8, 12)}).double()
+VIM = {  # options of the model, options of the plain implementation
+    "as released": ({}, {}),
+    "rope": ({"if_rope": True}, {"rope": True}),
+    "double CLS": ({"use_double_cls_token": True}, {"cls": "both"}),
+    "tail CLS": ({"use_tail_cls_token": True}, {"cls": "tail"}),
+    "pairs": ({"if_bidirectional": True}, {"pairs": True}),
+    "pairs of one-way layers": (
+        {"if_bidirectional": True, "bimamba_type": "none"},
+        {"pairs": True, "directions": "forward"},
+    ),
+    "v1": ({"if_bimamba": True}, {"directions": "v1"}),
+    "layer scale": ({"init_layer_scale": 0.1}, {}),
+    "poly": ({"discretization_method": "poly_noncausal", "bimamba_type": "none"}, {"directions": "poly"}),
+}
+
+
+@pytest.mark.parametrize("name", VIM)
+def test_vim_agrees(name: str, tmp_path: Path) -> None:
+    options, plain_options = VIM[name]
+    options = {**TINY, "img_size": (8, 12), **options}
+    model = vim_model(**options).double()
     x = clip(1, batch=1, size=(8, 12), seed=3)[:, :, 0].double()
-    tokens, scores = plain.vim(x[0].numpy(), plain.weights_of(model), 2, 4, rope)
-    agree(model.forward_features(x)[0], tokens)
-    agree(model(x)[0], scores)
+    torch.save({"model": model.state_dict()}, tmp_path / "vim.pth")  # as the released code saves it
+    loaded = vim_model(seed=1, **options).double()
+    load_backbone(loaded, tmp_path / "vim.pth", family="vim")
+    tokens, scores = plain.vim(x[0].numpy(), plain.weights_of(model), 2, 4, **plain_options)
+    agree(loaded.forward_features(x)[0], tokens)
+    agree(loaded(x)[0], scores)
+    assert ("rope.freqs_cos" in model.state_dict()) is (name == "rope")
 
 
 def test_refiner_block_agrees() -> None:

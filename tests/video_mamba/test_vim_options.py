@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_backbones import SIZE, clip, vim_model
+from small_backbones import SIZE, clip, contract, vim_model
 
 from selective_scan import DISCRETIZATIONS
-from videomamba_depth.layers.mamba_mixer import MambaMixer
 from videomamba_depth.video_mamba.rope import rotary_angles, rotate_patches
+from videomamba_depth.video_mamba.vim import Vim, VisionMamba
 
 PUBLISHED = ("zoh", "foh", "bilinear", "poly", "highorder", "rk4")
 NO_CLS = {"if_cls_token": False, "use_middle_cls_token": False}
@@ -31,8 +31,7 @@ def test_the_six_published_discretizations_are_selectable_and_differ() -> None:
 def test_cls_stands_in_the_middle_or_in_front() -> None:
     middle, front = vim_model(img_size=16), vim_model(img_size=16, use_middle_cls_token=False)
     x = torch.randn(2, 3, 16, 16)
-    assert middle.cls_position(16) == 8
-    assert front.cls_position(16) == 0
+    assert (middle.cls_positions(16), front.cls_positions(16)) == ((8,), (0,))
     torch.testing.assert_close(middle(x), middle.head(middle.forward_features(x)[:, 8]))
     torch.testing.assert_close(front(x), front.head(front.forward_features(x)[:, 0]))
     assert (middle(x) - front(x)).abs().max() > 1e-2
@@ -56,22 +55,91 @@ def test_final_pool_types_without_a_cls(pool: str) -> None:
     torch.testing.assert_close(model(IMAGE), expected)
 
 
-def test_bidirectional_pairs_average_a_layer_and_a_flipped_one() -> None:
+def test_bidirectional_pairs_sum_a_layer_and_a_flipped_one() -> None:
     model = vim_model(bimamba_type="none", if_bidirectional=True, depth=4)
-    assert all(type(layer.mixer) is MambaMixer for layer in model.layers)
-    stream, branch = 0, model._embed(IMAGE, (2, 2))
-    for ahead, back in (model.layers[:2], model.layers[2:]):
-        stream = stream + branch  # the same for both: flipping it twice changes nothing
-        one = ahead.mixer(ahead.norm(stream)).y
-        other = back.mixer(back.norm(stream.flip(1))).y.flip(1)
-        branch = (one + other) / 2
-    torch.testing.assert_close(model.forward_features(IMAGE), model.norm_f(stream + branch))
+    residual, branch = torch.zeros(1, 1, 16), model._embed(IMAGE, (2, 2))
+    for index, (ahead, back) in enumerate((model.layers[:2], model.layers[2:])):
+        stream = branch + residual
+        one = ahead.mixer.mix(ahead.norm(stream))
+        other = back.mixer.mix(back.norm(stream.flip(1))).flip(1)
+        branch, residual = one + other, stream + stream
+        assert index < 2
+    torch.testing.assert_close(model.forward_features(IMAGE), model.norm_f(residual + branch))
     changed = IMAGE.clone()
     changed[:, :, -1, -1] += 1
     first = (model.forward_features(IMAGE) - model.forward_features(changed))[:, 0].abs().max()
     assert first > 1e-4, "the first token sees the last patch"
     one_way = vim_model(bimamba_type="none", use_middle_cls_token=False)
     assert (one_way.forward_features(IMAGE) - one_way.forward_features(changed))[:, :4].abs().max() == 0
+
+
+def test_the_published_example_builds() -> None:
+    model = VisionMamba(
+        img_size=32, patch_size=16, stride=16, depth=2, embed_dim=16, d_state=4, channels=3, num_classes=5,
+        drop_rate=0.1, drop_path_rate=0.1, rms_norm=True, residual_in_fp32=True, fused_add_norm=True,
+        if_bidirectional=True, final_pool_type="none", if_abs_pos_embed=True, if_rope=True, if_rope_residual=True,
+        bimamba_type="v2", device="cpu", dtype=torch.float32, initializer_cfg=None, pt_hw_seq_len=14,
+    )  # fmt: skip
+    assert VisionMamba is Vim
+    assert model.layers[0].mixer.d_state == 4
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    features = model.eval()(IMAGE.repeat(1, 1, 4, 4), return_features=True)
+    torch.testing.assert_close(model.head(features), model(IMAGE.repeat(1, 1, 4, 4)))
+    assert VisionMamba(img_size=32, depth=1, embed_dim=16, if_cls_token=False)(torch.randn(1, 3, 32, 32)).shape == (
+        1,
+        1000,
+    )
+    with pytest.raises(ValueError, match="d_state=4 and d_state is 8; give it once"):
+        vim_model(d_state=8)
+
+
+def test_double_and_tail_cls() -> None:
+    double, tail = vim_model(use_double_cls_token=True), vim_model(use_tail_cls_token=True)
+    assert (double.cls_positions(4), tail.cls_positions(4)) == ((0, 5), (4,))
+    assert double.pos_embed.shape[1] == 6
+    tokens = double.forward_features(IMAGE)
+    torch.testing.assert_close(double(IMAGE), double.head((tokens[:, 0] + tokens[:, 5]) / 2))
+    torch.testing.assert_close(double.patch_features(IMAGE), tokens[:, 1:5])
+    torch.testing.assert_close(tail(IMAGE), tail.head(tail.forward_features(IMAGE)[:, 4]))
+    assert double.no_weight_decay() == {"pos_embed", "cls_token_head", "cls_token_tail"}
+
+
+def test_flipped_sequences_in_training_alone() -> None:
+    model = vim_model(flip_img_sequences_ratio=1.0, if_rope=True)
+    plain = vim_model(if_rope=True)
+    torch.testing.assert_close(model(IMAGE), plain(IMAGE))
+    model.train()
+    embedded = model._embed(IMAGE, (2, 2))
+    assert model.forward_features(IMAGE).shape == embedded.shape
+    assert (model(IMAGE) - plain(IMAGE)).abs().max() > 1e-3
+    never = vim_model(flip_img_sequences_ratio=1e-9).train()
+    torch.testing.assert_close(never(IMAGE), vim_model()(IMAGE))
+
+
+def test_layer_scale_multiplies_each_mixer() -> None:
+    model = vim_model(init_layer_scale=0.5)
+    mixer, x = model.layers[0].mixer, torch.randn(2, 5, 16)
+    scaled = mixer.mix(x)
+    gamma = mixer.gamma.detach().clone()
+    mixer.gamma.data.fill_(1.0)
+    torch.testing.assert_close(scaled, mixer.mix(x) * gamma)
+    assert torch.equal(
+        Vim(**{**SIZE, "depth": 1, "init_layer_scale": 0.5}).layers[0].mixer.gamma, torch.full((16,), 0.5)
+    )
+
+
+def test_poly_as_published_sees_the_future_and_refuses_streams() -> None:
+    model = vim_model(discretization_method="poly_noncausal", bimamba_type="none", use_middle_cls_token=False)
+    causal = vim_model(discretization_method="poly", bimamba_type="none", use_middle_cls_token=False)
+    changed = IMAGE.clone()
+    changed[:, :, -1, -1] += 1
+    for one, sees in ((model, True), (causal, False)):
+        first = (one.forward_features(IMAGE) - one.forward_features(changed))[:, 0].abs().max()
+        assert bool(first > 1e-4) is sees
+    with pytest.raises(ValueError, match="takes no state"):
+        model(IMAGE, ssm_state=object())
+    with pytest.raises(ValueError, match="sees the whole sequence"):
+        contract(ssm_cfg={"discretization": "poly_noncausal"})
 
 
 def test_divide_out_halves_the_sum_of_the_directions() -> None:
@@ -82,14 +150,15 @@ def test_divide_out_halves_the_sum_of_the_directions() -> None:
 
 def test_rope_rotates_patches_and_leaves_the_cls() -> None:
     angles = rotary_angles((2, 3), (2, 3), 8, torch.device("cpu"))
-    assert angles.shape == (6, 4)
+    assert angles.shape == (6, 8)
     torch.testing.assert_close(angles[:, 0], torch.tensor([0.0, 0, 0, 1, 1, 1]))  # rows turn the first half
-    torch.testing.assert_close(angles[:, 2], torch.tensor([0.0, 1, 2, 0, 1, 2]))  # columns the second
-    torch.testing.assert_close(angles[:, 1], angles[:, 0] / 100)
+    torch.testing.assert_close(angles[:, 4], torch.tensor([0.0, 1, 2, 0, 1, 2]))  # columns the second
+    torch.testing.assert_close(angles[:, 2], angles[:, 0] / 100)
+    torch.testing.assert_close(angles[:, 1::2], angles[:, ::2])  # both channels of a pair alike
     stretched = rotary_angles((4, 3), (2, 3), 8, torch.device("cpu"))
     torch.testing.assert_close(stretched[:, 0].view(4, 3)[:, 0], torch.tensor([0.0, 0.5, 1, 1.5]))
     tokens = torch.randn(1, 7, 8)
-    turned = rotate_patches(tokens, angles, 3)
+    turned = rotate_patches(tokens, angles.cos(), angles.sin(), 3)
     torch.testing.assert_close(turned[:, 3], tokens[:, 3])
     torch.testing.assert_close(turned.norm(dim=-1), tokens.norm(dim=-1))
     torch.testing.assert_close(
@@ -134,12 +203,14 @@ def test_use_cuda_kernel_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"if_bidirectional": True}, "both directions twice"),
+        ({"bimamba_type": "v1", "discretization_method": "poly_noncausal"}, "give one of them"),
+        ({"use_tail_cls_token": True, "use_double_cls_token": True}, "both place the CLS"),
+        ({"use_double_cls_token": True, "if_rope": True}, "leaves one token alone"),
+        ({"rope_still": "last"}, "rope_still must be"),
         ({"if_bidirectional": True, "bimamba_type": "none", "depth": 3}, "even depth; got 3"),
-        ({"bimamba_type": "v1"}, "'v2' or 'none'; got 'v1'"),
-        ({"if_cls_token": False}, "no CLS token to place"),
+        ({"bimamba_type": "v3"}, "'v1', 'v2' or 'none'; got 'v3'"),
+        ({"if_cls_token": False, "use_tail_cls_token": True}, "no CLS token to place"),
         ({"final_pool_type": "max"}, "no effect with a CLS token"),
-        ({"final_pool_type": "none"}, "no effect with a CLS token"),
         ({"final_pool_type": "sum"}, "final_pool_type must be one of"),
         ({"if_rope_residual": True}, "needs if_rope=True"),
         ({"if_rope": True, "embed_dim": 18}, "embed_dim % 4 == 0; got 18"),

@@ -78,6 +78,8 @@ class MambaMixer(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
         init_dt_proj_(self.dt_proj, dt_min, dt_max)
 
+    scan = staticmethod(selective_scan)
+
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
         """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
         dtype = torch.promote_types(dtype, torch.float32)
@@ -119,7 +121,7 @@ class MambaMixer(nn.Module):
             backend=self.backend,
         )
         dt, B, C = w.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        y, ssm_state, summary = selective_scan(
+        y, ssm_state, summary = self.scan(
             u,
             F.linear(dt, w.dt_proj.weight),  # the bias is added inside the scan, in float32
             -torch.exp(w.A_log.float()) if w.A_log.dtype != torch.float64 else -torch.exp(w.A_log),

@@ -40,6 +40,7 @@ class VideoMamba(EmbedsFrames):
         num_frames: frames of a clip that the temporal table is made for; None: images.
         tubelet_size: frames per token, clips only.
         teacher_dim: channels of the teacher that a distilled student imitates: adds `distill_head`.
+        pool_norm: add the norm of `pooled_features`, as video-text models have it.
         use_checkpoint: recompute the mixers in the backward pass.
     """
 
@@ -54,6 +55,7 @@ class VideoMamba(EmbedsFrames):
         num_frames: int | None = None,
         tubelet_size: int = 1,
         teacher_dim: int | None = None,
+        pool_norm: bool = False,
         drop_path_rate: float = 0.0,
         ssm_cfg: Mapping[str, Any] | None = None,
         norm_epsilon: float = 1e-5,
@@ -87,6 +89,8 @@ class VideoMamba(EmbedsFrames):
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self._add_heads(num_classes, teacher_dim, norm_epsilon, rms_norm)
+        if pool_norm:
+            self.pool_norm = make_norm(embed_dim, 1e-5, rms=False)
         init_backbone_(self, self.layers)
 
     def _add_heads(self, num_classes: int, teacher_dim: int | None, eps: float, rms: bool) -> None:
@@ -130,6 +134,13 @@ class VideoMamba(EmbedsFrames):
             raise ValueError("the model was built without teacher_dim and has no distill_head")
         tokens = self.forward_features(x)
         return self.head(tokens[:, 0]), F.normalize(self.distill_head(tokens), dim=-1)
+
+    def pooled_features(self, x: Tensor) -> Tensor:
+        """Return the normed sum of the CLS and the mean patch token, `[B, C]`, that video-text models compare."""
+        if not hasattr(self, "pool_norm"):
+            raise ValueError("the model was built without pool_norm; set pool_norm=True")
+        tokens = self.forward_features(x)
+        return self.pool_norm(tokens[:, 0] + tokens[:, 1:].mean(1))
 
     def dense_features(self, x: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
         """Return feature maps after some layers, for DPT-like heads.

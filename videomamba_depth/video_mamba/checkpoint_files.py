@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from videomamba_depth.utils.errors import UserError
 
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which training scripts of the field put the state dict."""
 
@@ -32,13 +35,16 @@ def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
     """Read a .safetensors file, or a PyTorch file with `weights_only=True`.
 
     Args:
+        path: of the file, or a repository on the Hugging Face hub, see `hub_file`.
         unwrap: accept a state dict under one of `WRAPPERS`, and strip the "module." of distributed training; False:
             only a plain state dict is accepted.
 
     Raises:
         CheckpointError: no such file, not a file of weights, or (unwrap=False) a wrapped one.
     """
-    path = Path(os.path.expanduser(path))
+    name, path = str(path), Path(os.path.expanduser(path))
+    if not path.exists() and _HUB_ID.fullmatch(name) and (":" in name or not name.endswith(_SUFFIXES)):
+        path = hub_file(name)
     if not path.is_file():
         raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .safetensors, .pt or .pth file")
     if path.suffix == ".safetensors":
@@ -51,6 +57,35 @@ def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
             " code and are refused: save the state dict by itself"
         ) from error
     return WeightFile(_state_dict(content, path, unwrap), {})
+
+
+def hub_file(name: str) -> Path:
+    """Return a file of weights of a repository on the Hugging Face hub, from the local cache or after a download.
+
+    Args:
+        name: "organization/name:file", or "organization/name" where one .safetensors, .pth or .pt file can be meant:
+            of several, the one that is not called fine-tuned ("_ft_").
+
+    Raises:
+        CheckpointError: no such repository or file, no network, or several files that can be meant.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repository, _, file = name.partition(":")
+    try:
+        if file:
+            return Path(hf_hub_download(repository, file))
+        files = [path for path in HfApi().list_repo_files(repository) if path.endswith(_SUFFIXES)]
+        plain = [path for path in files if "_ft_" not in path] if len(files) > 1 else files
+        if len(plain) == 1:
+            return Path(hf_hub_download(repository, plain[0]))
+    except Exception as error:  # of the hub's client and of the network, of many kinds
+        raise CheckpointError(
+            f"'{name}' is no file, and not to be had from the Hugging Face hub ({_first_line(error)}); give the path of"
+            " a .safetensors, .pt or .pth file, or 'organization/name:file' of one that is in the local cache"
+        ) from error
+    found = ", ".join(files) or "none"
+    raise CheckpointError(f"'{repository}' has no one file of weights ({found}); say which, as '{repository}:file'")
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str, hint: str = "") -> None:

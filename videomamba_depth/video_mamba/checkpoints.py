@@ -20,12 +20,19 @@ from videomamba_depth.video_mamba.checkpoint_files import (
     read_weights,
 )
 from videomamba_depth.video_mamba.embedding import EmbedsFrames
-from videomamba_depth.video_mamba.positions import Grid, resize_spatial_table, resize_temporal_table
+from videomamba_depth.video_mamba.positions import (
+    Grid,
+    join_rows,
+    resize_spatial_table,
+    resize_temporal_table,
+    split_rows,
+)
 
-Family = Literal["videomamba_image", "videomamba_video", "videomamba_masked", "vim", "contract"]
+Family = Literal["videomamba_image", "videomamba_video", "videomamba_masked", "videomamba_retrieval", "vim", "contract"]
 """Families of files. Image files of VideoMamba and files of Vim have the same names and shapes and mean different
 things, so a file never says by itself which it is: the caller does, and our own files do in their metadata."""
 
+_VIDEO_SOURCES = ("videomamba_masked", "videomamba_retrieval")
 _FORMAT = "videomamba-depth backbone 1"
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +43,13 @@ def load_backbone(
     """Load a file of weights into a model of the same family, strictly.
 
     Wrappers (`["model"]`, `["module"]`, "module." prefixes) are taken off. Position tables of another size are resized:
-    space bicubically, time linearly.
+    space bicubically, time linearly. Heads that the model was built without (`num_classes=0`, no `teacher_dim`) are
+    left out. A `VideoMamba` for clips takes two more families:
+
+    - "videomamba_masked", to fine-tune: the decoder and the final norm, which was never trained, are left out; the
+      model keeps its own norm and classifier.
+    - "videomamba_retrieval", video-text models: `vision_encoder.*` alone, with its final norm, and with its `pool_norm`
+      where the model was built with one; the model keeps its own classifier.
 
     Args:
         model: a `VideoMamba`, `MaskedVideoMamba`, `Vim` or `PretrainVideoMamba`.
@@ -51,10 +64,12 @@ def load_backbone(
     """
     file = read_weights(path, unwrap=True)
     _check_family(model, file, family, path)
+    if family != model.family:
+        file = file._replace(tensors=_as_video(model, file.tensors, family, path))
     tensors = _fit_tables(model, file, source_grid, path)
     if not keep_head:
-        tensors = _with_own_head(model, tensors)
-    load_strictly(model, tensors, f"'{path}' ({family})", _hint(model, tensors))
+        tensors = _with_own(model, tensors, ("head.",))
+    load_strictly(model, _without_absent_heads(model, tensors), f"'{path}' ({family})", _hint(model, tensors))
 
 
 def save_backbone(model: EmbedsFrames, path: str | Path) -> None:
@@ -85,7 +100,8 @@ def inflate_image_weights(model: VideoMamba, path: str | Path, source_grid: Grid
     if kernel is not None and kernel.ndim == 4:
         tensors["patch_embed.proj.weight"] = inflate_kernel(kernel, model.patch_embed.tubelet_size)
     tensors.setdefault("temporal_pos_embedding", torch.zeros_like(model.temporal_pos_embedding))
-    load_strictly(model, _with_own_head(model, tensors), f"'{path}' (videomamba_image, inflated)")
+    tensors = _without_absent_heads(model, _with_own(model, tensors, ("head.",)))
+    load_strictly(model, tensors, f"'{path}' (videomamba_image, inflated)")
 
 
 def inflate_kernel(kernel: Tensor, tubelet_size: int) -> Tensor:
@@ -141,7 +157,7 @@ def _check_family(model: EmbedsFrames, file: WeightFile, family: str, path: str 
     written = file.metadata.get("family", family)
     if written != family:
         raise CheckpointError(f"'{path}' says that it is of family {written!r}, not {family!r}; state its own family")
-    if family != model.family:
+    if family != model.family and (model.family != "videomamba_video" or family not in _VIDEO_SOURCES):
         raise CheckpointError(
             f"'{path}' of family {family!r} cannot be loaded into a model of family {model.family!r}: the two may have"
             " the same names and shapes and still mean different things; build the model of the file's family"
@@ -157,6 +173,9 @@ def _fit_tables(model: EmbedsFrames, file: WeightFile, source_grid: Grid | None,
     table = tensors.get("temporal_pos_embedding")
     if table is not None and "temporal_pos_embedding" in wanted and table.ndim == 3 and table.shape[1] > 0:
         tensors["temporal_pos_embedding"] = resize_temporal_table(table, wanted["temporal_pos_embedding"].shape[1])
+    for name in ("rope.freqs_cos", "rope.freqs_sin"):  # of another grid: computed, not learnt
+        if name in tensors and name in wanted and tensors[name].shape != wanted[name].shape:
+            tensors[name] = wanted[name]
     return tensors
 
 
@@ -164,12 +183,12 @@ def _fit_spatial(
     model: EmbedsFrames, table: Tensor, wanted: Tensor, grid: Grid | None, file: WeightFile, path: str | Path
 ) -> Tensor:
     built = model.patch_embed.grid_size
-    has_cls = wanted.shape[1] == built[0] * built[1] + 1
-    num_rows = table.shape[1] - int(has_cls)
+    num_built = built[0] * built[1]
+    num_rows = table.shape[1] - (wanted.shape[1] - num_built)
     if grid is None and "grid" in file.metadata:
         rows, columns = file.metadata["grid"].split("x")
         grid = int(rows), int(columns)
-    if grid is None and num_rows == built[0] * built[1]:
+    if grid is None and num_rows == num_built:
         return table
     if grid is None:
         side = math.isqrt(max(num_rows, 0))
@@ -179,18 +198,40 @@ def _fit_spatial(
             f"'{path}': pos_embed has {num_rows} rows of patches, which are no grid of {grid[0]}x{grid[1]}; pass"
             " source_grid"
         )
-    # The CLS row stands first, or in the middle of Vim's table, and keeps its place and its values.
-    find = getattr(model, "cls_position", lambda _: 0)
-    cut, paste = find(num_rows), find(built[0] * built[1])
-    if not has_cls:
-        return resize_spatial_table(table, grid, built)
-    patches = resize_spatial_table(torch.cat([table[:, :cut], table[:, cut + 1 :]], dim=1), grid, built)
-    return torch.cat([patches[:, :paste], table[:, cut : cut + 1], patches[:, paste:]], dim=1)
+    # The rows of CLS tokens keep their places (in front, in the middle, at the end) and their values.
+    patches, others = split_rows(table, model.cls_positions(num_rows))
+    return join_rows(resize_spatial_table(patches, grid, built), others, model.cls_positions(num_built))
 
 
-def _with_own_head(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    own = {name: t for name, t in model.state_dict().items() if name.startswith("head.")}
-    return {**{name: t for name, t in tensors.items() if not name.startswith("head.")}, **own}
+def _as_video(model: EmbedsFrames, tensors: Mapping[str, Tensor], family: str, path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a masked-pretrained or a video-text file by the names of a classifier of clips."""
+    if family == "videomamba_retrieval":
+        prefix = "vision_encoder."
+        tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if not tensors:
+            raise CheckpointError(f"'{path}' holds no {prefix}* and is no file of family {family!r}")
+        tensors = {f"norm_f.{n.removeprefix('norm.')}" if n.startswith("norm.") else n: t for n, t in tensors.items()}
+        own = ["head."] if hasattr(model, "pool_norm") else ["head.", "pool_norm."]
+    else:
+        own = ["head.", "norm.", "norm_f.", "pool_norm."]
+    return _with_own(
+        model, {name: t for name, t in tensors.items() if not name.startswith("clip_decoder.")}, tuple(own)
+    )
+
+
+def _with_own(model: nn.Module, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors with those of the model in the place of those that start with a prefix."""
+    own = {name: t for name, t in model.state_dict().items() if name.startswith(prefixes)}
+    return {**{name: t for name, t in tensors.items() if not name.startswith(prefixes)}, **own}
+
+
+def _without_absent_heads(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors but for those of heads that the model was built without."""
+    absent = tuple(f"{head}." for head in ("head", "distill_head") if not hasattr(model, head))
+    dropped = [name for name in tensors if absent and name.startswith(absent)]
+    if dropped:
+        _logger.info("left out, since the model has no such head: %s", ", ".join(dropped))
+    return {name: t for name, t in tensors.items() if name not in dropped}
 
 
 def _hint(model: EmbedsFrames, tensors: Mapping[str, Tensor]) -> str:

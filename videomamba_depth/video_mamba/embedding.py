@@ -57,11 +57,16 @@ class EmbedsFrames(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that weight decay must leave alone."""
-        return {name for name in ("pos_embed", "cls_token", "temporal_pos_embedding") if hasattr(self, name)}
+        names = ("pos_embed", "cls_token", "cls_token_head", "cls_token_tail", "temporal_pos_embedding")
+        return {name for name in names if hasattr(self, name)}
 
     def get_num_layers(self) -> int:
         """Return the number of layers."""
         return self.depth
+
+    def cls_positions(self, num_patches: int) -> tuple[int, ...]:
+        """Return where the CLS tokens stand among `num_patches` patches, and their rows in the position table."""
+        return (0,)
 
     def patch_features(self, x: Tensor) -> Tensor:
         """Return the patch tokens `[B, n, C]` of normalised pixels, without CLS."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,21 @@ def resize_spatial_table(table: Tensor, built: Grid, target: Grid) -> Tensor:
     wide = torch.promote_types(table.dtype, torch.float32)
     maps = F.interpolate(maps.to(wide), size=target, mode="bicubic", align_corners=False)
     return maps.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+
+
+def split_rows(table: Tensor, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Split tokens or a table `[B, L, C]` into its patches `[B, L − k, C]` and the k rows at `positions`."""
+    patches = [row for row in range(table.shape[1]) if row not in positions]
+    return table[:, patches], table[:, list(positions)]
+
+
+def join_rows(patches: Tensor, others: Tensor, positions: Sequence[int]) -> Tensor:
+    """Undo `split_rows`: insert `others [B, k, C]` so that they stand at `positions` (ascending) of the result."""
+    pieces, taken = [], 0
+    for index, position in enumerate(positions):
+        pieces += [patches[:, taken : position - index], others[:, index : index + 1]]
+        taken = position - index
+    return torch.cat([*pieces, patches[:, taken:]], dim=1)
 
 
 def resize_temporal_table(table: Tensor, length: int) -> Tensor:

@@ -65,6 +65,10 @@ def switch(name: str, value: Any) -> bool:
 
 def check_discretization(name: str) -> str:
     """Return a discretization's name; ValueError with the list of names when there is no such one."""
+    if name == "poly_noncausal":
+        raise ValueError(
+            "'poly_noncausal' sees the whole sequence: only Vim(discretization_method=...) offers it; use 'poly'"
+        )
     if name not in DISCRETIZATIONS:
         raise ValueError(f"unknown discretization {name!r}; choose one of {', '.join(DISCRETIZATIONS)}")
     return name

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer, refuse_state
-from videomamba_depth.layers.mamba_mixer import MambaMixer
+from videomamba_depth.layers.bidirectional_mixer import refuse_state
 from videomamba_depth.video_mamba.backbone_block import (
     BackboneLayer,
     add_residual,
@@ -19,10 +18,12 @@ from videomamba_depth.video_mamba.backbone_block import (
 )
 from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.patch_embed import PatchEmbed
-from videomamba_depth.video_mamba.positions import resize_spatial_table
-from videomamba_depth.video_mamba.rope import rotary_angles, rotate_patches
-from videomamba_depth.video_mamba.ssm_config import mixer_arguments
+from videomamba_depth.video_mamba.positions import Grid, join_rows, resize_spatial_table, split_rows
+from videomamba_depth.video_mamba.rope import RotaryPositions
+from videomamba_depth.video_mamba.ssm_config import check_discretization, mixer_arguments
+from videomamba_depth.video_mamba.vim_mixer import NON_CAUSAL, VimMixer
 
+_CLS_NAMES = {"both": ("cls_token_head", "cls_token_tail"), "none": ()}
 _FINAL_POOL_TYPES = ("none", "mean", "max", "all")
 
 
@@ -34,23 +35,31 @@ class Vim(EmbedsFrames):
 
     Args:
         img_size, patch_size, depth, embed_dim, channels, drop_path_rate, ssm_cfg, norm_epsilon, rms_norm,
-            residual_in_fp32: as in `PretrainVideoMamba`.
+            residual_in_fp32, fused_add_norm, initializer_cfg, device, dtype: as in `PretrainVideoMamba`.
         stride: px between patches; None: the patch size.
+        d_state: states per channel.
         num_classes: outputs of the classifier; 0 leaves it out.
-        discretization_method: a name in `selective_scan.DISCRETIZATIONS`; released files were trained with "zoh".
-        bimamba_type: "v2": each layer scans in both directions; "none": forward alone.
-        if_bidirectional: layers work in pairs, the second on the flipped sequence, and their results are averaged;
-            needs bimamba_type="none" and an even depth.
+        drop_rate: dropout on the tokens with their positions.
+        discretization_method: a name in `selective_scan.DISCRETIZATIONS`, or "poly_noncausal" (`vim_mixer.NON_CAUSAL`);
+            released files were trained with "zoh".
+        bimamba_type: how a layer reads the sequence, "v2", "v1" or "none", see `VimMixer`; if_bimamba=True means "v1".
+        if_bidirectional: layers work in pairs, the second on the flipped sequence, and their results are summed; needs
+            an even depth.
         if_cls_token: classify by a CLS token; False: by `final_pool_type`.
-        use_middle_cls_token: the CLS stands in the middle; False: in front.
+        use_middle_cls_token: the CLS stands in the middle; False: in front. The two after it come before this one.
+        use_tail_cls_token: the CLS stands at the end.
+        use_double_cls_token: one CLS stands in front and one at the end; their mean is classified.
         if_abs_pos_embed: add a learnt position table.
-        if_rope: rotate the tokens before every layer by their row and column; unlike the released code, which takes the
-            first token for the CLS, the CLS keeps still wherever it stands.
+        if_rope: rotate the tokens before every layer by their row and column.
         if_rope_residual: rotate the residual stream too; needs if_rope.
+        pt_hw_seq_len: side in patches of the grid that rotary positions are stretched to.
+        rope_still: which token if_rope leaves alone when there is a CLS: the "first", as in the released code wherever
+            the CLS stands, or the "cls" itself.
+        flip_img_sequences_ratio: share of the training steps in which the whole sequence is reversed; ≤ 0: none.
         if_divide_out: average the two directions; False: sum.
+        init_layer_scale: start of a learnt factor per channel on each mixer's output; None: without.
         final_pool_type: without a CLS: scores of the last token ("none"), of the "mean" token, "max" over the tokens'
-            scores, or the scores of "all" tokens. With a CLS it says nothing and must be "mean", as in the released
-            configs.
+            scores, or the scores of "all" tokens. With a CLS it says nothing and must be "mean" or "none".
         use_cuda_kernel: True: the compiled kernels on a GPU; False: plain PyTorch; None: choose.
     """
 
@@ -64,46 +73,60 @@ class Vim(EmbedsFrames):
         stride: int | None = None,
         depth: int = 24,
         embed_dim: int = 192,
+        d_state: int | None = None,
         channels: int = 3,
         num_classes: int = 1000,
+        ssm_cfg: Mapping[str, Any] | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_epsilon: float = 1e-5,
+        rms_norm: bool = True,
+        initializer_cfg: None = None,
+        fused_add_norm: bool = True,
+        residual_in_fp32: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         discretization_method: str = "zoh",
         bimamba_type: str = "v2",
+        if_bimamba: bool = False,
         if_bidirectional: bool = False,
         if_cls_token: bool = True,
         use_middle_cls_token: bool = True,
+        use_tail_cls_token: bool = False,
+        use_double_cls_token: bool = False,
         if_abs_pos_embed: bool = True,
         if_rope: bool = False,
         if_rope_residual: bool = False,
+        pt_hw_seq_len: int = 14,
+        rope_still: str = "first",
+        flip_img_sequences_ratio: float = -1.0,
         if_divide_out: bool = True,
+        init_layer_scale: float | None = None,
         final_pool_type: str = "mean",
         use_cuda_kernel: bool | None = None,
-        drop_path_rate: float = 0.0,
-        ssm_cfg: Mapping[str, Any] | None = None,
-        norm_epsilon: float = 1e-5,
-        rms_norm: bool = True,
-        residual_in_fp32: bool = True,
     ) -> None:
         super().__init__()
-        _check_layers(bimamba_type, if_bidirectional, depth)
-        _check_tokens(if_cls_token, use_middle_cls_token, final_pool_type, if_rope, if_rope_residual, embed_dim)
-        mixer = _mixer_options(ssm_cfg, discretization_method, use_cuda_kernel)
+        bimamba_type = "v1" if if_bimamba else bimamba_type
+        mixer = _mixer_options(ssm_cfg, d_state, discretization_method, use_cuda_kernel)
+        self.cls_place = _cls_place(if_cls_token, use_middle_cls_token, use_tail_cls_token, use_double_cls_token)
+        _check_layers(bimamba_type, if_bidirectional, depth, mixer["discretization"])
+        _check_tokens(self.cls_place, final_pool_type, if_rope, if_rope_residual, rope_still, embed_dim)
         self.depth, self.embed_dim, self.num_classes = depth, embed_dim, num_classes
-        self.if_bidirectional, self.if_rope, self.if_rope_residual = if_bidirectional, if_rope, if_rope_residual
-        self.if_cls_token, self.use_middle_cls_token = if_cls_token, use_middle_cls_token
+        self.if_bidirectional, self.if_rope_residual = if_bidirectional, if_rope_residual
+        self.rope_still, self.flip_ratio = rope_still, flip_img_sequences_ratio
         self.final_pool_type, self.residual_in_fp32 = final_pool_type, residual_in_fp32
         self.patch_embed = PatchEmbed(img_size, patch_size, channels, embed_dim, stride=stride)
-        if if_cls_token:
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        if if_abs_pos_embed:
-            rows = self.patch_embed.num_patches + int(if_cls_token)
-            self.pos_embed: nn.Parameter | None = nn.Parameter(torch.zeros(1, rows, embed_dim))
-        else:
-            self.pos_embed = None
+        self.cls_names = _CLS_NAMES.get(self.cls_place, ("cls_token",))
+        for name in self.cls_names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, 1, embed_dim)))
+        rows = self.patch_embed.num_patches + len(self.cls_names)
+        table = nn.Parameter(torch.zeros(1, rows, embed_dim)) if if_abs_pos_embed else None
+        self.register_parameter("pos_embed", table)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.rope = RotaryPositions(self.patch_embed.grid_size, pt_hw_seq_len, embed_dim) if if_rope else None
         self.layers = nn.ModuleList(
             BackboneLayer(
-                BidirectionalMixer(embed_dim, halve=if_divide_out, **mixer)
-                if bimamba_type == "v2"
-                else MambaMixer(embed_dim, **mixer),
+                VimMixer(embed_dim, bimamba_type, if_divide_out, init_layer_scale, **mixer),
                 make_norm(embed_dim, norm_epsilon, rms_norm),
                 rate,
                 residual_in_fp32,
@@ -114,29 +137,30 @@ class Vim(EmbedsFrames):
         if num_classes > 0:
             self.head = nn.Linear(embed_dim, num_classes)
         init_backbone_(self, self.layers)
+        self.to(device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, ssm_state: object = None) -> Tensor:
+    def forward(self, x: Tensor, ssm_state: object = None, return_features: bool = False) -> Tensor:
         """Return class scores `[B, num_classes]` (`[B, n, num_classes]` for final_pool_type="all").
 
         Args:
             x: normalised pixels `[B, 3, H, W]`; sizes other than the built one are fine.
             ssm_state: must be None.
+            return_features: return what the head would read instead: `[B, C]`, for final_pool_type "max" and "all"
+                `[B, n, C]`.
 
         Raises:
             ValueError: a state is given, or x breaks the contract.
         """
-        if self.num_classes == 0:
+        if self.num_classes == 0 and not return_features:
             raise ValueError("the model was built with num_classes=0 and has no head; use forward_features or embed")
-        tokens = self.forward_features(x, ssm_state)
-        if self.if_cls_token:
-            return self.head(tokens[:, self.cls_position(tokens.shape[1] - 1)])
-        if self.final_pool_type in ("none", "mean"):
-            return self.head(tokens[:, -1] if self.final_pool_type == "none" else tokens.mean(1))
-        scores = self.head(tokens)
+        features = self._pooled(self.forward_features(x, ssm_state))
+        if return_features:
+            return features
+        scores = self.head(features)
         return scores.amax(1) if self.final_pool_type == "max" else scores
 
     def forward_features(self, x: Tensor, ssm_state: object = None) -> Tensor:
-        """Return the tokens after the final norm, `[B, n, C]`, or `[B, n + 1, C]` with the CLS at `cls_position(n)`."""
+        """Return the tokens after the final norm, `[B, n + k, C]`, with k CLS tokens at `cls_positions(n)`."""
         refuse_state(ssm_state, "Vim")
         return self.norm_f(self._streams(x, [self.depth])[0])
 
@@ -150,107 +174,131 @@ class Vim(EmbedsFrames):
         after = self._check_taps(layers)
         if self.if_bidirectional and any(passed % 2 for passed in after):
             raise ValueError(f"if_bidirectional runs layers in pairs: take the odd ones; got {tuple(layers)}")
-        streams = [self._without_cls(tokens) for tokens in self._streams(x, after)]
-        return self._as_maps(streams, self.patch_embed.token_shape(x))
+        return self._as_maps(
+            [self._split(tokens)[0] for tokens in self._streams(x, after)], self.patch_embed.token_shape(x)
+        )
+
+    def patch_features(self, x: Tensor) -> Tensor:
+        """Return the patch tokens `[B, n, C]` after the final norm, without the CLS."""
+        return self._split(self.forward_features(x))[0]
+
+    def cls_features(self, x: Tensor) -> Tensor:
+        """Return the CLS token `[B, C]` after the final norm; of two, their mean."""
+        if not self.cls_names:
+            raise ValueError("the model was built with if_cls_token=False; use pool='mean'")
+        return self._split(self.forward_features(x))[1].mean(1)
+
+    def cls_positions(self, num_patches: int) -> tuple[int, ...]:
+        """Return where the CLS tokens stand among `num_patches` patches."""
+        places = {"middle": (num_patches // 2,), "front": (0,), "tail": (num_patches,), "both": (0, num_patches + 1)}
+        return places.get(self.cls_place, ())
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """Return what the head reads of the normed tokens."""
+        if self.cls_names:
+            return self._split(tokens)[1].mean(1)
+        if self.final_pool_type in ("none", "mean"):
+            return tokens[:, -1] if self.final_pool_type == "none" else tokens.mean(1)
+        return tokens
+
+    def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patches `[B, n, C]` and the CLS tokens `[B, k, C]`."""
+        return split_rows(tokens, self.cls_positions(tokens.shape[1] - len(self.cls_names)))
 
     def _streams(self, x: Tensor, after: Sequence[int]) -> list[Tensor]:
         """Return the token streams after so many layers, 0 (the tokens) to depth, in rising order."""
-        _, *grid = self.patch_embed.token_shape(x)
-        tokens, residual, streams = self._embed(x, (grid[0], grid[1])), None, []
-        angles = None
-        if self.if_rope:
-            angles = rotary_angles((grid[0], grid[1]), self.patch_embed.grid_size, self.embed_dim, x.device)
+        grid = self.patch_embed.token_shape(x)[1:]
+        tokens, residual, streams = self._embed(x, grid), None, []  # [B, n + k, C]
+        flipped = self.training and self.flip_ratio > 0 and torch.rand(()).item() < self.flip_ratio
+        if flipped:
+            tokens = tokens.flip(1)
         step = 2 if self.if_bidirectional else 1
         for index in range(0, after[-1] + 1, step):
             if index in after:
-                streams.append(add_residual(tokens, residual, self.residual_in_fp32))
+                stream = add_residual(tokens, residual, self.residual_in_fp32)
+                streams.append(stream.flip(1) if flipped else stream)
             if index == after[-1]:
                 break
-            tokens, residual = self._rotate(tokens, residual, angles)
+            tokens = self._rotate(tokens, grid, flipped)
+            if residual is not None and self.if_rope_residual:
+                residual = self._rotate(residual, grid, flipped)
             if self.if_bidirectional:
                 tokens, residual = self._run_pair(index, tokens, residual)
             else:
                 tokens, residual, _ = self.layers[index](tokens, residual)
         return streams
 
-    def patch_features(self, x: Tensor) -> Tensor:
-        """Return the patch tokens `[B, n, C]` after the final norm, without the CLS."""
-        return self._without_cls(self.forward_features(x))
-
-    def cls_features(self, x: Tensor) -> Tensor:
-        """Return the CLS token `[B, C]` after the final norm."""
-        if not self.if_cls_token:
-            raise ValueError("the model was built with if_cls_token=False; use pool='mean'")
-        tokens = self.forward_features(x)
-        return tokens[:, self.cls_position(tokens.shape[1] - 1)]
-
-    def cls_position(self, num_patches: int) -> int:
-        """Return where the CLS stands among `num_patches` patches."""
-        return num_patches // 2 if self.use_middle_cls_token else 0
-
-    def _without_cls(self, tokens: Tensor) -> Tensor:
-        if not self.if_cls_token:
-            return tokens
-        position = self.cls_position(tokens.shape[1] - 1)
-        return torch.cat([tokens[:, :position], tokens[:, position + 1 :]], dim=1)
-
-    def _embed(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _embed(self, x: Tensor, grid: Grid) -> Tensor:
+        """Return the patches and the CLS tokens with their positions, `[B, n + k, C]`."""
         tokens = self.patch_embed(x).squeeze(1)
-        if not self.if_cls_token:
-            if self.pos_embed is None:
-                return tokens
-            return tokens + resize_spatial_table(self.pos_embed, self.patch_embed.grid_size, grid).to(tokens.dtype)
-        cls: Tensor = self.cls_token
-        if self.pos_embed is not None:
-            row = self.cls_position(self.patch_embed.num_patches)
-            cls = cls + self.pos_embed[:, row : row + 1]
-            table = torch.cat([self.pos_embed[:, :row], self.pos_embed[:, row + 1 :]], dim=1)
-            tokens = tokens + resize_spatial_table(table, self.patch_embed.grid_size, grid).to(tokens.dtype)
-        position = self.cls_position(tokens.shape[1])
+        cls = torch.cat([tokens.new_empty(1, 0, self.embed_dim), *map(self.get_parameter, self.cls_names)], dim=1)
+        if isinstance(self.pos_embed, Tensor):
+            built = self.patch_embed.grid_size
+            table, rows = split_rows(self.pos_embed, self.cls_positions(built[0] * built[1]))
+            tokens = tokens + resize_spatial_table(table, built, grid).to(tokens.dtype)
+            cls = cls + rows
         cls = cls.to(tokens.dtype).expand(x.shape[0], -1, -1)
-        return torch.cat([tokens[:, :position], cls, tokens[:, position:]], dim=1)
+        return self.pos_drop(join_rows(tokens, cls, self.cls_positions(tokens.shape[1])))
 
-    def _rotate(self, tokens: Tensor, residual: Tensor | None, angles: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if angles is None:
-            return tokens, residual
-        position = self.cls_position(angles.shape[0]) if self.if_cls_token else None
-        if residual is not None and self.if_rope_residual:
-            residual = rotate_patches(residual, angles, position)
-        return rotate_patches(tokens, angles, position), residual
+    def _rotate(self, tokens: Tensor, grid: Grid, flipped: bool) -> Tensor:
+        if self.rope is None:
+            return tokens
+        still = None
+        if self.cls_names:
+            still = 0 if self.rope_still == "first" else self.cls_positions(grid[0] * grid[1])[0]
+        turned = self.rope(tokens.flip(1) if flipped else tokens, grid, still)
+        return turned.flip(1) if flipped else turned
 
     def _run_pair(self, index: int, tokens: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         ahead = self.layers[index](tokens, residual)
-        flipped = None if residual is None else residual.flip(1)
-        back = self.layers[index + 1](tokens.flip(1), flipped)
-        return (ahead.branch + back.branch.flip(1)) / 2, (ahead.residual + back.residual.flip(1)) / 2
+        back = self.layers[index + 1](tokens.flip(1), None if residual is None else residual.flip(1))
+        return ahead.branch + back.branch.flip(1), ahead.residual + back.residual.flip(1)
 
 
-def _check_layers(bimamba_type: str, if_bidirectional: bool, depth: int) -> None:
-    if bimamba_type not in ("v2", "none"):
-        raise ValueError(f"bimamba_type must be 'v2' or 'none'; got {bimamba_type!r}")
-    if if_bidirectional and bimamba_type == "v2":
+VisionMamba = Vim
+"""The name of the released code."""
+
+
+def _cls_place(if_cls_token: bool, middle: bool, tail: bool, double: bool) -> str:
+    """Return where the CLS stands: "middle", "front", "tail", "both" ends, or "none"."""
+    if not if_cls_token:
+        if tail or double:
+            raise ValueError(
+                "use_tail_cls_token and use_double_cls_token need if_cls_token=True: there is no CLS token to place"
+            )
+        return "none"
+    if tail and double:
+        raise ValueError("use_tail_cls_token and use_double_cls_token both place the CLS; give one of them")
+    return "both" if double else "tail" if tail else "middle" if middle else "front"
+
+
+def _check_layers(bimamba_type: str, if_bidirectional: bool, depth: int, discretization: str) -> None:
+    if bimamba_type not in ("v1", "v2", "none"):
+        raise ValueError(f"bimamba_type must be 'v1', 'v2' or 'none'; got {bimamba_type!r}")
+    if bimamba_type == "v1" and discretization == NON_CAUSAL:
         raise ValueError(
-            "if_bidirectional=True with bimamba_type='v2' would scan every sequence in both directions twice; set"
-            " bimamba_type='none' for pairs of one-way layers, or leave if_bidirectional off"
+            f"{NON_CAUSAL!r} reads both directions with one A and bimamba_type='v1' with two; give one of them"
         )
     if if_bidirectional and depth % 2:
         raise ValueError(f"if_bidirectional=True runs layers in pairs and needs an even depth; got {depth}")
 
 
 def _check_tokens(
-    if_cls_token: bool, middle: bool, final_pool_type: str, if_rope: bool, if_rope_residual: bool, embed_dim: int
+    cls_place: str, final_pool_type: str, if_rope: bool, if_rope_residual: bool, rope_still: str, embed_dim: int
 ) -> None:
-    if middle and not if_cls_token:
-        raise ValueError("use_middle_cls_token=True needs if_cls_token=True: there is no CLS token to place")
     if final_pool_type not in _FINAL_POOL_TYPES:
         raise ValueError(f"final_pool_type must be one of {', '.join(_FINAL_POOL_TYPES)}; got {final_pool_type!r}")
-    if if_cls_token and final_pool_type != "mean":
+    if cls_place != "none" and final_pool_type not in ("mean", "none"):
         raise ValueError(
             f"final_pool_type={final_pool_type!r} has no effect with a CLS token, which the head reads instead; leave"
             " 'mean', or set if_cls_token=False and use_middle_cls_token=False"
         )
+    if rope_still not in ("first", "cls"):
+        raise ValueError(f"rope_still must be 'first' or 'cls'; got {rope_still!r}")
     if if_rope_residual and not if_rope:
         raise ValueError("if_rope_residual=True needs if_rope=True: there is no rotation to apply")
+    if if_rope and cls_place == "both":
+        raise ValueError("if_rope=True leaves one token alone and use_double_cls_token=True has two; give one of them")
     if if_rope and embed_dim % 4:
         raise ValueError(
             f"if_rope=True splits channels into row and column pairs and needs embed_dim % 4 == 0; got {embed_dim}"
@@ -258,14 +306,16 @@ def _check_tokens(
 
 
 def _mixer_options(
-    ssm_cfg: Mapping[str, Any] | None, discretization_method: str, use_cuda_kernel: bool | None
+    ssm_cfg: Mapping[str, Any] | None, d_state: int | None, discretization_method: str, use_cuda_kernel: bool | None
 ) -> dict[str, Any]:
+    """Return the keyword arguments of `VimMixer`; what is said twice must agree."""
     config = dict(ssm_cfg or {})
-    if config.get("discretization", discretization_method) != discretization_method:
-        raise ValueError(
-            f"ssm_cfg says discretization={config['discretization']!r} and discretization_method is"
-            f" {discretization_method!r}; give it once"
-        )
+    for key, name, value in (
+        ("discretization", "discretization_method", discretization_method),
+        ("d_state", "d_state", d_state),
+    ):
+        if value is not None and config.setdefault(key, value) != value:
+            raise ValueError(f"ssm_cfg says {key}={config[key]!r} and {name} is {value!r}; give it once")
     if use_cuda_kernel is not None and "backend" in config:
         raise ValueError("ssm_cfg['backend'] and use_cuda_kernel both choose the kernels; give one of them")
     if use_cuda_kernel and not torch.cuda.is_available():
@@ -274,4 +324,7 @@ def _mixer_options(
         )
     if use_cuda_kernel is not None:
         config["backend"] = "triton" if use_cuda_kernel else "reference"
-    return mixer_arguments({**config, "discretization": discretization_method})
+    discretization = config.pop("discretization")
+    if discretization != NON_CAUSAL:
+        check_discretization(discretization)
+    return {**mixer_arguments(config), "discretization": discretization}
