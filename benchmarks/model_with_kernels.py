@@ -70,7 +70,7 @@ def build_student(form: str) -> VideoMambaDepth:
 
 def frame_call(student: VideoMambaDepth, size: int, dtype: str) -> Call:
     """Return one step of a stream in mid-flight."""
-    stream = DepthStream(student, device=str(student.device), dtype=dtype, resolution="model")
+    stream = DepthStream(student, device=str(student.device), precision=dtype, resolution="model")
     frame = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8).numpy()
     return lambda: stream.step(frame)
 

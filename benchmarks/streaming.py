@@ -43,7 +43,7 @@ from videomamba_depth.streaming.sinks.video import FramePainter, VideoSink
 from videomamba_depth.streaming.sources.files import FileSource
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import StageTimes
-from videomamba_depth.utils.color import Colouriser, ColourRange
+from videomamba_depth.utils.color import ColorSettings, DepthColors
 from videomamba_depth.utils.device import autocast
 
 _PATCH = 14
@@ -127,7 +127,7 @@ def _measure_models(
     student: VideoMambaDepth, teacher: VideoMambaDepth, size: int, arguments: argparse.Namespace
 ) -> list[Row]:
     """Time teacher and student in turn, frame by frame, so that whatever else the machine does hits both alike."""
-    options = {"device": arguments.device, "dtype": arguments.dtype, "resolution": "model"}
+    options = {"device": arguments.device, "precision": arguments.dtype, "resolution": "model"}
     streams = [DepthStream(teacher, **options), DepthStream(student, **options)]
     names = ("teacher", "student", "  encode", "  temporal part", "  decode")
     rows = [Row(name) for name in names]
@@ -155,7 +155,7 @@ def _measure_parts(
         "+ output": refining,
         "output, still": still,
     }
-    options = {"device": arguments.device, "dtype": arguments.dtype, "resolution": "model"}
+    options = {"device": arguments.device, "precision": arguments.dtype, "resolution": "model"}
     streams = {name: DepthStream(model, **options) for name, model in models.items()}
     rows = {name: Row(name) for name in (*models, "flow alone")}
     frames = _random_frames(size, arguments.aspect)
@@ -197,7 +197,7 @@ def _timed(row: Row, index: int, device: torch.device, call: Callable[[], T]) ->
 
 def _measure_end_to_end(student: VideoMambaDepth, arguments: argparse.Namespace) -> dict[str, float]:
     """Stream a file to a file, and the same frames from memory to nowhere, in turn; compare frames per second."""
-    stream = DepthStream(student, device=arguments.device, dtype=arguments.dtype)
+    stream = DepthStream(student, device=arguments.device, precision=arguments.dtype)
     source = FileSource(arguments.video, max_frames=arguments.frames)
     decoded = [frame.rgb for frame in source]
     stream.step(decoded[0])
@@ -229,7 +229,7 @@ def _file_to_file(stream: DepthStream, source: FileSource, overlap: bool) -> flo
         return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth)
 
     with tempfile.TemporaryDirectory() as folder:
-        painter = FramePainter(stream.depth_kind, ColourRange(), Colouriser())
+        painter = FramePainter(DepthColors(stream.depth_kind, ColorSettings()))
         sink = VideoSink(Path(folder) / "out.mp4", painter, source.fps)
         return run_pipeline(source, infer, [sink], overlap=overlap).wall_s
 

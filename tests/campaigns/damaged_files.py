@@ -285,7 +285,7 @@ class _Warnings(logging.Handler):
 
 
 def _use_stream(folder: Path) -> Result:
-    stream = DepthStream("embedded", device="cpu", input_size=28, resets=ResetPolicy(max_gap_s=1.0))
+    stream = DepthStream("embedded", device="cpu", short_side=28, resets=ResetPolicy(max_gap_s=1.0))
     stream.load(folder / "stream.safetensors")
     return {str(i): stream.step(frame, 0.5 + 0.1 * i).tobytes() for i, frame in enumerate(_frames())}
 
@@ -360,7 +360,7 @@ def make_specimens(root: Path) -> list[Specimen]:
     precompute_stabilized(sources, cache, _KEY, _HOW, flow, progress=False)
     saved = root / "saved"
     saved.mkdir()
-    stream = DepthStream("embedded", device="cpu", input_size=28, resets=ResetPolicy(max_gap_s=1.0))
+    stream = DepthStream("embedded", device="cpu", short_side=28, resets=ResetPolicy(max_gap_s=1.0))
     for i, frame in enumerate(_frames()):
         stream.step(frame, 0.1 * i)
     stream.save(saved / "stream.safetensors")

@@ -33,8 +33,8 @@ from media import numbered_frame, write_video
 
 from videomamba_depth.streaming.job import StreamJob
 from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, VideoSink
-from videomamba_depth.streaming.sources.open import open_source
-from videomamba_depth.utils.color import Colorizer, ColorRange
+from videomamba_depth.streaming.sources.open import SourceSettings, open_source
+from videomamba_depth.utils.color import ColorSettings, DepthColors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -278,8 +278,9 @@ def run_case(case: Case) -> Result:
     out.mkdir(exist_ok=True)
     said, outcome = "", ""
     try:
-        painter = FramePainter(DepthKind.RELATIVE, ColorRange((2, 98), 0.0, (0, 256)), Colorizer("gray"), False)
-        source = open_source(case.path)
+        colors = DepthColors(DepthKind.RELATIVE, ColorSettings(map="gray", range=(0.0, 256.0)))
+        painter = FramePainter(colors, side_by_side=False)
+        source = open_source(SourceSettings(input=case.path))
         sinks = [FrameLog(out / "frames.jsonl"), VideoSink(out / "depth.mp4", painter, source.fps)]
         StreamJob(source, StandIn(), sinks, overlap=False).run()  # type: ignore[arg-type]
     except UserError as error:

@@ -9,6 +9,7 @@ import pytest
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
 from videomamba_depth.configuration.old_keys import OLD_KEYS, renamed, renamed_values
 from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.utils.settings import declared
 
 TRAIN_KEYS = {key.name for key in declared(TrainConfig)}
@@ -30,6 +31,29 @@ def test_an_old_key_builds_what_the_new_one_does(old: str, new: str, caplog: pyt
     expected = load_config("train", TrainConfig, new.split())
     assert not caplog.records
     assert load_config("train", TrainConfig, old.split()) == expected
+    assert [record.getMessage() for record in caplog.records] == [f"{old} is now {new}"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("dtype=bfloat16", "precision=bfloat16"),
+        ("input_size=28", "short_side=28"),
+        ("raw_dtype=float32", "raw_precision=float32"),
+        ("colour_map=turbo", "color.map=turbo"),
+        ("colour_map=grey", "color.map=gray"),
+        ("color.map=grey", "color.map=gray"),
+        ("colour_percentiles=[1,99]", "color.percentiles=[1,99]"),
+        ("colour_range=[0,5]", "color.range=[0,5]"),
+        ("colour_time_constant_s=0", "color.time_constant_s=0"),
+    ],
+)
+def test_old_keys_of_the_stream(old: str, new: str, caplog: pytest.LogCaptureFixture) -> None:
+    needed = ["checkpoint=a", "input=b", "output=c"]
+    expected = load_config("stream", StreamConfig, [*needed, new])
+    assert expected != load_config("stream", StreamConfig, needed)
+    assert not caplog.records
+    assert load_config("stream", StreamConfig, [*needed, old]) == expected
     assert [record.getMessage() for record in caplog.records] == [f"{old} is now {new}"]
 
 

@@ -29,7 +29,7 @@ def test_narrow_frames_are_refused_by_both_encoders_before_they_run(height: int,
 
 
 def test_a_stream_refuses_them_in_one_line() -> None:
-    stream = DepthStream("embedded", device="cpu", input_size=56)
+    stream = DepthStream("embedded", device="cpu", short_side=56)
     with pytest.raises(UserError, match="frames of 4000x2 px are too narrow") as caught:
         stream.step(np.zeros((2, 4000, 3), np.uint8))
     assert "\n" not in str(caught.value)

@@ -28,10 +28,10 @@ pytest.importorskip("uvicorn", reason="the page needs the extra [serve]")
 from starlette.datastructures import Headers
 
 sys.path.insert(0, str(Path(__file__).parent))
+import serve
 from hostile import scans_video
 from live_page import LivePage, StandIn, frame_bytes, live_page, status_of, wait_until
 
-from videomamba_depth.configuration import build_serve
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.serving import guests
@@ -234,10 +234,10 @@ def _serve_a_step_that_never_ends(log: str) -> None:
     config = load_config("serve", ServeConfig, ["checkpoint=a", "port=0"])
     stuck, steps = StandIn(threading.Event(), []), StandIn.step
     StandIn.step = lambda *arguments: print("a step begins", flush=True) or steps(*arguments)
-    build_serve.build_page = lambda config: build_app(lambda: stuck, ServeSettings())
+    serve.build_page = lambda config: build_app(lambda: stuck, ServeSettings())
     logging.basicConfig(level=logging.INFO)
     with on_stop():
-        build_serve.serve_main(config)
+        serve.main(config)
 
 
 def test_a_stop_does_not_wait_for_the_model(clip: bytes, tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ import av
 import cv2
 import numpy as np
 import pytest
+import serve
 from media import numbered_frame, write_empty, write_headless, write_text, write_truncated, write_video
 from tiny import tiny_student
 
-from videomamba_depth.configuration import build_serve
-from videomamba_depth.configuration.build_serve import serve_main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.data.video.reader import Frame
@@ -40,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hostile import scans_jpeg
 
 from videomamba_depth.serving.app import build_app
-from videomamba_depth.serving.guests import guest_frames
 from videomamba_depth.serving.server import listen
+from videomamba_depth.serving.uploads import upload_frames
 
 CAMERA = "ws://127.0.0.1/api/camera"
 
@@ -96,7 +95,7 @@ def test_the_page_is_self_contained(open_page: Callable[..., TestClient]) -> Non
     assert "https://" not in text
     assert "default-src 'self'" in page.get("/").headers["content-security-policy"]
     about = page.get("/api/about").json()
-    assert (about["depth_kind"], len(about["colours"])) == ("affine_invariant_inverse_depth", 16)
+    assert (about["depth_kind"], len(about["colors"])) == ("affine_invariant_inverse_depth", 16)
     assert page.get("/static/../app.py").status_code == 404
     assert page.get("/static/%2e%2e/app.py").status_code == 404
 
@@ -191,7 +190,7 @@ def write_growing(path: Path, codec: str, pixel_format: str) -> Path:
 def test_a_video_whose_frames_become_too_large_says_so(tmp_path: Path, name: str, codec: str, pixel_format) -> None:
     shown: list[Frame] = []
     with pytest.raises(UserError, match=r"^frames of 320x240 px are larger than 0\.0 Mpx$"):
-        shown.extend(guest_frames(write_growing(tmp_path / name, codec, pixel_format), 10_000))
+        shown.extend(upload_frames(write_growing(tmp_path / name, codec, pixel_format), 10_000))
     assert len(shown) in (2, 3)  # a decoder that is one frame behind may not get to show it
 
 
@@ -325,8 +324,8 @@ def test_it_binds_to_this_machine_unless_told_otherwise() -> None:
     [
         "port=-1",
         "max_streams=0",
-        "colour_map=red",
-        "dtype=int8",
+        "color.map=red",
+        "precision=int8",
         "allowed_hosts=['http://a']",
         "allowed_hosts=['a:80']",
     ],
@@ -337,6 +336,6 @@ def test_wrong_options(override: str) -> None:
 
 
 def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_serve, "find_spec", lambda name: None)
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'videomamba-depth\[serve\]'"):
-        serve_main(load_config("serve", ServeConfig, ["checkpoint=a"]))
+        serve.main(load_config("serve", ServeConfig, ["checkpoint=a"]))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from media import write_empty, write_headless, write_images, write_text, write_truncated, write_video
 
-from videomamba_depth.configuration.build_stream import stream_main
+from inference_streaming import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.reader import iter_frames
@@ -31,7 +31,7 @@ _SCRIPT = Path(__file__).parents[2] / "inference_streaming.py"
 def stream(checkpoint: Path | str, source: Path | str, output: Path, *overrides: str) -> Path:
     """Run the command in this process; return the output folder."""
     named = [f"checkpoint={checkpoint}", f"input={source}", f"output={output}", "device=cpu", *overrides]
-    stream_main(load_config("stream", StreamConfig, named))
+    main(load_config("stream", StreamConfig, named))
     return output
 
 
@@ -76,7 +76,7 @@ def test_image_folder_and_png16(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_bare_teacher(tmp_path: Path, tiny_teacher_folder: str, video: Path) -> None:
-    out = stream(f"teacher:{tiny_teacher_folder}", video, tmp_path / "out", "input_size=28", "dtype=bfloat16")
+    out = stream(f"teacher:{tiny_teacher_folder}", video, tmp_path / "out", "short_side=28", "precision=bfloat16")
     assert times(out / "clip.mp4") == times(video)
 
 
@@ -124,11 +124,11 @@ def test_unusable_inputs(tmp_path: Path, checkpoint: Path, make, message: str) -
     ("override", "message"),
     [
         ("colour=red", "colour"),
-        ("dtype=float64", "dtype must be one of float32, bfloat16, float16; got 'float64'"),
+        ("precision=float64", "precision must be one of float32, bfloat16, float16; got 'float64'"),
         ("max_frames=many", "max_frames"),
         ("max_frames=0", "max_frames must be positive"),
         ("raw=exe", "raw must be one of"),
-        ("colour_percentiles=[90,10]", "colour_percentiles must ascend"),
+        ("color.percentiles=[90,10]", "color.percentiles must ascend"),
         ("device=cuda:77", "device 'cuda:77' is not there"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from media import write_video
 
-from videomamba_depth.configuration.build_stream import stream_main
+from inference_streaming import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -142,7 +142,7 @@ def test_the_config_group_turns_them_on() -> None:
 def test_every_decision_is_logged(tmp_path: Path, checkpoint: Path) -> None:
     source = write_video(tmp_path / "clip.mp4", 6)
     named = [f"checkpoint={checkpoint}", f"input={source}", f"output={tmp_path}/out", "video=none", "device=cpu"]
-    stream_main(load_config("stream", StreamConfig, [*named, "key_frames.enabled=true", "key_frames.every=2"]))
+    main(load_config("stream", StreamConfig, [*named, "key_frames.enabled=true", "key_frames.every=2"]))
     lines = [json.loads(line) for line in (tmp_path / "out" / "clip.frames.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     for line in lines:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videomamba_depth.configuration.build_stream import stream_main
+from inference_streaming import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.reader import VideoWriter
@@ -23,7 +23,7 @@ def test_resident_memory_stays(tmp_path: Path, checkpoint: Path) -> None:
         for index in range(3000):
             writer.write(np.ascontiguousarray(np.roll(texture, index, 1)[:, :320]))
     named = [f"checkpoint={checkpoint}", f"input={source}", f"output={tmp_path}/out", "raw=npz", "device=cpu"]
-    stream_main(load_config("stream", StreamConfig, named))
+    main(load_config("stream", StreamConfig, named))
     about = json.loads((tmp_path / "out" / "long.json").read_text())
     assert about["num_frames"] == 3000
     # measured: see docs/streaming.md

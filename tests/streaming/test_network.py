@@ -14,14 +14,14 @@ import pytest
 from media import frame_number
 from mjpeg_server import MjpegServer
 
-from videomamba_depth.configuration.build_stream import stream_main
+from inference_streaming import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.reader import VideoReadError
 from videomamba_depth.streaming import job
 from videomamba_depth.streaming.sources.live import LatestFrames
 from videomamba_depth.streaming.sources.network import NetworkCamera
-from videomamba_depth.streaming.sources.open import open_source
+from videomamba_depth.streaming.sources.open import SourceSettings, open_source
 from videomamba_depth.streaming.timing import resident_mb
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines
@@ -60,7 +60,7 @@ def test_giving_up_is_one_line_without_the_password(camera: MjpegServer) -> None
         list(frames)
     assert "secret" not in str(caught.value)
     with pytest.raises(UserError, match=r"cannot open video http://127.*is the address right") as caught:
-        open_source(url, live=True)
+        open_source(SourceSettings(input=url, live=True))
     assert "secret" not in str(caught.value)
     camera.start()
 
@@ -82,7 +82,7 @@ def test_a_silent_connection_counts_as_lost(camera: MjpegServer) -> None:
 
 
 def test_a_slow_reader_gets_new_frames_and_the_count_of_the_others(camera: MjpegServer) -> None:
-    source = open_source(camera.url, live=True)
+    source = open_source(SourceSettings(input=camera.url, live=True))
     assert isinstance(source, LatestFrames)
     frames, ages, seen = iter(source), [], []
     for _ in range(8):
@@ -108,7 +108,7 @@ def test_the_command_says_what_it_dropped(
     url = camera.url.replace("://", "://me:secret@")
     overrides = [f"checkpoint={checkpoint}", f"input={url}", f"output={tmp_path}", "live=true", "device=cpu"]
     with caplog.at_level("INFO"):
-        stream_main(load_config("stream", StreamConfig, [*overrides, "max_frames=60"]))
+        main(load_config("stream", StreamConfig, [*overrides, "max_frames=60"]))
     lines = read_json_lines(tmp_path / "camera.frames.jsonl")
     dropped = sum(line.get("dropped", 0) for line in lines)
     said = re.search(r"; (\d+) frames dropped, the model is slower", caplog.text)
@@ -120,7 +120,7 @@ def test_the_command_says_what_it_dropped(
 @pytest.mark.slow
 def test_memory_does_not_grow_behind_a_fast_camera() -> None:
     camera = MjpegServer(fps=60, size=(640, 360), cycle=8)
-    frames = iter(open_source(camera.url, live=True))
+    frames = iter(open_source(SourceSettings(input=camera.url, live=True)))
     resident = []
     for _ in range(100):
         time.sleep(0.2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from media import write_images, write_video
 
-from videomamba_depth.configuration.build_stream import stream_main
+from inference_streaming import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming import job
@@ -27,7 +27,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stream(checkpoint: Path, source: Path | str, output: Path | str, *overrides: str) -> None:
     given = [f"checkpoint={checkpoint}", f"input={source}", f"output={output}", "device=cpu", "max_frames=2"]
-    stream_main(load_config("stream", StreamConfig, [*given, *overrides]))
+    main(load_config("stream", StreamConfig, [*given, *overrides]))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

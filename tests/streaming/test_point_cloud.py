@@ -10,7 +10,7 @@ import pytest
 from media import numbered_frame, write_video
 from tiny import save_tiny_teacher
 
-from videomamba_depth.configuration.build_stream import stream_main
+from inference_streaming import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.depth_frame import DepthFrame
@@ -46,7 +46,7 @@ def frame(index: int, depth: np.ndarray, reset: str = "", added: int | None = No
 def stream(tmp_path: Path, checkpoint: Path | str, source: Path, *overrides: str) -> Path:
     """Run the command in this process; return the folder of point clouds."""
     named = [f"checkpoint={checkpoint}", f"input={source}", f"output={tmp_path}/out", "device=cpu", "video=none"]
-    stream_main(load_config("stream", StreamConfig, [*named, *overrides]))
+    main(load_config("stream", StreamConfig, [*named, *overrides]))
     return tmp_path / "out" / f"{source.stem}_points"
 
 
@@ -114,7 +114,7 @@ def test_key_frames_are_written_and_so_is_the_frame_that_a_cut_made_one(tmp_path
 def test_the_command_writes_metres_of_metric_checkpoints(tmp_path: Path) -> None:
     teacher = save_tiny_teacher(tmp_path / "teacher", "metric")
     source = write_video(tmp_path / "clip.mp4", 5)
-    options = ["input_size=42", "intrinsics=[50,40,31.5,23.5]", "ply_every=2", "raw=npz", "raw_dtype=float32"]
+    options = ["short_side=42", "intrinsics=[50,40,31.5,23.5]", "ply_every=2", "raw=npz", "raw_precision=float32"]
     folder = stream(tmp_path, f"teacher:{teacher}", source, *options)
     assert [p.name for p in sorted(folder.iterdir())] == ["000000.ply", "000002.ply", "000004.ply"]
     depth = np.load(tmp_path / "out" / "clip_depth" / "depth_000000.npz")["depth"]

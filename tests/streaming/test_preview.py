@@ -16,13 +16,13 @@ import pytest
 from commands import ROOT
 from media import write_video
 
-from videomamba_depth.configuration.build_stream import stream_main
+from inference_streaming import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.sinks.preview_window import PreviewWindow
 from videomamba_depth.streaming.sinks.video import FramePainter, PreviewSink
-from videomamba_depth.utils.color import Colorizer, ColorRange
+from videomamba_depth.utils.color import ColorSettings, DepthColors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -40,7 +40,7 @@ def frame(index: int) -> DepthFrame:
 
 
 def sink(shown_in: PreviewWindow, stop: threading.Event) -> PreviewSink:
-    return PreviewSink(shown_in, FramePainter(DepthKind.RELATIVE, ColorRange(), Colorizer()), stop)
+    return PreviewSink(shown_in, FramePainter(DepthColors(DepthKind.RELATIVE, ColorSettings())), stop)
 
 
 def test_closing_the_window_stops_the_stream() -> None:
@@ -72,7 +72,7 @@ def test_what_keeps_it_from_opening_is_one_line(tmp_path: Path, monkeypatch: pyt
     source = write_video(tmp_path / "clip.mp4", 3)
     named = ["checkpoint=embedded", f"input={source}", f"output={tmp_path}/out", "preview=true"]
     with pytest.raises(UserError, match="needs a screen"):
-        stream_main(load_config("stream", StreamConfig, named))
+        main(load_config("stream", StreamConfig, named))
     assert not (tmp_path / "out").exists()
 
 

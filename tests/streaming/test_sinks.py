@@ -19,7 +19,7 @@ from videomamba_depth.streaming.sinks.npz import NpzSink
 from videomamba_depth.streaming.sinks.raw_stream import RawStreamSink
 from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, VideoSink
 from videomamba_depth.streaming.sinks.zarr_group import ZarrSink
-from videomamba_depth.utils.color import Colorizer, ColorRange
+from videomamba_depth.utils.color import ColorSettings, DepthColors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines
@@ -36,7 +36,7 @@ def depth_frames(pts: list[int], height: int = 23, width: int = 31, peak: float 
 
 
 def video_sink(path: Path, kind: DepthKind = DepthKind.RELATIVE, side_by_side: bool = True) -> VideoSink:
-    return VideoSink(path, FramePainter(kind, ColorRange(), Colorizer("gray"), side_by_side), 30.0)
+    return VideoSink(path, FramePainter(DepthColors(kind, ColorSettings(map="gray")), side_by_side), 30.0)
 
 
 def decode(path: Path) -> list[tuple[Fraction, np.ndarray]]:

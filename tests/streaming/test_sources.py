@@ -17,7 +17,7 @@ from videomamba_depth.data.video.reader import Frame, VideoReadError
 from videomamba_depth.streaming.sources import live
 from videomamba_depth.streaming.sources.files import FileSource
 from videomamba_depth.streaming.sources.live import CameraSource, LatestFrames, RawFrameSource
-from videomamba_depth.streaming.sources.open import open_source
+from videomamba_depth.streaming.sources.open import SourceSettings, open_source
 from videomamba_depth.utils.errors import UserError
 
 
@@ -58,7 +58,7 @@ def test_camera(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_such_camera(capfd: pytest.CaptureFixture[str]) -> None:
     level = cv2.utils.logging.getLogLevel()
     with pytest.raises(UserError, match="cannot open camera 77"):
-        open_source("77")
+        open_source(SourceSettings(input="77"))
     assert capfd.readouterr() == ("", "")
     assert cv2.utils.logging.getLogLevel() == level
 
@@ -110,7 +110,7 @@ def test_raw_frames_from_a_pipe() -> None:
 
 def test_stdin_needs_a_size() -> None:
     with pytest.raises(UserError, match="raw_input_size"):
-        open_source("-")
+        open_source(SourceSettings(input="-"))
 
 
 def test_max_frames_of_a_file(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_broken_image_midway_ends_the_sequence_with_its_name(tmp_path: Path) -
     (folder / "img3.png").write_bytes(b"broken")
     frames: list[Frame] = []
     with pytest.raises(VideoReadError, match=r"img3\.png"):
-        frames.extend(open_source(str(folder)))
+        frames.extend(open_source(SourceSettings(input=str(folder))))
     assert [frame.index for frame in frames] == [0, 1, 2]
 
 
@@ -132,4 +132,4 @@ def test_a_broken_image_midway_ends_the_sequence_with_its_name(tmp_path: Path) -
 def test_outputs_are_named_after_the_input(tmp_path: Path, given: str, name: str) -> None:
     write_images(tmp_path / "images", 1)
     write_video(tmp_path / "clip.v2.mp4", 1)
-    assert open_source(str(tmp_path / given)).name == name
+    assert open_source(SourceSettings(input=str(tmp_path / given))).name == name

@@ -44,7 +44,7 @@ def test_saved_and_loaded_equals_never_stopped(
 ) -> None:
     def fresh() -> DepthStream:
         resets = ResetPolicy(histogram_change=0.01, feature_change=1e-6, feature_ratio=1.0)  # resets at some frames
-        return DepthStream(checkpoint, device="cpu", dtype=dtype, resets=resets)
+        return DepthStream(checkpoint, device="cpu", precision=dtype, resets=resets)
 
     through = fresh()
     expected, reasons = [], []
@@ -76,7 +76,7 @@ def test_saved_stream_of_another_model_is_refused(tmp_path: Path, checkpoint: Pa
     with pytest.raises(UserError, match="with weights"):
         other.load(path)
     with pytest.raises(UserError, match="with precision 'float32'; this stream has 'bfloat16'"):
-        DepthStream(checkpoint, device="cpu", dtype="bfloat16").load(path)
+        DepthStream(checkpoint, device="cpu", precision="bfloat16").load(path)
     with pytest.raises(UserError, match="with batch_size 1; this stream has 2"):
         DepthStream(checkpoint, device="cpu", batch_size=2).load(path)
     with pytest.raises(UserError, match="cannot read"):
@@ -162,7 +162,7 @@ def test_model_resolution(student: VideoMambaDepth, frames: np.ndarray) -> None:
 
 def test_bfloat16_is_near_float32(student: VideoMambaDepth, checkpoint: Path, frames: np.ndarray) -> None:
     exact = np.stack(list(DepthStream(student, device="cpu")(frames)))
-    rough = np.stack(list(DepthStream(checkpoint, device="cpu", dtype="bfloat16")(frames)))
+    rough = np.stack(list(DepthStream(checkpoint, device="cpu", precision="bfloat16")(frames)))
     assert 0 < np.abs(rough - exact).mean() < 0.02 * np.ptp(exact)
 
 
@@ -171,7 +171,7 @@ def test_converted_weights_give_what_autocast_gives(checkpoint: Path, student: V
     student.to(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         expected, _ = student.step(rgb)
-    got = DepthStream(checkpoint, device="cpu", dtype="bfloat16").step_tensor(rgb)
+    got = DepthStream(checkpoint, device="cpu", precision="bfloat16").step_tensor(rgb)
     assert torch.equal(got, expected.float())
 
 
@@ -214,7 +214,7 @@ def test_a_carried_output_streams_in_bfloat16(tiny_encoder: DepthAnythingEncoder
         tiny_encoder, tiny_encoder.head, TemporalSpec(), motion=MotionSpec(), output=OutputSpec()
     ).eval()
     precise = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu")(frames)))
-    rough = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu", dtype="bfloat16")(frames)))
+    rough = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu", precision="bfloat16")(frames)))
     assert np.abs(rough - precise).max() < 0.05 * np.ptp(precise)
 
 

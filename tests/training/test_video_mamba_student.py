@@ -117,7 +117,7 @@ def test_the_student_needs_no_teacher_but_knows_it(run: Path, tiny_teacher_folde
 
 
 def test_low_precision_keeps_the_step_sizes(run: Path) -> None:
-    stream = DepthStream(run / "last", device="cpu", dtype="bfloat16")
+    stream = DepthStream(run / "last", device="cpu", precision="bfloat16")
     mixer = stream.model.encoder.backbone.layers[0].mixer  # type: ignore[union-attr]
     assert mixer.in_proj.weight.dtype == torch.bfloat16
     assert mixer.dt_proj.bias.dtype == mixer.dt_proj_b.bias.dtype == torch.float32

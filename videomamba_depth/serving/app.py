@@ -20,11 +20,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from videomamba_depth.serving.camera import CameraSession
 from videomamba_depth.serving.decoder import Decoder, open_decoder
 from videomamba_depth.serving.depth_view import DepthView
-from videomamba_depth.serving.guests import unnamed_file
 from videomamba_depth.serving.messages import message
 from videomamba_depth.serving.same_origin import SameOrigin
 from videomamba_depth.serving.settings import ServeSettings, Slots
 from videomamba_depth.serving.turns import Turns
+from videomamba_depth.serving.uploads import unnamed_file
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.color import Colorizer
 from videomamba_depth.utils.errors import UserError
@@ -57,7 +57,7 @@ class DepthPage:
     async def new_view(self) -> DepthView:
         """Return what one connection needs."""
         stream = await self._model.run(self._new_stream)
-        return DepthView(stream, self._model, self.settings.colour_map)
+        return DepthView(stream, self._model, self.settings.color)
 
     def close(self) -> None:
         """Start nothing any more."""
@@ -65,9 +65,9 @@ class DepthPage:
 
     async def about(self, _: Request) -> JSONResponse:
         """Return what the page shows before anything runs."""
-        ramp = Colorizer(self.settings.colour_map).ramp(16)
+        ramp = Colorizer(self.settings.color.map).ramp(16)
         limits = {"max_upload_mb": self.settings.max_upload_mb, "longest_px": self.settings.longest_px}
-        return JSONResponse({"depth_kind": self._depth_kind, "colours": ramp, **limits})
+        return JSONResponse({"depth_kind": self._depth_kind, "colors": ramp, **limits})
 
     async def video(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Take a file as the body of a request and answer with one message per frame, as fast as they are read."""

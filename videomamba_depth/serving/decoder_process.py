@@ -15,8 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from videomamba_depth.serving.guests import guest_frames, read_picture
 from videomamba_depth.serving.messages import LENGTH, message
+from videomamba_depth.serving.uploads import read_picture, upload_frames
 from videomamba_depth.utils.errors import UserError
 
 Watch = Callable[[], AbstractContextManager[None]]
@@ -53,7 +53,7 @@ def _camera(max_pixels: int, watch: Watch) -> Iterator[tuple[np.ndarray, float]]
 
 
 def _video(path: Path, max_pixels: int, watch: Watch) -> Iterator[tuple[np.ndarray, float]]:
-    frames = guest_frames(path, max_pixels)
+    frames = upload_frames(path, max_pixels)
     while True:
         with watch():
             frame = next(frames, None)

@@ -11,23 +11,23 @@ from videomamba_depth.serving.decoder import Picture
 from videomamba_depth.serving.messages import message
 from videomamba_depth.serving.turns import Turns
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.utils.color import Colorizer, ColorRange, nearness
+from videomamba_depth.utils.color import ColorSettings, DepthColors
 from videomamba_depth.utils.errors import UserError
 
 _JPEG_QUALITY = 85
 
 
 class DepthView:
-    """The stream, the colour range and the frame count of one connection.
+    """The stream, the colors and the frame count of one connection.
 
     Args:
         stream: used by nobody else; its model may be shared.
         turns: where the model works; streams that share a model take turns.
     """
 
-    def __init__(self, stream: DepthStream, turns: Turns, colour_map: str) -> None:
+    def __init__(self, stream: DepthStream, turns: Turns, colors: ColorSettings) -> None:
         self._stream, self._turns = stream, turns
-        self._range, self._colouriser = ColorRange(), Colorizer(colour_map)
+        self._colors = DepthColors(stream.depth_kind, colors)
         self._size: tuple[int, ...] = ()
         self.num_frames = 0
 
@@ -52,11 +52,8 @@ class DepthView:
         depth = self._stream.step(rgb, timestamp_s)
         done_s = time.perf_counter()
         reset = self._stream.reset_reasons[0]
-        near = nearness(depth, self._stream.depth_kind)
-        if reset:
-            self._range.reset()
-        low, high = self._range.update(near, timestamp_s)
-        pictures = [_jpeg(self._colouriser(near, (low, high)))] + ([_jpeg(rgb)] if with_frame else [])
+        pictures = [_jpeg(self._colors(depth, timestamp_s, reset=bool(reset)))] + ([_jpeg(rgb)] if with_frame else [])
+        low, high = self._colors.bounds
         about = {
             "frame": self.num_frames,
             "time_s": round(timestamp_s, 4),

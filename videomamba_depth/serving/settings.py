@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from videomamba_depth.utils.color import ColorSettings
+from videomamba_depth.utils.settings import ranged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServeSettings:
     """Limits and looks of the page.
 
@@ -18,18 +21,18 @@ class ServeSettings:
         decode_s: how long the decoding of one frame may take; the connection ends then.
         upload_s: how long the upload of a file may take.
         idle_s: a client that sends nothing when it is its turn, or reads nothing, for that long is let go.
-        colour_map: of the depth.
+        color: of the depth.
     """
 
-    max_upload_mb: float = 200.0
-    max_picture_mb: float = 4.0
-    max_pixels: int = 3840 * 2160
-    longest_px: int = 640
-    max_streams: int = 4
-    decode_s: float = 10.0
-    upload_s: float = 300.0
-    idle_s: float = 30.0
-    colour_map: str = "inferno"
+    max_upload_mb: float = ranged(0, 1e6, 200.0, open="low")
+    max_picture_mb: float = ranged(0, 1e6, 4.0, open="low")
+    max_pixels: int = ranged(1, 10**9, 3840 * 2160)
+    longest_px: int = ranged(14, 8192, 640)
+    max_streams: int = ranged(1, 1024, 4)
+    decode_s: float = ranged(0, 1e6, 10.0, open="low")
+    upload_s: float = ranged(0, 1e6, 300.0, open="low")
+    idle_s: float = ranged(0, 1e6, 30.0, open="low")
+    color: ColorSettings = field(default_factory=ColorSettings)
 
     @property
     def max_upload_bytes(self) -> int:

@@ -77,7 +77,7 @@ class StreamJob:
             UserError: the source is damaged or an output cannot be written; what could be done before is done.
         """
         stop, report = stop or threading.Event(), PipelineReport(losses=self._losses)
-        if self._outputs is not None and not self._outputs.paths.about.exists():
+        if self._outputs is not None and not self._outputs.record_path.exists():
             self._write_record()
         progress = tqdm(total=self._source.num_frames, unit="frame", mininterval=0.5, desc=self._source.name)
         try:
@@ -127,7 +127,7 @@ class StreamJob:
         self._is_recorded = True
         if self._outputs is None:
             return
-        path = self._outputs.paths.about
+        path = self._outputs.record_path
         try:
             write_json(path, self._record | {"outputs": self._outputs.record(finished)})
         except UserError as error:  # a full disk: the error that the sinks raise says it

@@ -44,8 +44,8 @@ class DepthStream:
         checkpoint: a student's folder, "teacher:NAME_OR_PATH", or a model that is loaded already (it is moved, frozen
             and, below float32, its encoder's and decoder's weights are converted in place).
         device: "auto", "cpu", "cuda", "cuda:1", …
-        dtype: "float32", or "bfloat16" / "float16" under autocast.
-        input_size: short side in px that frames are resized to; None: the checkpoint's.
+        precision: "float32", or "bfloat16" / "float16" under autocast.
+        short_side: short side in px that frames are resized to; None: the checkpoint's.
         batch_size: number of videos B that are streamed side by side; their frames must have one size.
         resolution: "source" returns depth at the size of the frames, "model" at the size that the model works in.
         resets: when a stream is reset by itself; None: never.
@@ -62,8 +62,8 @@ class DepthStream:
         checkpoint: str | Path | VideoMambaDepth,
         *,
         device: str = "auto",
-        dtype: str = "float32",
-        input_size: int | None = None,
+        precision: str = "float32",
+        short_side: int | None = None,
         batch_size: int = 1,
         resolution: str = "source",
         resets: ResetPolicy | None = None,
@@ -71,17 +71,17 @@ class DepthStream:
         memory: float = 1.0,
         compile: bool = False,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got '{dtype}'")
+        if precision not in DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(DTYPES)}; got '{precision}'")
         if resolution not in ("source", "model"):
             raise ValueError(f"resolution must be 'source' or 'model'; got '{resolution}'")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number from 1; got {describe(batch_size)}")
-        self.device, self.dtype = resolve_device(device), DTYPES[dtype]
+        self.device, self.dtype = resolve_device(device), DTYPES[precision]
         self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
         self.model: VideoMambaDepth
         if isinstance(checkpoint, str | Path):
-            self.model = load_student(checkpoint, input_size)
+            self.model = load_student(checkpoint, short_side)
         elif isinstance(checkpoint, VideoMambaDepth):
             self.model = checkpoint
         else:
@@ -223,7 +223,7 @@ class DepthStream:
             numbers = ", ".join(str(number) for number in before.frame_index.tolist())
             raise UserError(
                 f"the depth of frame {numbers} of the stream is not finite although its pixels are: the weights are"
-                f" damaged, or {str(self.dtype).removeprefix('torch.')} overflows; use dtype=float32, or another"
+                f" damaged, or {str(self.dtype).removeprefix('torch.')} overflows; use precision=float32, or another"
                 " checkpoint"
             )
         self._states, self.reset_reasons = states, tuple(frame.reset_reasons)

@@ -3,7 +3,7 @@
 
 const at = (id) => document.getElementById(id);
 const WAIT_MS = 30000; // a camera picture that has no answer by then: the server has gone
-let about = { longest_px: 640, max_upload_mb: 0, depth_kind: "", colours: [] };
+let about = { longest_px: 640, max_upload_mb: 0, depth_kind: "", colors: [] };
 let run = null;
 
 function show(id, text) { at(id).textContent = text; }
@@ -201,7 +201,7 @@ document.ondrop = (event) => {
 
 fetch("api/about").then((answer) => answer.json()).then((given) => {
   about = given;
-  at("ramp").style.background = `linear-gradient(90deg, ${given.colours.join(", ")})`;
+  at("ramp").style.background = `linear-gradient(90deg, ${given.colors.join(", ")})`;
   show("far", "far");
   show("near", "near");
   const kind = given.depth_kind === "metric_depth_m" ? "metric depth" : "relative inverse depth, without a unit";

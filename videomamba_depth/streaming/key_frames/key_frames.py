@@ -18,6 +18,7 @@ from videomamba_depth.streaming.key_frames.scale_align import fit_scale, follow_
 from videomamba_depth.streaming.resets import layout
 from videomamba_depth.utils.checkpoint import Layout, check_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.settings import check_settings, ranged
 
 _THUMBNAIL_PX = 64  # short side at which pictures and depths are compared
 _MAX_RGB_CHANGE = 0.06  # of a pixel that shows the same, in any channel, of 1
@@ -28,6 +29,7 @@ class KeyFrameSettings:
     """How key frames are chosen and used.
 
     Attributes:
+        enabled: whether a command uses them.
         every: frames between two candidates (the last frame before a cut is one too).
         capacity: key frames that are held at most; the oldest goes. Each holds a state.
         duplicate: a candidate that is more similar than this to a key frame is not added.
@@ -41,28 +43,26 @@ class KeyFrameSettings:
         max_scale: bound of the scale, see `follow_scale`.
     """
 
-    every: int = 15
-    capacity: int = 8
-    duplicate: float = 0.95
-    enter: float = 0.8
-    leave: float = 0.65
-    blend_frames: int = 4
-    grid: int = 4
+    enabled: bool = True
+    every: int = ranged(1, 10**9, 15)
+    capacity: int = ranged(1, 10_000, 8)
+    duplicate: float = ranged(-1, 1, 0.95)
+    enter: float = ranged(-1, 1, 0.8)
+    leave: float = ranged(-1, 1, 0.65)
+    blend_frames: int = ranged(1, 10**6, 4)
+    grid: int = ranged(1, 256, 4)
     align: bool = False
-    time_constant: float = 16.0
-    max_state_change: float = 0.05
-    max_scale: float = 1.25
+    time_constant: float = ranged(0, 1e6, 16.0, open="low")
+    max_state_change: float = ranged(0, 1e6, 0.05)
+    max_scale: float = ranged(1.0, 1e6, 1.25)
 
     def __post_init__(self) -> None:
-        if min(self.every, self.capacity, self.blend_frames, self.grid) < 1 or self.time_constant <= 0:
-            raise ValueError("key frames: every, capacity, blend_frames, grid and time_constant must be positive")
+        check_settings(self)
         if not -1 <= self.leave <= self.enter <= self.duplicate <= 1:
             raise ValueError(
                 "key_frames.leave, .enter and .duplicate are similarities that must ascend, -1 ≤ leave ≤ enter ≤"
                 f" duplicate ≤ 1; got {self.leave}, {self.enter}, {self.duplicate}"
             )
-        if self.max_scale < 1 or self.max_state_change < 0:
-            raise ValueError("key frames: max_scale must be at least 1 and max_state_change must not be negative")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class KeyFrames(StreamHook):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings by name."""
-        return asdict(self._settings)
+        return {name: value for name, value in asdict(self._settings).items() if name != "enabled"}
 
     def reset(self, streams: Tensor) -> None:
         """Forget everything where the stream is reset."""

@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from videomamba_depth.streaming.pipeline import FileSink
+from videomamba_depth.streaming.sinks.open import Opening, SinkEntry
 from videomamba_depth.utils.atomic import disk_error
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.lock import exclusive
@@ -23,63 +22,6 @@ Stamp = dict[str, int | str]
 """How many files a stream has left under a name, and the SHA-256 of their names, sizes and times of change."""
 
 
-@dataclass(frozen=True)
-class OutputPaths:
-    """Everything a stream called `name` may write into `folder`; a name too long for a file is cut."""
-
-    folder: Path
-    name: str
-
-    def __post_init__(self) -> None:
-        encoded = os.fsencode(self.name)
-        if len(encoded) > _LONGEST_NAME:
-            digest = hashlib.sha256(encoded).hexdigest()[:8]
-            shorter = encoded[: _LONGEST_NAME - 9].decode(errors="ignore")
-            object.__setattr__(self, "name", f"{shorter}-{digest}")
-
-    @property
-    def video(self) -> Path:
-        """The video to look at."""
-        return self.folder / f"{self.name}.mp4"
-
-    @property
-    def depth(self) -> Path:
-        """The folder of raw depth."""
-        return self.folder / f"{self.name}_depth"
-
-    @property
-    def zarr(self) -> Path:
-        """The Zarr group of raw depth."""
-        return self.folder / f"{self.name}_depth.zarr"
-
-    @property
-    def points(self) -> Path:
-        """The folder of point clouds."""
-        return self.folder / f"{self.name}_points"
-
-    @property
-    def about(self) -> Path:
-        """What was done, as JSON."""
-        return self.folder / f"{self.name}.json"
-
-    @property
-    def frames(self) -> Path:
-        """One JSON line per frame."""
-        return self.folder / f"{self.name}.frames.jsonl"
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Hold the outputs of that name in that folder for this process, see `exclusive`."""
-        return exclusive(self.folder / f".{self.name}.lock", f"output '{self.folder / self.name}'")
-
-    def written_by(self, config: Mapping[str, Any]) -> list[Path]:
-        """Return what a stream with these values of `video`, `raw` and `intrinsics` writes."""
-        paths = [self.video] if config["video"] != "none" else []
-        if config["raw"] != "none":
-            paths.append(self.zarr if config["raw"] == "zarr" else self.depth)
-        paths += [self.points] if config["intrinsics"] is not None else []
-        return [*paths, self.about, self.frames]
-
-
 class Outputs:
     """The outputs of one stream: they replace nothing but what an earlier stream of that name has written.
 
@@ -88,18 +30,33 @@ class Outputs:
     stream that is killed leaves no stamps: which files are its own is not known.
 
     Args:
-        config: values of `video`, `raw` and `intrinsics`.
+        folder: of all of them; their names begin with `name`, cut where it is too long for a file.
+        entries: what is written.
         inputs: files and folders that are read; no output may be, or hold, one of them.
         overwrite: replace what an earlier stream wrote.
+
+    Attributes:
+        record_path: what was done, as JSON.
     """
 
     def __init__(
-        self, paths: OutputPaths, config: Mapping[str, Any], inputs: Iterable[Path] = (), overwrite: bool = False
+        self,
+        folder: Path,
+        name: str,
+        entries: Sequence[SinkEntry],
+        inputs: Iterable[Path] = (),
+        overwrite: bool = False,
     ) -> None:
-        self.paths, self._overwrite, self._inputs = paths, overwrite, list(inputs)
-        self._wanted = paths.written_by(config)
-        self._earlier = _read_record(paths)
-        self.sinks: dict[Path, FileSink] = {}  # what writes them; set when the sinks are opened
+        self.folder, self._name = folder, _file_name(name)
+        self._entries, self._inputs, self._overwrite = entries, list(inputs), overwrite
+        self.record_path = self._path(".json")
+        self._wanted = [*(self._path(entry.suffix) for entry in entries), self.record_path]
+        self._earlier: dict[str, Stamp | None] | None = None
+        self._sinks: dict[Path, FileSink] = {}  # what writes them, once they are open
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the outputs of that name in that folder for this process, see `exclusive`."""
+        return exclusive(self._path(".lock", "."), f"output '{self._path('')}'")
 
     def prepare(self) -> None:
         """Make the folder and look at what is there; nothing is replaced yet.
@@ -107,33 +64,38 @@ class Outputs:
         Raises:
             UserError: an output is an input, or is there and may not be replaced, or the folder cannot be written.
         """
+        self._earlier = self._read_record()
         self._check(self._wanted)
         try:
-            self.paths.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to the output folder '{self.paths.folder}': {error.strerror}") from error
+            raise UserError(f"cannot write to the output folder '{self.folder}': {error.strerror}") from error
 
-    def replace(self) -> None:
-        """Remove what an earlier stream wrote, except its record; called when the first frame has come.
+    def open(self, opening: Opening) -> Sequence[FileSink]:
+        """Remove what an earlier stream wrote, except its record, and open the sinks; called by the first frame.
 
         Raises:
             UserError: as `prepare`.
         """
-        there = [path for path in self._wanted if path != self.paths.about and os.path.lexists(path)]
-        self._check(there)  # once more: the model may have taken a while to come
-        for path in there:
+        found = [path for path in self._wanted if path != self.record_path and os.path.lexists(path)]
+        self._check(found)  # once more: the model may have taken a while to come
+        for path in found:
             try:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             except OSError as error:
                 raise disk_error(path, error) from error
+        for entry in self._entries:
+            path = self._path(entry.suffix)
+            self._sinks[path] = entry.open(path, opening)
+        return list(self._sinks.values())
 
     def record(self, finished: bool) -> dict[str, Stamp | None]:
         """Return {name: stamp} of all that streams of that name have written or will write, for the record.
 
         None stands for what still grows, and for the record itself. An earlier stamp of what is replaced fits no more.
         """
-        earlier = {name: stamp for name, stamp in (self._earlier or {}).items() if (self.paths.folder / name).exists()}
-        ended = {path.name: _stamp(path, sink.files()) for path, sink in self.sinks.items()} if finished else {}
+        earlier = {name: stamp for name, stamp in (self._earlier or {}).items() if (self.folder / name).exists()}
+        ended = {path.name: _stamp(path, sink.files()) for path, sink in self._sinks.items()} if finished else {}
         return {path.name: None for path in self._wanted} | earlier | ended
 
     def written(self) -> list[Path]:
@@ -141,34 +103,56 @@ class Outputs:
         return [path for path in self._wanted if path.exists()]
 
     def _check(self, wanted: Sequence[Path]) -> None:
-        there = [path for path in wanted if os.path.lexists(path)]
-        for path in there:
+        found = [path for path in wanted if os.path.lexists(path)]
+        for path in found:
             held = next((name for name in self._inputs if _is_or_holds(path, name)), None)
             if held is not None:
                 raise UserError(f"the output {path} is, or holds, the input {held}; give another output folder")
-        problems = {path: problem for path in there if (problem := self._not_ours(path))}
+        problems = {path: problem for path in found if (problem := self._not_ours(path))}
         if problems:
             named = "; ".join(f"{path} exists already and {problem}" for path, problem in problems.items())
             raise UserError(f"{named}; give another output folder, or move that away")
-        if there and not self._overwrite:
-            raise UserError(f"{there[0]} exists already; give another output folder, or overwrite=true to replace it")
+        if found and not self._overwrite:
+            raise UserError(f"{found[0]} exists already; give another output folder, or overwrite=true to replace it")
 
     def _not_ours(self, path: Path) -> str:
         """Return why a path may not be replaced, or nothing."""
-        recorded = self._earlier is not None and (path == self.paths.about or path.name in self._earlier)
+        recorded = self._earlier is not None and (path == self.record_path or path.name in self._earlier)
         if self._earlier is None or not recorded or path.is_symlink():
             return "no earlier stream is known to have written it"
-        if path == self.paths.about:
+        if path == self.record_path:
             return ""
-        then = self._earlier[path.name]
-        if then is None:
+        stamp = self._earlier[path.name]
+        if stamp is None:
             return "the stream that wrote it was killed, or of an earlier version: what it wrote is not known"
         try:
             now = _stamp(path, _entries(path))
         except OSError as error:
             return f"cannot be looked through ({error.strerror})"
-        counts = f" (then files: {then.get('files')}, now: {now['files']})" if path.is_dir() else ""
-        return "" if now == then else f"has changed since a stream wrote it{counts}"
+        counts = f" (then files: {stamp.get('files')}, now: {now['files']})" if path.is_dir() else ""
+        return "" if now == stamp else f"has changed since a stream wrote it{counts}"
+
+    def _path(self, suffix: str, prefix: str = "") -> Path:
+        return self.folder / f"{prefix}{self._name}{suffix}"
+
+    def _read_record(self) -> dict[str, Stamp | None] | None:
+        """Return what the record of an earlier stream lists; None where there is no such record."""
+        try:
+            record = json.loads(self.record_path.read_bytes())
+            if "videomamba_depth" not in record["versions"] or "status" not in record:
+                return None
+            outputs = record.get("outputs") or {path.name: None for path in self._wanted}  # version 0.1.0 lists none
+            return {name: stamp if isinstance(stamp, dict) else None for name, stamp in outputs.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+
+def _file_name(name: str) -> str:
+    """Return a name, cut where it is too long for a file."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    return f"{encoded[: _LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:8]}"
 
 
 def _entries(path: Path) -> list[Path]:
@@ -183,18 +167,6 @@ def _stamp(path: Path, files: Iterable[Path]) -> Stamp:
     found = {os.fsencode(file.relative_to(path)): file.lstat() for file in files if os.path.lexists(file)}
     lines = [name + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode() for name, stat in sorted(found.items())]
     return {"files": len(found), "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
-
-
-def _read_record(paths: OutputPaths) -> dict[str, Stamp | None] | None:
-    """Return what the record of an earlier stream lists; None where there is no such record."""
-    try:
-        record = json.loads(paths.about.read_bytes())
-        if "videomamba_depth" not in record["versions"] or "status" not in record:
-            return None
-        outputs = record.get("outputs") or {path.name: None for path in paths.written_by(record["config"])}
-        return {name: stamp if isinstance(stamp, dict) else None for name, stamp in outputs.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 def _is_or_holds(output: Path, given: Path) -> bool:

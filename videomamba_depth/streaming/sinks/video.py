@@ -1,4 +1,4 @@
-"""What a person looks at, as a video or in a window, and the per-frame log that says what its colours mean."""
+"""What a person looks at, as a video or in a window, and the per-frame log that says what its colors mean."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from videomamba_depth.data.video.reader import VideoWriter
 from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.sinks.preview_window import PreviewWindow
 from videomamba_depth.utils.atomic import replacing
-from videomamba_depth.utils.color import Colorizer, ColorRange, nearness
-from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.color import DepthColors
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import JsonLines
 
@@ -27,32 +26,25 @@ _MAX_TIMESCALE = 2**31 - 1
 
 
 class FramePainter:
-    """Coloured depth, alone or beside the frame it belongs to.
+    """Colored depth, alone or beside the frame it belongs to.
 
     Args:
-        kind: what the depth means; metric depth is coloured by its inverse, so that near is bright for both kinds.
-        colour_range: follows the frames that are painted; not to be shared.
+        colors: of the depth; follow the frames that are painted.
         side_by_side: the frame on the left.
     """
 
-    def __init__(
-        self, kind: DepthKind, colour_range: ColorRange, colouriser: Colorizer, side_by_side: bool = True
-    ) -> None:
-        self._kind, self._side_by_side = kind, side_by_side
-        self._range, self._colouriser = colour_range, colouriser
+    def __init__(self, colors: DepthColors, side_by_side: bool = True) -> None:
+        self._colors, self._side_by_side = colors, side_by_side
 
     def __call__(self, frame: DepthFrame) -> np.ndarray:
         """Return the picture of a frame, uint8 RGB `[h, w, 3]`."""
-        near = nearness(frame.depth, self._kind)
-        if frame.reset:
-            self._range.reset()
-        coloured = self._colouriser(near, self._range.update(near, frame.timestamp_s))
+        colored = self._colors(frame.depth, frame.timestamp_s, reset=bool(frame.reset))
         if not self._side_by_side:
-            return coloured
-        rgb, (height, width) = frame.rgb, coloured.shape[:2]
-        if rgb.shape != coloured.shape:
+            return colored
+        rgb, (height, width) = frame.rgb, colored.shape[:2]
+        if rgb.shape != colored.shape:
             rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-        return np.concatenate([rgb, coloured], axis=1)
+        return np.concatenate([rgb, colored], axis=1)
 
 
 class PreviewSink:

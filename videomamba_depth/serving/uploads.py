@@ -23,7 +23,7 @@ from videomamba_depth.utils.errors import UserError
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,flv,ogg,asf,gif,apng"
 _PREFIX = "videomamba-depth-"
 _OWN_INPUT = Path("/proc/self/fd/0")
-GUEST_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+UPLOAD_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 """FFmpeg options under which a file of a stranger is opened: nothing but that file is read."""
 _TOO_LARGE = re.compile(r"size (\d+x\d+) exceeds")  # as FFmpeg and dav1d log it
 _SCAN, _MAX_SCANS = b"\xff\xda", 100
@@ -45,7 +45,7 @@ def unnamed_file() -> Iterator[tuple[IO[bytes], Path]]:
             yield file, Path(file.name)
 
 
-def guest_frames(path: Path, max_pixels: int) -> Iterator[Frame]:
+def upload_frames(path: Path, max_pixels: int) -> Iterator[Frame]:
     """Yield the frames of a file that a stranger sent, as far as they can be decoded.
 
     Args:
@@ -58,7 +58,7 @@ def guest_frames(path: Path, max_pixels: int) -> Iterator[Frame]:
     losses, num_frames = Losses(), 0
     with _ffmpeg_errors() as errors:
         try:
-            for frame in iter_stream(path, 1, options=GUEST_OPTIONS, max_pixels=max_pixels, losses=losses):
+            for frame in iter_stream(path, 1, options=UPLOAD_OPTIONS, max_pixels=max_pixels, losses=losses):
                 yield frame
                 num_frames += 1
                 _check_pixels(errors, max_pixels)
