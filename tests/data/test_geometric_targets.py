@@ -14,7 +14,7 @@ from videomamba_depth.data.labels.geometry import geometric_clip, geometric_shot
 from videomamba_depth.data.labels.geometry.adjust import _cost
 from videomamba_depth.data.labels.geometry.camera import Poses, adjoint, rays, rotation_matrix, transform
 from videomamba_depth.data.labels.geometry.detail import spread_over_pixels
-from videomamba_depth.data.labels.geometry.equations import linearise
+from videomamba_depth.data.labels.geometry.equations import linearize
 from videomamba_depth.data.labels.geometry.fuse import fuse
 from videomamba_depth.data.labels.geometry.pairs import FlowPairs, Grid, chained_flow_pairs
 from videomamba_depth.data.labels.geometry.scene import Belief, Scene, View
@@ -171,14 +171,14 @@ def test_the_equations_are_the_derivatives_of_the_cost() -> None:
     noise = torch.full((len(OFFSETS),), 0.3).double()
 
     def cost(changed: Scene) -> float:
-        return _cost(changed, linearise(changed, view, double, noise).residuals, double, belief, noise)
+        return _cost(changed, linearize(changed, view, double, noise).residuals, double, belief, noise)
 
     def twisted(frame: int, component: int, by: float) -> Scene:
         twist = torch.zeros(N, 6, dtype=torch.float64)
         twist[frame, component] = by
         return scene._replace(poses=scene.poses.moved(twist))
 
-    linear = linearise(scene, view, double, noise)
+    linear = linearize(scene, view, double, noise)
     by_target = linear.products[..., :6, 7]  # [N,S,6]
     by_source = -(linear.to_source.mT @ by_target[..., None])[..., 0]
     step = 1e-6

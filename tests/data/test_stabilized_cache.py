@@ -156,17 +156,17 @@ def test_damaged_labels_are_not_stabilized(videos: list[VideoSource], tmp_path: 
 def test_a_stop_at_any_frame_is_made_good(
     videos: list[VideoSource], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, real = label(videos, tmp_path / "c"), stabilized_cache.chunk_scale
+    folder, real = label(videos, tmp_path / "c"), stabilized_cache.scaled
     for number in (1, 3):
         calls = [0]
 
-        def dying(depth: np.ndarray, calls: list[int] = calls, number: int = number) -> float:
+        def dying(depth: np.ndarray, calls: list[int] = calls, number: int = number) -> tuple[float, np.ndarray]:
             calls[0] += 1
             if calls[0] == number:
                 raise InterruptedError
             return real(depth)
 
-        monkeypatch.setattr(stabilized_cache, "chunk_scale", dying)
+        monkeypatch.setattr(stabilized_cache, "scaled", dying)
         with pytest.raises(InterruptedError):
             stabilize(videos, folder)
         assert verify_cache(folder, key=KEY, progress=False).unfinished

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import DISFlow, RAFTFlow, build_flow
-from videomamba_depth.flow.static import static_mask
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask, rgb_consistency_mask
 

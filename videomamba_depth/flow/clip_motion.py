@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.flow.frame_view import Frames, Keep, in_memory
@@ -89,7 +90,7 @@ def _motion_of_frames(
     no_flow = np.zeros((2, *before.shape[-2:]), np.float32)
     nowhere = np.zeros(before.shape[-2:], bool)
     bwd, trusted_bwd = no_flow, nowhere
-    for now in map(_to_tensor, following):
+    for now in map(_to_tensor, following):  # [1,3,H,W]; two frames are in memory at a time
         back, forth = flow(now, before), flow(before, now)
         trusted_fwd = trust_mask(before, now, forth, back, max_rgb_change)[0, 0].cpu().numpy()
         yield bwd, forth[0].cpu().numpy(), trusted_bwd, trusted_fwd
@@ -117,6 +118,28 @@ def detect_cuts(frames: Iterable[Any], max_histogram_change: float = 0.5) -> tup
     )
 
 
+def static_mask(clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, max_rgb_change: float = 0.06) -> Tensor:
+    """Return which pixels of each frame neither moved, changed color nor were hidden since the frame before.
+
+    Args:
+        clip: [N,3,H,W] RGB in [0,1].
+        flow: estimates both directions, for the forward-backward check.
+        max_motion_px: upper bound on |flow|, px per frame. max_rgb_change: see `rgb_consistency_mask`.
+
+    Returns:
+        [N,1,H,W] bool; frame 0 is all False, since nothing came before.
+    """
+    if clip.ndim != 4 or clip.shape[1] != 3:
+        raise ValueError(f"clip must have shape [N,3,H,W]; got {list(clip.shape)}")
+    static = torch.zeros_like(clip[:, :1], dtype=torch.bool)
+    if clip.shape[0] > 1:
+        now, before = clip[1:], clip[:-1]
+        back, forth = flow(now, before), flow(before, now)
+        still = back.square().sum(dim=1, keepdim=True) < max_motion_px**2
+        static[1:] = still & trust_mask(now, before, back, forth, max_rgb_change)
+    return static
+
+
 def warp_frame(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Sample frame [H,W] or [C,H,W] at p + flow(p) (bilinear, in the frame's float precision)."""
     channels = frame[None] if frame.ndim == 2 else frame
@@ -135,7 +158,8 @@ def warped_pairs(
     for t in range(1, motion.num_frames):
         if not motion.usable(t, min_coverage):
             continue
-        both = np.stack([x[t - 1], ~defined[t - 1]]).astype(np.float32)
+        # Undefined pixels are carried as a share: interpolation that touched half of one is undefined too.
+        both = np.stack([x[t - 1], ~defined[t - 1]]).astype(np.float32)  # [2,H,W]
         warped, undefined_before = warp_frame(both, motion.flow_bwd[t])
         yield t, warped, motion.trusted_bwd[t] & (defined[t] | (undefined_before < 0.5))
 
@@ -145,6 +169,7 @@ def _to_tensor(frame: Any) -> torch.Tensor:
 
 
 def _color_histogram(frame: Any) -> np.ndarray:
+    # Three bits per channel, every second row and column: 512 bins.
     bins = (np.asarray(frame)[::2, ::2] >> 5).reshape(-1, 3).astype(np.int64)
     counts = np.bincount(bins @ np.array([64, 8, 1]), minlength=512)
     return counts / max(counts.sum(), 1)

@@ -28,7 +28,7 @@ def target_spread(target: Tensor, valid: Tensor) -> Tensor:
     (no sort) and one value per clip instead of per image, so that scale flicker stays visible.
     """
     dims = (1, 2, 3, 4)
-    count = valid.sum(dim=dims, keepdim=True)
+    count = valid.sum(dim=dims, keepdim=True)  # [B,1,1,1,1], like every sum below
     safe_count = count.clamp(min=1)
     y = keep(target, valid)
     mean = y.sum(dim=dims, keepdim=True) / safe_count
@@ -74,7 +74,7 @@ def midas_se_sums(
     # Masked before the arithmetic: a NaN that enters a product comes back through the product's gradient.
     p, y = keep(prediction, valid), keep(target, valid).detach()
     residual = keep((scale.detach() * p + shift.detach() - y) / unit.detach(), valid)  # [B,N,1,H,W], no unit
-    numerators = [keep(huber(residual), valid).sum()]
+    numerators = [keep(huber(residual), valid).sum()]  # the data term; sums and counts part, see `LossSums`
     counts = [valid.sum().to(residual.dtype)]
     if gradient_weight > 0:
         for stride in GRADIENT_STRIDES:
@@ -92,7 +92,8 @@ def _spatial_gradient_sums(residual: Tensor, valid: Tensor, stride: int) -> tupl
 
     The count is half the number of pairs, about the number of pixels, as in MiDaS equation 11.
     """
-    r, v = residual[..., ::stride, ::stride], valid[..., ::stride, ::stride]
+    r, v = residual[..., ::stride, ::stride], valid[..., ::stride, ::stride]  # [B,N,1,⌈H/stride⌉,⌈W/stride⌉]
+    # A difference across a hole would compare two surfaces: both ends must be valid.
     pairs_x, pairs_y = v[..., :, 1:] & v[..., :, :-1], v[..., 1:, :] & v[..., :-1, :]
     total = keep(huber(r[..., :, 1:] - r[..., :, :-1]), pairs_x).sum()
     total = total + keep(huber(r[..., 1:, :] - r[..., :-1, :]), pairs_y).sum()

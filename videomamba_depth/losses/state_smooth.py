@@ -46,7 +46,7 @@ def state_smoothness_sums(summaries: Sequence[Tensor], static: Tensor) -> LossSu
                 f"got {list(summary.shape)}"
             )
         cells = static_cells(static, summary.shape[-2], summary.shape[-1])[:, 1:].expand_as(summary[:, 1:])
-        change = (summary[:, 1:] - summary[:, :-1]) / _spatial_std(summary)
+        change = (summary[:, 1:] - summary[:, :-1]) / _spatial_std(summary)  # [B,N−1,K,h,w], no unit
         numerators.append(keep(change.square(), cells).sum() / len(summaries))
         counts.append(cells.sum().to(summary.dtype))
     return stack_sums(numerators, counts)
@@ -57,13 +57,14 @@ state_smoothness_loss = as_loss(state_smoothness_sums)
 
 def static_cells(static: Tensor, height: int, width: int) -> Tensor:
     """Reduce a pixel mask [B,N,1,H,W] to cells [B,N,1,height,width], True where all pixels are."""
-    moving = (~static).flatten(0, 1).float()
+    moving = (~static).flatten(0, 1).float()  # [B·N,1,H,W]; a maximum above 0 is one pixel that moved
     return F.adaptive_max_pool2d(moving, (height, width)).view(*static.shape[:3], height, width) == 0
 
 
 def _spatial_std(summary: Tensor) -> Tensor:
     """Return [B,1,K,1,1], the spread of each channel over space, averaged over frames."""
     mean = summary.mean(dim=(-2, -1), keepdim=True)
+    # Over the frames too: one frame of a flat state must not get a unit near 0.
     variance = (summary - mean).square().mean(dim=(1, 3, 4), keepdim=True)
     mean_square = summary.square().mean(dim=(1, 3, 4), keepdim=True)
     return torch.sqrt(variance + MEAN_SQUARE_SHARE * mean_square + MIN_VARIANCE)

@@ -31,7 +31,7 @@ def still_depth_losses(prediction: Tensor, inv_depth: Tensor) -> dict[str, Tenso
     others ours.
     """
     y = inv_depth * (TARGET_MEAN / inv_depth.mean((1, 2, 3), keepdim=True))
-    residual = _normalized(prediction) - _normalized(y)
+    residual = _normalized(prediction) - _normalized(y)  # [B,1,H,W], no unit: blind to scale and shift
     scales = [k for k in (1, 2, 4, 8) if k < min(y.shape[-2:])]
     return {
         "relative": ((prediction - y).abs() / (y + _RELATIVE_FLOOR)).mean(),
@@ -51,6 +51,7 @@ def _mean_step(values: Tensor) -> Tensor:
 
 
 def _edge_term(prediction: Tensor, y: Tensor) -> Tensor:
+    # In the logarithm a step weighs by its ratio, near and far alike; the floor keeps the sky from dominating.
     log_p, log_y = (prediction + _LOG_FLOOR).log(), (y + _LOG_FLOOR).log()
     terms = []
     for dim in (-1, -2):

@@ -53,13 +53,14 @@ def temporal_gradient_sums(
         raise ValueError(f"strides must be one or more frame distances ≥ 1; got {list(strides)}")
     pair = scale_shift if scale_shift is not None else scale_and_shift(prediction, target, valid, CLIP_DIMS)
     unit = (spread if spread is not None else target_spread(target, valid)).detach()
-    p = (pair[0].detach() * keep(prediction, valid) + pair[1].detach()) / unit
+    # Both in spreads of the target: the loss has no unit.
+    p = (pair[0].detach() * keep(prediction, valid) + pair[1].detach()) / unit  # [B,N,1,H,W]
     y = keep(target, valid).detach() / unit
     numerators, counts = [], []
     for stride in strides:
         # A clip shorter than the stride leaves empty slices: sum 0, count 0, still attached to the graph.
         num_pairs = max(p.shape[1] - stride, 0)
-        change_p = p[:, stride:] - p[:, :num_pairs]
+        change_p = p[:, stride:] - p[:, :num_pairs]  # [B,N−stride,1,H,W]: at one pixel, not along flow
         change_y = y[:, stride:] - y[:, :num_pairs]
         both = valid[:, stride:] & valid[:, :num_pairs]
         if static is not None:

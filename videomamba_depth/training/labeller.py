@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from videomamba_depth.data.clip import WholeFrames
 from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.transforms import transform_map
+from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.flow.static import static_mask
 from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.objective import ChunkTarget

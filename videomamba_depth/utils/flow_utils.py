@@ -31,6 +31,7 @@ def backward_warp(
         raise ValueError(f"x must be [K,C,H,W] and flow [K,2,H,W] of one size; got {list(x.shape)}, {list(flow.shape)}")
     values = x if x.dtype in (torch.float32, torch.float64) else x.float()
     finite = torch.isfinite(flow).all(dim=1, keepdim=True)
+    # `grid_sample` is undefined at NaN; pixels whose flow is not finite are zeroed below.
     target = pixel_grid(flow, values.dtype) + torch.where(finite, flow.to(values.dtype), 0.0)
     warped = sample_px(values, target.permute(0, 2, 3, 1), mode)
     return torch.where(finite, warped, 0.0).to(x.dtype), in_bounds_mask(flow)
@@ -94,7 +95,7 @@ def consistency_mask(flow_ab: Tensor, flow_ba: Tensor, alpha: float = 0.01, beta
     Source: Sundaram et al., "Dense point trajectories" (ECCV 2010), equation 5.
     """
     flow_ab = flow_ab if flow_ab.dtype == torch.float64 else flow_ab.float()
-    back, in_bounds = backward_warp(flow_ba.to(flow_ab.dtype), flow_ab)
+    back, in_bounds = backward_warp(flow_ba.to(flow_ab.dtype), flow_ab)  # w(B) on the pixels of a
     error = (flow_ab + back).square().sum(dim=1, keepdim=True)
     motion = flow_ab.square().sum(dim=1, keepdim=True) + back.square().sum(dim=1, keepdim=True)
     return in_bounds & (error < alpha * motion + beta)

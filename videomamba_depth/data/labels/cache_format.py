@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 
 from videomamba_depth.data.video.find import VideoSource, hash_source, source_stamp
 from videomamba_depth.data.video.info import VideoInfo, VideoReadError
@@ -40,7 +41,7 @@ from videomamba_depth.utils.errors import UserError
 
 FORMAT_VERSION = 2
 _SCALED_MAX = 1024.0
-
+_COMPRESSION = ZstdCodec(level=3, checksum=True)
 
 RAW, STABILIZED = "chunk", "stabilised"
 """Kinds of labels: the first words of the arrays of their scales and digests."""
@@ -106,6 +107,14 @@ class StorageLayout:
     has_flow: bool = False
     has_static: bool = False
 
+    def map_shapes(self, num_frames: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the raw maps of so many frames, by the names of their arrays."""
+        size = (self.height, self.width)
+        shapes: dict[str, tuple[int, ...]] = {"depth": (num_frames, *size)}
+        if self.has_flow:
+            shapes["flow_bwd"] = (num_frames, 2, *size)
+        return shapes | ({"static": (num_frames, *size)} if self.has_static else {})
+
 
 def open_groups(cache_root: str | Path) -> dict[str, Any]:
     """Open all groups of a local cache for reading: {folder name: group}; a folder without readable metadata is None.
@@ -134,6 +143,12 @@ def chunk_scale(depth: np.ndarray) -> float:
         return 1.0
     # Kept within float32, in which the scale is stored.
     return float(2.0 ** np.clip(np.ceil(np.log2(largest / _SCALED_MAX)), -120, 120))
+
+
+def scaled(depth: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return a chunk's scale and its depth as it is stored, float16."""
+    scale = chunk_scale(depth)
+    return scale, (depth / scale).astype(np.float16)
 
 
 def chunk_digest(
@@ -198,6 +213,14 @@ def read_chunk(
 def chunk_rows(chunk: int, chunk_frames: int, num_frames: int) -> slice:
     """Return the frames of a chunk."""
     return slice(chunk * chunk_frames, min((chunk + 1) * chunk_frames, num_frames))
+
+
+def create_maps(group: Any, name: str, shape: tuple[int, ...], chunk_frames: int) -> None:
+    """Create the array of one kind of maps if it is not there."""
+    if name not in group:
+        dtype, empty = ("bool", False) if name == "static" else ("float16", 0.0)
+        chunks = (chunk_frames, *shape[1:])
+        group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=_COMPRESSION, fill_value=empty)
 
 
 def create_bookkeeping(group: Any, kind: str, chunks: int) -> None:

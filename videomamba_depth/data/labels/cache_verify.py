@@ -15,6 +15,7 @@ from videomamba_depth.data.labels.cache_format import (
     RAW,
     STABILIZED,
     ChunkError,
+    StorageLayout,
     TeacherKey,
     group_difference,
     group_name,
@@ -113,17 +114,10 @@ def _verify_group(
 
 
 def _shape_problem(group: Any, attributes: dict[str, Any]) -> str:
-    layout, frames = attributes["storage"], attributes["source"]["num_frames"]
-    size, chunks = (layout["height"], layout["width"]), -(-frames // layout["chunk_frames"])
-    expected = {
-        "depth": (frames, *size),
-        "timestamps_s": (frames,),
-        "chunk_scale": (chunks,),
-        "chunk_digest": (chunks, 32),
-        **({"flow_bwd": (frames, 2, *size)} if layout["has_flow"] else {}),
-        **({"static": (frames, *size)} if layout["has_static"] else {}),
-    }
-    for name, shape in expected.items():
+    layout, frames = StorageLayout(**attributes["storage"]), attributes["source"]["num_frames"]
+    chunks = -(-frames // layout.chunk_frames)
+    bookkeeping = {"timestamps_s": (frames,), "chunk_scale": (chunks,), "chunk_digest": (chunks, 32)}
+    for name, shape in {**layout.map_shapes(frames), **bookkeeping}.items():
         if name not in group:
             return f"array {name} is missing"
         if group[name].shape != shape:

@@ -18,8 +18,8 @@ from videomamba_depth.data.labels.teacher_cache import TeacherCacheWriter
 from videomamba_depth.data.transforms import cover_size, resize_images
 from videomamba_depth.data.video.find import VideoSource, scan_sources, unique_ids
 from videomamba_depth.data.video.reader import Frame, VideoInfo, VideoReadError, iter_frames, probe_video
+from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.flow.static import static_mask
 
 log = logging.getLogger(__name__)
 

@@ -73,11 +73,11 @@ def stabilize_depth(
             "radius must be ≥ 0 and sigma, align_prior, outlier and fill_sigma_px > 0; got "
             f"{radius}, {sigma}, {align_prior}, {outlier}, {fill_sigma_px}"
         )
-    raw = depth.detach().float().cpu()[:, 0].numpy()
+    raw = depth.detach().float().cpu()[:, 0].numpy()  # [N,H,W]
     if len(raw) == 1:
         return depth.detach().float().clone()
     metric = depth_kind is DepthKind.METRIC
-    values = np.log(np.maximum(raw, MIN_METRIC_DEPTH_M)) if metric else raw
+    values = np.log(np.maximum(raw, MIN_METRIC_DEPTH_M)) if metric else raw  # noise of one size everywhere
     tracks = ClipTracks(
         values,
         *(flow.detach().float().cpu().numpy() for flow in (flow_fwd, flow_bwd)),
@@ -165,21 +165,22 @@ def _local_linear_fit(depth: Floats, trust: Floats, sigma: float, outlier: float
     """
     radius = len(depth) // 2
     time = np.arange(-radius, radius + 1, dtype=np.float32)
-    prior_weight = np.exp(-0.5 * (time / sigma) ** 2)[:, None, None] * trust
-    deviation = depth - depth[radius]
-    weight = prior_weight / (1 + (deviation / (2**0.5 * outlier)) ** 2) ** 2
+    prior_weight = np.exp(-0.5 * (time / sigma) ** 2)[:, None, None] * trust  # [2r+1,H,W]
+    deviation = depth - depth[radius]  # of two noisy values: hence √2 times the outlier's size
+    weight = prior_weight / (1 + (deviation / (2**0.5 * outlier)) ** 2) ** 2  # Geman and McClure's
     value, slope = _weighted_line(deviation, weight, time)
     weight = prior_weight / (1 + ((deviation - value - slope * time[:, None, None]) / outlier) ** 2) ** 2
     value, _ = _weighted_line(deviation, weight, time)
+    # The pixel itself is no evidence about itself: only its neighbors in time count.
     confidence = np.clip((weight.sum(0) - weight[radius]) / ENOUGH_WEIGHT, 0, 1)
     return value, confidence
 
 
 def _weighted_line(y: Floats, weight: Floats, time: Floats) -> tuple[Floats, Floats]:
     """Return value at time 0 and slope [H,W] of the line through y [K,H,W], the slope held back by a ridge."""
-    flat = weight.reshape(len(time), -1)
-    powers = np.stack([np.ones_like(time), time, time * time])
-    w0, w1, w2 = powers @ flat
+    flat = weight.reshape(len(time), -1)  # [K,HW]
+    powers = np.stack([np.ones_like(time), time, time * time])  # [3,K]
+    w0, w1, w2 = powers @ flat  # moments of the weight, each [HW]
     y0, y1 = powers[:2] @ (flat * y.reshape(flat.shape))
     w2 += SLOPE_RIDGE
     determinant = np.maximum(w0 * w2 - w1 * w1, 1e-9)

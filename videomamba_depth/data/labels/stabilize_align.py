@@ -64,8 +64,9 @@ def fit_frame_affines(
 
 def _fast_part(series: Doubles) -> Doubles:
     """Return what is left of a series [N] after a local linear fit with a Gaussian window, with mean 0."""
-    offset = np.subtract.outer(np.arange(len(series)), np.arange(len(series))).astype(np.float64)
+    offset = np.subtract.outer(np.arange(len(series)), np.arange(len(series))).astype(np.float64)  # [N,N] frames
     weight = np.exp(-0.5 * (offset / SLOW_FRAMES) ** 2)
+    # The line of a weighted least-squares fit, at its own frame: slow changes are motion, not flicker.
     w0, w1, w2 = weight.sum(1), (weight * offset).sum(1), (weight * offset**2).sum(1)
     y0, y1 = weight @ series, (weight * offset) @ series
     fast: Doubles = series - (w2 * y0 - w1 * y1) / (w0 * w2 - w1**2)
@@ -112,14 +113,14 @@ def _solve(
     # A floor far below any flicker keeps a clip without residuals from dividing by 0.
     noise = 1.4826 * float(np.median(np.abs(np.concatenate(residuals)))) + 1e-6
     pull = prior * noise**2
-    normal = pull * np.eye(2 * num_frames)
+    normal = pull * np.eye(2 * num_frames)  # over (s_0 … s_{N−1}, b_0 … b_{N−1})
     right = np.concatenate([np.full(num_frames, pull), np.zeros(num_frames)])
     if not fit_scale:
-        normal[np.arange(num_frames), np.arange(num_frames)] += 1e9
+        normal[np.arange(num_frames), np.arange(num_frames)] += 1e9  # pins every scale to 1
         right[:num_frames] += 1e9
     num_pixels = max(t.depth.shape[1] for t in triples)
     for triple, residual in zip(triples, residuals, strict=True):
-        weight = 1 / (1 + (residual / (OUTLIER * noise)) ** 2) ** 2
+        weight = 1 / (1 + (residual / (OUTLIER * noise)) ** 2) ** 2  # [P], Geman and McClure's
         by_scale = SECOND_DIFFERENCE[:, None] * triple.depth
         by_shift = np.broadcast_to(SECOND_DIFFERENCE[:, None], by_scale.shape)
         jacobian = np.concatenate([by_scale, by_shift])  # [6, P]

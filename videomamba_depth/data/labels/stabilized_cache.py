@@ -25,20 +25,20 @@ import torch
 import zarr
 from torch import Tensor
 from tqdm import tqdm
-from zarr.codecs import ZstdCodec
 
 from videomamba_depth.data.labels.cache_format import (
     RAW,
     STABILIZED,
     ChunkError,
     TeacherKey,
-    chunk_scale,
     create_bookkeeping,
+    create_maps,
     group_difference,
     group_name,
     join_path,
     local_folder,
     read_chunk,
+    scaled,
     store_chunk,
 )
 from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
@@ -118,10 +118,9 @@ def precompute_stabilized(
                 part = depth[start - inner.start :][:chunk_frames]
                 if not np.isfinite(part).all():
                     raise UserError(f"stabilized depth of {source.video_id} is not finite from frame {start} on")
-                scale = chunk_scale(part)
-                stored = {"stabilised": (part / scale).astype(np.float16)}
+                scale, half = scaled(part)
                 with disk_errors("the teacher cache"):
-                    store_chunk(group, STABILIZED, start // chunk_frames, scale, stored, folder)
+                    store_chunk(group, STABILIZED, start // chunk_frames, scale, {"stabilised": half}, folder)
     return frames
 
 
@@ -146,12 +145,7 @@ def _open(cache_root: str | Path, video_id: str, key: TeacherKey, wanted: Stabil
     depth = group["depth"]
     if stored is None:
         group.attrs["stabilised"] = asdict(wanted)
-    if "stabilised" not in group:
-        compression = ZstdCodec(level=3, checksum=True)
-        group.create_array(
-            "stabilised", shape=depth.shape, chunks=depth.chunks, dtype="float16", compressors=compression,
-            fill_value=0.0,
-        )  # fmt: skip
+    create_maps(group, "stabilised", depth.shape, depth.chunks[0])
     if "stabilised_scale" not in group:
         create_bookkeeping(group, STABILIZED, group["chunk_scale"].shape[0])
         folder = local_folder(cache_root, group_name(video_id))

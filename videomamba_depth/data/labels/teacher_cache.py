@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
 
 from videomamba_depth.data.clip import SharedFlags
 from videomamba_depth.data.labels.cache_format import (
@@ -20,15 +19,16 @@ from videomamba_depth.data.labels.cache_format import (
     StorageLayout,
     TeacherKey,
     chunk_rows,
-    chunk_scale,
     content_difference,
     create_bookkeeping,
+    create_maps,
     group_attributes,
     group_difference,
     group_name,
     join_path,
     local_folder,
     read_chunk,
+    scaled,
     source_unchanged,
     store_chunk,
 )
@@ -42,7 +42,6 @@ __all__ = ["LabelError", "StorageLayout", "TeacherCacheReader", "TeacherCacheWri
 
 log = logging.getLogger(__name__)
 
-_COMPRESSION = ZstdCodec(level=3, checksum=True)
 _OPEN_VIDEOS = 256
 
 
@@ -108,18 +107,16 @@ class TeacherCacheWriter:
             UserError: the disk is full or cannot be written.
         """
         start, stop = self.chunk_range(chunk)
-        shape = (stop - start, self.layout.height, self.layout.width)
         maps = {"depth": depth, "flow_bwd": flow_bwd, "static": static}
-        expected = {"depth": shape, "flow_bwd": (shape[0], 2, *shape[1:]), "static": shape}
-        for name in self._array_names():
+        for name, shape in self.layout.map_shapes(stop - start).items():
             got = None if maps[name] is None else maps[name].shape  # type: ignore[union-attr]
-            if got != expected[name]:
-                raise ValueError(f"{name} of chunk {chunk} must have shape {expected[name]}; got {got}")
+            if got != shape:
+                raise ValueError(f"{name} of chunk {chunk} must have shape {shape}; got {got}")
         for name, values in (("depth", depth), ("optical flow", flow_bwd)):
             if values is not None and not np.isfinite(values).all():
                 raise LabelError(f"the teacher's {name} of frames {start} to {stop - 1} is not finite")
-        scale = chunk_scale(depth)
-        stored = {"depth": (depth / scale).astype(np.float16)}
+        scale, half = scaled(depth)
+        stored = {"depth": half}
         if flow_bwd is not None and self.layout.has_flow:
             stored["flow_bwd"] = np.clip(flow_bwd, -6e4, 6e4).astype(np.float16)
         if static is not None and self.layout.has_static:
@@ -148,10 +145,6 @@ class TeacherCacheWriter:
             )
         return group
 
-    def _array_names(self) -> list[str]:
-        optional = [("flow_bwd", self.layout.has_flow), ("static", self.layout.has_static)]
-        return ["depth", *(name for name, present in optional if present)]
-
     def _create_arrays(self, info: VideoInfo) -> None:
         """Create what a killed run has not created yet.
 
@@ -159,21 +152,12 @@ class TeacherCacheWriter:
             ValueError: an array is gone, or the frames' times are not those that are stored.
         """
         complete = "chunk_scale" in self._group
-        gone = [name for name in (*self._array_names(), "timestamps_s") if name not in self._group]
+        frames, shapes = self.num_frames, self.layout.map_shapes(self.num_frames)
+        gone = [name for name in (*shapes, "timestamps_s") if name not in self._group]
         if complete and gone:
             raise ValueError(f"array {gone[0]} is missing; delete this one to make it anew")
-        frames, layout = self.num_frames, self.layout
-        shapes = {"depth": (), "flow_bwd": (2,), "static": ()}
-        for name in self._array_names():
-            if name not in self._group:
-                self._group.create_array(
-                    name,
-                    shape=(frames, *shapes[name], layout.height, layout.width),
-                    chunks=(layout.chunk_frames, *shapes[name], layout.height, layout.width),
-                    dtype="bool" if name == "static" else "float16",
-                    compressors=_COMPRESSION,
-                    fill_value=False if name == "static" else 0.0,
-                )
+        for name, shape in shapes.items():
+            create_maps(self._group, name, shape, self.layout.chunk_frames)
         if not complete:
             times = self._group.require_array("timestamps_s", shape=(frames,), chunks=(frames,), dtype="float64")
             times[:] = info.timestamps_s

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 
-from videomamba_depth.data.video.info import Orientation
-
-log = logging.getLogger(__name__)
+from videomamba_depth.data.video.info import Orientation, warn_once
 
 # Code points of ITU-T H.273, as FFmpeg numbers them.
 _UNSPECIFIED, _BT709, _BT2020, _BT2020_CONSTANT = 2, 1, 9, 10
@@ -46,12 +43,12 @@ def to_rgb(frame: Any, orientation: Orientation, width: int, height: int) -> np.
     space, transfer, primaries = int(frame.colorspace), int(frame.color_trc), int(frame.color_primaries)
     if space not in _MATRICES:
         near, name = (_BT2020, "BT.2020") if space == _BT2020_CONSTANT else (_BT709, "BT.709")
-        _say_once(f"color matrix {space} of H.273 is not known here: colors are taken as {name}")
+        warn_once(f"color matrix {space} of H.273 is not known here: colors are taken as {name}")
         frame.colorspace = space = near
     if primaries not in _NEAR_PRIMARIES:
-        _say_once(f"color primaries {primaries} of H.273 are not converted: colors are taken as BT.709")
+        warn_once(f"color primaries {primaries} of H.273 are not converted: colors are taken as BT.709")
     if transfer in _FAR_TRANSFERS:
-        _say_once(f"transfer function {transfer} of H.273 is not converted: brightness is taken as BT.709")
+        warn_once(f"transfer function {transfer} of H.273 is not converted: brightness is taken as BT.709")
     is_hd = frame.width >= _HD_WIDTH or frame.height >= _HD_HEIGHT
     if space == _UNSPECIFIED and primaries != _BT2020 and is_hd and not frame.format.is_rgb:
         frame.colorspace = _BT709
@@ -111,8 +108,3 @@ def _rolled_off(light: np.ndarray) -> np.ndarray:
     above = np.maximum(light - _KNEE, 0) / (1 - _KNEE)
     peak = (_PEAK_NITS / _WHITE_NITS - _KNEE) / (1 - _KNEE)
     return np.minimum(light, _KNEE) + (1 - _KNEE) * above * (1 + above / peak**2) / (1 + above)
-
-
-@lru_cache
-def _say_once(line: str) -> None:
-    log.warning("%s", line)

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from videomamba_depth.data.video.info import VideoInfo, VideoReadError
+from videomamba_depth.data.video.info import VideoInfo, VideoReadError, warn_once
 from videomamba_depth.data.video.structure import find_damage
 
 log = logging.getLogger(__name__)
@@ -82,9 +81,9 @@ def read_image(path: str | Path) -> np.ndarray:
     if image is None:
         raise VideoReadError(f"cannot read image {path}: it is empty, damaged or not an image; replace or remove it")
     if data[:4].tobytes() in _TIFF_MARKS and _num_pages(data.tobytes()) > 1:
-        _say_once(f"{Path(path).parent} holds images of several pages: of these, only the first page is used")
+        warn_once(f"{Path(path).parent} holds images of several pages: of these, only the first page is used")
     if _moves(data.tobytes()):
-        _say_once(f"{Path(path).parent} holds animated images among others: of these, only the first frame is used")
+        warn_once(f"{Path(path).parent} holds animated images among others: of these, only the first frame is used")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -204,11 +203,6 @@ def _bytes_of(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise VideoReadError(f"cannot read image {path}: {error.strerror}") from error
-
-
-@lru_cache
-def _say_once(line: str) -> None:
-    log.warning("%s", line)
 
 
 def _is_glob(path: str | Path) -> bool:

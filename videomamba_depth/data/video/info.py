@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class VideoReadError(UserError):
@@ -84,3 +88,9 @@ def average_fps(pts: np.ndarray, time_base: Fraction, nominal: float) -> float:
     if len(pts) < 2:
         return nominal
     return float((len(pts) - 1) / ((int(pts[-1]) - int(pts[0])) * time_base))
+
+
+@lru_cache
+def warn_once(line: str) -> None:
+    """Log a warning; the same one no second time."""
+    log.warning("%s", line)

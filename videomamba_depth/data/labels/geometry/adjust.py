@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.labels.geometry.equations import OUTLIER, ROBUST, Residuals, linearise, step
+from videomamba_depth.data.labels.geometry.equations import OUTLIER, ROBUST, Residuals, linearize, step
 from videomamba_depth.data.labels.geometry.pairs import FlowPairs
 from videomamba_depth.data.labels.geometry.scene import RELATIVE_FLOOR, Belief, Scene, View
 
@@ -46,11 +46,11 @@ def adjust(
         noise_px: [S], standard deviation of the flow per slot; three of it is where a flow weighs a quarter.
         free: which components of the translations may change.
     """
-    linear = linearise(scene, view, pairs, noise_px)
+    linear = linearize(scene, view, pairs, noise_px)
     cost = _cost(scene, linear.residuals, pairs, belief, noise_px)
     for _ in range(num_steps):
         following = step(scene, linear, pairs, belief, damping, free)
-        new_linear = linearise(following, view, pairs, noise_px)
+        new_linear = linearize(following, view, pairs, noise_px)
         new_cost = _cost(following, new_linear.residuals, pairs, belief, noise_px)
         if new_cost <= cost:
             scene, linear, cost, damping = following, new_linear, new_cost, max(damping / LESS, MIN_DAMPING)
@@ -60,10 +60,11 @@ def adjust(
 
 
 def _cost(scene: Scene, found: Residuals, pairs: FlowPairs, belief: Belief, noise_px: Tensor) -> float:
-    squared = (found.error_px / noise_px[:, None]).square()
-    limit = ROBUST**2
+    squared = (found.error_px / noise_px[:, None]).square()  # [N,S,P], in standard deviations
+    limit = ROBUST**2  # Geman and McClure's ρ saturates there: a moving object costs no more than that
     flow = (pairs.trust * squared * limit / (limit + squared)).sum(dtype=torch.float64)
     mean = belief.mean(scene.shift)
+    # Student's t for the teacher: it may be wrong by far, at a cost that only grows as the logarithm.
     deviation = ((scene.inv_depth - mean) / (belief.spread * mean.clamp(min=RELATIVE_FLOOR))).square()
     depth = (OUTLIER**2 * torch.log1p(deviation / OUTLIER**2)).sum(dtype=torch.float64)
     total = flow + depth
@@ -75,4 +76,4 @@ def _cost(scene: Scene, found: Residuals, pairs: FlowPairs, belief: Belief, nois
 
 def residuals(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> Residuals:
     """Return how far flow is from what the scene says, and what it says of the inverse depth; see `adjust`."""
-    return linearise(scene, view, pairs, noise_px).residuals
+    return linearize(scene, view, pairs, noise_px).residuals

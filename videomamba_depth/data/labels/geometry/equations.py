@@ -45,24 +45,28 @@ class Linear(NamedTuple):
     residuals: Residuals
 
 
-def linearise(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> Linear:
+def linearize(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> Linear:
+    """Return the derivatives of the residuals of all flow at a scene; shapes [N,S,P] unless said otherwise."""
     points_px, center_px = view
     focal = scene.log_focal.exp()
-    ray = rays(points_px, focal, center_px)
+    ray = rays(points_px, focal, center_px)  # [3,P] with z = 1
     num_frames, num_slots = pairs.trust.shape[:2]
     source = torch.arange(num_frames, device=ray.device)[:, None].expand(num_frames, num_slots)
     change = scene.poses.relative(source, pairs.other)
-    depth = scene.inv_depth[:, None]
+    depth = scene.inv_depth[:, None]  # [N,1,P], 1 / distance along the axis
+    # R ray + t D: the point in the other frame over its depth in its own, so that far points stay finite.
     px, py, pz = transform(ray, depth, change)
     seen = pz > MIN_DEPTH_RATIO
     inverse = 1 / pz.clamp(min=MIN_DEPTH_RATIO)
-    x, y, d = px * inverse, py * inverse, depth * inverse
+    x, y, d = px * inverse, py * inverse, depth * inverse  # projection for focal 1, and inverse depth there
     ru = focal * x + center_px[0] - pairs.target_px[:, :, 0]
     rv = focal * y + center_px[1] - pairs.target_px[:, :, 1]
     squared = ru.square() + rv.square()
     variance = noise_px[:, None].square()
+    # Geman and McClure's weight over the variance: 1/px².
     weight = pairs.trust * seen / (1 + squared / (ROBUST**2 * variance)).square() / variance
-    t = change.translation[..., None]
+    # By inverse depth: only translation moves a projection with it (parallax).
+    t = change.translation[..., None]  # [N,S,3,1]
     scale = focal * inverse
     du, dv = scale * (t[..., 0, :] - x * t[..., 2, :]), scale * (t[..., 1, :] - y * t[..., 2, :])
     # By log focal: the ray's x and y shrink, the projection grows.
@@ -71,9 +75,11 @@ def linearise(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> L
     fu, fv = scale * (fx - x * fz) + focal * x, scale * (fy - y * fz) + focal * y
     xy, fd = focal * x * y, focal * d
     zero = torch.zeros_like(x)
+    # Columns: translation x, y, z, rotation x, y, z of the target's pose, log focal, residual; [N,S,8,P].
     u = torch.stack([fd, zero, -x * fd, -xy, focal + focal * x.square(), -focal * y, fu, ru], 2)
     v = torch.stack([zero, fd, -y * fd, -focal - focal * y.square(), xy, focal * x, fv, rv], 2)
     weighted_u, weighted_v = u * weight[:, :, None], v * weight[:, :, None]
+    # Sums over points: the normal equations of a pair of frames, right side included.
     products = weighted_u @ u.mT + weighted_v @ v.mT
     by_depth = weighted_u[:, :, :7] * du[:, :, None] + weighted_v[:, :, :7] * dv[:, :, None]
     information = (weight * (du.square() + dv.square())).sum(1)
@@ -85,11 +91,13 @@ def linearise(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> L
 def step(
     scene: Scene, linear: Linear, pairs: FlowPairs, belief: Belief, damping: float, free: tuple[bool, bool, bool]
 ) -> Scene:
+    """Return the scene after one damped Gauss–Newton step; `free`: see `adjust`."""
     local, rhs, depth_blocks, curvature, pull = _eliminate(linear, scene, belief)
     update = _solve(local, rhs, pairs.offsets, scene, belief, damping, free)
     # Back-substitution: the inverse depth given everything else.
     num_frames = len(scene.inv_depth)
     pose_update, global_update = update[:-2].view(num_frames, 6), update[-2:]
+    # Each frame's depths answer to its own pose, those of its S others, and the two globals: [N,6(S+1)+2].
     slots = torch.cat([torch.arange(num_frames, device=update.device)[:, None], pairs.other], 1)
     local_update = torch.cat([pose_update[slots].flatten(1), global_update.expand(num_frames, 2)], 1)
     change = -(pull + (local_update.to(depth_blocks.dtype)[:, None] @ depth_blocks)[:, 0]) / curvature
@@ -163,7 +171,7 @@ def _solve(
     """Sum the frames' equations; return the update [6N+2] of all poses, log focal length and shift; frame 0 stays."""
     num_frames = len(local)
     slots = (0, *offsets)
-    poses = local.new_zeros(num_frames, 6, num_frames, 6)
+    poses = local.new_zeros(num_frames, 6, num_frames, 6)  # blocks of the whole clip's matrix
     with_globals = local.new_zeros(num_frames, 6, 2)
     right = local.new_zeros(num_frames, 6)
     matrix = local[:, :-2, :-2].unflatten(1, (-1, 6)).unflatten(3, (-1, 6))
@@ -181,7 +189,7 @@ def _solve(
     total[-2:, :-2] = with_globals.flatten(0, 1).mT
     total[-2:, -2:] = local[:, -2:, -2:].sum(0)
     right = torch.cat([right.flatten(), rhs[:, -2:].sum(0)])
-    diagonal = total.diagonal()
+    diagonal = total.diagonal()  # a view: what is added below damps, pins or pulls single unknowns
     diagonal += damping * diagonal.clamp(min=1e-6) + 1e-9
     diagonal[:-2].view(num_frames, 6)[:, :3] += FIXED * torch.tensor([not x for x in free], device=total.device)
     diagonal[:6] += FIXED  # frame 0 is where the world begins

@@ -35,7 +35,7 @@ def fuse(inv_depth: Tensor, confidence: Tensor, scene: Scene, center_px: Tensor)
         here = frames[max(0, -offset) : num_frames - max(0, offset)]
         other = here + offset
         change = scene.poses.relative(here, other)
-        px, py, pz = transform(ray, inv_depth[here].flatten(1), change)
+        px, py, pz = transform(ray, inv_depth[here].flatten(1), change)  # each [K,HW] for K pairs of frames
         inverse = 1 / pz.clamp(min=MIN_DEPTH_RATIO)
         u, v = focal * px * inverse + center_px[0], focal * py * inverse + center_px[1]
         inside = (pz > MIN_DEPTH_RATIO) & (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
@@ -50,6 +50,7 @@ def fuse(inv_depth: Tensor, confidence: Tensor, scene: Scene, center_px: Tensor)
         inside &= depth > MIN_DEPTH_RATIO
         found = (seen / depth.clamp(min=MIN_DEPTH_RATIO)).clamp(min=1e-6).log().view_as(inv_depth[here])
         difference = found - log_depth[here]
+        # Both ends must be known; another frame that contradicts this one is a hidden or a moving point.
         weight = inside.view_as(difference) * known.view_as(difference) * confidence[here]
         weight = weight * torch.exp(difference.new_tensor(-0.5 * (offset / SIGMA_FRAMES) ** 2))
         weight = weight / (1 + (difference / AGREEMENT).square()).square()

@@ -63,15 +63,15 @@ def solve(
     Args:
         teacher: [N,H,W], inverse depth with mean 1, up to a shift. log_focal, shift: see `Belief`.
     """
-    maps = grid.sample(teacher)
+    maps = grid.sample(teacher)  # [N,P]
     view = View(grid.points(maps.dtype), maps.new_tensor([(grid.width - 1) / 2, (grid.height - 1) / 2]))
     rows, columns = (torch.arange(COARSE // 2, n, COARSE, device=maps.device) for n in grid.shape)
-    index = (rows[:, None] * grid.shape[1] + columns).flatten()
+    index = (rows[:, None] * grid.shape[1] + columns).flatten()  # of the coarse points among the P
     few_view, few = View(view.points_px[:, index], view.center_px), _subset(pairs, points=index)
     loose = maps.new_tensor(MAX_SPREAD)
     best: tuple[Scene, Tensor, Belief] | None = None
     stationary = torch.zeros_like(pairs.trust[0, :, 0])
-    for sign in (0.0, 1.0):
+    for sign in (0.0, 1.0):  # a second start, with another focal length and shift, where the first one gets lost
         start = Belief(
             maps[:, index],
             loose,
@@ -89,6 +89,7 @@ def solve(
     error = residuals(scene, few_view, few, noise).error_px
     found = support(scene, Belief(start.teacher, loose, log_focal, shift), error, few.trust, noise, stationary)
     belief = start._replace(teacher=maps)
+    # The coarse correction, as a ratio so that it stays positive, brought to the whole grid.
     ratio = (scene.inv_depth / start.mean(scene.shift)).log().view(len(maps), 1, len(rows), len(columns))
     ratio = F.interpolate(ratio, grid.shape, mode="bilinear", align_corners=False).flatten(1)
     scene = scene._replace(inv_depth=belief.mean(scene.shift).clamp(min=RELATIVE_FLOOR) * ratio.exp())

@@ -67,16 +67,18 @@ def spread_of_teacher(scene: Scene, belief: Belief, found: Residuals, num_update
     """Return the relative standard deviation of the true inverse depth about the teacher's, from the clip itself.
 
     Flow alone says y = D − gradient / information, with variance 1 / information; log y about log (a + b) has that
-    variance plus the teacher's. The latter is the fixed point of expectation–maximisation: what the corrections and
+    variance plus the teacher's. The latter is the fixed point of expectation–maximization: what the corrections and
     their remaining uncertainty amount to.
     """
-    information = found.information * INDEPENDENT_SHARE
+    information = found.information * INDEPENDENT_SHARE  # [N,P], of the inverse depth
     flow_alone = (scene.inv_depth - found.gradient / found.information.clamp(min=1e-9)).clamp(min=1e-3)
     mean = belief.mean(scene.shift).clamp(min=RELATIVE_FLOOR)
+    # Of the logarithm: divided by the square of the inverse depth.
     variance = 1 / (information * scene.inv_depth.square()).clamp(min=1e-6)
     correction = (flow_alone / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION)
     spread = correction.new_tensor(MAX_SPREAD)
     for _ in range(num_updates):
+        # E: the correction shrunk by how much flow knows, and what remains uncertain; M: their mean square.
         gain = spread.square() / (spread.square() + variance)
         spread = ((gain * correction).square() + gain * variance).mean().sqrt().clamp(MIN_SPREAD, MAX_SPREAD)
     return float(spread)
@@ -92,6 +94,7 @@ def confidence(
     """
     variance = (spread * belief.mean(scene.shift).clamp(min=RELATIVE_FLOOR)).square()
     information = found.information * INDEPENDENT_SHARE * variance
+    # The robust weight without its 1/σ²: 1 where all flow agrees, 0 where it contradicts itself.
     agreeing = (found.weight * noise_px[:, None].square()).sum(1) / trust.sum(1).clamp(min=1e-6)
     return information / (1 + information) * _rise(agreeing, *AGREEING)
 
