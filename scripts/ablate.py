@@ -1,6 +1,6 @@
 """Change one thing of a recipe at a time: `python scripts/ablate.py [only=[form,motion]] [seeds=[0,1,2]] [workers=2]`.
 
-Trains what is not trained yet, continues what was cut short, judges all students on the tuning worlds in one call per
+Trains what is not trained yet, continues what was cut short, scores all students on the tuning worlds in one call per
 seed, and writes a table. Run it again to go on.
 """
 
@@ -20,11 +20,12 @@ from typing import Any
 
 from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, AblationRun, list_runs
 from videomamba_depth.configuration.cli import hydra_entry, load_config
-from videomamba_depth.configuration.evaluate_schema import EvaluateFreshConfig
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.configuration.old_keys import renamed_values
 from videomamba_depth.configuration.schema import TrainConfig
-from videomamba_depth.evaluation.ablation import ablation_markdown, summarise
-from videomamba_depth.evaluation.report import write_json, write_text
+from videomamba_depth.evaluation.ablation import ablation_markdown, summarize
+from videomamba_depth.evaluation.cache import write_text
+from videomamba_depth.evaluation.report import write_json
 from videomamba_depth.evaluation.summary import versions
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.checkpoint import list_steps
@@ -37,9 +38,11 @@ _children: set[subprocess.Popen[str]] = set()
 
 
 def main(config: AblateConfig) -> None:
-    """Train, judge and write the table, seed by seed."""
+    """Train, evaluate and write the table, seed by seed."""
     runs, groups = list_runs(config), config.groups()
-    _ = load_config("evaluate_fresh", EvaluateFreshConfig, config.evaluation)  # a slip shows before hours of training
+    _ = load_config(
+        "evaluate", EvaluateConfig, [*config.evaluation, "checkpoint=[]"]
+    )  # a slip shows before hours of training
     waiting = [run for run in runs if not is_finished(run)]
     log.info("%d runs, %d of them finished", len(runs), len(runs) - len(waiting))
     failed: dict[str, str] = {}
@@ -47,7 +50,7 @@ def main(config: AblateConfig) -> None:
     for seed in config.seeds:
         failed |= train_all([run for run in waiting if run.seed == seed], config.workers)
         seen += [run for run in runs if run.seed == seed and run.name not in failed]
-        judge(config, groups, seen, failed)
+        evaluate(config, groups, seen, failed)
     if failed:
         sys.exit(1)
 
@@ -95,19 +98,19 @@ def train_one(run: AblationRun) -> str:
     return "" if status == 0 else f"exit status {status}: {errors[-1] if errors else ''}"
 
 
-def judge(config: AblateConfig, groups: dict[str, str], runs: Sequence[AblationRun], failed: dict[str, str]) -> None:
-    """Judge students in one call of `scripts/evaluate_fresh.py`; write `ablation.json` and `ablation.md`."""
-    if not any(run.row == RECIPE for run in runs):
+def evaluate(config: AblateConfig, groups: dict[str, str], runs: Sequence[AblationRun], failed: dict[str, str]) -> None:
+    """Score students in one call of `scripts/evaluate.py`; write `ablation.json` and `ablation.md`."""
+    if not any(run.variant == RECIPE for run in runs):
         raise UserError(f"the recipe itself could not be trained; see {Path(config.output) / RECIPE}/*/train.log")
     output = Path(config.output)
     students = ",".join(f"'{run.name}:{run.folder / 'last'}'" for run in runs)
     arguments = [f"checkpoint=[{students}]", f"output={output}", "name=students", f"workers={config.workers}"]
     with (output / "evaluate.log").open("w", encoding="utf-8") as file:
-        status = _call([str(ROOT / "scripts/evaluate_fresh.py"), *arguments, *config.evaluation], file)
+        status = _call([str(ROOT / "scripts/evaluate.py"), *arguments, *config.evaluation], file)
     if status != 0:
-        raise UserError(f"scripts/evaluate_fresh.py ended with exit status {status}; see {output / 'evaluate.log'}")
-    judged = json.loads((output / "students.json").read_text(encoding="utf-8"))
-    result = report(judged, config, groups, runs, failed)
+        raise UserError(f"scripts/evaluate.py ended with exit status {status}; see {output / 'evaluate.log'}")
+    evaluated = json.loads((output / "students.json").read_text(encoding="utf-8"))
+    result = report(evaluated, config, groups, runs, failed)
     text = ablation_markdown(result)
     write_json(result, output / "ablation.json")
     log.info("wrote %s and ablation.json beside it", write_text(output / "ablation.md", text))
@@ -115,23 +118,23 @@ def judge(config: AblateConfig, groups: dict[str, str], runs: Sequence[AblationR
 
 
 def report(
-    judged: dict[str, Any],
+    evaluated: dict[str, Any],
     config: AblateConfig,
     groups: dict[str, str],
     runs: Sequence[AblationRun],
     failed: dict[str, str],
 ) -> dict[str, Any]:
     """Return what `ablation.json` holds."""
-    rows = {row: {run.seed: run.name for run in runs if run.row == row} for row in groups}
-    worlds = judged["worlds"]
+    variants = {variant: {run.seed: run.name for run in runs if run.variant == variant} for variant in groups}
+    worlds = evaluated["metadata"]["synthetic"]
     seeds = sorted({run.seed for run in runs})
     return {
         "about": f"Recipe: experiment={config.recipe} {' '.join(config.base)}".rstrip()
-        + f"; seeds {', '.join(map(str, seeds))}; family {worlds['family']}, seeds from {worlds['seed']},"
+        + f"; seeds {', '.join(map(str, seeds))}; family {worlds['world']}, seeds from {worlds['seed']},"
         f" {worlds['videos']} videos × {worlds['frames']} frames of each kind.",
         "reference": RECIPE,
         "groups": groups,
-        "rows": summarise(judged["kinds"], {row: names for row, names in rows.items() if names}, RECIPE),
+        "variants": summarize(evaluated["groups"], {name: seeds for name, seeds in variants.items() if seeds}, RECIPE),
         "failed": failed,
         "command": " ".join(["python", *sys.argv]),
         "versions": versions(),

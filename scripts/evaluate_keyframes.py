@@ -29,7 +29,7 @@ import torch
 
 from videomamba_depth.data.synthetic import iter_video
 from videomamba_depth.data.video.reader import iter_frames
-from videomamba_depth.evaluation.worlds import WorldSet
+from videomamba_depth.evaluation.datasets.worlds import WorldSet
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.key_frames.key_frames import KeyFrames, KeyFrameSettings

@@ -11,7 +11,7 @@ import pytest
 
 from videomamba_depth.configuration.ablate_schema import AblateConfig
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
@@ -152,7 +152,9 @@ def test_an_experiment_wins_over_the_defaults() -> None:
 def test_the_other_configs_compose() -> None:
     assert load_config("precompute", PrecomputeConfig, ["root=a", "cache=b"]).batch_frames > 0
     assert load_config("evaluate", EvaluateConfig, ["checkpoint=a"]).synthetic.videos > 0
-    assert load_config("evaluate_fresh", EvaluateFreshConfig, ["checkpoint=[a:b,c]"]).checkpoint == ["a:b", "c"]
+    assert load_config("evaluate", EvaluateConfig, ["checkpoint=[a:b,c]"]).checkpoint == ["a:b", "c"]
+    for preset in ("held_out", "tuning", "targets"):
+        assert load_config("evaluate", EvaluateConfig, [f"preset={preset}"]).name == preset
     assert load_config("ablate", AblateConfig, []).ablations
     assert load_config("serve", ServeConfig, ["checkpoint=a"]).max_streams > 0
     assert load_config("stream", StreamConfig, ["checkpoint=a", "input=b", "output=c"]).checkpoint == "a"

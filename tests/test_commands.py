@@ -128,17 +128,33 @@ def test_evaluation_leaves_out_what_cannot_be_used_and_says_so(trained: Path, vi
     assert not list((trained / "folder").glob("*.so_far.*"))
 
 
-def test_fresh_worlds_are_judged_by_one_command(trained: Path) -> None:
-    small = ("worlds.videos=1", "worlds.frames=6", "worlds.long_videos=0", "worlds.height=28", "worlds.width=42")
-    done = run_command(
-        trained, "scripts/evaluate_fresh.py", "checkpoint=[ours:run/last]", "output=fresh", "cache=worlds",
-        "kinds=[moving,fast]", "workers=1", *small,
-    )  # fmt: skip
+def test_held_out_worlds_are_evaluated_by_a_preset_in_several_processes(trained: Path) -> None:
+    small = (
+        "worlds.videos=1",
+        "synthetic.frames=6",
+        "synthetic.height=28",
+        "synthetic.width=42",
+        "kinds=[moving,fast]",
+    )
+    arguments = ("checkpoint=[mine:run/last]", "output=held_out", "cache=cache", "workers=2", *small)
+    done = run_command(trained, "scripts/evaluate_fresh.py", *arguments)  # its former name, with keys of then
     assert done.status == 0, done.err
-    assert "ours minus each row (3× speed)" in done.out
-    result = json.loads((trained / "fresh" / "fresh.json").read_text())
-    assert len(result["metadata"]["weights_sha256"]["ours"]) == 64
-    assert np.isfinite(result["videos"]["fast"]["courtyard-fast-3000010000"]["ours"]["tge"])
+    assert "scripts/evaluate_fresh.py is now scripts/evaluate.py preset=held_out" in done.err
+    assert "worlds.videos=1 is now synthetic.videos=1" in done.err
+    assert "mine minus each method" in done.out
+    first = (trained / "held_out" / "held_out.json").read_text()
+    result = json.loads(first)
+    assert len(result["metadata"]["weights_sha256"]["mine"]) == 64
+    assert [clip["name"] for clip in result["clips"]] == [
+        f"courtyard-{k}" for k in ("moving-3000000000", "fast-3000010000")
+    ]
+    assert np.isfinite(result["clips"][1]["methods"]["mine"]["tge"]["value"])
+    again = run_command(
+        trained, "scripts/evaluate.py", "preset=held_out", *arguments[:-4], "synthetic.videos=1", *small[1:]
+    )
+    assert again.status == 0, again.err
+    for key in ("clips", "groups"):  # from the cache
+        assert json.loads((trained / "held_out" / "held_out.json").read_text())[key] == result[key]
 
 
 def test_cache_is_verified(trained: Path, tiny_teacher_folder: str, videos: Path, tmp_path: Path) -> None:

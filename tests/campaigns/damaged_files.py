@@ -34,7 +34,7 @@ from videomamba_depth.data.labels.precompute import precompute_videos
 from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.video.find import find_sources
-from videomamba_depth.evaluation.worlds import WorldSpec, load_world
+from videomamba_depth.evaluation.datasets.worlds import WorldSpec, load_world
 from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState
@@ -334,7 +334,8 @@ _SPEC = WorldSpec("moving", 3_000_000_000, 3, "courtyard", 28, 42)
 
 def _use_world(folder: Path) -> Result:
     world = load_world(folder, _SPEC, DISFlow("fast"))
-    return {name: np.array(getattr(world, name)).tobytes() for name in ("rgb", "depth_m", "flow_bwd", "trusted_bwd")}
+    arrays = {"rgb": world.frames, "depth_m": world.gt_depth_m, "flow_bwd": world.motion.flow_bwd}  # type: ignore[union-attr]
+    return {name: np.array(values).tobytes() for name, values in arrays.items()}
 
 
 def make_specimens(root: Path) -> list[Specimen]:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from videomamba_depth.configuration.ablate_schema import AblateConfig  # noqa: E402
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig  # noqa: E402
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig  # noqa: E402
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig  # noqa: E402
 from videomamba_depth.configuration.serve_schema import ServeConfig  # noqa: E402
 from videomamba_depth.configuration.stream_schema import StreamConfig  # noqa: E402
@@ -79,19 +79,10 @@ COMMANDS = {
         "evaluate",
         EvaluateConfig,
         (
-            "checkpoint={student}", "output=out", "synthetic.videos=1", "synthetic.frames=3", "synthetic.height=28",
+            "checkpoint={student}", "output=out", "cache=cache", "synthetic.videos=1", "synthetic.frames=3",
+            "synthetic.height=28",
             "synthetic.width=28", "html.enabled=false", "palindrome=false", "cut_frames=0", "device=cpu", "threads=1",
             "input_size=28",
-        ),
-    ),
-    "evaluate_fresh": Command(
-        "scripts/evaluate_fresh.py",
-        "evaluate_fresh",
-        EvaluateFreshConfig,
-        (
-            "checkpoint={student}", "output=out", "cache=cache", "worlds.videos=1", "worlds.frames=3",
-            "worlds.long_videos=0", "worlds.height=28", "worlds.width=28", "kinds=[moving]", "html.enabled=false",
-            "workers=1", "input_size=28",
         ),
     ),
     "ablate": Command("scripts/ablate.py", "ablate", AblateConfig, ("only=[targets]", "seeds=[0]", "output=out")),
@@ -163,7 +154,7 @@ def hydra_case(name: str, draw: random.Random) -> list[str]:
         key = draw.choice(keys).name
         at = draw.randrange(len(key))
         return [f"{key[:at]}{draw.choice(['', 'x', '.', '-'])}{key[at + 1 :]}=1"]
-    if kind < 0.16 and name in ("train", "precompute", "evaluate_fresh", "evaluate"):
+    if kind < 0.16 and name in ("train", "precompute", "evaluate"):
         groups = [path.name for path in (ROOT / "configs").iterdir() if path.is_dir()]
         return [f"{draw.choice(groups)}={draw.choice([*JUNK, '../train', 'common', 'dis', 'embedded', '[embedded]'])}"]
     chosen = draw.sample(keys, 2 if draw.random() < 0.15 else 1)
@@ -187,8 +178,7 @@ def cases(count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
         "train": 30,
         "stream": 20,
         "precompute": 10,
-        "evaluate": 10,
-        "evaluate_fresh": 8,
+        "evaluate": 18,
         "ablate": 6,
         "serve": 8,
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from videomamba_depth.configuration.ablate_schema import AblateConfig
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.configuration.overrides import quote_overrides
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
 from videomamba_depth.configuration.serve_schema import ServeConfig
@@ -80,8 +80,8 @@ PATHS: list[tuple[str, type, str, list[str]]] = [
     ("evaluate", EvaluateConfig, "output", ["checkpoint=a"]),
     ("evaluate", EvaluateConfig, "rgbd.poses", ["checkpoint=a"]),
     ("evaluate", EvaluateConfig, "rgbd.intrinsics", ["checkpoint=a"]),
-    ("evaluate_fresh", EvaluateFreshConfig, "cache", []),
-    ("evaluate_fresh", EvaluateFreshConfig, "teacher.name", []),
+    ("evaluate", EvaluateConfig, "cache", ["checkpoint=a"]),
+    ("evaluate", EvaluateConfig, "teacher.name", ["preset=held_out"]),
     ("ablate", AblateConfig, "output", []),
     ("serve", ServeConfig, "checkpoint", []),
 ]
@@ -115,7 +115,7 @@ def test_lists_of_texts() -> None:
     assert ablate.evaluation == ["split=tuning", "kinds=[moving,fast]"]
     more = load_config("ablate", AblateConfig, ["+ablations.mine=['optim.lr=3e-4','data.stride=[1,2]']"])
     assert more.ablations["mine"] == ["optim.lr=3e-4", "data.stride=[1,2]"]
-    assert load_config("evaluate_fresh", EvaluateFreshConfig, ["kinds=[moving]"]).kinds == ["moving"]
+    assert load_config("evaluate", EvaluateConfig, ["preset=held_out", "kinds=[fast]"]).synthetic.kinds == ("fast",)
     assert load_config("train", TrainConfig, ["data.stride=[1,2]"]).data.stride == [1, 2]
     assert stream(intrinsics="[9,9,1,1]").intrinsics == [9, 9, 1, 1]
 

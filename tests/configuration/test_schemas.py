@@ -12,7 +12,7 @@ import pytest
 
 from videomamba_depth.configuration.ablate_schema import AblateConfig
 from videomamba_depth.configuration.cli import load_config
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, EvaluateFreshConfig
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
@@ -24,7 +24,6 @@ SCHEMAS: dict[str, tuple[type, list[str]]] = {
     "precompute": (PrecomputeConfig, ["root=a", "cache=b"]),
     "stream": (StreamConfig, ["checkpoint=a", "input=b", "output=c"]),
     "evaluate": (EvaluateConfig, ["checkpoint=a"]),
-    "evaluate_fresh": (EvaluateFreshConfig, []),
     "ablate": (AblateConfig, []),
     "serve": (ServeConfig, ["checkpoint=a"]),
 }
@@ -114,8 +113,8 @@ def test_nan_is_in_no_range() -> None:
         ("stream", "key_frames.enter=0.1", "key_frames.leave, .enter and .duplicate"),
         ("evaluate", "synthetic.height=1", "synthetic.height must be in [16, 4096]"),
         ("evaluate", "precision=x", "precision must be one of"),
-        ("evaluate_fresh", "kinds=[slow]", "kinds must be one of"),
-        ("evaluate_fresh", "memory=[]", "memory must hold"),
+        ("evaluate", "synthetic.kinds=[slow]", "synthetic.kinds must be one of"),
+        ("evaluate", "memory=[]", "memory must hold"),
         ("ablate", "seeds=[]", "seeds must hold"),
         ("ablate", "seeds=[0,1,0]", "seeds must differ"),
     ],

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 
-def faulty_rows(exact: np.ndarray, blur_px: float = 3.0, seed: int = 0) -> dict[str, np.ndarray]:
+def faulty_depth(exact: np.ndarray, blur_px: float = 3.0, seed: int = 0) -> dict[str, np.ndarray]:
     """Return {case: disparity [F,H,W]} made of the exact one: jitter, drift, an average, blur, nothing."""
     num_frames = len(exact)
     noise = np.random.default_rng(seed).normal(size=num_frames)[:, None, None].astype(np.float32)

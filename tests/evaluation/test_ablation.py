@@ -15,7 +15,7 @@ from commands import ROOT, run_command
 from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, list_runs
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
-from videomamba_depth.evaluation.ablation import ablation_markdown, over_seeds, summarise
+from videomamba_depth.evaluation.ablation import ablation_markdown, over_seeds, summarize
 from videomamba_depth.training.run_folder import CONFIG_JSON
 from videomamba_depth.utils.checkpoint import write_manifest
 from videomamba_depth.utils.errors import UserError
@@ -28,14 +28,14 @@ def ablate_config(*overrides: str) -> AblateConfig:
 def test_every_listed_ablation_is_a_training_that_differs_from_the_recipe() -> None:
     runs = list_runs(ablate_config("seeds=[0]"))
     assert len({run.folder for run in runs}) == len(runs)
-    configs = {run.row: asdict(load_config("train", TrainConfig, list(run.overrides))) for run in runs}
+    configs = {run.variant: asdict(load_config("train", TrainConfig, list(run.overrides))) for run in runs}
     for config in configs.values():
         assert config["trainer"].pop("seed") == 0
         config.pop("run_dir")
-    assert [row for row, config in configs.items() if config == configs[RECIPE]] == [RECIPE]
+    assert [variant for variant, config in configs.items() if config == configs[RECIPE]] == [RECIPE]
 
 
-def test_how_students_are_judged_is_checked_before_they_are_trained(tmp_path: Path) -> None:
+def test_how_students_are_evaluated_is_checked_before_they_are_trained(tmp_path: Path) -> None:
     main = runpy.run_path(str(ROOT / "scripts/ablate.py"))["main"]
     with pytest.raises(UserError, match="no key 'foo'"):
         main(ablate_config("only=[form]", "evaluation=[foo=1]", f"output={tmp_path}"))
@@ -76,10 +76,10 @@ def changes(**tge: float) -> dict[str, Any]:
 
 
 def test_seeds_are_averaged_and_paired_with_the_recipe() -> None:
-    kinds = changes(teacher=0.0, r0=-50.0, r1=-40.0, a0=-30.0, a1=-22.0)
-    rows = summarise(kinds, {"recipe": {0: "r0", 1: "r1"}, "a=1": {0: "a0", 1: "a1"}}, "recipe")
-    assert rows["recipe"]["change"]["moving"]["tge"]["mean"] == -45.0
-    paired = rows["a=1"]["minus_recipe"]["moving"]["tge"]
+    groups = changes(teacher=0.0, r0=-50.0, r1=-40.0, a0=-30.0, a1=-22.0)
+    found = summarize(groups, {"recipe": {0: "r0", 1: "r1"}, "a=1": {0: "a0", 1: "a1"}}, "recipe")
+    assert found["recipe"]["change"]["moving"]["tge"]["mean"] == -45.0
+    paired = found["a=1"]["minus_recipe"]["moving"]["tge"]
     assert paired["values"] == [20.0, 18.0]
     assert paired["std"] == pytest.approx(2**0.5)
     assert math.isnan(over_seeds([1.0, None])["std"])
@@ -87,11 +87,11 @@ def test_seeds_are_averaged_and_paired_with_the_recipe() -> None:
 
 def test_the_table_shows_spread_and_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("videomamba_depth.evaluation.ablation.COLUMNS", (("moving", "tge"), ("fast", "tge")))
-    kinds = changes(r0=-50.0, r1=-40.0, a0=-30.0, a1=-22.0)
-    rows = summarise(kinds, {"recipe": {0: "r0", 1: "r1"}, "a=1": {0: "a0", 1: "a1"}}, "recipe")
+    changed = changes(r0=-50.0, r1=-40.0, a0=-30.0, a1=-22.0)
+    variants = summarize(changed, {"recipe": {0: "r0", 1: "r1"}, "a=1": {0: "a0", 1: "a1"}}, "recipe")
     groups = {"recipe": "recipe", "a=1": "letters"}
     text = ablation_markdown(
-        {"rows": rows, "groups": groups, "reference": "recipe", "failed": {"b=1#0": "x"}, "about": "Made."}
+        {"variants": variants, "groups": groups, "reference": "recipe", "failed": {"b=1#0": "x"}, "about": "Made."}
     )
     assert "| recipe | 2 | −45.0 ± 7.1 |" in text
     assert "| a=1 | 2 | −26.0 ± 5.7 (+19.0 ± 1.0) |" in text
@@ -99,11 +99,11 @@ def test_the_table_shows_spread_and_difference(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_the_command_trains_judges_and_goes_on(tmp_path: Path) -> None:
+def test_the_command_trains_evaluates_and_goes_on(tmp_path: Path) -> None:
     tiny = "base=['debug=smoke','trainer.steps=2','data.num_worlds=2']"
-    judged = "evaluation=['split=tuning','worlds.videos=1','worlds.frames=6','worlds.height=56','worlds.width=70',"
-    judged += "'worlds.long_videos=0','cache=worlds','input_size=56']"
-    command = ("scripts/ablate.py", "output=out", "+ablations.mine=['model.form=plain']", "only=[mine]", tiny, judged)
+    small = "evaluation=['preset=tuning','synthetic.videos=1','synthetic.frames=6','synthetic.height=56',"
+    small += "'synthetic.width=70','synthetic.long_videos=0','cache=cache','input_size=56']"
+    command = ("scripts/ablate.py", "output=out", "+ablations.mine=['model.form=plain']", "only=[mine]", tiny, small)
     first = run_command(tmp_path, *command, "seeds=[0]", timeout_s=900)
     assert first.status == 0, first.err
     assert "2 runs, 0 of them finished" in first.err

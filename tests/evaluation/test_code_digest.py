@@ -6,25 +6,22 @@ import ast
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from videomamba_depth.configuration.build_evaluate import load_student
 from videomamba_depth.evaluation import code_digest as module
-from videomamba_depth.evaluation import fresh, worlds
-from videomamba_depth.evaluation.baselines import run_baseline
-from videomamba_depth.evaluation.code_digest import closure, code_digest, digest_of, source_roots
-from videomamba_depth.evaluation.judge import Judge
-from videomamba_depth.evaluation.world_depth import run_student, run_teacher
-from videomamba_depth.evaluation.world_render import render_world
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.evaluation import context, feature_average, model_methods, recurrence
+from videomamba_depth.evaluation.code_digest import closure, digest_of, source_roots
+from videomamba_depth.evaluation.datasets import world_kinds, worlds
+from videomamba_depth.evaluation.metrics import registry
+from videomamba_depth.flow.estimators import DISFlow
+from videomamba_depth.models import checkpoint, encoder_da
 
 KINDS = {
-    "world": (render_world.__module__,),
-    "teacher": (run_teacher.__module__, DepthAnythingEncoder.__module__),
-    "scores": (run_baseline.__module__, Judge.__module__),
-    "student": (run_student.__module__, load_student.__module__),
+    "world": (world_kinds.__name__,),
+    "teacher": (feature_average.__name__, encoder_da.__name__),
+    "scores": (registry.__name__, context.__name__, recurrence.__name__),
+    "student": (model_methods.__name__, checkpoint.__name__),
 }
 
 
@@ -50,7 +47,7 @@ CHANGES = {
     "how a frame is encoded": (r"(\n +)(def encode_frame\()", r"\1@changed\1\2", {"teacher", "student"}),
     "the C++ of the scan": (r"(\breturn )", r"\g<1>0 + ", {"student"}),
 }
-UNTOUCHED = {"what is fast": {"world", "teacher", "student"}, "the C++ of the scan": {"world", "scores"}}
+UNTOUCHED = {"what is fast": {"world", "teacher"}, "the C++ of the scan": {"world", "scores"}}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -121,13 +118,13 @@ def test_another_library_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> Non
     assert digest_of(KINDS["world"], source_roots()) != before
 
 
-def test_kept_results_lie_under_these_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spec = worlds.WorldSet().specs()[0]
-    world = worlds.world_folder(tmp_path, spec, "dis")
+def test_kept_worlds_lie_under_these_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def digest() -> str:
+        (source,) = worlds.WorldSet(kinds=("moving",), videos=1).sources(tmp_path, DISFlow(), "dis")
+        assert source.digest is not None
+        return source.digest()
+
+    before = digest()
+    assert digest() == before
     monkeypatch.setattr(worlds, "code_digest", lambda *modules: "another")
-    assert worlds.world_folder(tmp_path, spec, "dis") != world
-    desk = SimpleNamespace(cache=tmp_path, teacher=SimpleNamespace(digest="t"), max_depth_m=30.0)
-    folder = tmp_path / f"teacher-t-{code_digest(*KINDS['teacher'])}"
-    worlds.write_folder(folder, {}, {})
-    kept = SimpleNamespace(folder=tmp_path)
-    assert fresh.scores_folder(kept, desk) == folder / f"scores-{code_digest(*KINDS['scores'])}-30m"
+    assert digest() != before

@@ -43,30 +43,31 @@ def world(num_frames: int) -> Iterator[Any]:
 
 
 def evaluate_everything(num_frames: int) -> None:
-    """Judge a clip with ground truth and poses, forward, back and across a cut, and draw its pictures."""
-    from videomamba_depth.evaluation import clip_from_synthetic, default_baselines, evaluate_videos
-    from videomamba_depth.evaluation.html import Gallery
+    """Evaluate a clip with ground truth and poses, forward, back and across a cut, and draw its pictures."""
+    from videomamba_depth.evaluation import Evaluator, Method, Protocol, clip_from_synthetic, evaluate_clips
+    from videomamba_depth.evaluation.methods import all_filters, filter_method
     from videomamba_depth.flow.estimators import DISFlow
     from videomamba_depth.utils.depth_kind import DepthKind
 
     truth = clip_from_synthetic("world", world(num_frames))
     clip = replace(truth, frames=iter(truth.frames), motion=None)  # so that pictures are kept and flow is estimated
-    gallery = Gallery(["teacher", "student"], video_frames=8)
-    result = evaluate_videos(
-        [clip],
-        lambda frame: 1.0 + frame.mean(dim=1, keepdim=True),
-        {"student": lambda: lambda frame: 1.0 + frame[:, :1]},
-        depth_kind=DepthKind.RELATIVE,
+    methods = [
+        Method("teacher", lambda: lambda frame: 1.0 + frame.mean(dim=1, keepdim=True)),
+        filter_method("warped", all_filters()["warped_ema_0.5"]),
+        Method("student", lambda: lambda frame: 1.0 + frame[:, :1], trained=True),
+    ]
+    evaluator = Evaluator(
+        methods,
+        DepthKind.RELATIVE,
         flow=DISFlow("ultrafast"),
-        baselines={"warped": default_baselines()["warped_ema_0.5"]},
-        max_side=WIDTH,
-        palindrome=True,
-        cut_frames=4,
-        viewer=gallery,
+        protocol=Protocol(max_side=WIDTH, palindrome=True, cut_frames=4),
+        shown=["teacher", "student"],
+        video_frames=8,
     )
+    result = evaluate_clips([clip], evaluator, draw=True)
     assert [clip["num_frames"] for clip in result["clips"]] == [num_frames]
-    assert "tge" in result["clips"][0]["rows"]["student"]
-    assert len(gallery.pictures()) == 1
+    assert "tge" in result["clips"][0]["methods"]["student"]
+    assert len(result["pictures"]) == 1
 
 
 def measure(report: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_room import Room, render_room
 
-from videomamba_depth.evaluation.metrics import tae, tae_z, temporal_gradient_error
+from videomamba_depth.evaluation.metrics.geometry import tae, tae_z, temporal_gradient_error
 
 
 @pytest.fixture(scope="module")

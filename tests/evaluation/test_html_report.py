@@ -1,4 +1,4 @@
-"""The HTML page: one file that needs nothing else, holds every row, and opens in a browser without a complaint."""
+"""The HTML page: one file that needs nothing else, holds every method, and opens in a browser without a complaint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ import pytest
 from tiny_room import Room, render_room
 from torch import Tensor
 
-from videomamba_depth.evaluation import EvaluationClip, default_baselines, evaluate_videos
-from videomamba_depth.evaluation.html import ClipView, Gallery, clips_page, fresh_page, write_html
-from videomamba_depth.evaluation.html.front_plot import Axis, Point, front_plot, points_of
-from videomamba_depth.evaluation.html.page import folded_ranges, render
-from videomamba_depth.evaluation.paired import Estimate, compare, costs
-from videomamba_depth.evaluation.worlds import WorldSet
+from videomamba_depth.evaluation import EvaluationClip, Evaluator, Method, Protocol, evaluate_clips, filter_methods
+from videomamba_depth.evaluation.html.page import render, write_html
+from videomamba_depth.evaluation.html.pareto_plot import Axis, Point, pareto_plot, points_of
+from videomamba_depth.evaluation.methods import all_filters
+from videomamba_depth.evaluation.metrics.score import Score
+from videomamba_depth.evaluation.paired import Estimate, costs
+from videomamba_depth.evaluation.pictures import ClipPictures, ClipView, fit_videos
+from videomamba_depth.evaluation.report import folded_ranges, to_markdown
+from videomamba_depth.evaluation.summary import plain_scores, summarize_clips
 from videomamba_depth.utils.depth_kind import DepthKind
 
 NUM_FRAMES = 12
@@ -77,18 +81,13 @@ def text(room: Room) -> str:
     """The page of two clips, one of them of an ill-meant name."""
     truth = {"gt_depth_m": room.depth_m, "motion": room.motion}
     clips = [EvaluationClip(name, room.rgb, **truth) for name in ("room", "<script>alert(1)</script>")]
-    gallery = Gallery(["teacher", "ema_0.5", "mine"], video_frames=8)
-    result = evaluate_videos(
-        clips,
-        brightness,
-        {"mine": average},
-        depth_kind=DepthKind.RELATIVE,
-        palindrome=True,
-        cut_frames=6,
-        metadata={"weights_sha256": {"mine": "abc123"}, "command": "python x.py a=<b>"},
-        viewer=gallery,
-    )
-    return render(clips_page(result, gallery.pictures()))
+    methods = [Method("teacher", lambda: brightness), *filter_methods(), Method("mine", average, trained=True)]
+    evaluator = Evaluator(
+        methods, DepthKind.RELATIVE, protocol=Protocol(palindrome=True, cut_frames=6),
+        shown=["teacher", "ema_0.5", "mine"], video_frames=8,
+    )  # fmt: skip
+    metadata = {"weights_sha256": {"mine": "abc123"}, "command": "python x.py a=<b>"}
+    return render(evaluate_clips(clips, evaluator, metadata=metadata, draw=True))
 
 
 def test_the_page_needs_nothing_but_itself(text: str) -> None:
@@ -105,13 +104,13 @@ def test_the_page_needs_nothing_but_itself(text: str) -> None:
     assert {value[1:] for value in references if value.startswith("#")} <= targets
 
 
-def test_the_page_holds_every_row_guard_and_source(text: str) -> None:
-    for row in ("teacher", *default_baselines(), "mine"):
-        assert f'<th scope="row">{row}' in text, row
-    said = """AbsRel video|AbsRel first frame|AbsRel per frame|TGE|Flk2|OPW/clip|sDrift|sJit|rTC 1.02|palindrome
+def test_the_page_holds_every_method_guard_and_source(text: str) -> None:
+    for method in ("teacher", *all_filters(), "mine"):
+        assert f'<th scope="row">{method}' in text, method
+    words = """AbsRel video|AbsRel first frame|AbsRel per frame|TGE|Flk2|OPW/clip|sDrift|sJit|rTC 1.02|palindrome
 edges|edge F1|lag (frames)|settled after a cut|abc123|one affine per clip to ground truth|12 frames: 0–11
 torch|Verdict: mine"""
-    for expected in said.replace("\n", "|").split("|"):
+    for expected in words.replace("\n", "|").split("|"):
         assert expected in text, expected
 
 
@@ -129,7 +128,7 @@ def test_plots_show_every_filter_and_the_student(text: str) -> None:
     assert "constant" not in curves
     written = ["".join(element.itertext()).strip() for element in figures[0].iter() if element.tag.endswith("}text")]
     assert {"mine", "teacher"} <= set(written)
-    assert any(label.endswith("change, %") for label in written)
+    assert any(label == "TGE %, change" for label in written)
 
 
 def test_the_video_holds_the_frames(text: str) -> None:
@@ -145,21 +144,25 @@ def test_a_page_stays_small_and_says_what_it_left_out(room: Room) -> None:
     teacher = 1.0 / room.depth_m
     view = ClipView("room", room.rgb, 24.0, teacher)
     view.add("teacher", teacher)
-    pictures = view.finish(max_video_bytes=100)
-    assert pictures.video == ""
-    assert "too large" in pictures.why_no_video
-    assert [s.row for s in pictures.slices] == ["input", "teacher"]
-    silent = ClipView("room", room.rgb, 24.0, teacher, video_frames=0).finish(10**9)
-    assert silent.why_no_video == "not asked for"
+    whole = view.finish()
+    assert whole.video
+    fits, left_out = fit_videos([whole, whole], max_bytes=len(whole.video))
+    assert fits == whole
+    assert left_out.video == ""
+    assert "too large" in left_out.no_video_reason
+    assert [s.method for s in left_out.slices] == ["input", "teacher"]
+    silent = ClipView("room", room.rgb, 24.0, teacher, video_frames=0).finish()
+    assert silent.no_video_reason == "not asked for"
+    assert ClipPictures.from_json(asdict(whole)) == whole
 
 
 def test_slices_show_a_jump_and_nothing_where_depth_is_steady(room: Room) -> None:
     steady = np.repeat(1.0 / room.depth_m[:1], NUM_FRAMES, axis=0)
     jumping = steady * (1 + 0.1 * (np.arange(NUM_FRAMES) % 2))[:, None, None]
     view = ClipView("room", room.rgb, 24.0, jumping, video_frames=0)
-    for name, row in (("still", steady), ("jumps", jumping)):
-        view.add(name, row)
-    still, jumps = (decoded(s.jumps) for s in view.finish(0).slices[1:])
+    for name, depth in (("still", steady), ("jumps", jumping)):
+        view.add(name, depth)
+    still, jumps = (decoded(s.jumps) for s in view.finish().slices[1:])
     assert still.min() == 255
     assert jumps.min() < 200
 
@@ -171,46 +174,56 @@ def decoded(uri: str) -> np.ndarray:
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
-def fresh_result() -> dict[str, Any]:
-    def row(tge: float, edges: float) -> dict[str, float]:
+def two_groups() -> dict[str, Any]:
+    """Return a made-up result of three worlds of one group and one of another."""
+
+    def method(tge: float, edges: float) -> dict[str, Score]:
         guards = {"edge_ratio": edges, "lag": 0.1, "sDrift": 0.0, "sJit": 0.0}
-        return {"tge": tge, "abs_rel/video": 0.1, "abs_rel/fast_pixels": 0.2, **guards}
+        values = {"tge": tge, "abs_rel/video": 0.1, "abs_rel/fast_pixels": 0.2, **guards}
+        return {metric: Score(value) for metric, value in values.items()}
 
-    videos = {}
-    for i in range(3):
-        rows = {"teacher": row(1.0 + i, 1.0)}
+    clips = []
+    for i in range(4):
+        methods = {"teacher": method(1.0 + i, 1.0)}
         for family in ("ema", "affine_ema", "warped_ema"):
-            rows |= {f"{family}_{a}": row((0.4 + 0.5 * a) * (1 + i), 0.9) for a in (0.75, 0.5, 0.25, 0.1)}
-        videos[f"world-{i}"] = {**rows, "constant": row(math.nan, math.nan), "feature_ema": row(0.6, 1.0),
-                                "ours": row(0.5 * (1 + i), 0.97)}  # fmt: skip
-    return {
-        "kinds": {"moving": compare(list(videos.values()), ["ours"])},
-        "videos": {"moving": videos},
-        "worlds": vars(WorldSet()),
-        "specs": {"world-0": {"kind": "moving", "seed": 3}},
-        "protocol": {"alignment": "one affine per video"},
-        "metadata": {"checkpoints": {"ours": "runs/x"}, "command": "python y.py"},
-        "versions": {"torch": "2"},
-    }
+            methods |= {f"{family}_{a}": method((0.4 + 0.5 * a) * (1 + i), 0.9) for a in (0.75, 0.5, 0.25, 0.1)}
+        methods |= {"constant": method(math.nan, math.nan), "feature_ema": method(0.6, 1.0)}
+        methods["mine"] = method(0.5 * (1 + i), 0.97)
+        about = {
+            "num_frames": 5, "frame_ids": list(range(5)), "size": [4, 6], "fps": 24.0, "coverage": 1.0, "cuts": [],
+            "alignment": "one affine per clip", "exact_motion": True, "flags": {},
+        }  # fmt: skip
+        clips.append({"name": f"world-{i}", "group": "fast" if i == 3 else "moving", "methods": methods, **about})
+    return summarize_clips(clips, {}, ["mine"], {"averaging": "frames"}, {"command": "python y.py"})
 
 
-def test_the_page_of_fresh_worlds_has_a_front_for_every_price() -> None:
-    text = render(fresh_page(fresh_result()))
-    assert len(plots(text)) == 4
-    for expected in ("Moving camera: 3 videos", "ours minus each row", "dominates", "python y.py", "seed 3"):
+def test_groups_of_clips_have_plots_and_tables_of_their_own() -> None:
+    result = two_groups()
+    text = render(result)
+    assert len(plots(text)) == 8  # two groups, TGE against edges, lag, accuracy and fast pixels
+    for expected in (
+        "Moving camera: 3 clips",
+        "3× speed: 1 clip",
+        "mine minus each method",
+        "dominates",
+        "python y.py",
+    ):
         assert expected in text
     assert "http" not in text
+    markdown = to_markdown(result)
+    for expected in ("−50.0 ± 0.0", "mine dominates", "lag (frames)", "command: python y.py"):
+        assert expected in markdown, expected
 
 
 def test_points_keep_the_order_of_strength_and_leave_out_what_is_far() -> None:
-    videos = list(fresh_result()["videos"]["moving"].values())
-    families = points_of(costs(videos), "edge_ratio", "tge", ["ours"])
-    assert [p.row for p in families["ema"]] == ["teacher", "ema_0.75", "ema_0.5", "ema_0.25", "ema_0.1"]
+    clips = [plain_scores(clip) for clip in two_groups()["clips"][:3]]
+    families = points_of(costs(clips, ["edge_ratio", "tge"]), "edge_ratio", "tge", ["mine"])
+    assert [p.method for p in families["ema"]] == ["teacher", "ema_0.75", "ema_0.5", "ema_0.25", "ema_0.1"]
     assert "constant" not in families
-    far = {**families, "ours": [Point("ours", "ours", Estimate(99.0, 1.0, 3), Estimate(-1.0, math.nan, 3))]}
-    drawn = str(front_plot(far, ["ours"], Axis("edges", 40.0), Axis("TGE")))
-    assert "Outside of the plot: ours (99, −1)" in drawn
-    assert "Not measured" in str(front_plot({}, ["ours"], Axis("edges"), Axis("TGE")))
+    far = {**families, "mine": [Point("mine", "mine", Estimate(99.0, 1.0, 3), Estimate(-1.0, math.nan, 3))]}
+    drawn = str(pareto_plot(far, ["mine"], Axis("edges", 40.0), Axis("TGE")))
+    assert "Outside of the plot: mine (99, −1)" in drawn
+    assert "Not measured" in str(pareto_plot({}, ["mine"], Axis("edges"), Axis("TGE")))
 
 
 def test_frame_lists_are_short() -> None:
@@ -244,6 +257,6 @@ def test_a_browser_opens_the_page_and_plays_the_video(text: str, tmp_path: Path)
 
 
 def test_writing_is_atomic(tmp_path: Path) -> None:
-    path = write_html(fresh_page(fresh_result()), tmp_path / "deep" / "page.html")
+    path = write_html(two_groups(), tmp_path / "deep" / "page.html")
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert list(path.parent.iterdir()) == [path]

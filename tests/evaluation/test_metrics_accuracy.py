@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from videomamba_depth.evaluation.metrics import (
+from videomamba_depth.evaluation.metrics.accuracy import (
     accuracy,
     alignment_per_frame,
     mean_accuracy,

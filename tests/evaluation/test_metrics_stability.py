@@ -7,15 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from videomamba_depth.evaluation.metrics import (
-    ClipMotion,
-    boundary_f1,
-    detect_cuts,
-    edge_ratio,
-    estimate_motion,
+from videomamba_depth.evaluation.metrics.sharpness_and_lag import boundary_f1, edge_ratio, frames_to_settle, lag_frames
+from videomamba_depth.evaluation.metrics.stability import (
     flicker2,
-    frames_to_settle,
-    lag_frames,
     optical_flow_warping,
     palindrome_drift,
     palindrome_indices,
@@ -25,6 +19,7 @@ from videomamba_depth.evaluation.metrics import (
     scale_series,
     static_variation,
 )
+from videomamba_depth.flow.clip_motion import ClipMotion, detect_cuts, estimate_motion
 
 
 def still_motion(num_frames: int, size: int = 16, cuts: tuple[int, ...] = ()) -> ClipMotion:

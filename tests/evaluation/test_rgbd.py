@@ -12,7 +12,7 @@ import pytest
 from videomamba_depth.evaluation import load_rgbd
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, pose_matrix
 from videomamba_depth.evaluation.datasets.timestamps import associate
-from videomamba_depth.evaluation.metrics import tae_z, usable_poses
+from videomamba_depth.evaluation.metrics.geometry import tae_z, usable_poses
 from videomamba_depth.utils.errors import UserError
 
 

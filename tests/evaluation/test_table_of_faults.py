@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from faults import faulty_rows
+from faults import faulty_depth
 from tiny_room import render_room
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.evaluation import clip_from_synthetic
-from videomamba_depth.evaluation.metrics import ClipMotion, Score
-from videomamba_depth.evaluation.rows import Scene, row_metrics
+from videomamba_depth.evaluation.context import Context
+from videomamba_depth.evaluation.metrics.registry import score_depth
+from videomamba_depth.evaluation.metrics.score import Score
+from videomamba_depth.flow.clip_motion import ClipMotion
 from videomamba_depth.flow.frame_view import in_memory
 from videomamba_depth.utils.depth_kind import DepthKind
 
@@ -62,23 +65,20 @@ TABLE = {
 
 
 @pytest.fixture(scope="module")
-def scene() -> Scene:
+def context() -> Context:
+    """A world whose teacher is exact."""
     frames = iter_video(7, WorldConfig(48, 64, 60, family="rooms", camera_motion="moving"))
     clip = clip_from_synthetic("room", frames, keep=in_memory)
-    return Scene(
-        clip.frames, clip.motion, DepthKind.RELATIVE, clip.gt_depth_m, None, 80.0,
+    exact = (1.0 / clip.gt_depth_m).astype(np.float32)
+    return Context(
+        clip.frames, exact, clip.motion, DepthKind.RELATIVE, clip.gt_depth_m, None, 80.0,
         clip.intrinsics, clip.camera_to_world, exact_motion=True,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
-def inverse_depth(scene: Scene) -> np.ndarray:
-    return (1.0 / scene.gt_depth_m).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
-def scores(scene: Scene) -> Scores:
-    exact = inverse_depth(scene)
-    return {case: row_metrics(row, exact, scene) for case, row in faulty_rows(exact).items()}
+def scores(context: Context) -> Scores:
+    return {case: score_depth(depth, context) for case, depth in faulty_depth(context.teacher).items()}
 
 
 def error(metric: str, score: Score) -> float:
@@ -105,7 +105,7 @@ def test_a_metric_sees_what_it_is_for(metric: str, case: str, scores: Scores) ->
 
 
 def test_every_case_stands_in_every_line() -> None:
-    cases = set(faulty_rows(np.ones((2, 4, 4), np.float32))) - {"perfect"}
+    cases = set(faulty_depth(np.ones((2, 4, 4), np.float32))) - {"perfect"}
     for metric, sight in TABLE.items():
         named = [*sight.sees, *sight.blind, *sight.undefined]
         assert len(named) == len(set(named))
@@ -124,18 +124,18 @@ def test_an_average_or_blur_wins_stability_and_no_guard(scores: Scores) -> None:
 
 
 def test_drift_shows_in_alignment_and_slope_alone(scores: Scores) -> None:
-    row = scores["drift"]
-    assert row["sDrift"].value == pytest.approx(100 * math.log(1.2) / 59, rel=1e-3)
-    assert row["abs_rel/first_frame"].value > 1.8 * row["abs_rel/video"].value
+    drift = scores["drift"]
+    assert drift["sDrift"].value == pytest.approx(100 * math.log(1.2) / 59, rel=1e-3)
+    assert drift["abs_rel/first_frame"].value > 1.8 * drift["abs_rel/video"].value
 
 
 def test_static_pixels_tell_flicker_from_change() -> None:
     room = render_room(32, 24, 32, speed_m=0.0)
-    scene = Scene(room.rgb, room.motion, DepthKind.RELATIVE, room.depth_m)
     exact = 1.0 / room.depth_m
-    rows = {case: row_metrics(row, exact, scene) for case, row in faulty_rows(exact).items()}
-    flicker = {case: row["static_std/flicker"].value for case, row in rows.items()}
-    change = {case: row["static_std/change"].value for case, row in rows.items()}
+    context = Context(room.rgb, exact, room.motion, DepthKind.RELATIVE, room.depth_m)
+    cases = {case: score_depth(depth, context) for case, depth in faulty_depth(exact).items()}
+    flicker = {case: found["static_std/flicker"].value for case, found in cases.items()}
+    change = {case: found["static_std/change"].value for case, found in cases.items()}
     assert max(flicker["perfect"], change["perfect"]) < 1e-6
     assert flicker["scale jitter"] > 0.004
     assert flicker["shift jitter"] > 0.004
@@ -152,22 +152,19 @@ WITH_TRUTH = (
 )
 
 
-def test_nothing_valid_scores_nothing(scene: Scene) -> None:
-    blind = Scene(
-        scene.rgb, scene.motion, scene.depth_kind, scene.gt_depth_m, np.zeros(scene.gt_depth_m.shape, bool), 80.0,
-        scene.intrinsics, scene.camera_to_world,
-    )  # type: ignore[union-attr]  # fmt: skip
-    row = row_metrics(inverse_depth(scene), inverse_depth(scene), blind)
+def test_nothing_valid_scores_nothing(context: Context) -> None:
+    blind = replace(context, valid=np.zeros(context.gt_depth_m.shape, bool))  # type: ignore[union-attr]
+    found = score_depth(context.teacher, blind)
     for metric in WITH_TRUTH:
-        assert math.isnan(row[metric].value), metric
-        assert row[metric].reason, metric
+        assert math.isnan(found[metric].value), metric
+        assert found[metric].reason, metric
 
 
-def test_flow_that_cannot_be_trusted_scores_nothing(scene: Scene) -> None:
-    m = scene.motion
+def test_flow_that_cannot_be_trusted_scores_nothing(context: Context) -> None:
+    m = context.motion
     nowhere = np.zeros_like(m.trusted_bwd)
-    lost = Scene(scene.rgb, ClipMotion(m.flow_bwd, m.flow_fwd, nowhere, nowhere), scene.depth_kind, scene.gt_depth_m)
-    row = row_metrics(inverse_depth(scene), inverse_depth(scene), lost)
+    lost = replace(context, motion=ClipMotion(m.flow_bwd, m.flow_fwd, nowhere, nowhere))
+    found = score_depth(context.teacher, lost)
     for metric in ("tge", "opw", "opw/per_frame", "rtc_1.01", "rtc_1.02", "rtc_1.05", "flk2", "static_std/flicker"):
-        assert math.isnan(row[metric].value), metric
-        assert row[metric].reason, metric
+        assert math.isnan(found[metric].value), metric
+        assert found[metric].reason, metric

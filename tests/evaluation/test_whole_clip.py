@@ -8,21 +8,18 @@ import numpy as np
 import pytest
 from tiny_room import Room, render_room
 
-from videomamba_depth.evaluation.baselines import default_baselines
-from videomamba_depth.evaluation.metrics import (
-    ClipMotion,
-    boundary_f1,
-    edge_threshold,
-    lag_frames,
+from videomamba_depth.evaluation.context import Context
+from videomamba_depth.evaluation.methods import all_filters
+from videomamba_depth.evaluation.metrics.geometry import temporal_gradient_error
+from videomamba_depth.evaluation.metrics.registry import score_depth
+from videomamba_depth.evaluation.metrics.sharpness_and_lag import boundary_f1, edge_strength, edge_threshold, lag_frames
+from videomamba_depth.evaluation.metrics.stability import (
     optical_flow_warping,
     palindrome_drift,
     positive_log,
     static_variation,
-    temporal_gradient_error,
 )
-from videomamba_depth.evaluation.metrics.sharpness_and_lag import edge_strength
-from videomamba_depth.evaluation.rows import Scene, row_metrics
-from videomamba_depth.flow.clip_motion import warp_frame
+from videomamba_depth.flow.clip_motion import ClipMotion, warp_frame
 from videomamba_depth.flow.frame_view import on_disk
 from videomamba_depth.utils.depth_kind import DepthKind
 
@@ -51,12 +48,12 @@ def test_frames_on_disk_score_what_arrays_score(
     room: Room, disparity: np.ndarray, kind: DepthKind, truth: bool
 ) -> None:
     teacher = disparity if kind == DepthKind.RELATIVE else 1.0 / disparity
-    row = np.stack(list(default_baselines()["ema_0.5"](teacher, room.motion)))
+    depth = np.stack(list(all_filters()["ema_0.5"](teacher, room.motion)))
     known = (room.depth_m, None, 10.0, room.intrinsics, room.camera_to_world) if truth else ()
-    expected = row_metrics(row, teacher, Scene(room.rgb, room.motion, kind, *known))
-    kept = on_disk(zip(room.rgb, row, teacher, room.depth_m, strict=True))
-    scene = Scene(kept[0], from_disk(room.motion), kind, *((kept[3], *known[1:]) if truth else ()))
-    found = row_metrics(kept[1], kept[2], scene)
+    expected = score_depth(depth, Context(room.rgb, teacher, room.motion, kind, *known))
+    kept = on_disk(zip(room.rgb, depth, teacher, room.depth_m, strict=True))
+    context = Context(kept[0], kept[2], from_disk(room.motion), kind, *((kept[3], *known[1:]) if truth else ()))
+    found = score_depth(kept[1], context)
     assert list(found) == list(expected)
     for name, score in expected.items():
         assert found[name].value == score.value or math.isnan(score.value), name
@@ -96,7 +93,7 @@ def test_edges_of_the_whole_clip(disparity: np.ndarray) -> None:
 def test_lag_by_correlation_of_the_whole_clip(room: Room) -> None:
     depth = 1.0 / room.depth_m
     noisy = (depth * (1 + 0.02 * np.random.default_rng(1).normal(size=(NUM_FRAMES, 1, 1)))).astype(np.float32)
-    late = np.stack(list(default_baselines()["ema_0.5"](noisy, room.motion)))
+    late = np.stack(list(all_filters()["ema_0.5"](noisy, room.motion)))
 
     def changes(frames: np.ndarray) -> np.ndarray:
         return np.diff(frames.reshape(NUM_FRAMES, 3, 8, 4, 8).mean(axis=(2, 4)), axis=0)
@@ -161,6 +158,6 @@ def plain_filters(depth: np.ndarray, motion: ClipMotion, alpha: float) -> dict[s
 
 def test_filters_equal_loops_over_an_array(room: Room, disparity: np.ndarray) -> None:
     for name, expected in plain_filters(disparity, room.motion, 0.25).items():
-        found = np.stack(list(default_baselines()[name](disparity, room.motion)))
+        found = np.stack(list(all_filters()[name](disparity, room.motion)))
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomamba_depth.evaluation.metrics import ClipMotion
+from videomamba_depth.flow.clip_motion import ClipMotion
 from videomamba_depth.utils.flow_utils import backward_warp
 
 # Axis, offset (m) and extent: back wall, right and left wall, floor and ceiling, then a panel in front.

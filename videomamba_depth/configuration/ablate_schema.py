@@ -9,7 +9,7 @@ from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.settings import file_name, path, ranged, text, texts_by_name
 
 RECIPE = "recipe"
-"""Name of the group and the row of the unchanged recipe."""
+"""Name of the group and the variant that is the unchanged recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class AblateConfig:
             raise ValueError(f"seeds must differ from each other; got {list(self.seeds)}")
 
     def groups(self) -> dict[str, str]:
-        """Return {row: group} of what is trained, the recipe first; a row is named by its overrides.
+        """Return {variant: group} of what is trained, the recipe first; a variant is named by its overrides.
 
         Raises:
             UserError: `only` names a group that is not there, or nothing is to be trained.
@@ -38,39 +38,39 @@ class AblateConfig:
         unknown = sorted(set(self.only) - set(self.ablations))
         if unknown:
             raise UserError(f"only: there is no group '{unknown[0]}'; there are {', '.join(self.ablations)}")
-        chosen = {group: rows for group, rows in self.ablations.items() if not self.only or group in self.only}
-        return {RECIPE: RECIPE} | {row: group for group, rows in chosen.items() for row in rows}
+        chosen = {group: variants for group, variants in self.ablations.items() if not self.only or group in self.only}
+        return {RECIPE: RECIPE} | {variant: group for group, variants in chosen.items() for variant in variants}
 
 
 @dataclass(frozen=True)
 class AblationRun:
-    """One training: the overrides `row` of the recipe, and a seed."""
+    """One training: the overrides `variant` of the recipe, and a seed."""
 
-    row: str
+    variant: str
     seed: int
     folder: Path
     overrides: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """The row's and the seed's name in one, without spaces."""
-        return f"{row_folder(self.row)}#{self.seed}"
+        """The variant's and the seed's name in one, without spaces."""
+        return f"{variant_folder(self.variant)}#{self.seed}"
 
 
-def row_folder(row: str) -> str:
-    """Return a row's folder name: its overrides, joined by commas."""
-    return ",".join(row.split())
+def variant_folder(variant: str) -> str:
+    """Return a variant's folder name: its overrides, joined by commas."""
+    return ",".join(variant.split())
 
 
 def list_runs(config: AblateConfig) -> list[AblationRun]:
     """Return all runs, seed by seed, so that the first seed gives a whole table early."""
     runs = []
     for seed in config.seeds:
-        for row in config.groups():
-            folder = Path(config.output) / row_folder(row) / f"seed={seed}"
-            changes = [] if row == RECIPE else row.split()
+        for variant in config.groups():
+            folder = Path(config.output) / variant_folder(variant) / f"seed={seed}"
+            changes = [] if variant == RECIPE else variant.split()
             shared = (f"experiment={config.recipe}", *config.base)
             runs.append(
-                AblationRun(row, seed, folder, (*shared, *changes, f"trainer.seed={seed}", f"run_dir={folder}"))
+                AblationRun(variant, seed, folder, (*shared, *changes, f"trainer.seed={seed}", f"run_dir={folder}"))
             )
     return runs

@@ -2,51 +2,160 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import cv2
 import torch
 
-from videomamba_depth.configuration.build import build_flow_estimator, flow_key
-from videomamba_depth.configuration.evaluate_schema import SPLITS, EvaluateFreshConfig, name_checkpoints
+from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints
+from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
+from videomamba_depth.data.video.reader import iter_frames, probe_video
+from videomamba_depth.evaluation.cache import digest
+from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.code_digest import code_digest
-from videomamba_depth.evaluation.fresh import Desk, Scores, Student, Teacher, depth_rows, score_world
-from videomamba_depth.evaluation.html import ClipPictures, ClipView
-from videomamba_depth.evaluation.world_depth import run_student
-from videomamba_depth.evaluation.worlds import WorldSet, WorldSpec, load_world
-from videomamba_depth.models.checkpoint import load_student, load_teacher, read_description, student_weights
+from videomamba_depth.evaluation.datasets.rgbd import find_sequences, load_rgbd
+from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
+from videomamba_depth.evaluation.methods import Method, filter_methods
+from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
+from videomamba_depth.evaluation.targets import target_methods
+from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.models.checkpoint import load_student, load_teacher, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
-from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
-from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.device import resolve_device, resolve_dtype
 from videomamba_depth.utils.errors import UserError
 
+Sources = Callable[[EvaluateConfig, FlowEstimator], list[ClipSource]]
 
-def world_set(config: EvaluateFreshConfig) -> WorldSet:
-    """Return the worlds of the split."""
-    family, seed = SPLITS[config.split]
-    w = config.worlds
-    return WorldSet(
-        family,
-        seed if w.first_seed is None else w.first_seed,
-        w.videos,
-        w.frames,
-        w.long_videos,
-        w.long_frames,
-        w.height,
-        w.width,
-        w.max_depth_m,
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Clips, what scores them, and what is said about both in the report.
+
+    drawn: names of the clips that pictures are made of.
+    """
+
+    evaluator: Evaluator
+    sources: Sequence[ClipSource]
+    drawn: frozenset[str]
+    metadata: dict[str, Any]
+
+
+def build_evaluation(config: EvaluateConfig) -> Evaluation:
+    """Load teacher and students, and list methods and clips.
+
+    Raises:
+        UserError: a checkpoint or the input is wrong.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+        cv2.setNumThreads(config.threads)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.precision, device)
+    flow, flow_name = build_flow_estimator(config.flow, device), flow_key(config.flow)
+    checkpoints = name_checkpoints(config.checkpoint)
+    if checkpoints:
+        teacher, students = load_students(checkpoints, config.input_size)
+    else:
+        teacher, students = build_teacher(config.teacher, device, config.input_size), {}
+    for model in (teacher, *students.values()):
+        model.to(device)
+    methods: list[Method] = [
+        teacher_method(teacher, device, dtype),
+        *filter_methods(),
+        feature_average_method(teacher, flow, flow_name, device, dtype),
+        *(target_methods(flow) if config.targets else []),
+        *(
+            student_method(name, checkpoints[name], model, memory, device, dtype)
+            for name, model in students.items()
+            for memory in config.memory
+        ),
+    ]
+    protocol = Protocol(**{item.name: getattr(config, item.name) for item in fields(Protocol)})
+    evaluator = Evaluator(
+        methods=methods,
+        depth_kind=teacher.depth_kind,
+        flow=flow,
+        flow_name=flow_name,
+        protocol=protocol,
+        cache=None if config.cache is None else Path(config.cache),
+        shown=[*config.html.methods, *(method.name for method in methods if method.trained)],
+        video_frames=config.html.video_frames,
     )
+    sources = build_sources(config, flow)
+    metadata = {
+        "checkpoints": checkpoints,
+        "weights_sha256": {n: hash_tensors(student_weights(m).items()) for n, m in students.items()},
+        "teacher": teacher.model_id,
+        "teacher_sha256": teacher.weights_sha256(),
+        "input": config.input,
+        "synthetic": asdict(config.synthetic) if config.input == "synthetic" else None,
+    }
+    return Evaluation(evaluator, sources, _drawn(config, sources), metadata)
+
+
+def _drawn(config: EvaluateConfig, sources: Sequence[ClipSource]) -> frozenset[str]:
+    groups: dict[str, list[str]] = {}
+    for source in sources if config.html.enabled else []:
+        groups.setdefault(source.group, []).append(source.name)
+    return frozenset(name for names in groups.values() for name in names[: config.html.clips])
+
+
+def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+    """Return the clips of the input: synthetic worlds, RGB-D sequences, or every video at or below it."""
+    kind = "synthetic" if config.input == "synthetic" else "videos" if config.rgbd.depth_scale is None else "rgbd"
+    sources = CLIP_SOURCES[kind](config, flow)
+    if not sources:
+        raise UserError(
+            f"nothing to evaluate: synthetic.kinds={list(config.synthetic.kinds)} names no kind with videos"
+        )
+    return sources
+
+
+def _worlds(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+    return config.synthetic.sources(None if config.cache is None else Path(config.cache), flow, flow_key(config.flow))
+
+
+def _videos(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+    code = code_digest(iter_frames.__module__)
+    return [
+        ClipSource(s.video_id, partial(open_video, s), digest=partial(_content, s.path, code))
+        for s in find_sources(config.input)
+    ]
+
+
+def _content(path: str, code: str) -> str:
+    return digest(hash_source(path), code)
+
+
+def open_video(source: VideoSource) -> EvaluationClip:
+    """Open a video; its frames are decoded as they are asked for."""
+    fps = probe_video(source.path).fps
+    return EvaluationClip(source.video_id, (frame.rgb for frame in iter_frames(source.path)), fps=fps)
+
+
+def _rgbd(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+    values = asdict(config.rgbd)
+    load = partial(load_rgbd, invalid_value=values.pop("invalid"), max_frames=config.max_frames, **values)
+    return [ClipSource(sequence.name, partial(load, sequence)) for sequence in find_sequences(config.input)]
+
+
+CLIP_SOURCES: dict[str, Sources] = {"synthetic": _worlds, "videos": _videos, "rgbd": _rgbd}
+"""Kinds of input: functions that list the clips, which are opened when their turn comes."""
 
 
 def load_students(
     checkpoints: dict[str, str], input_size: int | None
 ) -> tuple[DepthAnythingEncoder, dict[str, VideoMambaDepth]]:
-    """Load students by row name, and the one teacher that all of them are held against.
+    """Load students by name, and the one teacher that all of them are held against.
 
     Raises:
-        UserError: no student, or students of different teachers or input sizes.
+        UserError: students of different teachers or input sizes.
     """
     students = {name: load_student(path, input_size) for name, path in checkpoints.items()}
     teachers = [
@@ -58,73 +167,16 @@ def load_students(
     return teachers[0], students
 
 
-@cache
-def load_all(
-    teacher_name: str,
-    checkpoints: tuple[tuple[str, str], ...],
-    memories: tuple[float, ...],
-    input_size: int | None,
-    size: tuple[int, int],
-) -> tuple[Teacher, list[Student]]:
-    """Load students, each with all memories, and teacher for frames of `size` = (H, W), once per process.
-
-    teacher_name: read only where there are no students.
-    """
-    loaded: dict[str, VideoMambaDepth] = {}
-    if checkpoints:
-        encoder, loaded = load_students(dict(checkpoints), input_size)
-    else:
-        encoder = DepthAnythingEncoder.from_pretrained(teacher_name, input_size=input_size)
-    if encoder.depth_kind != DepthKind.RELATIVE:
-        raise UserError("fresh worlds judge relative inverse depth; use scripts/evaluate.py for a metric teacher")
-    height, width = encoder.input_resolution(*size)
-    digest = f"{encoder.weights_sha256()[:12]}-{height}x{width}"
-    students = [build_student(name, path, loaded[name], memory) for name, path in checkpoints for memory in memories]
-    return Teacher(encoder, digest), students
+_of_worker: list[Evaluation] = []
 
 
-def build_student(name: str, path: str, model: VideoMambaDepth, memory: float) -> Student:
-    """Return a student with the digest under which its scores are kept: weights, description and code.
-
-    Its row is called NAME, or NAME@MEMORY for another memory than it was trained with.
-    """
-    try:
-        check_memory(model, memory)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    weights = hash_tensors(student_weights(model).items())
-    code = code_digest(run_student.__module__, load_student.__module__)
-    about = json.dumps([weights, code, read_description(path), model.encoder.input_size, memory], sort_keys=True)
-    row = name if memory == 1.0 else f"{name}@{memory:g}"
-    return Student(row, model, weights, hashlib.sha256(about.encode()).hexdigest(), memory)
+def start_worker(config: EvaluateConfig) -> None:
+    """Build the evaluation of a worker process, once."""
+    _of_worker[:] = [build_evaluation(config)]
 
 
-def score_fresh_world(job: tuple[WorldSpec, bool], config: EvaluateFreshConfig) -> Scores:
-    """Score one world, see `score_world`; a worker of `scripts/evaluate_fresh.py` runs it on one thread.
-
-    job: the world, and whether the students' depth is kept.
-    """
-    torch.set_num_threads(1)
-    spec, keep_depth = job
-    desk, students = _desk(config)
-    return score_world(spec, desk, students, keep_depth)
-
-
-def show_fresh_world(spec: WorldSpec, config: EvaluateFreshConfig) -> ClipPictures:
-    """Draw the rows of a world whose depth was kept by `score_fresh_world`."""
-    desk, students = _desk(config)
-    rows = depth_rows(spec, desk, students, config.html.rows)
-    world = load_world(desk.cache, spec, desk.flow, desk.flow_name)
-    view = ClipView(spec.name, world.rgb, spec.config().fps, rows["teacher"](), config.html.video_frames)
-    for name in (*config.html.rows, *(student.name for student in students)):
-        if name in rows:
-            view.add(name, rows[name]())
-    return view.finish(4_000_000)
-
-
-def _desk(config: EvaluateFreshConfig) -> tuple[Desk, list[Student]]:
-    checkpoints = tuple(name_checkpoints(config.checkpoint).items())
-    size = (config.worlds.height, config.worlds.width)
-    teacher, students = load_all(config.teacher.name, checkpoints, tuple(config.memory), config.input_size, size)
-    flow = build_flow_estimator(config.flow, torch.device("cpu"))
-    return Desk(Path(config.cache), teacher, flow, flow_key(config.flow), config.worlds.max_depth_m), students
+def evaluate_in_worker(number: int) -> ClipResult | UserError:
+    """Evaluate one of the clips in a worker process, see `Evaluator.attempt`."""
+    evaluation = _of_worker[0]
+    source = evaluation.sources[number]
+    return evaluation.evaluator.attempt(source, draw=source.name in evaluation.drawn)

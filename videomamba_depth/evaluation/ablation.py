@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from videomamba_depth.evaluation.fresh_report import HEADINGS, KINDS
+from videomamba_depth.evaluation.datasets.world_kinds import KINDS
+from videomamba_depth.evaluation.report import change_title
 
 COLUMNS = (
     ("moving", "tge"), ("fast", "tge"), ("static", "tge"),
@@ -16,7 +17,7 @@ COLUMNS = (
     ("moving", "edge_ratio"), ("fast", "edge_ratio"),
     ("fast", "abs_rel/fast_pixels"), ("moving", "lag"),
 )  # fmt: skip
-"""What the table shows of each row: kind of world and metric."""
+"""What the table shows of each variant: kind of world and metric."""
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
@@ -26,26 +27,26 @@ def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": mean, "std": float(finite.std(ddof=1)) if len(finite) > 1 else math.nan, "values": list(values)}
 
 
-def summarise(
-    kinds: Mapping[str, Any], rows: Mapping[str, Mapping[int, str]], reference: str
+def summarize(
+    groups: Mapping[str, Any], variants: Mapping[str, Mapping[int, str]], reference: str
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return {row: {"change", "minus_recipe": {kind: {metric: `over_seeds`}}}}.
+    """Return {variant: {"change", "minus_recipe": {group: {metric: `over_seeds`}}}}.
 
     Args:
-        kinds: "kinds" of the JSON file of `scripts/evaluate_fresh.py`: changes against the teacher, mean over videos.
-        rows: {row: {seed: name of the evaluated student}}.
-        reference: the row that "minus_recipe" is the difference to, paired by seed, in points.
+        groups: "groups" of the JSON file of `scripts/evaluate.py`: changes against the teacher, mean over clips.
+        variants: {variant of the recipe: {seed: name of the evaluated student}}.
+        reference: the variant that "minus_recipe" is the difference to, paired by seed, in points.
     """
     result: dict[str, dict[str, dict[str, Any]]] = {}
-    for row, students in rows.items():
-        result[row] = {"change": {}, "minus_recipe": {}}
-        for kind, summary in kinds.items():
+    for variant, students in variants.items():
+        result[variant] = {"change": {}, "minus_recipe": {}}
+        for group, summary in groups.items():
             changes = summary["changes"]
             metrics = next(iter(changes.values()))
             own = {m: {seed: _value(changes, name, m) for seed, name in students.items()} for m in metrics}
-            base = {m: {seed: _value(changes, name, m) for seed, name in rows[reference].items()} for m in metrics}
-            result[row]["change"][kind] = {m: over_seeds(list(v.values())) for m, v in own.items()}
-            result[row]["minus_recipe"][kind] = {
+            base = {m: {seed: _value(changes, name, m) for seed, name in variants[reference].items()} for m in metrics}
+            result[variant]["change"][group] = {m: over_seeds(list(v.values())) for m, v in own.items()}
+            result[variant]["minus_recipe"][group] = {
                 m: over_seeds([v - base[m].get(seed, math.nan) for seed, v in values.items()])
                 for m, values in own.items()
             }
@@ -54,28 +55,28 @@ def summarise(
 
 def ablation_markdown(result: Mapping[str, Any]) -> str:
     """Return the report: one table per group, the recipe above each."""
-    rows, groups, reference = result["rows"], result["groups"], result["reference"]
+    variants, groups, reference = result["variants"], result["groups"], result["reference"]
     parts = [
         "# Ablations\n",
         f"{result['about']}\n\nChange against the framewise teacher, mean ± standard deviation over seeds of the mean"
         " over videos; in brackets the difference to the recipe ± its standard error over seeds, paired by seed.\n",
     ]
     for group in dict.fromkeys(groups.values()):
-        members = [row for row in rows if groups[row] == group and row != reference]
+        members = [name for name in variants if groups[name] == group and name != reference]
         if members:
-            parts.append(f"\n## {group}\n\n{_table(rows, [reference, *members], reference)}")
+            parts.append(f"\n## {group}\n\n{_table(variants, [reference, *members], reference)}")
     if result["failed"]:
         named = "; ".join(f"{name}: {reason}" for name, reason in result["failed"].items())
         parts.append(f"\nRuns that failed: {named}\n")
     return "\n".join(parts)
 
 
-def _table(rows: Mapping[str, Any], names: Sequence[str], reference: str) -> str:
-    columns = [(kind, metric) for kind, metric in COLUMNS if kind in rows[reference]["change"]]
-    heads = [f"{HEADINGS[metric]}, {KINDS[kind]}" for kind, metric in columns]
+def _table(variants: Mapping[str, Any], names: Sequence[str], reference: str) -> str:
+    columns = [(kind, metric) for kind, metric in COLUMNS if kind in variants[reference]["change"]]
+    heads = [f"{change_title(metric)}, {KINDS[kind].title}" for kind, metric in columns]
     lines = ["| changed | seeds | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
     for name in names:
-        change, paired = rows[name]["change"], rows[name]["minus_recipe"]
+        change, paired = variants[name]["change"], variants[name]["minus_recipe"]
         cells = [_cell(change[k][m], None if name == reference else paired[k][m]) for k, m in columns]
         seeds = max((len(change[k][m]["values"]) for k, m in columns), default=0)
         lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videomamba_depth.data.synthetic import SyntheticFrame
 from videomamba_depth.flow.clip_motion import ClipMotion
 from videomamba_depth.flow.frame_view import Frames, Keep, mapped, on_disk
+
+if TYPE_CHECKING:
+    from videomamba_depth.data.synthetic import SyntheticFrame
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class EvaluationClip:
     valid: [F,h,w] bool, where gt_depth_m holds.
     max_depth_m: ground truth beyond it does not count (10 indoors, 70 Sintel, 80 KITTI).
     motion: exact flow and visibility at h×w, instead of estimated ones.
+    estimated_motion: the motion at h×w as a user would estimate it, for filters; worked out where it is not given.
     intrinsics: [3,3] px at h×w. camera_to_world: [F,4,4], m.
     """
 
@@ -37,6 +41,7 @@ class EvaluationClip:
     valid: Frames | None = None
     max_depth_m: float = 10.0
     motion: ClipMotion | None = None
+    estimated_motion: ClipMotion | None = None
     intrinsics: np.ndarray | None = None
     camera_to_world: np.ndarray | None = None
 
@@ -45,39 +50,69 @@ class EvaluationClip:
 class ClipSource:
     """A clip that is opened when its turn comes.
 
-    name: identifies it in reports, also when it cannot be opened. load: opens it.
+    name: identifies it in reports, also when it cannot be opened. load: opens it. group: clips of one group are
+    averaged and compared together. digest: returns what names the clip's content; results are kept under it, none
+    without one. keep_depth: the depth of untrained streams is kept too, for the next student.
     """
 
     name: str
     load: Callable[[], EvaluationClip]
+    group: str = ""
+    digest: Callable[[], str] | None = None
+    keep_depth: bool = False
 
 
 def clip_from_synthetic(
     name: str, frames: Iterable[SyntheticFrame], max_depth_m: float = 80.0, keep: Keep = on_disk
 ) -> EvaluationClip:
-    """Build a clip with complete ground truth from frames as they are rendered (`iter_video`).
+    """Build a clip with complete ground truth from frames as they are rendered (`iter_video`); see `world_arrays`."""
+    return world_clip(name, world_arrays(frames, keep), max_depth_m)
+
+
+def world_arrays(frames: Iterable[SyntheticFrame], keep: Keep) -> dict[str, Frames]:
+    """Return the arrays of a world by name: frame by frame those of `columns`, and its cameras and times.
 
     keep: where pictures, depth and flow go, 25 bytes per pixel and frame: `on_disk` or `in_memory`.
     """
     cameras: list[tuple[float, np.ndarray, np.ndarray]] = []
 
-    def arrays() -> Iterator[tuple[np.ndarray, ...]]:
+    def columns() -> Iterator[tuple[np.ndarray, ...]]:
         for frame in frames:
             cameras.append((frame.timestamp_s, frame.intrinsics, frame.camera_to_world))
             flows = (_channels_first(frame.flow_bwd), _channels_first(frame.flow_fwd))
             yield frame.rgb, frame.depth_m, *flows, frame.visible_bwd, frame.visible_fwd
 
-    rgb, depth_m, flow_bwd, flow_fwd, visible_bwd, visible_fwd = keep(arrays())
+    names = ("rgb", "depth_m", "flow_bwd", "flow_fwd", "visible_bwd", "visible_fwd")
+    arrays: dict[str, Frames] = dict(zip(names, keep(columns()), strict=True))
     times, intrinsics, poses = zip(*cameras, strict=True)
+    return arrays | {
+        "intrinsics": np.asarray(intrinsics[0], dtype=np.float64),
+        "camera_to_world": np.asarray(poses, dtype=np.float64),
+        "times_s": np.asarray(times, dtype=np.float64),
+    }
+
+
+def world_clip(name: str, arrays: Mapping[str, Any], max_depth_m: float) -> EvaluationClip:
+    """Build a clip from the arrays of `world_arrays`.
+
+    Beside them may be `estimated_bwd` [F,2,H,W] px and `estimated_trusted` [F,H,W]: the estimated motion towards the
+    past, which is all that a causal filter may read.
+    """
+    times, estimated = arrays["times_s"], None
+    if "estimated_bwd" in arrays:
+        flow, trusted = arrays["estimated_bwd"], arrays["estimated_trusted"]
+        nothing, nowhere = np.broadcast_to(np.float32(0), flow.shape), np.broadcast_to(np.bool_(False), trusted.shape)
+        estimated = ClipMotion(flow, nothing, trusted, nowhere)
     return EvaluationClip(
         name=name,
-        frames=rgb,
+        frames=arrays["rgb"],
         fps=float((len(times) - 1) / (times[-1] - times[0])) if len(times) > 1 else 30.0,
-        gt_depth_m=depth_m,
+        gt_depth_m=arrays["depth_m"],
         max_depth_m=max_depth_m,
-        motion=ClipMotion(flow_bwd, flow_fwd, visible_bwd, visible_fwd),
-        intrinsics=np.asarray(intrinsics[0], dtype=np.float64),
-        camera_to_world=np.asarray(poses, dtype=np.float64),
+        motion=ClipMotion(arrays["flow_bwd"], arrays["flow_fwd"], arrays["visible_bwd"], arrays["visible_fwd"]),
+        estimated_motion=estimated,
+        intrinsics=arrays.get("intrinsics"),
+        camera_to_world=arrays.get("camera_to_world"),
     )
 
 
@@ -120,6 +155,7 @@ def shrink_clip(clip: EvaluationClip, max_side: int) -> EvaluationClip:
         gt_depth_m=None if clip.gt_depth_m is None else pick(clip.gt_depth_m),
         valid=None if clip.valid is None else pick(clip.valid),
         motion=motion,
+        estimated_motion=None,
         intrinsics=None if clip.intrinsics is None else _scale_intrinsics(clip.intrinsics, scale),
     )
 

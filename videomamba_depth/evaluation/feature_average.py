@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask
 
-DEFAULT_ALPHA = 0.27
-FEATURE_ROW = "feature_ema"
-"""The row's name; its strength is `DEFAULT_ALPHA`."""
+if TYPE_CHECKING:  # the encoder's code is in the key of its weights
+    from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 
+DEFAULT_ALPHA = 0.27
 Features = dict[str, Tensor]
 
 
 class AdvectedFeatureAverage:
-    """Average feature maps over time along the backward flow, one stream of B videos side by side (ours).
+    """Average feature maps over time along the backward flow, one stream of B videos side by side.
 
     h_t = α · x_t + (1 − α) · w(h_{t−1}), w the bicubic warp along the flow t → t−1; tokens whose flow leaves the frame
     or fails the forward-backward check start again from x_t. At α = 1 it is the teacher.
@@ -67,7 +67,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 def feature_average_stream(
     encoder: DepthAnythingEncoder, flow: FlowEstimator, alpha: float = DEFAULT_ALPHA
 ) -> Callable[[Tensor], Tensor]:
-    """Return a fresh stream: a function from the next frame [1,3,H,W] in [0,1] to its depth [1,1,H,W].
+    """Return a new stream: a function from the next frame [1,3,H,W] in [0,1] to its depth [1,1,H,W].
 
     The flow is estimated at the size that the encoder works in.
     """

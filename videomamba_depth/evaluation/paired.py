@@ -1,4 +1,4 @@
-"""Paired comparison of rows over videos: mean ± standard error of the change per video, and who dominates whom."""
+"""Paired comparison of methods over clips: mean ± standard error of the change per clip, and who dominates whom."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videomamba_depth.evaluation.baselines import AVERAGES, STRENGTHS
-from videomamba_depth.evaluation.fresh import Scores
+from videomamba_depth.evaluation.methods import TEACHER, averages
+from videomamba_depth.evaluation.metrics.registry import COLUMNS
 
-RELATIVE = ("tge", "abs_rel/video", "abs_rel/first_frame", "abs_rel/per_frame", "abs_rel/single_image",
-            "abs_rel/fast_pixels", "edge_ratio")  # fmt: skip
-"""Metrics whose change is a share of the teacher's value, in per cent."""
-ABSOLUTE = {"sDrift": 100.0, "sJit": 100.0, "lag": 1.0, "lag/true": 1.0}
-"""Metrics whose change is a difference, and its factor: sDrift and sJit in per cent, lags in frames."""
-METRICS = (*RELATIVE, *ABSOLUTE)
-SHARES = {"teacher_diff/per_frame": 100.0, "settle_after_cut": 1.0}
-"""Metrics of single clips that are differences too: the teacher's own is 0."""
-AXES = {"edges": "edge_ratio", "lag": "lag", "true lag": "lag/true", "accuracy": "abs_rel/video",
-        "fast pixels": "abs_rel/fast_pixels"}  # fmt: skip
-"""What flicker is traded for; edges and lag count by their distance from the teacher's, true lag only if it grows."""
+ClipScores = Mapping[str, Mapping[str, float]]
+"""{method: {metric: value}} of one clip."""
+
+DIFFERENCES = {column.metric: column.difference for column in COLUMNS if column.difference is not None}
+FLICKER = ("tge", "flk2", "opw", "static_std/flicker", "rtc_1.02")
+"""What students are to lower; the first that was measured decides who dominates whom."""
+AXES = {
+    "edges": "edge_ratio",
+    "lag": "lag",
+    "true lag": "lag/true",
+    "accuracy": "abs_rel/video",
+    "fast pixels": "abs_rel/fast_pixels",
+    "distance from the teacher": "teacher_diff/per_frame",
+}
+"""What flicker is traded for. Edges and lag count by their distance from the teacher's, true lag only if it grows; how
+far a method is from its teacher counts where there is no ground truth.
+"""
 
 
 class Estimate(NamedTuple):
-    """A mean over videos, its standard error (NaN below two videos) and how many videos had a value."""
+    """A mean over clips, its standard error (NaN below two clips) and how many clips had a value."""
 
     value: float
     std_error: float
-    num_videos: int
+    num_clips: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -42,160 +48,192 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(finite.mean()), error, len(finite))
 
 
-def change(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
-    """Return a row's change against the teacher on one video: per cent, or a difference (`ABSOLUTE`, `SHARES`).
+def change(method: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
+    """Return a method's change against the teacher on one clip: per cent, or a difference (`Column.difference`).
 
     Of `rtc_τ` it is the change of what is not consistent, 1 − rTC, so that less is better.
     """
-    ours, theirs = row.get(metric, math.nan), teacher.get(metric, math.nan)
+    ours, theirs = method.get(metric, math.nan), teacher.get(metric, math.nan)
     if metric.startswith("rtc_"):
         ours, theirs = 1.0 - ours, 1.0 - theirs
-    differences_of = {**ABSOLUTE, **SHARES}
-    if metric in differences_of:
-        return differences_of[metric] * (ours - theirs)
+    if metric in DIFFERENCES:
+        return DIFFERENCES[metric] * (ours - theirs)
     return 100.0 * (ours / theirs - 1.0) if theirs else math.nan
 
 
-def cost(row: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
+def cost(method: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
     """Return `change` so that less is better: edges and lag by their distance from the teacher's.
 
     True lag as it is: to follow the truth earlier than the teacher costs nothing.
     """
-    value = change(row, teacher, metric)
+    value = change(method, teacher, metric)
     return abs(value) if metric in ("edge_ratio", "lag") else value
 
 
-def costs(videos: Sequence[Scores], metrics: Sequence[str] = METRICS) -> dict[str, dict[str, Estimate]]:
-    """Return {row: {metric: mean `cost`}} over the videos of one kind; the teacher's are 0."""
+def measured(clips: Sequence[ClipScores]) -> list[str]:
+    """Return the metrics of tables that any clip has of the teacher."""
+    return [
+        column.metric
+        for column in COLUMNS
+        if any(math.isfinite(clip[TEACHER].get(column.metric, math.nan)) for clip in clips)
+    ]
+
+
+def axes_of(metrics: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return the metric of flicker that decides, and the axes {name: metric} that it is traded for."""
+    flicker = next((metric for metric in FLICKER if metric in metrics), FLICKER[0])
+    axes = {name: metric for name, metric in AXES.items() if metric in metrics}
+    if "accuracy" in axes:
+        axes.pop("distance from the teacher", None)
+    return flicker, axes
+
+
+def costs(clips: Sequence[ClipScores], metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """Return {method: {metric: mean `cost`}} over clips; the teacher's are 0."""
     return {
-        row: {m: estimate([cost(video[row], video["teacher"], m) for video in videos]) for m in metrics}
-        for row in videos[0]
+        name: {m: estimate([cost(clip[name], clip[TEACHER], m) for clip in clips]) for m in metrics}
+        for name in clips[0]
     }
 
 
-def changes(videos: Sequence[Scores]) -> dict[str, dict[str, Estimate]]:
-    """Return {row: {metric: mean change against the teacher}} over the videos of one kind."""
+def changes(clips: Sequence[ClipScores], metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """Return {method: {metric: mean change against the teacher}} over clips."""
     return {
-        row: {
-            metric: estimate([change(video[row], video["teacher"], metric) for video in videos]) for metric in METRICS
-        }
-        for row in videos[0]
+        name: {m: estimate([change(clip[name], clip[TEACHER], m) for clip in clips]) for m in metrics}
+        for name in clips[0]
     }
 
 
-def differences(videos: Sequence[Scores], student: str) -> dict[str, dict[str, Estimate]]:
-    """Return {row: {metric: student − row}}, paired by video, in points of the teacher's value; < 0: student better.
+def differences(clips: Sequence[ClipScores], student: str, metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """Return {method: {metric: student − method}}, paired by clip, in points of the teacher's value.
 
-    Edges and lag by their distance from the teacher's, so that less is better for every metric but sDrift.
+    Below 0 the student is better. Edges and lag by their distance from the teacher's, so that less is better for every
+    metric but sDrift.
     """
 
-    def difference(video: Scores, row: str, metric: str) -> float:
-        teacher = video["teacher"]
-        return cost(video[student], teacher, metric) - cost(video[row], teacher, metric)
+    def difference(clip: ClipScores, other: str, metric: str) -> float:
+        return cost(clip[student], clip[TEACHER], metric) - cost(clip[other], clip[TEACHER], metric)
 
     return {
-        row: {metric: estimate([difference(video, row, metric) for video in videos]) for metric in METRICS}
-        for row in videos[0]
-        if row != student
+        other: {metric: estimate([difference(clip, other, metric) for clip in clips]) for metric in metrics}
+        for other in clips[0]
+        if other != student
     }
 
 
-def dominance(paired: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, str]]:
-    """Return {row: {axis: "student", "row" or "neither"}}: who is better in TGE and no worse on the axis, by the means.
+def dominance(
+    paired: Mapping[str, Mapping[str, Estimate]], flicker: str, axes: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return {method: {axis: "student", "method" or "neither"}}: who has less flicker and no higher cost, by the means.
 
-    paired: what `differences` returned. A "*" behind the word: the difference in TGE exceeds two standard errors.
+    paired: what `differences` returned. A "*" behind the word: the difference in flicker exceeds two standard errors.
     """
     return {
-        row: {axis: _dominates(metrics["tge"], metrics[metric]) for axis, metric in AXES.items()}
-        for row, metrics in paired.items()
+        name: {axis: _dominates(metrics[flicker], metrics[metric]) for axis, metric in axes.items()}
+        for name, metrics in paired.items()
     }
 
 
-def front_gaps(videos: Sequence[Scores], student: str) -> dict[str, dict[str, float]]:
-    """Return {family: {axis: points of TGE by which the student lies below the family's front}}.
+def pareto_gaps(
+    costs_by_method: Mapping[str, Mapping[str, Estimate]],
+    curve: Sequence[str],
+    points: Sequence[str],
+    flicker: str,
+    axes: Mapping[str, str],
+) -> dict[str, dict[str, float]]:
+    """Return {point: {axis: flicker of a Pareto front at the point's cost, minus the point's own}}.
 
-    The front of a family of filters is the curve through the teacher and its strengths; the student is held against
-    it at the least TGE that the family reaches for the student's price on the axis. Positive: the student is better.
-    NaN where nothing of the family, not even the teacher, is as cheap as the student.
-    """
-    prices = costs(videos)
-    ours = prices[student]
-    gaps: dict[str, dict[str, float]] = {}
-    for family in AVERAGES:
-        rows = ["teacher", *(f"{family}_{alpha:g}" for alpha in STRENGTHS)]
-        gaps[family] = {
-            axis: _tge_at([(prices[row][metric].value, prices[row]["tge"].value) for row in rows], ours[metric].value)
-            - ours["tge"].value
-            for axis, metric in AXES.items()
-        }
-    return gaps
-
-
-def memory_front_gaps(videos: Sequence[Scores], memories: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return {filter: {axis: points of TGE by which the front of a student's memories lies below the filter}}.
-
-    The student's front is the curve through the teacher and its rows, held against each filter at that filter's price
-    on the axis. Positive: some memory, or what lies between two, is steadier for no more. NaN where none is as cheap.
+    The front is the curve through the teacher and the methods of `curve`; it is read at the least flicker that it
+    reaches for at most the point's cost on the axis. NaN where nothing of it, not even the teacher, is as cheap.
 
     Args:
-        memories: the rows of one student, shortest memory first.
+        costs_by_method: what `costs` returned. curve: weak to strong.
     """
-    prices = costs(videos)
-    gaps: dict[str, dict[str, float]] = {}
-    for row in (f"{family}_{alpha:g}" for family in AVERAGES for alpha in STRENGTHS):
-        theirs = prices[row]
-        gaps[row] = {
-            axis: theirs["tge"].value
-            - _tge_at(
-                [(prices[name][metric].value, prices[name]["tge"].value) for name in ("teacher", *memories)],
-                theirs[metric].value,
+    return {
+        point: {
+            axis: _flicker_at(
+                [
+                    (costs_by_method[name][metric].value, costs_by_method[name][flicker].value)
+                    for name in (TEACHER, *curve)
+                ],
+                costs_by_method[point][metric].value,
             )
-            for axis, metric in AXES.items()
+            - costs_by_method[point][flicker].value
+            for axis, metric in axes.items()
         }
-    return gaps
+        for point in points
+    }
 
 
-def compare(videos: Sequence[Scores], students: Sequence[str]) -> dict[str, Any]:
-    """Return everything that is said about the videos of one kind."""
-    result: dict[str, Any] = {"num_videos": len(videos), "changes": changes(videos), "students": {}}
+def compare(clips: Sequence[ClipScores], students: Sequence[str]) -> dict[str, Any]:
+    """Return everything that is said about clips of one group.
+
+    Returns:
+        {"flicker", "axes": see `axes_of`, "changes", "worst": {method: its largest change of accuracy}, "students":
+        {student: "minus_method", "dominance", "pareto_gaps": {family of filters: {axis: points of flicker by which
+        the student lies below its front}}}, "memory_fronts": {student: {filter: {axis: points by which the front of
+        the student's memories lies below the filter}}}}. Positive gaps: the student is better.
+    """
+    metrics = measured(clips)
+    flicker, axes = axes_of(metrics)
+    costs_by_method = costs(clips, metrics)
+    families = {name: [m for m in members if m in costs_by_method] for name, members in averages().items()}
+    accuracy = axes.get("accuracy", axes.get("distance from the teacher", ""))
+    result: dict[str, Any] = {
+        "flicker": flicker,
+        "axes": axes,
+        "changes": changes(clips, metrics),
+        "worst": {name: max(change(clip[name], clip[TEACHER], accuracy) for clip in clips) for name in clips[0]},
+        "students": {},
+    }
     for student in students:
-        paired = differences(videos, student)
+        paired = differences(clips, student, metrics)
         result["students"][student] = {
-            "minus_row": paired,
-            "dominance": dominance(paired),
-            "front_gaps": front_gaps(videos, student),
+            "minus_method": paired,
+            "dominance": dominance(paired, flicker, axes),
+            "pareto_gaps": {
+                name: pareto_gaps(costs_by_method, members, [student], flicker, axes)[student]
+                for name, members in families.items()
+                if members
+            },
         }
-    memories = {name: [row for row, _ in rows] for name, rows in _by_student(students).items() if len(rows) > 1}
-    result["memory_fronts"] = {name: memory_front_gaps(videos, rows) for name, rows in memories.items()}
+    filters = [name for members in families.values() for name in members]
+    result["memory_fronts"] = {
+        name: {
+            point: {axis: -gap for axis, gap in gaps.items()}
+            for point, gaps in pareto_gaps(costs_by_method, members, filters, flicker, axes).items()
+        }
+        for name, members in memories(students).items()
+        if len(members) > 1
+    }
     return result
 
 
-def _by_student(rows: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
-    """Return {student: [(row, memory)]}, shortest memory first; a row is called NAME or NAME@MEMORY."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    for row in rows:
-        name, _, memory = row.partition("@")
-        found.setdefault(name, []).append((row, float(memory or 1.0)))
-    return {name: sorted(each, key=lambda pair: pair[1]) for name, each in found.items()}
+def memories(students: Sequence[str]) -> dict[str, list[str]]:
+    """Return {student: its methods}, shortest memory first; a method is called NAME or NAME@MEMORY."""
+    found: dict[str, list[str]] = {}
+    for method in sorted(students, key=lambda method: float(method.partition("@")[2] or 1.0)):
+        found.setdefault(method.partition("@")[0], []).append(method)
+    return found
 
 
-def _dominates(tge: Estimate, axis: Estimate) -> str:
-    if not (math.isfinite(tge.value) and math.isfinite(axis.value)):
+def _dominates(flicker: Estimate, axis: Estimate) -> str:
+    if not (math.isfinite(flicker.value) and math.isfinite(axis.value)):
         return "neither"
-    for name, sign in (("student", 1.0), ("row", -1.0)):
-        if sign * tge.value < 0 and sign * axis.value <= 0:
-            clear = sign * tge.value < -2 * tge.std_error
+    for name, sign in (("student", 1.0), ("method", -1.0)):
+        if sign * flicker.value < 0 and sign * axis.value <= 0:
+            clear = sign * flicker.value < -2 * flicker.std_error
             return name + ("*" if clear else "")
     return "neither"
 
 
-def _tge_at(front: Sequence[tuple[float, float]], price: float) -> float:
-    """Return the least TGE that a curve of (price, TGE) reaches for at most `price`."""
+def _flicker_at(curve: Sequence[tuple[float, float]], limit: float) -> float:
+    """Return the least flicker that a curve of (cost, flicker) reaches for at most the cost `limit`."""
     best = math.nan
-    for (p0, g0), (p1, g1) in itertools.pairwise(front):
-        low, high = min(p0, p1), max(p0, p1)
-        reached = [g for p, g in ((p0, g0), (p1, g1)) if p <= price]
-        if low < price < high:
-            reached.append(g0 + (g1 - g0) * (price - p0) / (p1 - p0))
+    for (c0, f0), (c1, f1) in itertools.pairwise(curve):
+        low, high = min(c0, c1), max(c0, c1)
+        reached = [f for c, f in ((c0, f0), (c1, f1)) if c <= limit]
+        if low < limit < high:
+            reached.append(f0 + (f1 - f0) * (limit - c0) / (c1 - c0))
         best = np.nanmin([best, *reached]) if reached else best
     return float(best)

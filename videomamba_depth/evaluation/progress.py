@@ -11,21 +11,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 
-STEPS = ("row", "palindrome", "cut")
+STEPS = ("method", "palindrome", "cut")
 """What moves the bar; frames and flow are shown alone."""
 _REFRESH_S = 0.5
 Clip = TypeVar("Clip", EvaluationClip, ClipSource)
 
 
 class EvaluationBar:
-    """A bar for `evaluate_videos`: hand it the clips through `over`, and itself as `progress`.
+    """A bar for `evaluate_clips`: hand it the clips through `over`, and itself as `progress`.
 
-    num_clips: how many there will be. rows: rows of a clip. extra: runs backwards and across a cut of a clip.
+    num_clips: how many there will be. methods: methods of a clip. extra: runs backwards and across a cut of a clip.
     """
 
-    def __init__(self, num_clips: int, rows: int, extra: int) -> None:
+    def __init__(self, num_clips: int, methods: int, extra: int) -> None:
         self.num_clips = num_clips
-        self._steps = rows + extra + 1  # the frames before the first row count as one
+        self._steps = methods + extra + 1  # the frames before the first method count as one
         self._shown_at = 0.0
         self._bar = tqdm(
             total=num_clips * self._steps,
@@ -34,7 +34,7 @@ class EvaluationBar:
         )
 
     def over(self, clips: Iterable[Clip]) -> Iterator[Clip]:
-        """Pass clips on, and close the bar behind the last."""
+        """Pass clips on, and close the bar after the last."""
         with self._bar, logging_redirect_tqdm():
             for number, clip in enumerate(clips):
                 self._bar.set_description_str(f"clip {number + 1}/{self.num_clips} {clip.name}", refresh=False)

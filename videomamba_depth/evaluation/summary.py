@@ -1,4 +1,4 @@
-"""From clips to a mean, and from a mean to a verdict."""
+"""From the results of clips to means, and from means to a verdict."""
 
 from __future__ import annotations
 
@@ -10,32 +10,83 @@ from typing import Any
 
 import numpy as np
 
-from videomamba_depth.evaluation.metrics import Score
+from videomamba_depth.evaluation.methods import CONSTANT, TEACHER
+from videomamba_depth.evaluation.metrics.score import Score
+from videomamba_depth.evaluation.paired import compare
 
 Mean = dict[str, dict[str, dict[str, float]]]
 EDGE_RANGE = (0.9, 1.1)
 MAX_LAG_FRAMES = 0.5
 ACCURACY_SLACK = 1.01
 ACCURACY_REFERENCE = "ema_0.1"
-"""Without ground truth, a row may lie as far from the teacher as this one."""
+"""Without ground truth, a method may lie as far from the teacher as this one."""
 
 
-def mean_rows(clips: Sequence[Mapping[str, Any]]) -> Mean:
-    """Average every metric of every row over the clips that have it.
+def summarize_clips(
+    clips: Sequence[Mapping[str, Any]],
+    skipped: Mapping[str, str],
+    students: Sequence[str],
+    protocol: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Average and compare the results of clips, over all of them and group by group.
 
-    clips: results of `evaluate_video`. Returns {row: {metric: {"value", "std_error", "num_clips",
-    "coverage"}}}; NaN scores are left out and show in "num_clips"; std_error is NaN for fewer than two clips.
+    Returns:
+        {"clips": [per clip, see `Evaluator.evaluate`], "skipped": {clip: reason}, "mean", "verdicts", "counts":
+        over all clips, "groups": {group: "num_clips", the same three, and all of `compare`}, "protocol",
+        "versions", "metadata", "pictures": of clips that were drawn}.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for clip in clips:
+        groups.setdefault(clip["group"], []).append(clip)
+    return {
+        "clips": [{key: value for key, value in clip.items() if key != "pictures"} for clip in clips],
+        "skipped": dict(skipped),
+        **_averages(clips, students),
+        "groups": {
+            name: _averages(members, students) | _compared(members, students) for name, members in groups.items()
+        },
+        "protocol": dict(protocol),
+        "versions": versions(),
+        "metadata": dict(metadata or {}),
+        "pictures": [clip["pictures"] for clip in clips if clip.get("pictures") is not None],
+    }
+
+
+def _averages(clips: Sequence[Mapping[str, Any]], students: Sequence[str]) -> dict[str, Any]:
+    mean = mean_methods(clips)
+    return {
+        "mean": mean,
+        "verdicts": {name: verdict(mean, name, students=students) for name in students},
+        "counts": {name: count_better(clips, name, students=students) for name in students},
+    }
+
+
+def _compared(clips: Sequence[Mapping[str, Any]], students: Sequence[str]) -> dict[str, Any]:
+    return {"num_clips": len(clips), **compare([plain_scores(clip) for clip in clips], students)}
+
+
+def plain_scores(clip: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return {method: {metric: value}} of a clip."""
+    return {name: {m: score.value for m, score in scores.items()} for name, scores in clip["methods"].items()}
+
+
+def mean_methods(clips: Sequence[Mapping[str, Any]]) -> Mean:
+    """Average every metric of every method over the clips that have it.
+
+    clips: results of `Evaluator.evaluate`. Returns {method: {metric: {"value", "std_error", "num_clips", "coverage"}}};
+    NaN scores are left out and show in "num_clips"; std_error is NaN for fewer than two clips.
     """
     collected: dict[str, dict[str, list[Score]]] = {}
     for clip in clips:
-        for row, scores in clip["rows"].items():
+        for method, scores in clip["methods"].items():
             for metric, score in scores.items():
-                collected.setdefault(row, {}).setdefault(metric, []).append(score)
-    return {row: {metric: _mean(s) for metric, s in metrics.items()} for row, metrics in collected.items()}
+                collected.setdefault(method, {}).setdefault(metric, []).append(score)
+    return {method: {metric: _mean(s) for metric, s in metrics.items()} for method, metrics in collected.items()}
 
 
 def verdict(
-    mean: Mean, student: str = "student", teacher: str = "teacher", students: Sequence[str] = ()
+    mean: Mean, student: str = "student", teacher: str = TEACHER, students: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Decide whether the student is better: more stable than the teacher AND every baseline that keeps the guards.
 
@@ -45,7 +96,7 @@ def verdict(
     What was not measured counts as not kept.
 
     Args:
-        students: other rows that are no baselines.
+        students: other methods that are no baselines.
 
     Returns:
         {"better": bool, "stability_metric", "beats_teacher", "beats_baselines", "lag_kept", "edges_kept",
@@ -55,17 +106,17 @@ def verdict(
     if student not in mean:
         return {}
     metric = "tge" if "tge" in mean[student] else "flk2"
-    baselines = [row for row in mean if row not in (student, teacher, "constant", *students)]
+    baselines = [name for name in mean if name not in (student, teacher, CONSTANT, *students)]
     ours = _value(mean, student, metric)
-    scored = {row: _value(mean, row, metric) for row in baselines if all(_guards(mean, row, teacher).values())}
+    scored = {name: _value(mean, name, metric) for name in baselines if all(_guards(mean, name, teacher).values())}
     guards = _guards(mean, student, teacher)
     checks = {
         "beats_teacher": ours < _value(mean, teacher, metric),
         "beats_baselines": math.isfinite(ours) and all(ours < value for value in scored.values()),
         **guards,
     }
-    best = min(scored, key=lambda row: scored[row]) if scored else None
-    unbeaten = [row for row in baselines if not ours < _value(mean, row, metric)]
+    best = min(scored, key=lambda name: scored[name]) if scored else None
+    unbeaten = [name for name in baselines if not ours < _value(mean, name, metric)]
     found = {"better": all(checks.values()), "stability_metric": metric, "best_baseline": best}
     return {**found, "baselines_not_beaten": unbeaten, **checks}
 
@@ -85,7 +136,7 @@ def count_better(clips: Sequence[Mapping[str, Any]], student: str, students: Seq
     per_metric = dict.fromkeys(SHORT_TERM, 0)
     failing: dict[str, list[str]] = {}
     for clip in clips:
-        mean = mean_rows([clip])
+        mean = mean_methods([clip])
         for metric, sign in SHORT_TERM.items():
             per_metric[metric] += sign * _value(mean, student, metric) > sign * _value(mean, "teacher", metric)
         guards = [name for name, kept in _guards(mean, student, "teacher").items() if not kept]
@@ -109,23 +160,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _guards(mean: Mean, row: str, teacher: str) -> dict[str, bool]:
+def _guards(mean: Mean, method: str, teacher: str) -> dict[str, bool]:
     return {
-        "lag_kept": abs(_value(mean, row, "lag")) < MAX_LAG_FRAMES,
-        "edges_kept": EDGE_RANGE[0] <= _value(mean, row, "edge_ratio") <= EDGE_RANGE[1],
-        "accuracy_kept": _accuracy_kept(mean, row, teacher),
+        "lag_kept": abs(_value(mean, method, "lag")) < MAX_LAG_FRAMES,
+        "edges_kept": EDGE_RANGE[0] <= _value(mean, method, "edge_ratio") <= EDGE_RANGE[1],
+        "accuracy_kept": _accuracy_kept(mean, method, teacher),
     }
 
 
-def _accuracy_kept(mean: Mean, row: str, teacher: str) -> bool:
+def _accuracy_kept(mean: Mean, method: str, teacher: str) -> bool:
     for name in ("abs_rel/video", "abs_rel/metric"):
-        if name in mean[row]:
-            return _value(mean, row, name) <= ACCURACY_SLACK * _value(mean, teacher, name)
-    return _value(mean, row, "teacher_diff/per_frame") <= _value(mean, ACCURACY_REFERENCE, "teacher_diff/per_frame")
+        if name in mean[method]:
+            return _value(mean, method, name) <= ACCURACY_SLACK * _value(mean, teacher, name)
+    return _value(mean, method, "teacher_diff/per_frame") <= _value(mean, ACCURACY_REFERENCE, "teacher_diff/per_frame")
 
 
-def _value(mean: Mean, row: str, metric: str) -> float:
-    return mean.get(row, {}).get(metric, {}).get("value", math.nan)
+def _value(mean: Mean, method: str, metric: str) -> float:
+    return mean.get(method, {}).get(metric, {}).get("value", math.nan)
 
 
 def _mean(scores: list[Score]) -> dict[str, float]:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from videomamba_depth.data.synthetic import SceneFamily, WorldConfig, iter_video
 from videomamba_depth.evaluation.clips import EvaluationClip
-from videomamba_depth.evaluation.metrics import boundary_f1
 from videomamba_depth.evaluation.metrics.accuracy import (
     aligned_depth_m,
     aligned_disparity,
     frame_accuracy,
     valid_ground_truth,
 )
+from videomamba_depth.evaluation.metrics.sharpness_and_lag import boundary_f1
 from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 HELD_OUT_SEEDS = 5_000_000

@@ -11,6 +11,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -93,11 +94,19 @@ def on_disk(columns: Columns) -> list[FrameView]:
     Raises UserError when the disk is full, ValueError when a frame differs from the first in shape or type.
     """
     clips: list[_FrameFile] = []
-    try:
+    with disk_space():
         for arrays in columns:
             clips = clips or [_FrameFile(np.asarray(array)) for array in arrays]
             for clip, array in zip(clips, arrays, strict=True):
                 clip.append(np.asarray(array))
+    return [FrameView(clip.read, clip.num_frames) for clip in clips]
+
+
+@contextmanager
+def disk_space() -> Iterator[None]:
+    """Make a UserError of a full disk under the system's folder for temporary files."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
@@ -105,7 +114,6 @@ def on_disk(columns: Columns) -> list[FrameView]:
             f"no space is left in {tempfile.gettempdir()} for the frames of a clip: "
             "let TMPDIR name a folder on a larger disk, or read fewer frames"
         ) from error
-    return [FrameView(clip.read, clip.num_frames) for clip in clips]
 
 
 class _FrameFile:

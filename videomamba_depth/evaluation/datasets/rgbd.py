@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,13 @@ import numpy as np
 
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.datasets.timestamps import MAX_DIFFERENCE_S, associate, frame_numbers, frame_stamps
-from videomamba_depth.evaluation.metrics import usable_poses, valid_ground_truth
+from videomamba_depth.evaluation.metrics.accuracy import valid_ground_truth
+from videomamba_depth.evaluation.metrics.geometry import usable_poses
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
 from videomamba_depth.flow.frame_view import Frames, mapped, on_disk
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import path as path_to
+from videomamba_depth.utils.settings import ranged
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,18 @@ class ImageFolder:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RgbdFormat:
+    """How depth images beside color images are read: arguments of `load_rgbd`."""
+
+    depth_scale: float | None = ranged(0, 1e9, None, open="low")
+    invalid: float = ranged(-1e9, 1e9, 0.0)
+    intrinsics: str | None = path_to(None)
+    poses: str | None = path_to(None)
+    max_depth_m: float = ranged(0, 1e6, 10.0, open="low")
+    crop_px: int = ranged(0, 4096, 0)
 
 
 def find_sequences(root: str | Path, rgb_dir: str = "rgb") -> list[Path]:

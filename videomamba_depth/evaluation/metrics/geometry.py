@@ -141,7 +141,8 @@ def temporal_gradient_error(
     for t in range(len(d) - 1):
         ends_valid = masks[t + 1]
         ends = np.stack([d[t + 1], np.where(ends_valid, y[t + 1], 0.0), ends_valid]).astype(np.float64)
-        warped, in_bounds = backward_warp(torch.from_numpy(ends)[None], torch.as_tensor(flow_fwd[t])[None].double())
+        flow = torch.from_numpy(np.array(flow_fwd[t], np.float64))
+        warped, in_bounds = backward_warp(torch.from_numpy(ends)[None], flow[None])
         next_d, next_y, next_valid = warped[0].numpy()
         seen = visible[t] & masks[t] & in_bounds[0, 0].numpy() & (next_valid > 0.999)
         coverage.append(float(seen.mean()))

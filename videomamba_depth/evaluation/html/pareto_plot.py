@@ -13,14 +13,16 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from videomamba_depth.evaluation.baselines import AVERAGES, STRENGTHS
-from videomamba_depth.evaluation.feature_average import FEATURE_ROW
-from videomamba_depth.evaluation.paired import Estimate
+from videomamba_depth.evaluation.methods import CONSTANT, FAMILIES, TEACHER
+from videomamba_depth.evaluation.paired import FLICKER, ClipScores, Estimate, axes_of, costs, measured
+from videomamba_depth.evaluation.report import change_title
 
-# Okabe and Ito's colors, which color-blind readers tell apart, then those of the students; style.css has the same.
-FAMILY_COLORS = {"ema": "#0072b2", "affine_ema": "#c98500", "warped_ema": "#009e73", FEATURE_ROW: "#b0588f"}
 STUDENT_COLORS = ("#d5340b", "#7a2fbf", "#8a5a00")
 TEACHER_COLOR, FRONT_COLOR = "#1d2126", "#626a73"
+LIMITS = {"edge_ratio": 40.0, "lag": 4.0, "lag/true": 8.0, "abs_rel/video": 40.0, "abs_rel/fast_pixels": 40.0,
+          "teacher_diff/per_frame": 40.0}  # fmt: skip
+FLICKER_LIMIT = 150.0
+"""Values beyond the limit of an axis are named below the plot instead of drawn."""
 
 
 @dataclass(frozen=True)
@@ -33,40 +35,67 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A row of the table as (x, y) with standard errors, and the family that colors it."""
+    """A method of the table as (x, y) with standard errors, and the family that colors it."""
 
-    row: str
+    method: str
     family: str
     x: Estimate
     y: Estimate
 
 
+def pareto_plots(clips: Sequence[ClipScores], students: Sequence[str], all_flicker: bool) -> list[list[Markup]]:
+    """Return plots of flicker against every cost that was measured, one list per metric of flicker.
+
+    clips: scores of one group. all_flicker: every metric of flicker, not only the one that decides.
+    """
+    metrics = measured(clips)
+    decides, axes = axes_of(metrics)
+    table = costs(clips, metrics)
+    return [
+        [
+            pareto_plot(
+                points_of(table, metric, flicker, students),
+                students,
+                Axis(f"{axis}: {change_title(metric)}", LIMITS[metric]),
+                Axis(f"{change_title(flicker)}, change", FLICKER_LIMIT),
+            )
+            for axis, metric in axes.items()
+        ]
+        for flicker in (FLICKER if all_flicker else [decides])
+        if flicker in metrics
+    ]
+
+
 def points_of(
     costs: Mapping[str, Mapping[str, Estimate]], x: str, y: str, students: Sequence[str]
 ) -> dict[str, list[Point]]:
-    """Return {family: points in the order of strength}, each family of filters starting at the teacher.
+    """Return {family: points in the order of strength}, each family of several strengths starting at the teacher.
 
-    costs: {row: {metric: estimate}}, less is better. x, y: metrics. Rows without a value are left out, and so is the
-    constant, which would win.
+    costs: {method: {metric: estimate}}, less is better. x, y: metrics. Methods without a value are left out, and so
+    is the constant, which would win.
     """
-    families = {family: ["teacher", *(f"{family}_{a:g}" for a in STRENGTHS)] for family in AVERAGES}
-    families |= {FEATURE_ROW: [FEATURE_ROW], "teacher": ["teacher"], **{name: [name] for name in students}}
+    families = {
+        name: [*([TEACHER] if len(family.members) > 1 else []), *family.members]
+        for name, family in FAMILIES.items()
+        if name != CONSTANT
+    }
+    families |= {TEACHER: [TEACHER], **{name: [name] for name in students}}
     found = {}
-    for family, rows in families.items():
-        points = [Point(row, family, costs[row][x], costs[row][y]) for row in rows if row in costs]
+    for family, methods in families.items():
+        points = [Point(name, family, costs[name][x], costs[name][y]) for name in methods if name in costs]
         points = [p for p in points if math.isfinite(p.x.value) and math.isfinite(p.y.value)]
-        if [p for p in points if p.row != "teacher" or family == "teacher"]:
+        if [p for p in points if p.method != TEACHER or family == TEACHER]:
             found[family] = points
     return found
 
 
-def front_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str], x: Axis, y: Axis) -> Markup:
-    """Return the plot as `<figure>`; below-left is better, the dashed line is the front of everything untrained.
+def pareto_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str], x: Axis, y: Axis) -> Markup:
+    """Return the plot as `<figure>`; below-left is better, the dashed line is the Pareto front of everything untrained.
 
     families: what `points_of` returned.
     """
-    points = {p.row: p for family in families.values() for p in family}
-    drawn = {row: p for row, p in points.items() if abs(p.x.value) <= x.limit and abs(p.y.value) <= y.limit}
+    points = {p.method: p for family in families.values() for p in family}
+    drawn = {name: p for name, p in points.items() if abs(p.x.value) <= x.limit and abs(p.y.value) <= y.limit}
     if not drawn:
         return Markup('<figure class="plot empty"><p>Not measured: {}.</p></figure>').format(x.title)
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
@@ -75,15 +104,15 @@ def front_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str],
     axes.grid(color="#efece6")
     axes.set_axisbelow(True)
     for family, members in families.items():
-        inside = [p for p in members if p.row in drawn]
+        inside = [p for p in members if p.method in drawn]
         if family not in students:
-            _draw(axes, inside, family, FAMILY_COLORS.get(family, TEACHER_COLOR))
+            _draw(axes, inside, family, FAMILIES[family].color if family in FAMILIES else TEACHER_COLOR)
     _draw_front(axes, [p for p in drawn.values() if p.family not in students])
     for number, student in enumerate(students):  # on top of everything
-        inside = [p for p in families.get(student, ()) if p.row in drawn]
+        inside = [p for p in families.get(student, ()) if p.method in drawn]
         _draw(axes, inside, student, STUDENT_COLORS[number % len(STUDENT_COLORS)], marker="*")
-    left_out = [p for row, p in points.items() if row not in drawn]
-    note = "; ".join(f"{p.row} ({_number(p.x.value)}, {_number(p.y.value)})" for p in left_out)
+    left_out = [p for name, p in points.items() if name not in drawn]
+    note = "; ".join(f"{p.method} ({_number(p.x.value)}, {_number(p.y.value)})" for p in left_out)
     image = Markup('<img src="{}" alt="{} against {}">').format(_data_uri(figure), y.title, x.title)
     caption = Markup("<figcaption>Outside of the plot: {}</figcaption>").format(note) if note else Markup("")
     return Markup('<figure class="plot">{}{}</figure>').format(image, caption)
@@ -99,7 +128,7 @@ def _draw(axes: Axes, points: Sequence[Point], family: str, color: str, marker: 
     axes.errorbar(xs, ys, xerr=errors[0], yerr=errors[1], fmt="none", ecolor=color, elinewidth=0.8, alpha=0.45)
     axes.plot(xs, ys, marker=marker, color=color, markersize=size, linewidth=1.4, markeredgecolor="white", gid=family)
     end = points[-1]
-    label = end.row if end.row == family else end.row.rpartition("_")[2]
+    label = end.method if end.method == family else end.method.rpartition("_")[2]
     axes.annotate(label, (xs[-1], ys[-1]), (5, 4), textcoords="offset points", color=color, fontsize=8)
 
 

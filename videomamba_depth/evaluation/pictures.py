@@ -1,37 +1,34 @@
-"""Pictures of a clip that make flicker visible: x–t slices, and a video of all rows side by side."""
+"""Pictures of a clip that make flicker visible: x–t slices, and a video of all methods side by side."""
 
 from __future__ import annotations
 
 import base64
-import logging
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import InitVar, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from videomamba_depth.data.video.writer import VideoWriter
 from videomamba_depth.evaluation.clips import EvaluationClip
+from videomamba_depth.evaluation.context import Context
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
-from videomamba_depth.evaluation.rows import Scene, common_disparity
 from videomamba_depth.flow.frame_view import Frames, first_frames, on_disk
 from videomamba_depth.utils.color import INFERNO
 
-log = logging.getLogger(__name__)
-
 MAX_TILE_PX = 320
 MAX_SLICE_FRAMES = 240
-DEFAULT_ROWS = ("teacher", "ema_0.5", "feature_ema")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One row's x–t slice and what changes in it from frame to frame, as data URIs of PNG files."""
+    """One method's x–t slice and what changes in it from frame to frame, as data URIs of PNG files."""
 
-    row: str
+    method: str
     picture: str
     jumps: str = ""
 
@@ -41,7 +38,7 @@ class ClipPictures:
     """Pictures of one clip.
 
     image_row: which line of pixels the slices follow, of `height`. video: data URI of an MP4 file, or why there is
-    none in `why_no_video`.
+    none in `no_video_reason`.
     """
 
     name: str
@@ -51,16 +48,21 @@ class ClipPictures:
     slices: tuple[Slice, ...]
     video: str = ""
     video_frames: int = 0
-    video_rows: tuple[str, ...] = ()
     video_size: tuple[int, int] = (0, 0)
-    why_no_video: str = ""
+    no_video_reason: str = ""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ClipPictures:
+        """Return the pictures that `dataclasses.asdict` made plain."""
+        slices = tuple(Slice(**s) for s in values["slices"])
+        return cls(**{**values, "slices": slices, "video_size": tuple(values["video_size"])})
 
 
 @dataclass
 class ClipView:
-    """Gather what is shown of one clip: slices in memory; the video's frames on disk, 1 byte per pixel and row.
+    """Gather what is shown of one clip: slices in memory; the video's frames on disk, 1 byte per pixel and method.
 
-    Colours span the 2nd to 98th percentile of the teacher's whole clip for every row and frame, so a flicker that is
+    Colors span the 2nd to 98th percentile of the teacher's whole clip for every method and frame, so a flicker that is
     seen is a flicker of the depth. The slices follow the image row (of the middle three fifths) in which the
     teacher jumps most.
 
@@ -76,36 +78,36 @@ class ClipView:
     _levels: dict[str, Frames] = field(default_factory=dict)
 
     def __post_init__(self, teacher: Frames) -> None:
-        self._range = percentiles(teacher, [2, 98])
+        low, high = percentiles(teacher, [2, 98])
+        self._range = (low, high)
         height = teacher.shape[1]
         margin = height // 5
         jumps = _jumps_of_rows(first_frames(teacher, MAX_SLICE_FRAMES), height)
         self.image_row = margin + int(np.argmax(jumps[margin : height - margin]))
 
-    def add(self, row: str, disparity: Frames) -> None:
-        """Take a row [F,H,W], aligned like the teacher."""
-        self._slices[row] = self._slice(disparity).astype(np.float32)
+    def add(self, method: str, disparity: Frames) -> None:
+        """Take a method's disparity [F,H,W], aligned like the teacher's."""
+        self._slices[method] = self._slice(disparity).astype(np.float32)
         if self.video_frames:
             shown = first_frames(disparity, self.video_frames)
-            (self._levels[row],) = on_disk([self._to_levels(frame)] for frame in shown)
+            (self._levels[method],) = on_disk([self._to_levels(frame)] for frame in shown)
 
-    def finish(self, max_video_bytes: int) -> ClipPictures:
-        """Draw everything. max_video_bytes: a longer video is left out."""
+    def finish(self) -> ClipPictures:
+        """Draw everything."""
         slices = [Slice("input", _png(_enlarged(self._slice(self.rgb))))]
         unit = max(0.15 * (self._range[1] - self._range[0]), 1e-12)
-        for row, values in self._slices.items():
-            coloured = INFERNO.paint(self._to_levels(values))
+        for method, values in self._slices.items():
             jumps = np.clip(_second_difference(values) / unit, -1, 1)
-            slices.append(Slice(row, _png(_enlarged(coloured)), _png(_enlarged(_diverging(jumps)))))
-        video, why = (b"", "not asked for") if not self.video_frames else (self._encode(), "")
-        if len(video) > max_video_bytes:
-            video, why = b"", f"its {len(video) / 1e6:.1f} MB would make the page too large"
+            slices.append(
+                Slice(method, _png(_enlarged(INFERNO(values, self._range))), _png(_enlarged(_diverging(jumps))))
+            )
+        video, reason = (b"", "not asked for") if not self.video_frames else (self._encode(), "")
         shown = min(self.video_frames, len(self.rgb))
         frame = self._frame(0) if video else np.empty((0, 0))
         return ClipPictures(
             self.name, self.image_row, int(self.rgb.shape[1]), len(self.rgb), tuple(slices),
-            _data_uri("video/mp4", video) if video else "", shown if video else 0, tuple(self._levels),
-            (frame.shape[1], frame.shape[0]), why,
+            _data_uri("video/mp4", video) if video else "", shown if video else 0,
+            (frame.shape[1], frame.shape[0]), reason,
         )  # fmt: skip
 
     def _slice(self, frames: Frames) -> np.ndarray:
@@ -119,7 +121,7 @@ class ClipView:
     def _encode(self) -> bytes:
         height, width = self._frame(0).shape[:2]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rows.mp4"
+            path = Path(folder) / "methods.mp4"
             with VideoWriter(path, size=(width, height), fps=self.fps, crf=25, preset="medium") as writer:
                 for t in range(min(self.video_frames, len(self.rgb))):
                     writer.write(self._frame(t))
@@ -127,45 +129,37 @@ class ClipView:
 
     def _frame(self, t: int) -> np.ndarray:
         tiles = [_tile(self.rgb[t], "input")]
-        for row, levels in self._levels.items():
-            tiles.append(_tile(INFERNO.paint(levels[t]), row))
+        for method, levels in self._levels.items():
+            tiles.append(_tile(INFERNO.paint(levels[t]), method))
         columns = len(tiles) if len(tiles) <= 3 else (len(tiles) + 1) // 2
         tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
         rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
         return np.ascontiguousarray(np.concatenate(rows))
 
 
-class Gallery:
-    """A viewer for `evaluate_videos` that keeps pictures of every clip; whole videos as far as they fit.
+def draw_clip(clip: EvaluationClip, context: Context, depths: Mapping[str, Frames], video_frames: int) -> ClipPictures:
+    """Return the pictures of a clip's methods; one that is not finite is left out.
 
-    rows: shown of every clip besides the input, in the order of the evaluation. max_bytes: of all videos together.
-    video_frames: of each clip.
+    depths: {method: [F,H,W]}, see `Evaluator`. video_frames: of the video; 0: none.
     """
+    view = ClipView(clip.name, context.rgb, clip.fps, context.reference, video_frames)
+    for name, depth in depths.items():
+        if all(np.isfinite(frame).all() for frame in depth):
+            view.add(name, context.disparity(depth))
+    return view.finish()
 
-    def __init__(self, rows: Sequence[str], video_frames: int = 96, max_bytes: int = 12_000_000) -> None:
-        self._rows, self._video_frames, self._bytes_left = tuple(rows), video_frames, max_bytes
-        self._view: ClipView | None = None
-        self._done: list[ClipPictures] = []
 
-    def __call__(self, clip: EvaluationClip, row: str, depth: Frames, teacher: Frames, scene: Scene) -> None:
-        """Take one row; a clip begins with its teacher."""
-        if row == "teacher":
-            self._finish()
-            reference = common_disparity(teacher, teacher, scene)
-            self._view = ClipView(clip.name, scene.rgb, clip.fps, reference, self._video_frames)
-        if self._view is not None and row in self._rows and all(np.isfinite(frame).all() for frame in depth):
-            self._view.add(row, common_disparity(depth, teacher, scene))
-
-    def pictures(self) -> list[ClipPictures]:
-        """Return the pictures of all clips."""
-        self._finish()
-        return self._done
-
-    def _finish(self) -> None:
-        if self._view is not None:
-            self._done.append(self._view.finish(self._bytes_left))
-            self._bytes_left -= len(self._done[-1].video) * 3 // 4
-            self._view = None
+def fit_videos(clips: Sequence[ClipPictures], max_bytes: int = 12_000_000) -> list[ClipPictures]:
+    """Leave out the videos that do not fit into `max_bytes` of all together, and say so in their place."""
+    left, fitting = max_bytes, []
+    for pictures in clips:
+        size = len(pictures.video) * 3 // 4
+        if size > left:
+            reason = f"its {size / 1e6:.1f} MB would make the page too large"
+            pictures = replace(pictures, video="", video_frames=0, video_size=(0, 0), no_video_reason=reason)
+        left -= len(pictures.video) * 3 // 4
+        fitting.append(pictures)
+    return fitting
 
 
 def _jumps_of_rows(frames: Iterable[np.ndarray], height: int) -> np.ndarray:
@@ -201,10 +195,10 @@ def _tile(picture: np.ndarray, label: str) -> np.ndarray:
     """Return a picture of even size, at most `MAX_TILE_PX` wide and high, below its label."""
     scale = MAX_TILE_PX / max(picture.shape[:2])
     size = [max(2, 2 * round(side * scale / 2)) for side in (picture.shape[1], picture.shape[0])]
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     strip = np.full((22, size[0], 3), 24, np.uint8)
     cv2.putText(strip, label, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
-    return np.concatenate([strip, cv2.resize(np.ascontiguousarray(picture), size, interpolation=way)])
+    return np.concatenate([strip, cv2.resize(np.ascontiguousarray(picture), size, interpolation=interpolation)])
 
 
 def _png(rgb: np.ndarray) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.evaluation.metrics import Score, frames_to_settle, palindrome_drift, palindrome_indices
-from videomamba_depth.evaluation.metrics.score import undefined
+from videomamba_depth.evaluation.metrics.score import Score, undefined
+from videomamba_depth.evaluation.metrics.sharpness_and_lag import frames_to_settle
+from videomamba_depth.evaluation.metrics.stability import palindrome_drift, palindrome_indices
 from videomamba_depth.flow.frame_view import Frames, FrameView, on_disk
 
 Stream = Callable[[Tensor], Tensor]
@@ -77,7 +78,7 @@ def settle_after_own_cut(
 
 def to_tensor(frame: np.ndarray) -> Tensor:
     """Return a frame uint8 [H,W,3] as float32 [1,3,H,W] in [0,1]."""
-    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255.0
+    return torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float() / 255.0
 
 
 def resize_depth(depth: Tensor, size: tuple[int, int]) -> np.ndarray:

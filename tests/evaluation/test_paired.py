@@ -1,0 +1,103 @@
+"""Paired changes over clips, who dominates whom, and distances from Pareto fronts, on made-up scores."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from videomamba_depth.configuration.evaluate_schema import name_checkpoints
+from videomamba_depth.evaluation.paired import axes_of, compare, differences, dominance, estimate, measured
+from videomamba_depth.utils.errors import UserError
+
+
+def made_up(student_tge: float, num: int = 4) -> list[dict[str, dict[str, float]]]:
+    """Return made-up scores: a filter family that pays an edge of 10 % for every 20 % of TGE."""
+
+    def method(tge: float, edges: float) -> dict[str, float]:
+        return {
+            "tge": tge,
+            "edge_ratio": edges,
+            "lag": 0.0,
+            "lag/true": 0.0,
+            "abs_rel/video": 0.1,
+            "abs_rel/fast_pixels": 0.2,
+        }
+
+    result = []
+    for i in range(num):
+        base = 1.0 + 0.1 * i
+        methods = {"teacher": method(base, 1.0), "student": method(student_tge * base, 0.9)}
+        for family in ("ema", "affine_ema", "warped_ema"):
+            for k, alpha in enumerate((0.75, 0.5, 0.25, 0.1), start=1):
+                methods[f"{family}_{alpha:g}"] = method(base * (1 - 0.1 * k + 0.001 * i), 1 - 0.05 * k)
+        result.append(methods)
+    return result
+
+
+def student_gaps(clips: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return compare(clips, ["student"])["students"]["student"]["pareto_gaps"]
+
+
+def test_without_ground_truth_flicker_and_distance_from_the_teacher_decide() -> None:
+    clips = [
+        {name: {"flk2": m["tge"], "teacher_diff/per_frame": 0.1} for name, m in clip.items()} for clip in made_up(0.5)
+    ]
+    result = compare(clips, ["student"])
+    assert (result["flicker"], result["axes"]) == ("flk2", {"distance from the teacher": "teacher_diff/per_frame"})
+    assert result["students"]["student"]["dominance"]["ema_0.5"]["distance from the teacher"] == "student*"
+
+
+def test_paired_differences_and_dominance() -> None:
+    better = made_up(0.5)
+    metrics = measured(better)
+    paired = differences(better, "student", metrics)
+    flicker, axes = axes_of(metrics)
+    assert paired["ema_0.5"]["tge"].value == pytest.approx(-30.0, abs=0.5)
+    assert paired["ema_0.5"]["tge"].std_error < 0.1
+    assert paired["ema_0.25"]["edge_ratio"].value == pytest.approx(-5.0)
+    assert dominance(paired, flicker, axes)["ema_0.25"]["edges"] == "student*"
+    assert dominance(paired, flicker, axes)["ema_0.75"]["edges"] == "neither"
+    worse = differences(made_up(0.95), "student", metrics)
+    assert dominance(worse, flicker, axes)["ema_0.5"]["edges"] == "method*"
+
+
+def test_the_gap_to_a_pareto_front_is_read_at_the_student_s_cost() -> None:
+    gaps = student_gaps(made_up(0.5))
+    # At 10 % of edges the family reaches −20 % of TGE; the student −50 %.
+    assert gaps["ema"]["edges"] == pytest.approx(30.0, abs=0.5)
+    cheap = made_up(0.9)
+    for video in cheap:
+        video["student"]["abs_rel/video"] = 0.05  # no filter is so cheap
+    assert math.isnan(student_gaps(cheap)["ema"]["accuracy"])
+
+
+def test_a_front_of_memories_is_read_at_the_filter_s_cost() -> None:
+    better = made_up(0.7)
+    for video in better:
+        base = video["teacher"]["tge"]
+        video["student@3"] = {**video["student"], "tge": 0.5 * base, "edge_ratio": 0.8}
+    result = compare(better, ["student@3", "student"])
+    gaps = result["memory_fronts"]["student"]
+    # −30 % of TGE at 10 % of edges, −50 % at 20 %: −40 % at 15 %, where the filter has −30 %.
+    assert gaps["ema_0.25"]["edges"] == pytest.approx(10.0, abs=0.5)
+    # At 5 % half of what the shorter memory reaches: −15 % against −10 %.
+    assert gaps["ema_0.75"]["edges"] == pytest.approx(5.0, abs=0.5)
+    assert compare(better, ["student"])["memory_fronts"] == {}
+    for video in better:
+        video["ema_0.5"]["abs_rel/video"] = 0.05
+    assert math.isnan(compare(better, ["student", "student@3"])["memory_fronts"]["student"]["ema_0.5"]["accuracy"])
+
+
+def test_estimates_count_what_is_finite() -> None:
+    assert estimate([1.0, 3.0, math.nan]) == pytest.approx((2.0, 1.0, 2))
+    assert estimate([math.nan]).num_clips == 0
+    assert math.isnan(estimate([1.0]).std_error)
+
+
+def test_checkpoints_get_names() -> None:
+    assert name_checkpoints("runs/a/last") == {"student": "runs/a/last"}
+    assert name_checkpoints(["runs/a/last", "b:runs/b/last"]) == {"a": "runs/a/last", "b": "runs/b/last"}
+    assert name_checkpoints([]) == {}
+    with pytest.raises(UserError, match="twice"):
+        name_checkpoints(["a:x", "a:y"])

@@ -1,0 +1,123 @@
+"""What an evaluation keeps on disk: folders of plain arrays and results, each under a digest of all that decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videomamba_depth.evaluation.metrics.score import Score
+from videomamba_depth.utils import atomic
+from videomamba_depth.utils.atomic import disk_errors, sync, sync_tree, to_json
+from videomamba_depth.utils.checkpoint import verify_files, write_manifest
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def digest(*parts: object) -> str:
+    """Return 16 hex digits of values that are plain JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept_arrays(folder: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arrays of a folder by name, memory-mapped and read-only; make and write them where there are none.
+
+    The folder is written atomically, with a manifest; a damaged one is removed with a warning and made again.
+
+    Raises:
+        UserError: the disk is full; nothing is left behind.
+    """
+    if not _is_intact(folder):
+        _write_folder(folder, make())
+    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+
+
+def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+        try:
+            for name, values in arrays.items():
+                np.save(partial / f"{name}.npy", values, allow_pickle=False)
+            write_manifest(partial)
+            sync_tree(partial)
+            if not folder.is_dir():  # else another process was faster: what it wrote is the same
+                os.replace(partial, folder)
+                sync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_intact(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        verify_files(folder, required=True)
+    except UserError as error:
+        log.warning("%s: made again", str(error).split(";")[0])
+        shutil.rmtree(folder)
+        return False
+    return True
+
+
+def keep_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON with its digest, atomically. Raises as `atomic.replacing`."""
+    plain = to_jsonable(result)
+    write_text(path, to_json({"sha256": digest(plain), "result": plain}) + "\n")
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Return what `keep_result` wrote; None where there is nothing, or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["sha256"] != digest(kept["result"]):
+            raise ValueError("other SHA-256")
+        return dict(kept["result"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s): made again", path, error)
+        return None
+
+
+def read_scores(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
+    """Return scores from JSON; null stands for NaN."""
+    return {
+        metric: Score(math.nan if s["value"] is None else s["value"], s["coverage"], s.get("reason", ""))
+        for metric, s in plain.items()
+    }
+
+
+def to_jsonable(value: Any) -> Any:
+    """Turn results into plain JSON types; a `Score` becomes {"value", "coverage", "reason"}, NaN becomes null."""
+    if isinstance(value, Score):
+        plain = {"value": value.value, "coverage": value.coverage}
+        return to_jsonable(plain | ({"reason": value.reason} if value.reason else {}))
+    if isinstance(value, Mapping):
+        return {str(key): to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write text atomically, making the folder where needed; return the path. Raises as `atomic.replacing`."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, text)
+    return path
