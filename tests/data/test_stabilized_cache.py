@@ -173,12 +173,12 @@ def test_a_stop_at_any_frame_is_made_good(
         maps = TeacherCacheReader(folder, KEY, HOW).lookup("a.mp4", [20])
         assert maps is not None
         assert "stabilized_depth" not in maps
-    monkeypatch.setattr(stabilized_cache, "chunk_scale", real)
+    monkeypatch.setattr(stabilized_cache, "scaled", real)
     stabilize(videos, folder)
     assert tree(folder) == tree(cache)
 
 
-def test_blocks_agree_with_the_whole_video_but_for_the_gauge(
+def test_blocks_agree_with_the_whole_video_but_for_scale_and_shift(
     videos: list[VideoSource], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """21 frames as blocks of 4 with margins of 8, and as one block."""
