@@ -100,7 +100,7 @@ def _with(states: DepthState, name: str, number: float) -> DepthState:
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 def test_a_state_that_is_not_finite(student: VideoMambaDepth, states: DepthState, number: float) -> None:
     for name in states.tensors().keys() - {"frame_index"}:
-        with pytest.raises(ValueError, match=f"state tensor {name} holds NaN or infinity; start afresh"):
+        with pytest.raises(ValueError, match=f"state tensor {name} holds NaN or infinity; start again"):
             student.step(FRAME, _with(states, name, number))
     with pytest.raises(ValueError, match="NaN or infinity"):  # what cancels out, or is large, is told apart
         student.step(FRAME, _with(_with(states, "map.frame", number), "map.depth", -number))

@@ -47,9 +47,10 @@ class BidirectionalMixer(MambaMixer):
 
     def mix(self, x: Tensor) -> Tensor:
         """Mix whole sequences `x [T, L, d_model]`, L ≥ 1; same shape out."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # [T, L, d_inner]
         forward, _, _ = self.scan_branch(u, z, None, None)
         branch = ScanBranch(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        # The second scan reads the sequence from its end; its output is turned around again before they are added.
         backward, _, _ = self.scan_branch(u.flip(1), z.flip(1), None, None, branch)
         y = forward + backward.flip(1)
         return self.out_proj(y / 2 if self.halve else y)

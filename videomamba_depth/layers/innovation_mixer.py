@@ -18,12 +18,12 @@ _MAX_STEP_BILINEAR = 1.9
 
 
 class InnovationMixer(nn.Module):
-    """Return `out_proj(h − x)`, h_t = Σ_k w_tk x_k / Σ_k w_tk, with selective weights w ≥ 0 (ours).
+    """Return `out_proj(h − x)`, h_t = Σ_k w_tk x_k / Σ_k w_tk, with selective weights w ≥ 0.
 
     The weights are those of a selective scan: channels are grouped in heads; a head has its own step size Δ_t and N
     decay rates A; B_t ≥ 0 says how much a frame counts, C_t ≥ 0 which of the rates are read. One extra channel per
     head scans the constant 1 and so yields Σ_k w_tk. Three properties follow, for every discretization: h is a mean of
-    past and present (unit gain), h = x exactly on the first frame, and an all-zero state is a fresh stream.
+    past and present (unit gain), h = x exactly on the first frame, and an all-zero state is a new stream.
     The scan runs in float32 (float64 for float64 tokens): h − x is a small difference. The summary is divided by
     the weights' sum too, so that it has no ramp at the start of a stream.
 
@@ -62,7 +62,7 @@ class InnovationMixer(nn.Module):
         self.discretization, self.backend = discretization, backend
         self.in_proj = nn.Linear(d_model, self.d_control)
         self.conv1d = nn.Conv1d(self.d_control, self.d_control, d_conv, groups=self.d_control)
-        # rows: Δ per head, gate per head, B, C
+        # outputs: Δ per head, gate per head, B, C
         self.x_proj = nn.Linear(self.d_control, 2 * self.num_heads + 2 * d_state)
         rates = torch.logspace(-math.log10(time_constants[0]), -math.log10(time_constants[1]), d_state)
         self.A_log = nn.Parameter(torch.log(rates).repeat(self.num_heads, 1))
@@ -80,12 +80,12 @@ class InnovationMixer(nn.Module):
             self.out_proj.weight.copy_(2.0 * gain * copies)
 
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
-        """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
+        """Return the zero state of `num_sequences` new sequences; float32 at least, whatever `dtype` tokens have."""
         dtype = torch.promote_types(dtype, torch.float32)
         conv = zero_state((num_sequences, self.d_control, self.d_conv), dtype, device)
-        rows = self._state_rows(self.expand * self.d_model) + self._state_rows(self.num_heads)
+        channels = self._state_channels(self.expand * self.d_model) + self._state_channels(self.num_heads)
         columns = state_shape(1, 1, self.d_state, self.discretization)[2]
-        return conv, zero_state((num_sequences, rows, columns), dtype, device)
+        return conv, zero_state((num_sequences, channels, columns), dtype, device)
 
     def forward(self, x: Tensor, control: Tensor, state: LayerState | None = None, memory: float = 1.0) -> MixerOutput:
         """Mix a chunk.
@@ -93,32 +93,37 @@ class InnovationMixer(nn.Module):
         Args:
             x: tokens `[T, L, d_model]`, L ≥ 1.
             control: `[T, L, d_control]`, what Δ, B, C and the gate are computed from.
-            state: what the previous chunk returned; None starts fresh sequences. Never written to.
+            state: what the previous chunk returned; None starts new sequences. Never written to.
             memory: > 0, lengthens all time constants by that factor; 1: as trained; towards 0, h becomes x.
         """
         conv_state, ssm_state = state if state is not None else (None, None)
+        # 1. The control path sees the last d_conv frames: what is new shows in how they differ.
         control, conv_state = causal_conv1d(
-            control,
+            control,  # [T, L, d_control]
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
             initial_state=conv_state,
             activation="silu",
             backend=self.backend,
         )
+        # 2. From here in float32 at least, whatever autocast says: h − x is a small difference of large numbers.
         precise = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
+            # [T, L, 2·heads + 2·d_state]: Δ and gate per head, B, C
             controls = F.linear(control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise))
             if ssm_state is not None and self._fuses(x, ssm_state):
-                u = x[:, 0].repeat(1, self.expand) if self.expand > 1 else x[:, 0]
+                # A streamed frame: scans, mean, gate and difference in one kernel that reads the state once.
+                u = x[:, 0].repeat(1, self.expand) if self.expand > 1 else x[:, 0]  # [T, expand·d_model]
                 rates = self._rates(torch.float32, memory)
                 step, ssm_state, summary = mean_step(ssm_state, u, controls[:, 0], rates)
                 innovation, summary = step.unsqueeze(1), summary.unsqueeze(1)
             else:
                 rates = self._rates(precise, memory)
                 estimate, ssm_state, summary = self._estimate(x.to(precise), controls, rates, ssm_state)
-                gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()
-                innovation = estimate - x.to(precise).repeat(1, 1, self.expand)
+                gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()  # [T, L, heads]
+                innovation = estimate - x.to(precise).repeat(1, 1, self.expand)  # [T, L, expand·d_model]
                 innovation = (innovation.unflatten(-1, (self.num_heads, -1)) * gate.unsqueeze(-1)).flatten(-2)
+        # 3. W mixes copies and channels; it starts at `initial_gain`. On a first frame h = x: the branch is 0.
         branch = self.out_proj(innovation.to(x.dtype))
         return MixerOutput(branch, (conv_state, ssm_state), summary)
 
@@ -137,9 +142,9 @@ class InnovationMixer(nn.Module):
         per_head = self.expand * self.d_model // self.num_heads
         if values.shape[1] != self.expand * self.d_model:  # two-tap methods carry their last input along: all linear
             return move(conv, False), move(ssm, False)
-        weight = mass.repeat_interleave(per_head, 1)
+        weight = mass.repeat_interleave(per_head, 1)  # [T, expand·d_model, d_state] ≥ 0
         mean = torch.where(weight > 0, values / weight.clamp(min=torch.finfo(ssm.dtype).tiny), 0.0)
-        mass = move(mass, False)
+        mass = move(mass, False)  # linear: a bicubic weight could become negative
         values = move(mean, True) * mass.repeat_interleave(per_head, 1)
         return move(conv, False), torch.cat([values, mass], dim=1)
 
@@ -149,7 +154,7 @@ class InnovationMixer(nn.Module):
         """Return `(h [T, L, expand·d_model], state, summary)`: the weighted mean of each head's channels."""
         heads, n = self.num_heads, self.d_state
         dt, _, B, C = controls.split([heads, heads, n, n], dim=-1)
-        B, C = F.softplus(B), F.softplus(C)
+        B, C = F.softplus(B), F.softplus(C)  # [T, L, N] > 0: the weights of a mean must not be negative
         delta = F.softplus(dt)
         if self.discretization in ("bilinear", "tustin"):
             delta = torch.minimum(delta, _MAX_STEP_BILINEAR / rates.abs().amax(-1))
@@ -170,6 +175,7 @@ class InnovationMixer(nn.Module):
                 with_summary=True,
             )
 
+        # One scan over the values, Σ_k w_tk x_k, and one over the constant 1, Σ_k w_tk: their ratio is the mean.
         weighted, values_state, values_summary = scan(
             x.repeat(1, 1, self.expand),
             delta.repeat_interleave(per_head, -1),
@@ -196,8 +202,8 @@ class InnovationMixer(nn.Module):
         """Cut the carried state into the scan's over the values and the scan's over the constant 1."""
         if ssm_state is None:
             return None, None
-        rows = self._state_rows(self.expand * self.d_model)
-        return ssm_state[:, :rows], ssm_state[:, rows:]
+        channels = self._state_channels(self.expand * self.d_model)
+        return ssm_state[:, :channels], ssm_state[:, channels:]
 
-    def _state_rows(self, channels: int) -> int:
+    def _state_channels(self, channels: int) -> int:
         return state_shape(1, channels, self.d_state, self.discretization)[1]

@@ -81,7 +81,7 @@ class MambaMixer(nn.Module):
     scan = staticmethod(selective_scan)
 
     def init_state(self, num_sequences: int, dtype: torch.dtype, device: torch.device | str) -> LayerState:
-        """Return the zero state of `num_sequences` fresh sequences; float32 at least, whatever `dtype` tokens have."""
+        """Return the zero state of `num_sequences` new sequences; float32 at least, whatever `dtype` tokens have."""
         dtype = torch.promote_types(dtype, torch.float32)
         conv = zero_state((num_sequences, self.d_inner, self.d_conv), dtype, device)
         shape = state_shape(num_sequences, self.d_inner, self.d_state, self.discretization)
@@ -92,10 +92,10 @@ class MambaMixer(nn.Module):
 
         Args:
             x: `[T, L, d_model]`, L ≥ 1.
-            state: what the previous chunk returned; None starts fresh sequences. Never written to.
+            state: what the previous chunk returned; None starts new sequences. Never written to.
         """
         conv_state, ssm_state = state if state is not None else (None, None)
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # [T, L, d_inner]: what is scanned, and its gate
         y, next_state, summary = self.scan_branch(u, z, conv_state, ssm_state)
         return MixerOutput(self.out_proj(y), next_state, summary)
 
@@ -120,6 +120,7 @@ class MambaMixer(nn.Module):
             activation="silu",
             backend=self.backend,
         )
+        # What makes the scan selective: Δ, B and C depend on the token. [T, L, dt_rank], [T, L, d_state] twice
         dt, B, C = w.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state, summary = self.scan(
             u,

@@ -1,4 +1,4 @@
-"""The residual blocks of a temporal stack: plain (as published) and innovation form (ours)."""
+"""The residual blocks of a temporal stack: plain (as published) and innovation form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer, MixerOut
 class MambaBlock(nn.Module):
     """Pre-norm residual block: `x + Mamba(LayerNorm(x) + PE(t))`, then `x + FFN(LayerNorm(x))`.
 
-    Both branches end in a projection that starts at zero, so that a fresh block is the identity.
+    Both branches end in a projection that starts at zero, so that a new block is the identity.
 
     Args:
         d_model: channels of a token.
@@ -46,7 +46,8 @@ class MambaBlock(nn.Module):
 
         memory: has no meaning here and is not read.
         """
-        branch, state, summary = self.mixer(add_per_sample(self.norm(x), self.age_proj(age)), state)
+        aged = add_per_sample(self.norm(x), self.age_proj(age))  # [T, L, d_model]: tokens that know their frame's age
+        branch, state, summary = self.mixer(aged, state)
         x = x + branch
         if self.ffn is not None:
             x = x + self.ffn(x)
@@ -54,9 +55,9 @@ class MambaBlock(nn.Module):
 
 
 class InnovationBlock(nn.Module):
-    """Residual block in innovation form: `x + W(h − x)`, h a recurrent estimate of x (ours, after the Kalman filter).
+    """Residual block in innovation form: `x + W(h − x)`, h a recurrent estimate of x (after the Kalman filter).
 
-    W starts at `initial_gain`, by default zero, so that a fresh block is the identity; and `h = x` on the first frame
+    W starts at `initial_gain`, by default zero, so that a new block is the identity; and `h = x` on the first frame
     of a stream, so that a single image passes unchanged whatever was learnt.
 
     Args:
@@ -84,13 +85,14 @@ class InnovationBlock(nn.Module):
 
         memory: see `InnovationMixer.forward`.
         """
-        control = add_per_sample(self.mixer.in_proj(self.norm(x)), self.age_proj(age))
+        # Norm and age only reach the control path: h is a mean of x itself, or the first frame would change.
+        control = add_per_sample(self.mixer.in_proj(self.norm(x)), self.age_proj(age))  # [T, L, d_control]
         branch, state, summary = self.mixer(x, control, state, memory)
         return MixerOutput(x + branch, state, summary)
 
 
 def temporal_age(frame_index: Tensor, num_frames: int, time_constants: tuple[float, ...]) -> Tensor:
-    """Return the temporal position features `t / (t + τ_k)` (ours), `[B, N, K]` in [0, 1), float32.
+    """Return the temporal position features `t / (t + τ_k)`, `[B, N, K]` in [0, 1), float32.
 
     They tell how much past a state has seen. Unlike a sinusoid they are monotone and converge, so that frame 10^7
     looks like frame 10^6 and no frame is out of the range that training saw.
@@ -98,8 +100,9 @@ def temporal_age(frame_index: Tensor, num_frames: int, time_constants: tuple[flo
     Args:
         frame_index: `[B]` int64, index of the first of the `num_frames` frames in its stream.
     """
+    # In float64 until the end: float32 counts frames only up to 1.7e7.
     t = frame_index[:, None] + torch.arange(num_frames, device=frame_index.device)
-    t = t[..., None].to(torch.float64)
+    t = t[..., None].to(torch.float64)  # [B, N, 1]
     tau = torch.tensor(time_constants, dtype=torch.float64, device=t.device)
     return (t / (t + tau)).float()
 

@@ -70,7 +70,7 @@ class DepthState:
         return replace(self.map(lambda t: t.to(device)), frame_index=self.frame_index.to(device))
 
     def reset(self, streams: Tensor) -> DepthState:
-        """Start the streams where `streams [B]` bool is True afresh: an all-zero state at frame 0 is a fresh one."""
+        """Reset the streams where `streams [B]` bool is True: an all-zero state at frame 0 is a new one."""
         keep = ~streams.to(self.frame_index.device)
 
         def zero(t: Tensor) -> Tensor:
@@ -177,10 +177,10 @@ def check_values(state: DepthState) -> None:
     sums = torch.stack([index.amin().float(), *(t.detach().sum(dtype=torch.float32) for t in tensors.values())])
     first, *totals = sums.tolist()
     if first < 0:
-        raise ValueError("state tensor frame_index must not be negative; start afresh with states=None")
+        raise ValueError("state tensor frame_index must not be negative; start again with states=None")
     for (name, tensor), total in zip(tensors.items(), totals, strict=True):
         if not math.isfinite(total) and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"state tensor {name} holds NaN or infinity; start afresh with states=None")
+            raise ValueError(f"state tensor {name} holds NaN or infinity; start again with states=None")
 
 
 def check_state(state: DepthState, expected: DepthState) -> None:
@@ -202,17 +202,17 @@ def check_state(state: DepthState, expected: DepthState) -> None:
             had, has = (_grids(s) for s in (state, expected))
             raise ValueError(
                 f"the state belongs to this model with another input_size: its maps are {had}, here {has}; load the"
-                " model with that input_size, or start afresh with states=None"
+                " model with that input_size, or start again with states=None"
             )
         had, has = ("x".join(map(str, size)) for size in (state.image_size, expected.image_size))
         raise ValueError(
             f"the state belongs to another resolution: to frames of {had} px (height x width), this one has {has} px;"
-            " resize the frames, or start afresh with states=None"
+            " resize the frames, or start again with states=None"
         )
     if state.batch_size != expected.batch_size:
         raise ValueError(
             f"the state holds a batch of {state.batch_size} streams, the clip one of {expected.batch_size};"
-            " start afresh with states=None"
+            " start again with states=None"
         )
     if state.memory != expected.memory:
         raise ValueError(f"the state is of a stream with memory {state.memory:g}; this one has {expected.memory:g}")

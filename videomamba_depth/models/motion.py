@@ -1,4 +1,4 @@
-"""Motion between the frames of a stream, and carrying what belongs to a place along with it."""
+"""Motion between the frames of a stream, and warping of recurrent state along it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class MotionEstimator:
 
         Args:
             clip: `[B, N, 3, H, W]` in [0, 1].
-            before: `[B, 3, h, w]`, the last frame of the chunk before, as it was returned; None: there is none.
+            before: `[B, 3, h, w]`, the last frame of the chunk before, as returned; None: the chunk starts its streams.
             new: `[B]` bool, streams that start with this chunk, whose `before` is not read; None: none of them.
 
         Returns:
@@ -104,39 +104,41 @@ class MotionEstimator:
 class TokenWarp:
     """Brings what tokens carry from where they were to where they are: state of p ← state of p + flow(p).
 
-    Values beyond the border are those at the border. The sums of a few rows that this is run as `embedding_bag`,
+    Values beyond the border are those at the border. The sums of a few tokens that this is run as `embedding_bag`,
     which is several times faster on wide states than `grid_sample` on images.
 
     Args:
         flow_px: `[B, 2, h, w]`, px of the token grid.
-        trusted: `[B, 1, h, w]` bool; where False, states are zeroed: these tokens start afresh.
+        trusted: `[B, 1, h, w]` bool; where False, states are zeroed: these tokens start again.
     """
 
     def __init__(self, flow_px: Tensor, trusted: Tensor) -> None:
         height, width = flow_px.shape[-2:]
         device = flow_px.device
         flow = torch.nan_to_num(flow_px.double())
+        # Where each token was, in cells, [B, h, w]; in float64: the fraction keeps float32's digits.
         x = (torch.arange(width, device=device) + flow[:, 0]).clamp(0, width - 1)
         y = (torch.arange(height, device=device)[:, None] + flow[:, 1]).clamp(0, height - 1)
         self._trusted = trusted.flatten().unsqueeze(-1)
-        first = torch.arange(flow.shape[0], device=device).view(-1, 1, 1) * (height * width)
+        first = torch.arange(flow.shape[0], device=device).view(-1, 1, 1) * (height * width)  # token of each sample
         self._linear = _taps(x, y, first, width, height, cubic=False)
         self._cubic = _taps(x, y, first, width, height, cubic=True)
 
     def __call__(self, tokens: Tensor, cubic: bool = False) -> Tensor:
         """Return `tokens [B·h·w, ...]` moved, in their dtype; bicubic keeps sharp what is moved again and again."""
         index, weight = self._cubic if cubic else self._linear
-        rows = tokens.flatten(1)
-        weight = torch.where(self._trusted, weight, 0.0).to(rows.dtype)
-        return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum").view_as(tokens)
+        table = tokens.flatten(1)  # [B·h·w, channels · states]
+        weight = torch.where(self._trusted, weight, 0.0).to(table.dtype)  # [B·h·w, K²]
+        return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum").view_as(tokens)
 
 
 def _taps(x: Tensor, y: Tensor, first: Tensor, width: int, height: int, cubic: bool) -> tuple[Tensor, Tensor]:
-    """Return the rows to sum and their weights, each `[B·h·w, K²]`, for positions x, y `[B, h, w]`."""
+    """Return which tokens to sum and their weights, each `[B·h·w, K²]`, for positions x, y `[B, h, w]`."""
     columns, column_weights = _taps_1d(x, width, cubic)
     rows, row_weights = _taps_1d(y, height, cubic)
     index = first.unsqueeze(-1).unsqueeze(-1) + rows.unsqueeze(-1) * width + columns.unsqueeze(-2)
     weight = row_weights.unsqueeze(-1) * column_weights.unsqueeze(-2)
+    # [B, h, w, K, K] → [B·h·w, K²]
     return index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""A carried estimate at output resolution: what the coarser temporal stacks cannot hold still."""
+"""Recurrent refinement of the depth at output resolution."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class OutputSpec:
 
 
 class OutputRefiner(nn.Module):
-    """Recurrent estimate y of the depth x that the decoder returns (ours):
+    """Recurrent estimate y of the depth x that the decoder returns:
 
         p_t = warp(y_{t−1}),  r_t = x_t − p_t,  y_t = x_t − (1 − a_t) l_t − (1 − g_t) c_t (r_t − l_t),
 
     c the trust in the motion and in p, near 0 where r stands out; l the coarse part of r, an average over cells of
     the pixels that are trusted, continued to those that are not: what flickers together is corrected together, and
-    a pixel that has just come into view is drawn at the level of what was there before. a and g are gains, fixed,
-    or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so that
-    depth's gauge does not matter. 1 − a is halved where half a cell is crossed in one frame: what moves that fast
-    brings little of its past along. A frame without a past passes unchanged.
+    a pixel that has just come into view is drawn at the level of what was in its place before. a and g are gains,
+    fixed, or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so
+    that the affine ambiguity of depth does not matter. 1 − a is halved where half a cell is crossed in one frame: what
+    moves that fast brings little of its past along. A frame without a past passes unchanged.
     """
 
     def __init__(self, spec: OutputSpec) -> None:
@@ -88,7 +88,7 @@ class OutputRefiner(nn.Module):
         size = (depth.shape[-2], depth.shape[-1])
         with torch.autocast(depth.device.type, enabled=False):
             for t in range(depth.shape[1]):
-                x = depth[:, t].to(estimate.dtype)
+                x = depth[:, t].to(estimate.dtype)  # [B, 1, H, W]
                 seen = (frame_index + t > 0).view(-1, 1, 1, 1).expand_as(x)
                 if motion is None:
                     predicted, speed = estimate, torch.zeros_like(x)
@@ -101,16 +101,23 @@ class OutputRefiner(nn.Module):
         return torch.stack(frames, 1), estimate
 
     def _step(self, x: Tensor, predicted: Tensor, seen: Tensor, speed_px: Tensor, memory: float) -> Tensor:
+        """Return y_t `[B, 1, H, W]`; x, predicted, seen (bool) and speed_px are of that shape too."""
+        # 1. The innovation r, 0 without a past; trust in [0, 1] fades towards such pixels: their edges are not drawn.
         trust = _fade(seen.to(x.dtype))
         innovation = torch.where(seen, x - predicted, 0.0)
+        # 2. r in units of its mean over the trusted pixels, [B, 1, 1, 1]: free of depth's scale. The second term keeps
+        #    rounding of a still picture from being blown up to a unit; detached: a unit is no thing to be learned.
         scale = (innovation.detach().abs() * trust).sum((1, 2, 3), keepdim=True) / (
             trust.sum((1, 2, 3), keepdim=True) + 1e-6
         )
         unit = innovation / (scale + 1e-6 * x.detach().abs().mean((1, 2, 3), keepdim=True) + 1e-12)
+        # 3. Confidence c in [0, 1]: small where a neighborhood, not a pixel, stands out: the past was something else.
         local = F.avg_pool2d(unit, 3, stride=1, padding=1, count_include_pad=False)
         confidence = trust / (1 + (local / self.outlier).square())
+        # 4. How much of the past stays, [B, 1, H, W] in (0, 1) each; and l, what flickers together.
         keep_coarse, keep = self._keep(unit, confidence, speed_px, memory)
         coarse = _continued(innovation, confidence)
+        # 5. l is smooth, so that its weight must be too; detail is kept only where it is trusted.
         return x - _smooth(keep_coarse) * coarse - keep * confidence * (innovation - coarse)
 
     def _keep(self, unit: Tensor, confidence: Tensor, speed_px: Tensor, memory: float) -> tuple[Tensor, Tensor]:
@@ -118,13 +125,13 @@ class OutputRefiner(nn.Module):
         coarse = self.base_logits[0] - math.log(memory)
         fine = self.base_logits[1] - math.log(min(memory, 1.0))
         if self.gain_net is None:
-            learnt = unit.new_zeros(unit.shape[0], 2, *unit.shape[2:])
+            learned = unit.new_zeros(unit.shape[0], 2, *unit.shape[2:])
         else:
-            bounded = unit / (1 + unit.abs())
-            inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)
-            learnt = self.gain_net(inputs)
+            bounded = unit / (1 + unit.abs())  # (−1, 1): outliers must not saturate the network
+            inputs = torch.cat([bounded, bounded.abs(), confidence, speed_px / (4 + speed_px)], dim=1)  # [B, 4, H, W]
+            learned = self.gain_net(inputs)
         slow = 1 / (1 + (speed_px / (SLOW_PX * max(memory, 1.0))).square())
-        return slow * torch.sigmoid(-(coarse + learnt[:, :1])), torch.sigmoid(-(fine + learnt[:, 1:]))
+        return slow * torch.sigmoid(-(coarse + learned[:, :1])), torch.sigmoid(-(fine + learned[:, 1:]))
 
 
 def _fade(seen: Tensor) -> Tensor:

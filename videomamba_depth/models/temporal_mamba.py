@@ -23,7 +23,7 @@ class ScaleSpec:
     """What the temporal stack of one scale is made of; `num_blocks=0` switches the scale off.
 
     Attributes:
-        form: "innovation" (`x + W(h − x)`, ours) or "plain" (published residual Mamba with FFN).
+        form: "innovation" (`x + W(h − x)`) or "plain" (published residual Mamba with FFN).
         state_dtype: precision in which the SSM state is kept between chunks. float16 halves the memory, but rounds at
             every chunk border: outputs then differ between splits of a clip by about 2e-3.
         ffn_ratio: hidden width of the FFN over the scale's channels; plain form only.
@@ -60,7 +60,7 @@ class ScaleSpec:
 
 
 class SpatialPreMix(nn.Conv2d):
-    """Depthwise 3x3 convolution that starts as the identity: neighbours reach a token before time does."""
+    """Depthwise 3x3 convolution that starts as the identity: neighbors reach a token before time does."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels)
@@ -91,7 +91,7 @@ class ScaleOutput(NamedTuple):
 class TemporalMambaScale(nn.Module):
     """Pre-mix and n Mamba blocks for the features of one scale.
 
-    The blocks see the pre-mixed features; what they change is added to the features themselves. So a fresh scale is
+    The blocks see the pre-mixed features; what they change is added to the features themselves. So a new scale is
     the identity, and one in innovation form leaves the first frame of a stream untouched whatever it has learnt.
     """
 
@@ -119,28 +119,31 @@ class TemporalMambaScale(nn.Module):
         Args:
             features: `[B, N, C, H, W]`.
             frame_index: `[B]` int64, index of the first of the N frames in its stream.
-            state: what the previous chunk returned; None starts fresh streams.
+            state: what the previous chunk returned; None starts new streams.
             motion: of the chunk; None, or a scale that does not advect, leaves the state where it is.
             memory: see `InnovationMixer.forward`.
         """
         batch, num_frames, _, height, width = features.shape
-        mixed = self.pre_mix(features.flatten(0, 1)).unflatten(0, (batch, num_frames))
-        tokens = temporal_tokenize(mixed)
-        age = temporal_age(frame_index, num_frames, AGE_TIME_CONSTANTS).to(tokens.dtype)
+        # The blocks only look along time: what a place should know of its neighbors has to be mixed in before.
+        mixed = self.pre_mix(features.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, N, C, H, W]
+        tokens = temporal_tokenize(mixed)  # [B·H·W, N, C]: one sequence per place
+        age = temporal_age(frame_index, num_frames, AGE_TIME_CONSTANTS).to(tokens.dtype)  # [B, N, K] in [0, 1)
         if motion is None or not self.advect:
-            output, next_state, summaries = self._run_blocks(tokens, age, state, memory)
+            output, next_state, summaries = self._run_blocks(tokens, age, state, memory)  # all N frames in one scan
         else:
+            # The state has to be moved between frames, so that the scan runs one frame at a time.
             steps = []
             for t in range(num_frames):
                 if state is not None:
                     state = self._advected(state, TokenWarp(*motion.frame(t, (height, width))))
                 steps.append(self._run_blocks(tokens[:, t : t + 1], age[:, t : t + 1], state, memory))
                 state = steps[-1][1]
-            output = torch.cat([step[0] for step in steps], 1)
+            output = torch.cat([step[0] for step in steps], 1)  # [B·H·W, N, C]
             next_state = steps[-1][1]
             summaries = tuple(torch.cat(parts, 1) for parts in zip(*(step[2] for step in steps), strict=True))
-        update = temporal_detokenize(output - tokens, (height, width))
-        maps = tuple(temporal_detokenize(summary, (height, width)) for summary in summaries)
+        # Only the change is added to the features, so that the pre-mix alone changes nothing.
+        update = temporal_detokenize(output - tokens, (height, width))  # [B, N, C, H, W]
+        maps = tuple(temporal_detokenize(summary, (height, width)) for summary in summaries)  # [B, N, d_state, H, W]
         return ScaleOutput(features + update, next_state, maps)
 
     def _run_blocks(

@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
 
 @contextmanager
 def _explain_mixed_weights(model: nn.Module) -> Iterator[None]:
-    """Say why weights of several dtypes fail, which they do outside autocast.
+    """Explain why weights of several dtypes fail, which they do outside autocast.
 
     Raises:
         ValueError: in place of PyTorch's error, where a part of the model has been converted by itself.
@@ -60,7 +60,7 @@ class VideoMambaDepth(nn.Module):
     """Streaming video depth: `depth, states, _ = model(clip, states)`.
 
     The same function serves clips, chunks and single frames: for every split of a clip, outputs and final state are
-    those of the whole clip. At initialisation the temporal stacks change nothing: on the teacher's encoder the depth is
+    those of the whole clip. At initialization the temporal stacks change nothing: on the teacher's encoder the depth is
     the teacher's, frame by frame. Without any blocks it always is.
 
     Args:
@@ -151,7 +151,8 @@ class VideoMambaDepth(nn.Module):
         Args:
             clip: `[B, N, 3, H, W]` RGB in [0, 1]; any H, W.
             states: what the previous chunk returned; None starts new streams. Never written to.
-            features: what `encode` returned for the clip, where it is at hand.
+            features: what `encode` returned for the clip, where it is at hand. Who brings them, as streams and trainers
+                do, looks at the depth: the states' values are then not checked.
             motion: of the clip, where it is known already: it is then not estimated, nor the last frame kept for the
                 next chunk, which has to come with its motion too.
             out_size: (H, W) of the depth; None: that of the frames.
@@ -161,7 +162,7 @@ class VideoMambaDepth(nn.Module):
                 for a model without.
         """
         check_axes("clip", clip, "B N 3 H W")
-        if states is not None:
+        if states is not None and features is None and not self.training:
             check_values(states)
         if motion is not None and self.motion is None:
             raise ValueError("this student carries nothing along the motion: leave motion out")

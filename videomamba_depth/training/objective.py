@@ -43,7 +43,7 @@ class Objective:
 
     Attributes:
         ssi_alignment: "frame" solves (s, t) per frame and is blind to scale flicker; "clip" solves one pair on the
-            first chunk of a clip and keeps it; "none" pins (1, 0), the teacher's own gauge.
+            first chunk of a clip and keeps it; "none" pins (1, 0), the teacher's own scale and shift.
         temporal_gradient_static_only: match temporal gradients on static pixels only, where the target's is 0: for
             raw targets, whose own temporal gradients are mostly flicker.
     """
@@ -66,6 +66,7 @@ class Objective:
             summaries: per temporal block `[B, N, d_state, h, w]`.
             tail: what the chunk before returned; None at the start of a clip.
         """
+        # [B, 1, 1, 1, 1] each: solved on the first chunk of a clip, without gradient, and carried in the tail.
         scale, shift = self._clip_alignment(prediction, target, tail)
         terms: dict[str, LossSums] = {}
         if self.ssi_weight > 0:
@@ -80,7 +81,7 @@ class Objective:
         if self.temporal_gradient_weight > 0:
             depth, wanted, valid = prediction, target.depth, target.valid
             static = target.static
-            if tail is not None:
+            if tail is not None:  # [B, 1 + N, 1, H, W]: the change across the border of chunks counts too
                 depth = torch.cat([tail.prediction, depth], 1)
                 wanted = torch.cat([tail.target, wanted], 1)
                 valid = torch.cat([tail.valid, valid], 1)

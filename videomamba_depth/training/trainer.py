@@ -27,10 +27,9 @@ from videomamba_depth.models.checkpoint import (
     read_weights,
     student_weights,
 )
-from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
-from videomamba_depth.training.labeller import Chunk, LabelledClip, Labeller
+from videomamba_depth.training.labeller import LabelledClip, Labeller
 from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.preview import preview_picture, write_picture
 from videomamba_depth.training.restarts import draw_restarts, restart
@@ -90,7 +89,7 @@ class TrainerSettings:
 
 
 class Trainer:
-    """Trains a student on labelled clips; `fit` runs to the last step, or until it is asked to stop.
+    """Trains a student on labeled clips; `fit` runs to the last step, or until it is asked to stop.
 
     A step is one optimizer step on `accumulate` chunks. States and the last frame of a chunk are carried, detached,
     into the next chunk of the same clip. All that a run depends on is in its checkpoints: stopped and resumed, it
@@ -165,7 +164,7 @@ class Trainer:
 
     def _loop(self, batches: Iterator[dict[str, Any]], run_log: RunLog | None, bar: tqdm) -> bool:
         settings = self.settings
-        meter = _Meter(self.step)
+        meter = _Meter()
         while self.step < settings.steps:
             record, frames = self._train_step(batches)
             self.step += 1
@@ -173,7 +172,8 @@ class Trainer:
             meter.add(record, frames)
             last = self.step == settings.steps
             if run_log is not None and (last or self.step % settings.log_every == 0):
-                record = meter.flush(self.step)
+                record = meter.mean(self.step)
+                meter = _Meter()
                 run_log.write(record)
                 log.info(_format_line(record, settings.steps))
             if run_log is not None and settings.picture_every and self.step % settings.picture_every == 0:
@@ -187,7 +187,7 @@ class Trainer:
         return True
 
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
-        """Do one optimizer step; return its record and how many frames it saw."""
+        """Do one optimizer step on `accumulate` chunks; return its record and how many frames it saw."""
         settings = self.settings
         total, warmup = settings.total_steps, settings.warmup_steps
         lr = settings.lr * warmup_cosine(self.step, total, warmup, settings.final_lr_ratio)
@@ -197,69 +197,67 @@ class Trainer:
         record: dict[str, float] = {}
         frames = 0
         for i in range(settings.accumulate):
-            synchronise = i == settings.accumulate - 1
-            terms, chunk_frames = self._train_chunk(batches, synchronise)
+            terms, chunk_frames = self._train_chunk(batches, is_last=i == settings.accumulate - 1)
             frames += chunk_frames
             for name, value in terms.items():
                 record[f"loss/{name}"] = record.get(f"loss/{name}", 0.0) + value / settings.accumulate
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._trainable.values(), settings.grad_clip or float("inf"))
-        if not torch.isfinite(norm) and not self._scaler.is_enabled():
+        if not torch.isfinite(norm) and not self._scaler.is_enabled():  # a scaler skips such a step
             self._refuse("the gradient norm")
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._average.update(student_weights(self.student), self.step)
         return {**record, "optim/lr": lr, "optim/grad_norm": float(norm)}, frames
 
-    def _train_chunk(self, batches: Iterator[dict[str, Any]], synchronise: bool) -> tuple[dict[str, float], int]:
-        """Forward and backward on the next chunk; return the loss terms and the number of frames."""
-        clip = self._current_clip(batches)
-        start, stop = self._position.frame, min(self._position.frame + self.settings.chunk_frames, clip.num_frames)
+    def _train_chunk(self, batches: Iterator[dict[str, Any]], is_last: bool) -> tuple[dict[str, float], int]:
+        """Forward and backward on the next chunk; return the loss terms and the number of frames.
+
+        Args:
+            is_last: of this optimizer step: the ranks then exchange their gradients.
+        """
+        settings, ranks, position = self.settings, self.ranks, self._position
+        # 1. The clip [B, N, 3, H, W] at hand; a new one is encoded and labeled once, whole: both see all of its frames.
+        if self._clip is None or self._clip_batch != position.batch:
+            self._clip, self._clip_batch = self.labeller(next(batches), ranks.device), position.batch
+        clip, start = self._clip, position.frame
+        batch_size, stop = clip.rgb.shape[0], min(start + settings.chunk_frames, clip.num_frames)
         if start >= stop:
             raise UserError(
                 f"the checkpoint of step {self.step} is damaged: it goes on at frame {start} of a clip of"
                 f" {clip.num_frames}; delete its folder to go back to the one before"
             )
-        chunk = self._restart_some(clip.chunk(start, stop), clip.rgb.shape[0])
-        defer = not synchronise and isinstance(self._forward, DistributedDataParallel)
+        # 2. Its next frames. Some streams are reset, as in use; the position alone says which: resuming stays exact.
+        streams = draw_restarts(settings.reset_probability, settings.seed, position, ranks.rank, batch_size)
+        self._carry, chunk = restart(self._carry, clip.chunk(start, stop), streams)
+        defer = not is_last and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if defer else nullcontext():  # type: ignore[operator]
-            with self.labeller.autocast(self.ranks.device):
-                predicted = self._forward(chunk.rgb, self._carry.states, features=chunk.features, motion=chunk.motion)
-            summaries = [summary for scale in predicted.summaries.values() for summary in scale]
-            sums, tail = self.objective(predicted.depth, chunk.target, summaries, self._carry.tail)
-            # Every mean runs over the valid elements of all ranks; DDP divides gradients by their number.
+            # 3. Depth [B, n, 1, H, W] of the chunk's n frames, from the state that the chunk before has left.
+            with self.labeller.autocast(ranks.device):
+                depth, states, summaries = self._forward(
+                    chunk.rgb, self._carry.states, features=chunk.features, motion=chunk.motion
+                )
+            # 4. The losses, as sums and counts. Every mean runs over the valid elements of all ranks, so that a rank
+            #    with few of them does not count as much as one with many; DDP divides gradients by the ranks' number.
+            blocks = [summary for scale in summaries.values() for summary in scale]
+            sums, tail = self.objective(depth, chunk.target, blocks, self._carry.tail)
             losses = {
-                name: mean_of_sums(term.numerators, self.ranks.sum(term.counts)) * self.ranks.world_size
+                name: mean_of_sums(term.numerators, ranks.sum(term.counts)) * ranks.world_size
                 for name, term in sums.items()
             }
+            # 5. Backward, through the chunk alone. What is not finite ends the run before a weight is changed.
             total = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(total):
                 names = [name for name, value in losses.items() if not torch.isfinite(value)]
                 self._refuse(f"loss {' and '.join(names)}")
-            self._scaler.scale(total / self.settings.accumulate).backward()
-        self._advance(clip, stop, predicted.states, tail)
-        terms = {name: float(self.ranks.sum(value.detach())) / self.ranks.world_size for name, value in losses.items()}
-        frames = clip.rgb.shape[0] * (stop - start) * self.ranks.world_size
-        return {"total": sum(terms.values()), **terms}, frames
-
-    def _restart_some(self, chunk: Chunk, batch_size: int) -> Chunk:
-        """Let some streams start afresh here; which ones depends on the position alone, so that resuming is exact."""
-        settings = self.settings
-        streams = draw_restarts(settings.reset_probability, settings.seed, self._position, self.ranks.rank, batch_size)
-        self._carry, chunk = restart(self._carry, chunk, streams)
-        return chunk
-
-    def _current_clip(self, batches: Iterator[dict[str, Any]]) -> LabelledClip:
-        if self._clip is None or self._clip_batch != self._position.batch:
-            self._clip, self._clip_batch = self.labeller(next(batches), self.ranks.device), self._position.batch
-        return self._clip
-
-    def _advance(self, clip: LabelledClip, stop: int, states: DepthState, tail: Any) -> None:
+            self._scaler.scale(total / settings.accumulate).backward()
+        # 6. The next chunk goes on with the state and the last frame, detached; a clip's last chunk hands on nothing.
         if stop < clip.num_frames:
-            self._position = Position(self._position.batch, stop)
-            self._carry = Carry(states.detach(), tail)
+            self._position, self._carry = Position(position.batch, stop), Carry(states.detach(), tail)
         else:
-            self._position, self._carry = Position(self._position.batch + 1), Carry()
+            self._position, self._carry = Position(position.batch + 1), Carry()
+        terms = {name: float(ranks.sum(value.detach())) / ranks.world_size for name, value in losses.items()}
+        return {"total": sum(terms.values()), **terms}, batch_size * (stop - start) * ranks.world_size
 
     def _build_optimizer(self) -> torch.optim.AdamW:
         """Biases, norms, position tables and the parameters of the recurrence do not decay."""
@@ -277,7 +275,7 @@ class Trainer:
         )
 
     def _last_checkpoint(self) -> str:
-        """Say what a failed run can go on from; the checkpoint is read back for it."""
+        """Return what a failed run can go on from; the checkpoint is read back for it."""
         folder = self.run.newest_checkpoint()
         if folder is None:
             return "there is no checkpoint yet"
@@ -296,7 +294,7 @@ class Trainer:
         self._stop_signal = number
 
     def _write_picture(self, run_log: RunLog) -> None:
-        """Show the student on the first frames of the clip seen last, from a fresh state."""
+        """Show the student on the first frames of the clip seen last, from a new state."""
         if self._clip is None:
             return
         chunk = self._clip.chunk(0, min(self.settings.chunk_frames, self._clip.num_frames))
@@ -375,25 +373,24 @@ class Trainer:
 class _Meter:
     """Averages the records of the steps between two log lines, and their pace."""
 
-    def __init__(self, step: int) -> None:
-        self._started = time.perf_counter()
-        self._sums: dict[str, list[float]] = {}
-        self._frames = 0
-        self._step = step
+    def __init__(self) -> None:
+        self._started, self._frames = time.perf_counter(), 0
+        self._records: list[dict[str, float]] = []
 
     def add(self, record: dict[str, float], frames: int) -> None:
-        for key, value in record.items():
-            self._sums.setdefault(key, []).append(value)
+        self._records.append(record)
         self._frames += frames
 
-    def flush(self, step: int) -> dict[str, float]:
+    def mean(self, step: int) -> dict[str, float]:
         elapsed = time.perf_counter() - self._started
-        record: dict[str, float] = {"step": step}
-        record |= {key: sum(values) / len(values) for key, values in self._sums.items()}
-        record["time/ms_per_step"] = 1000 * elapsed / max(1, step - self._step)
-        record["time/frames_per_s"] = self._frames / elapsed
-        self.__init__(step)  # type: ignore[misc]
-        return record
+        names = {name: None for record in self._records for name in record}
+        values = {name: [record[name] for record in self._records if name in record] for name in names}
+        return {
+            "step": step,
+            **{name: sum(found) / len(found) for name, found in values.items()},
+            "time/ms_per_step": 1000 * elapsed / len(self._records),
+            "time/frames_per_s": self._frames / elapsed,
+        }
 
 
 def _format_line(record: dict[str, float], steps: int) -> str:
