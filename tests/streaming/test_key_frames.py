@@ -206,3 +206,30 @@ def test_a_stream_is_saved_right_behind_a_key_frame(checkpoint: Path, frames: np
     stream.save(tmp_path / "stream.safetensors")
     other.load(tmp_path / "stream.safetensors")
     assert np.array_equal(other.step(frames[1]), stream.step(frames[1]))
+
+
+def test_a_view_is_returned_to_above_one_similarity_and_left_below_another(
+    student: VideoMambaDepth, frames: np.ndarray
+) -> None:
+    """Between the two nothing changes: what has been left is not returned to, what is shown is not left."""
+    keys = KeyFrames(KeyFrameSettings(every=2, enter=0.8, leave=0.65, duplicate=0.99, grid=1, align=False))
+    stream = DepthStream(student, device="cpu")
+    depth = torch.from_numpy(stream.step(frames[0]))[None, None]
+    states = stream.states
+    assert states is not None
+    rgb = torch.from_numpy(frames[0]).permute(2, 0, 1)[None].float() / 255
+
+    def event(similarity: float, away: int = 1) -> str:
+        """Show a frame whose features are so similar to those of the first one."""
+        features = torch.zeros(1, 4, 2, 2)
+        features[:, 0], features[:, away] = similarity, (1 - similarity**2) ** 0.5
+        keys.before_frame(NextFrame(rgb, features, None, states, [""]), states)
+        keys.after_frame(depth, states)
+        return keys.notes()["key"]["event"]
+
+    assert [event(1.0), event(1.0)] == ["", ""]  # the second becomes a key frame
+    assert [event(0.0), event(0.0)] == ["", ""]  # so does the last; by then the first has been left
+    assert event(0.7, away=2) == ""
+    assert event(0.85, away=3) == "returned"
+    assert event(0.7, away=2) == ""  # not left either
+    assert event(0.6, away=2) == "left"
