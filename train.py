@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from videomamba_depth.data.sampling import loader_errors
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.errors import building
+from videomamba_depth.utils.settings import to_values
 from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def main(config: TrainConfig) -> None:
         torch.set_num_threads(config.trainer.threads)
     with building("trainer.device"):
         ranks = start_ranks(config.trainer.device)
-    run, resolved = RunFolder(config.run_dir), asdict(config)
+    run, resolved = RunFolder(config.run_dir), to_values(config)
     try:
         with ExitStack() as stack:
             with ranks.together():

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from videomamba_depth.evaluation.summary import versions
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.checkpoint import list_steps
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import to_values
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def is_finished(run: AblationRun) -> bool:
     """
     train = load_config("train", TrainConfig, list(run.overrides))
     folder = RunFolder(run.folder)
-    folder.check_config(asdict(train), partial(renamed_values, schema=TrainConfig))
+    folder.check_config(to_values(train), partial(renamed_values, schema=TrainConfig))
     steps = list_steps(folder.checkpoints)
     return bool(steps) and steps[-1] >= train.trainer.steps
 

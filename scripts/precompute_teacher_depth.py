@@ -63,14 +63,14 @@ def main(config: PrecomputeConfig) -> None:
             image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            flow=build_flow_estimator(config.flow, ranks.device) if config.store_flow else None,
+            flow=build_flow_estimator(config.reference_flow, ranks.device) if config.store_flow else None,
             progress=ranks.is_main,
         )
-        if config.stabilise:
-            how = StabilizeKey(config.target_radius, config.target_sigma, flow_key(config.flow), config.target)
+        if config.stabilize:
+            flow, flow_name = build_flow_estimator(config.reference_flow, ranks.device), flow_key(config.reference_flow)
+            stabilized = StabilizeKey(config.target_radius, config.target_sigma, flow_name, config.target)
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
-            flow = build_flow_estimator(config.flow, ranks.device)
-            frames = precompute_stabilized(mine, config.cache, key, how, flow, progress=ranks.is_main)
+            frames = precompute_stabilized(mine, config.cache, key, stabilized, flow, progress=ranks.is_main)
             log.info("%d frames given %s targets", frames, config.target)
     finally:
         held.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,6 @@ from torch.utils.data import Dataset
 from selective_scan.backends import resolve_backend
 from videomamba_depth.configuration.schema import (
     DataConfig,
-    FlowConfig,
     LossConfig,
     ModelConfig,
     TeacherConfig,
@@ -30,7 +30,7 @@ from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
 from videomamba_depth.data.transforms import ClipTransform, ColorJitter
 from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import hash_source
-from videomamba_depth.flow.estimators import FlowEstimator, build_flow
+from videomamba_depth.flow.estimators import FlowEstimator, FlowSettings, build_flow
 from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
@@ -60,14 +60,10 @@ def build_encoder(
 ) -> DepthAnythingEncoder | VideoMambaEncoder:
     """Return the student's encoder: the teacher itself, another Depth Anything model, or a VideoMamba that learns."""
     if config.encoder == "video_mamba":
-        pretrained = config.video_mamba.pretrained
-        with building("model.video_mamba" if pretrained is None else "model.video_mamba.pretrained"):
+        spec = replace(config.video_mamba, backend=config.scan_backend)
+        with building("model.video_mamba" if spec.pretrained is None else "model.video_mamba.pretrained"):
             return VideoMambaEncoder.from_spec(
-                config.video_mamba.spec(config.scan_backend),
-                teacher.channels,
-                teacher.depth_kind,
-                max_depth_m=teacher.max_depth_m,
-                pretrained=pretrained,
+                spec, teacher.channels, teacher.depth_kind, max_depth_m=teacher.max_depth_m
             ).to(device)
     if config.encoder is not None and config.encoder != teacher.model_id:
         with building("model.encoder"):
@@ -75,22 +71,15 @@ def build_encoder(
     return teacher
 
 
-@building("model")
-def build_temporal(config: ModelConfig) -> TemporalSpec:
-    """Return the temporal stacks' specification."""
-    scales = (config.s0, config.s1, config.s2, config.s3)
-    return TemporalSpec(*(s.spec(config.form, config.discretization, config.scan_backend) for s in scales))
-
-
-@building("flow.weights")
-def build_flow_estimator(config: FlowConfig, device: torch.device) -> FlowEstimator:
+@building("reference_flow.weights")
+def build_flow_estimator(config: FlowSettings, device: torch.device) -> FlowEstimator:
     """Return the optical flow estimator."""
-    return build_flow(config.name, config.weights, device=str(device))
+    return build_flow(config.estimator, config.weights, device=str(device))
 
 
-def flow_key(config: FlowConfig) -> str:
+def flow_key(config: FlowSettings) -> str:
     """Return what names the estimator in keys of caches: its name, and a digest of its weights where it has some."""
-    return config.name if config.weights is None else f"{config.name}-{hash_source(config.weights)[:12]}"
+    return config.estimator if config.weights is None else f"{config.estimator}-{hash_source(config.weights)[:12]}"
 
 
 @building("loss")
@@ -248,8 +237,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         origin, about = teacher, describe_video_mamba(encoder, teacher, "../../encoder")
     else:
         origin, about = encoder, describe_encoder(encoder, "../../encoder")
-    temporal = build_temporal(config.model)
-    motion, output = config.model.motion_spec(), config.model.output.spec()
+    temporal, motion, output = config.model.temporal(), config.model.flow, config.model.output
     with building("model"):
         student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
         student.to(ranks.device).train()
@@ -259,9 +247,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     labeller = Labeller(
         encoder if encoder.frozen else None,
         teacher,
-        build_flow_estimator(config.flow, ranks.device) if needs_flow else None,
-        config.flow.max_motion_px,
-        config.flow.max_rgb_change,
+        build_flow_estimator(config.reference_flow, ranks.device) if needs_flow else None,
+        config.reference_flow.max_motion_px,
+        config.reference_flow.max_rgb_change,
         frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
         autocast_dtype=settings.autocast_dtype,
         target=loss.target,
@@ -271,7 +259,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     )
     cached = None
     if loss.target != "raw":
-        cached = StabilizeKey(loss.target_radius, loss.target_sigma, flow_key(config.flow), loss.target)
+        cached = StabilizeKey(loss.target_radius, loss.target_sigma, flow_key(config.reference_flow), loss.target)
     dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
     with ranks.together():
         if ranks.is_main:
@@ -295,8 +283,8 @@ def student_writer(
     """Return the function that writes `student.*` and the resolved config into a checkpoint."""
 
     def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
-        motion, output = config.model.motion_spec(), config.model.output.spec()
-        save_student(folder, weights, temporal, encoder, config.data.short_side, {"step": step}, motion, output)
+        model, size = config.model, config.data.short_side
+        save_student(folder, weights, temporal, encoder, size, {"step": step}, model.flow, model.output)
         write_json(folder / CONFIG_JSON, resolved)
 
     return write

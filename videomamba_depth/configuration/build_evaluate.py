@@ -57,7 +57,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         cv2.setNumThreads(config.threads)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    flow, flow_name = build_flow_estimator(config.flow, device), flow_key(config.flow)
+    flow, flow_name = build_flow_estimator(config.reference_flow, device), flow_key(config.reference_flow)
     checkpoints = name_checkpoints(config.checkpoint)
     if checkpoints:
         teacher, students = load_students(checkpoints, config.input_size)
@@ -118,7 +118,7 @@ def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSourc
 
 
 def _worlds(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
-    return config.synthetic.sources(None if config.cache is None else Path(config.cache), flow, flow_key(config.flow))
+    return config.synthetic.sources(None if config.cache is None else Path(config.cache), flow, flow_key(config.reference_flow))
 
 
 def _videos(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from videomamba_depth.configuration.schema import FlowConfig, TeacherConfig
+from videomamba_depth.configuration.schema import TeacherConfig
 from videomamba_depth.evaluation.datasets.rgbd import RgbdFormat
 from videomamba_depth.evaluation.datasets.worlds import WorldSet
 from videomamba_depth.evaluation.engine import Protocol
+from videomamba_depth.flow.estimators import FlowSettings
 from videomamba_depth.utils.device import DTYPES
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.settings import choice, device_name, file_name, path, ranged, text
@@ -39,7 +40,7 @@ class EvaluateConfig(Protocol):
     cache: str | None = path(None)
     synthetic: WorldSet
     rgbd: RgbdFormat
-    flow: FlowConfig
+    reference_flow: FlowSettings
     html: HtmlConfig
     input_size: int | None = ranged(14, 8192, None)
     precision: str = choice("auto", *DTYPES)

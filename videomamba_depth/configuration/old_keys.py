@@ -37,6 +37,19 @@ OLD_KEYS: dict[str, str] = {
     "synthetic.motion=static": "synthetic.kinds=[static]",
     "worlds.": "synthetic.",
     "worlds.first_seed": "synthetic.seed",
+    "model.motion=none": "model.flow=null",
+    "model.motion=flow": "model.flow={}",  # on, as it is
+    "model.motion_flow": "model.flow.estimator",
+    "model.motion_short_side": "model.flow.short_side",
+    "model.output.enabled=false": "model.output=null",
+    "model.output.enabled=true": "model.output={}",
+    "flow": "reference_flow",
+    "flow.name": "reference_flow.estimator",
+    "flow.": "reference_flow.",
+    "loss=stabilised": "loss=default",
+    "loss.target=stabilised": "loss.target=stabilized",
+    "target=stabilised": "target=stabilized",
+    "stabilise": "stabilize",
     "teacher=depth_anything_v1_small": f"{_V2} teacher.name=LiheYoung/depth-anything-small-hf",
     "teacher=depth_anything_v1_large": f"{_V2} teacher.name=LiheYoung/depth-anything-large-hf",
     f"{_V2}_base": f"{_V2} {_ID}-Base-hf",
@@ -83,9 +96,8 @@ def renamed_values(stored: Mapping[str, Any], schema: type) -> dict[str, Any]:
         new = _new_overrides(key, text, known)
         for override in [] if new is None else new:
             name, _, given = override.partition("=")
-            result[name] = (
-                value if given == text else json.loads(given) if given in ("null", "true", "false") else given
-            )
+            if given != "{}":  # a group that is on: its keys say what it holds
+                result[name] = value if given == text else _CONSTANTS.get(given, given)
         if new is None:
             result[key] = value
         else:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from selective_scan import DISCRETIZATIONS
 from selective_scan.backends import BACKENDS
 from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
-from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX
-from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaSpec
+from videomamba_depth.flow.estimators import FlowSettings
+from videomamba_depth.models.encoder_video_mamba import VideoMambaSpec
 from videomamba_depth.models.input_size import MAX_PIXELS
-from videomamba_depth.models.motion import MOTION_FLOWS, MotionSpec
+from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
-from videomamba_depth.models.temporal_mamba import ScaleSpec
+from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.utils.device import DTYPES
-from videomamba_depth.utils.settings import choice, file_name, path, ranged
+from videomamba_depth.utils.settings import choice, file_name, like, path, ranged
 
-# Hydra's structured configs know neither Literal nor `X | None` of a dataclass in every release that we support:
-# what a value may be stands beside its type, see `checks`. Bounds are far beyond what makes sense, so that what is
-# refused is a slip of the keyboard and not somebody's experiment.
+# Bounds are far beyond what makes sense, so that what is refused is a slip of the keyboard and not an experiment.
 _DEVICES = ("auto", "cpu", "cuda")
 _COUNT, _PX = 10**9, 8192
 _BATCH_FRAMES, _BATCH_PX = 2**14, 2**28  # all frames of a batch; 2^28 px of float32 RGB are 3.2 GB
@@ -56,79 +54,31 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleConfig:
-    """The temporal stack of one scale, see `ScaleSpec`."""
-
-    num_blocks: int = ranged(0, 64)
-    d_state: int = ranged(1, 256)
-    d_conv: int = ranged(2, 4)
-    expand: int = ranged(1, 16)
-    heads: int = ranged(1, 256)
-    initial_gain: float = ranged(0, 1)
-    advect: bool
-    ffn_ratio: float = ranged(0, 16)
-    state_dtype: str = choice("float32", "float16")
-
-    def spec(self, form: str, discretization: str, backend: str | None) -> ScaleSpec:
-        """Return what the model is built from."""
-        values = {key: getattr(self, key) for key in self.__dataclass_fields__}
-        return ScaleSpec(form=form, discretization=discretization, backend=backend, **values)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoMambaConfig:
-    """The encoder of `model.encoder=video_mamba`, see `VideoMambaSpec`; a null takes the variant's value."""
-
-    variant: str = choice(*VARIANTS)
-    num_layers: int | None = ranged(4, 256, None)  # at least one per scale
-    embed_dim: int | None = ranged(8, 2048, None)
-    img_size: int = ranged(16, 2048)
-    pretrained: str | None = path(None)
-
-    def spec(self, backend: str | None) -> VideoMambaSpec:
-        """Return what the encoder is built from."""
-        size = VARIANTS[self.variant]
-        num_layers, embed_dim = self.num_layers or size.depth, self.embed_dim or size.embed_dim
-        return VideoMambaSpec(num_layers, embed_dim, self.img_size, backend=backend)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputConfig:
-    """The recurrent refinement after the decoder, see `OutputSpec`."""
-
-    enabled: bool
-    gain: float = ranged(0, 1, open="both")
-    coarse_gain: float = ranged(0, 1, open="both")
-    outlier: float = ranged(0, 1e6, open="low")
-    hidden: int = ranged(0, 1024)
-
-    def spec(self) -> OutputSpec | None:
-        """Return what the model is built from; None where it is switched off."""
-        return OutputSpec(self.gain, self.coarse_gain, self.outlier, self.hidden) if self.enabled else None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The student."""
+    """The student; `scale` is what s0..s3, fine to coarse, have in common."""
 
     encoder: str | None = path(None)
-    video_mamba: VideoMambaConfig
-    form: str = choice("innovation", "plain")
+    video_mamba: VideoMambaSpec
+    form: Literal["innovation", "plain"]
     discretization: str = choice(*DISCRETIZATIONS)
     scan_backend: str | None = choice("auto", *BACKENDS, default=None)
     train_head: bool
-    motion: str = choice("none", "flow")
-    motion_flow: str = choice(*MOTION_FLOWS)
-    motion_short_side: int = ranged(DIS_MIN_SIZE_PX, _PX)
-    output: OutputConfig
-    s0: ScaleConfig
-    s1: ScaleConfig
-    s2: ScaleConfig
-    s3: ScaleConfig
+    flow: MotionSpec | None
+    output: OutputSpec | None
+    scale: ScaleSpec
+    s0: ScaleSpec = like("scale")
+    s1: ScaleSpec = like("scale")
+    s2: ScaleSpec = like("scale")
+    s3: ScaleSpec = like("scale")
 
-    def motion_spec(self) -> MotionSpec | None:
-        """Return what motion is estimated by; None where states stay in place."""
-        return MotionSpec(self.motion_flow, self.motion_short_side) if self.motion == "flow" else None
+    def temporal(self) -> TemporalSpec:
+        """Return the temporal stacks' specification."""
+        shared: dict[str, Any] = {
+            "form": self.form,
+            "discretization": self.discretization,
+            "backend": self.scan_backend,
+        }
+        return TemporalSpec(*(replace(scale, **shared) for scale in (self.s0, self.s1, self.s2, self.s3)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +111,7 @@ class DataConfig:
     teacher_cache: str | None = path(None)
     num_workers: int = ranged(0, 256)
     world: str = choice(*get_args(SceneFamily), default="rooms")
-    camera_motion: str = choice(*get_args(CameraMotion), "mixed", default="moving")
+    camera_motion: str = choice(*get_args(CameraMotion), "mixed", default="mixed")
     num_worlds: int | None = ranged(1, _COUNT, None)
 
     def __post_init__(self) -> None:
@@ -172,16 +122,6 @@ class DataConfig:
     def strides(self) -> tuple[int, ...]:
         """Return the distances between frames that a clip may have."""
         return (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """Optical flow and what counts as static."""
-
-    name: str = choice(*MOTION_FLOWS, "raft")
-    weights: str | None = path()
-    max_motion_px: float = ranged(0, 1000)
-    max_rgb_change: float = ranged(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +188,7 @@ class TrainConfig:
     loss: LossConfig
     optim: OptimConfig
     trainer: TrainerConfig
-    flow: FlowConfig
+    reference_flow: FlowSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,14 +196,14 @@ class PrecomputeConfig:
     """`configs/precompute.yaml`."""
 
     teacher: TeacherConfig
-    flow: FlowConfig
+    reference_flow: FlowSettings
     root: str = path()
     cache: str = path()
     short_side: int = ranged(14, _PX)
     crop: list[int] | None = ranged(14, _PX, None, length=2)
     batch_frames: int = ranged(1, 4096)
     store_flow: bool
-    stabilise: bool
+    stabilize: bool
     target: str = choice(*OFFLINE_TARGETS)
     target_radius: int = ranged(1, 1000)
     target_sigma: float = ranged(0, 1000, open="low")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,9 +17,12 @@ from videomamba_depth.flow.inverse_search import InverseSearchSettings, estimate
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import resize_flow, resize_maps
 from videomamba_depth.utils.images import LUMA
+from videomamba_depth.utils.settings import choice, path, ranged
 
 DIS_PRESETS = ("ultrafast", "fast", "medium")
 DIS_MIN_SIZE_PX = 16
+WEIGHTLESS = ("dis", "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fast")
+"""Estimators that need no weights, see `build_flow`."""
 RAFT_MIN_SIZE_PX = 128
 
 
@@ -165,6 +169,22 @@ def build_flow(name: str, weights_path: str | Path | None = None, device: str = 
             )
         return RAFTFlow(path, device=device)
     raise UserError(f"unknown flow {name!r}; choose one of {sorted(dis | inverse_search)} or raft:PATH")
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """The optical flow that targets, losses and metrics rely on, and what counts as static along it.
+
+    Attributes:
+        estimator, weights: see `build_flow`.
+        max_motion_px: a pixel that moves less than this per frame is static,
+        max_rgb_change: ... if it changes less than this too, of full scale.
+    """
+
+    estimator: str = choice(*WEIGHTLESS, "raft")
+    weights: str | None = path()
+    max_motion_px: float = ranged(0, 1000)
+    max_rgb_change: float = ranged(0, 1)
 
 
 def _check_pair(source: Tensor, target: Tensor, min_size: int) -> None:

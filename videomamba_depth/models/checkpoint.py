@@ -162,9 +162,14 @@ def _build_student(folder: Path, description: dict[str, Any], size: int | None) 
         encoder = _load_encoder(folder, about, size)
         head = encoder.head
     temporal = TemporalSpec(**{name: ScaleSpec(**spec) for name, spec in description["temporal"].items()})
-    motion = MotionSpec(**description["motion"]) if description.get("motion") else None
+    motion = MotionSpec(**_renamed_motion(description["motion"])) if description.get("motion") else None
     output = OutputSpec(**description["output"]) if description.get("output") else None
     return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output)
+
+
+def _renamed_motion(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the motion with their names of today; version 0.1.0 had others."""
+    return {{"flow": "estimator", "max_short_side": "short_side"}.get(key, key): value for key, value in about.items()}
 
 
 def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnythingEncoder:

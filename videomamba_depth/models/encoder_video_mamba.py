@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from videomamba_depth.models.encoder_da import SCALES, FrameEncoder
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.settings import choice, derived, path, ranged
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
 from videomamba_depth.video_mamba.variants import VARIANTS
@@ -20,28 +20,41 @@ class VideoMambaSpec:
     """Size of the backbone of a `VideoMambaEncoder`; the other options are those of the published image models.
 
     Attributes:
-        num_layers, embed_dim: depth and width, see `VARIANTS`.
+        variant: one of the published sizes, see `VARIANTS`.
+        num_layers, embed_dim: depth, at least one layer per scale, and width; None: the variant's.
         img_size: px, side of the square frames that the position table is made for; other sizes may be fed.
+        pretrained: a VideoMamba image file to start from, official or ours, see `load_backbone`; None: random weights.
         patch_size: px.
         backend: scan backend; None chooses.
     """
 
-    num_layers: int = VARIANTS["t"].depth
-    embed_dim: int = VARIANTS["t"].embed_dim
-    img_size: int = 224
-    patch_size: int = 16
-    backend: str | None = None
+    variant: str = choice(*VARIANTS, default="t")
+    num_layers: int | None = ranged(4, 256, None)
+    embed_dim: int | None = ranged(8, 2048, None)
+    img_size: int = ranged(16, 2048, 224)
+    pretrained: str | None = path(None)
+    patch_size: int = derived(16)
+    backend: str | None = derived(None)
 
     def build(self) -> VideoMamba:
-        """Return the backbone, random."""
-        return VideoMamba(
+        """Return the backbone.
+
+        Raises:
+            CheckpointError: `pretrained` does not fit.
+        """
+        size = VARIANTS[self.variant]
+        backbone = VideoMamba(
             img_size=self.img_size,
             patch_size=self.patch_size,
-            depth=self.num_layers,
-            embed_dim=self.embed_dim,
+            depth=self.num_layers or size.depth,
+            embed_dim=self.embed_dim or size.embed_dim,
             num_classes=0,
             ssm_cfg={"backend": self.backend},
         )
+        if self.pretrained is not None:
+            # A file with a classifier brings it along; here there is none to put it in.
+            load_backbone(backbone, self.pretrained, "videomamba_image", keep_head=False)
+        return backbone
 
 
 class VideoMambaEncoder(FrameEncoder):
@@ -100,22 +113,13 @@ class VideoMambaEncoder(FrameEncoder):
         depth_kind: DepthKind,
         input_size: int | None = None,
         max_depth_m: float | None = None,
-        pretrained: str | Path | None = None,
     ) -> VideoMambaEncoder:
         """Build an encoder of a given size.
 
-        Args:
-            pretrained: a VideoMamba image file to start from, official or ours, see `load_backbone`; None: random
-                weights.
-
         Raises:
-            CheckpointError: the file does not fit.
+            CheckpointError: `spec.pretrained` does not fit.
         """
-        backbone = spec.build()
-        if pretrained is not None:
-            # A file with a classifier brings it along; here there is none to put it in.
-            load_backbone(backbone, pretrained, "videomamba_image", keep_head=False)
-        encoder = cls(backbone, channels, depth_kind, input_size, max_depth_m)
+        encoder = cls(spec.build(), channels, depth_kind, input_size, max_depth_m)
         encoder.spec = spec
         return encoder
 
@@ -126,7 +130,7 @@ class VideoMambaEncoder(FrameEncoder):
                 "only an encoder made by from_spec can be described; this one got its backbone from outside"
             )
         about = {"channels": list(self.channels), "depth_kind": self.depth_kind.value, "max_depth_m": self.max_depth_m}
-        return {"spec": asdict(self.spec), **about}
+        return {"spec": asdict(replace(self.spec, pretrained=None)), **about}
 
     @classmethod
     def from_description(cls, about: dict[str, Any], input_size: int | None) -> VideoMambaEncoder:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, FlowEstimator, build_flow
+from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, WEIGHTLESS, FlowEstimator, build_flow
 from videomamba_depth.utils.flow_utils import consistency_mask, resize_flow, resize_maps
+from videomamba_depth.utils.settings import check_settings, choice, ranged
 
-MOTION_FLOWS = ("dis", "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fast")
 CUBIC = -0.75  # of Keys' kernel, as in PyTorch's bicubic sampling
 
 
@@ -42,20 +42,16 @@ class MotionSpec:
     """How motion is estimated.
 
     Attributes:
-        flow: "dis", "dis_fast" or "dis_ultrafast", OpenCV's dense inverse search on the CPU; "inverse_search" or
+        estimator: "dis", "dis_fast" or "dis_ultrafast", OpenCV's dense inverse search on the CPU; "inverse_search" or
             "inverse_search_fast", tensor operations on the model's device. None needs weights.
-        max_short_side: larger frames are shrunk to this short side first, px.
+        short_side: larger frames are shrunk to this short side first, px.
     """
 
-    flow: str = "dis"
-    max_short_side: int = 224
+    estimator: str = choice(*WEIGHTLESS, default="dis")
+    short_side: int = ranged(DIS_MIN_SIZE_PX, 8192, 224)
 
     def __post_init__(self) -> None:
-        if self.flow not in MOTION_FLOWS or self.max_short_side < DIS_MIN_SIZE_PX:
-            raise ValueError(
-                f"flow must be one of {', '.join(MOTION_FLOWS)} and max_short_side at least {DIS_MIN_SIZE_PX};"
-                f" got '{self.flow}' and {self.max_short_side}"
-            )
+        check_settings(self)
 
 
 class MotionEstimator:
@@ -65,12 +61,12 @@ class MotionEstimator:
     """
 
     def __init__(self, spec: MotionSpec) -> None:
-        self.flow: FlowEstimator = build_flow(spec.flow)
-        self.max_short_side = spec.max_short_side
+        self.flow: FlowEstimator = build_flow(spec.estimator)
+        self.short_side = spec.short_side
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in px that frames of that size are compared at."""
-        ratio = min(1.0, self.max_short_side / min(height, width))
+        ratio = min(1.0, self.short_side / min(height, width))
         return max(DIS_MIN_SIZE_PX, round(height * ratio)), max(DIS_MIN_SIZE_PX, round(width * ratio))
 
     @torch.no_grad()

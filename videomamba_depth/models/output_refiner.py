@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.utils.flow_utils import warp_map
+from videomamba_depth.utils.settings import check_settings, ranged
 
 EDGE_PX = 2  # trust fades out this far from pixels that are not trusted, so that none of their edges is drawn
 CELL_PX = 14  # what is coarser than this is smoothed and continued as coarse: a token of Depth Anything
@@ -29,18 +30,13 @@ class OutputSpec:
         hidden: channels of the small network that learns to adapt the gains; 0 leaves them fixed.
     """
 
-    gain: float = 0.6
-    coarse_gain: float = 0.25
-    outlier: float = 4.0
-    hidden: int = 8
+    gain: float = ranged(0, 1, 0.95, open="both")
+    coarse_gain: float = ranged(0, 1, 0.2, open="both")
+    outlier: float = ranged(0, 1e6, 4.0, open="low")
+    hidden: int = ranged(0, 1024, 8)
 
     def __post_init__(self) -> None:
-        gains = (self.gain, self.coarse_gain)
-        if not (min(gains) > 0.0 and max(gains) < 1.0) or self.outlier <= 0.0 or self.hidden < 0:
-            raise ValueError(
-                "gain and coarse_gain must be in (0, 1), outlier positive and hidden at least 0;"
-                f" got {self.gain}, {self.coarse_gain}, {self.outlier}, {self.hidden}"
-            )
+        check_settings(self)
 
 
 class OutputRefiner(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from videomamba_depth.layers.mamba_mixer import LayerState
 from videomamba_depth.layers.temporal_block import InnovationBlock, MambaBlock, temporal_age
 from videomamba_depth.models.motion import Motion, TokenWarp
+from videomamba_depth.utils.settings import derived, ranged
 
 AGE_TIME_CONSTANTS = (1.0, 2.0, 4.0, 8.0)
 """Time constants of the temporal position features, in frames."""
@@ -32,18 +33,18 @@ class ScaleSpec:
         advect: carry the state along with the scene where the model knows the motion.
     """
 
-    num_blocks: int = 1
-    form: Literal["innovation", "plain"] = "innovation"
-    d_state: int = 4
-    d_conv: int = 4
-    expand: int = 1
-    heads: int = 4
-    initial_gain: float = 0.0
+    num_blocks: int = ranged(0, 64, 1)
+    form: Literal["innovation", "plain"] = derived("innovation")
+    d_state: int = ranged(1, 256, 4)
+    d_conv: int = ranged(2, 4, 4)
+    expand: int = ranged(1, 16, 1)
+    heads: int = ranged(1, 256, 4)
+    initial_gain: float = ranged(0, 1, 0.0)
     advect: bool = True
-    ffn_ratio: float = 2.0
+    ffn_ratio: float = ranged(0, 16, 2.0)
     state_dtype: Literal["float32", "float16"] = "float32"
-    discretization: str = "zoh"
-    backend: str | None = None
+    discretization: str = derived("zoh")
+    backend: str | None = derived(None)
 
     def build_block(self, channels: int, index: int = 0) -> MambaBlock | InnovationBlock:
         """Return block number `index` for tokens of that many channels."""

@@ -89,7 +89,7 @@ class VideoMambaDepth(nn.Module):
         self.motion = MotionEstimator(motion) if motion is not None else None
         self.output = OutputRefiner(output) if output is not None else None
         parts = [temporal.signature(channels)]
-        parts += [f"motion at {motion.max_short_side} px"] if motion is not None else []
+        parts += [f"motion at {motion.short_side} px"] if motion is not None else []
         parts += ["carried output"] if output is not None else []
         self.signature = "; ".join(parts) or "frame by frame"
         self.depth_kind = encoder.depth_kind

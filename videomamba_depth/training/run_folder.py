@@ -176,7 +176,11 @@ def _start_wandb(run: RunFolder, config: dict[str, Any]) -> Any:
 
 
 def _comparable(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with the length of the learning rate's curve filled in; version 0.1.0 had no key for it."""
+    """Return a config with the length of the learning rate's curve filled in; version 0.1.0 had no key for it.
+
+    `model.scale` is left out: what it leads to stands in full in `model.s0` to `model.s3`.
+    """
+    flat = {key: value for key, value in flat.items() if not key.startswith("model.scale.")}
     return flat | {"trainer.total_steps": flat.get("trainer.total_steps") or flat["trainer.steps"]}
 
 

@@ -206,9 +206,11 @@ def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "", 
     read: dict[str, Any] = {}
     for item, hint in keys:
         name, value = item.name, values.get(item.name)
+        if value is None and _LIKE in item.metadata:
+            value = {}
         if value is None and base is not None:
             read[name] = getattr(base, name)
-        elif name in values:
+        elif name in values or value is not None:
             group = _group(hint)
             if group is None:
                 read[name] = _read(_key(prefix + name, hint, item.metadata.get(_ALLOWED)), hint, value)
@@ -225,6 +227,12 @@ def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "", 
     except ValueError as error:  # from the schema's own __post_init__: values that do not fit each other
         group_name = prefix.removesuffix(".")
         raise UserError(str(error) if group_name in str(error) else f"{group_name}: {error}") from error
+
+
+def to_values(settings: Any) -> dict[str, Any]:
+    """Return settings as plain values, nested as they are: what `read_settings` reads."""
+    values = {item.name: getattr(settings, item.name) for item, _ in _keys(type(settings))}
+    return {name: to_values(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 def check_settings(settings: Any) -> None:

@@ -27,4 +27,4 @@ class OfflineTarget(Protocol):
     ) -> Tensor: ...
 
 
-OFFLINE_TARGETS: dict[str, OfflineTarget] = {"stabilised": stabilize_clip, "geometry": geometric_clip}
+OFFLINE_TARGETS: dict[str, OfflineTarget] = {"stabilized": stabilize_clip, "geometry": geometric_clip}
