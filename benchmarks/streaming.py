@@ -91,7 +91,7 @@ def small_models(variant: str | None) -> tuple[VideoMambaDepth, DepthAnythingEnc
     encoder = DepthAnythingEncoder(DepthAnythingForDepthEstimation(config).eval(), "random Small-sized encoder")
     own: DepthAnythingEncoder | VideoMambaEncoder = encoder
     if variant is not None:
-        own = VideoMambaEncoder.from_spec(VideoMambaSpec(*VARIANTS[variant]), encoder.channels, encoder.depth_kind)
+        own = VideoMambaEncoder.from_spec(VideoMambaSpec(variant), encoder.channels, encoder.depth_kind)
     return VideoMambaDepth(own, encoder.head, TemporalSpec()).eval(), encoder
 
 

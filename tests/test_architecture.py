@@ -134,12 +134,14 @@ def choices(group: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "group", ["teacher", "model", "data", "loss", "optim", "trainer", "flow", "experiment", "debug"]
+    "group", ["teacher", "model", "data", "loss", "optim", "trainer", "reference_flow", "experiment", "debug"]
 )
 def test_every_training_config_composes(group: str) -> None:
     assert choices(group)
     for choice in choices(group):
-        config = load_config("train", TrainConfig, [choice, "data.root=/videos", "flow.weights=/raft.safetensors"])
+        config = load_config(
+            "train", TrainConfig, [choice, "data.root=/videos", "reference_flow.weights=/raft.safetensors"]
+        )
         assert config.trainer.steps > 0
 
 

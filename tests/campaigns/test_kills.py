@@ -67,7 +67,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Files]]] = {
     "train": ("train.py", SMOKE, trained),
     "precompute": (
         "scripts/precompute_teacher_depth.py",
-        ("root=videos", "cache=cache", "short_side=28", "device=cpu", "threads=1", "store_flow=true", "stabilise=true"),
+        ("root=videos", "cache=cache", "short_side=28", "device=cpu", "threads=1", "store_flow=true", "stabilize=true"),
         labelled,
     ),
     "stream": (

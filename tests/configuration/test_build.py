@@ -21,7 +21,7 @@ from videomamba_depth.utils.errors import UserError
         (["model.s1.heads=7"], "model: s1: d_model must be a multiple of heads"),
         (["model.encoder=/nonexistent/x"], "model.encoder: folder '/nonexistent/x' does not exist"),
         (["teacher.name=/etc/passwd"], "teacher.name: '/etc/passwd' is a file"),
-        (["flow=raft", "flow.weights=/etc/passwd"], "flow.weights: "),
+        (["reference_flow=raft", "reference_flow.weights=/etc/passwd"], "reference_flow.weights: "),
         (["model.encoder=video_mamba", "model.video_mamba.pretrained=/etc/passwd"], "model.video_mamba.pretrained: "),
         (["model.scan_backend=triton"], "model.scan_backend: "),
         (

@@ -71,7 +71,7 @@ PATHS: list[tuple[str, type, str, list[str]]] = [
     ("train", TrainConfig, "teacher.name", []),
     ("train", TrainConfig, "model.encoder", []),
     ("train", TrainConfig, "model.video_mamba.pretrained", []),
-    ("train", TrainConfig, "flow.weights", []),
+    ("train", TrainConfig, "reference_flow.weights", []),
     ("train", TrainConfig, "run_dir", []),
     ("precompute", PrecomputeConfig, "root", ["cache=a"]),
     ("precompute", PrecomputeConfig, "cache", ["root=a"]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.settings import Choice, Key, Range, Text, declared, read_settings
+from videomamba_depth.utils.settings import Choice, Key, Range, Text, declared, read_settings, to_values
 
 SCHEMAS: dict[str, tuple[type, list[str]]] = {
     "train": (TrainConfig, []),
@@ -58,7 +57,7 @@ def outside(key: Key) -> list[Any]:
 
 @pytest.mark.parametrize("command", SCHEMAS)
 def test_what_lies_outside_is_refused_with_the_key_in_full(command: str) -> None:
-    values = asdict(load(command))
+    values = to_values(load(command))
     for key in declared(SCHEMAS[command][0]):
         if isinstance(key.allowed, Text):
             continue

@@ -114,14 +114,15 @@ def test_geometric_targets_take_the_same_place(
     maps = TeacherCacheReader(folder, KEY, geometry).lookup("b.mp4", range(6), videos[1].path)
     assert maps is not None
     np.testing.assert_allclose(maps["stabilized_depth"], 2 * maps["teacher_depth"] + 2, rtol=2**-9)
-    with pytest.raises(UserError, match="target is geometry, wanted stabilised"):
+    with pytest.raises(UserError, match="target is geometry, wanted stabilized"):
         TeacherCacheReader(folder, KEY, HOW).lookup("b.mp4", range(6), videos[1].path)
 
 
 def test_a_cache_from_before_there_was_another_target_holds_stabilized_ones() -> None:
     stored = {"radius": 2, "sigma": 1.5, "flow": "dis"}
     assert HOW.difference(stored) == ""
-    assert StabilizeKey(2, 1.5, "dis", "geometry").difference(stored) == "target is stabilised, wanted geometry"
+    assert StabilizeKey(2, 1.5, "dis", "geometry").difference(stored) == "target is stabilized, wanted geometry"
+    assert HOW.difference({**stored, "target": "stabilised"}) == ""  # as version 0.1.0 spelt it
 
 
 def set_radius(group: Path) -> None:

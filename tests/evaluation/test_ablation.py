@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import runpy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from videomamba_depth.evaluation.ablation import ablation_markdown, over_seeds, 
 from videomamba_depth.training.run_folder import CONFIG_JSON
 from videomamba_depth.utils.checkpoint import write_manifest
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import to_values
 
 
 def ablate_config(*overrides: str) -> AblateConfig:
@@ -28,7 +28,7 @@ def ablate_config(*overrides: str) -> AblateConfig:
 def test_every_listed_ablation_is_a_training_that_differs_from_the_recipe() -> None:
     runs = list_runs(ablate_config("seeds=[0]"))
     assert len({run.folder for run in runs}) == len(runs)
-    configs = {run.variant: asdict(load_config("train", TrainConfig, list(run.overrides))) for run in runs}
+    configs = {run.variant: to_values(load_config("train", TrainConfig, list(run.overrides))) for run in runs}
     for config in configs.values():
         assert config["trainer"].pop("seed") == 0
         config.pop("run_dir")
@@ -59,7 +59,7 @@ def test_finished_runs_are_skipped_and_changed_ones_refused(tmp_path: Path) -> N
     overrides = ("base=['trainer.steps=3']", f"output={tmp_path}", "seeds=[0]")
     run = list_runs(ablate_config(*overrides))[0]
     assert not is_finished(run)
-    config = asdict(load_config("train", TrainConfig, list(run.overrides)))
+    config = to_values(load_config("train", TrainConfig, list(run.overrides)))
     for step, finished in ((2, False), (3, True)):
         checkpoint = run.folder / "checkpoints" / f"step_{step:08d}"
         checkpoint.mkdir(parents=True)

@@ -18,7 +18,10 @@ from videomamba_depth.utils.errors import UserError
 @pytest.mark.parametrize(("height", "width"), [(2, 4000), (4000, 2), (4, 2000), (16, 1000)])
 def test_narrow_frames_are_refused_by_both_encoders_before_they_run(height: int, width: int) -> None:
     video_mamba = VideoMambaEncoder.from_spec(
-        VideoMambaSpec(4, 32, img_size=32, backend="reference"), (8, 8, 8, 8), DepthKind.RELATIVE, 112
+        VideoMambaSpec(num_layers=4, embed_dim=32, img_size=32, backend="reference"),
+        (8, 8, 8, 8),
+        DepthKind.RELATIVE,
+        112,
     )
     for encoder in (DepthAnythingEncoder(tiny_teacher(), "tiny", input_size=112), video_mamba):
         for ask in (encoder.input_resolution, encoder.feature_sizes):

@@ -194,7 +194,7 @@ def test_refined_output_is_steadier_than_its_input_and_follows_the_motion() -> N
     flow[:, :, 0] = -3.0
     trusted = torch.ones(1, 12, 1, *SIZE, dtype=torch.bool)
     trusted[..., :3] = False
-    refine = OutputRefiner(OutputSpec(hidden=0))
+    refine = OutputRefiner(OutputSpec(gain=0.6, coarse_gain=0.25, hidden=0))
     index = torch.zeros(1, dtype=torch.int64)
     steady, _ = refine(noisy, torch.zeros(1, 1, *SIZE), index, Motion(flow, trusted))
     inner = (slice(None), slice(6, None), slice(None), slice(4, -4), slice(24, -4))
@@ -246,8 +246,8 @@ def test_motion_without_use_and_bad_specs_are_refused(tiny_encoder: DepthAnythin
     clip = sliding_clip(1)
     with pytest.raises(ValueError, match="leave motion out"):
         tiny_student(tiny_encoder)(clip, motion=MotionEstimator(MotionSpec())(clip)[0])
-    with pytest.raises(ValueError, match="max_short_side"):
-        MotionSpec(max_short_side=4)
+    with pytest.raises(ValueError, match="short_side"):
+        MotionSpec(short_side=4)
     with pytest.raises(ValueError, match="gain"):
         OutputSpec(gain=1.0)
     other = tiny_student(tiny_encoder)

@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from videomamba_depth.utils import checkpoint as checkpoint_module
 from videomamba_depth.utils.checkpoint import list_steps, write_manifest
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import read_json_lines
+from videomamba_depth.utils.settings import to_values
 
 COMPARED = ("student.safetensors", "trainer.safetensors", "rank_0.safetensors", "trainer.json")
 STEPS = 6
@@ -61,7 +61,7 @@ def train(run_path: Path, teacher: str, *extra: str) -> bool:
         "model.scan_backend=reference",
     ]
     config = load_config("train", TrainConfig, [*overrides, *extra])
-    run, resolved = RunFolder(config.run_dir), asdict(config)
+    run, resolved = RunFolder(config.run_dir), to_values(config)
     run.check_config(resolved)
     ranks = start_ranks(config.trainer.device)
     if ranks.is_main:
@@ -132,10 +132,7 @@ EVERYTHING = (
     "trainer.reset_probability=0.5",
     "trainer.accumulate=2",
     "data.batch_size=2",
-    "loss=stabilised",
     "loss.temporal_gradient_strides=[1,2]",
-    "model.motion=flow",
-    "model.output.enabled=true",
 )
 
 
@@ -164,13 +161,13 @@ def test_everything_comes_back_on_videos_with_cached_labels(tmp_path: Path, tiny
     done = run_command(
         tmp_path, "scripts/precompute_teacher_depth.py", f"teacher.name={tiny_teacher_folder}", "root=videos",
         "cache=cache", "short_side=28", "crop=[28,42]", "device=cpu", "threads=1", "store_flow=true",
-        "stabilise=true",
+        "stabilize=true",
     )  # fmt: skip
     assert done.status == 0, done.err
     source = ("data=video_folder", f"data.root={tmp_path / 'videos'}", f"data.teacher_cache={tmp_path / 'cache'}")
     loader = ("data.num_workers=0", "data.clip_frames=5", "data.short_side=28", "data.crop=[28,42]")
     assert_resumes_in_the_middle(tmp_path, tiny_teacher_folder, *source, *loader, *EVERYTHING)
-    with pytest.raises(UserError, match=r"stabilized targets of .* do not fit: radius is 4, wanted 2"):
+    with pytest.raises(UserError, match=r"stabilized targets of .* do not fit: radius is 8, wanted 2"):
         train(tmp_path / "other", tiny_teacher_folder, *source, *loader, *EVERYTHING, "loss.target_radius=2")
 
 

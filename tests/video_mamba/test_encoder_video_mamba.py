@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def test_official_image_files_can_start_it(tmp_path: Path) -> None:
     source = VideoMamba(img_size=8, patch_size=4, depth=4, embed_dim=16, num_classes=5)
     save_backbone(source, tmp_path / "image.safetensors")
     spec = VideoMambaSpec(num_layers=4, embed_dim=16, img_size=16, patch_size=4, backend="reference")
-    model = VideoMambaEncoder.from_spec(
-        spec, (4, 4, 4, 4), DepthKind.METRIC, max_depth_m=20.0, pretrained=tmp_path / "image.safetensors"
-    )
+    started = replace(spec, pretrained=str(tmp_path / "image.safetensors"))
+    model = VideoMambaEncoder.from_spec(started, (4, 4, 4, 4), DepthKind.METRIC, max_depth_m=20.0)
+    assert model.description()["spec"]["pretrained"] is None  # its weights are the checkpoint's
     assert torch.equal(model.backbone.layers[3].mixer.A_b_log, source.layers[3].mixer.A_b_log)
     assert torch.equal(model.backbone.pos_embed[:, 0], source.pos_embed[:, 0])
     assert model.backbone.pos_embed.shape == (1, 17, 16)  # the file's 2x2 table, stretched
@@ -65,7 +66,7 @@ def test_official_image_files_can_start_it(tmp_path: Path) -> None:
     vim = Vim(img_size=8, patch_size=4, depth=4, embed_dim=16, num_classes=5)
     save_backbone(vim, tmp_path / "vim.safetensors")
     with pytest.raises(UserError, match="family 'vim'"):
-        VideoMambaEncoder.from_spec(spec, (4, 4, 4, 4), DepthKind.METRIC, pretrained=tmp_path / "vim.safetensors")
+        replace(spec, pretrained=str(tmp_path / "vim.safetensors")).build()
 
 
 def test_a_description_builds_the_same_encoder_again() -> None:

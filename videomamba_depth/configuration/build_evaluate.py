@@ -118,7 +118,8 @@ def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSourc
 
 
 def _worlds(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
-    return config.synthetic.sources(None if config.cache is None else Path(config.cache), flow, flow_key(config.reference_flow))
+    cache = None if config.cache is None else Path(config.cache)
+    return config.synthetic.sources(cache, flow, flow_key(config.reference_flow))
 
 
 def _videos(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
