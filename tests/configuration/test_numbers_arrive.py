@@ -60,7 +60,7 @@ def test_objective(tmp_path: Path, tiny_teacher_folder: str) -> None:
     values = {"ssi_weight": 2.0, "ssi_gradient_weight": 3.0, "temporal_gradient_weight": 5.0,
               "state_smoothness_weight": 7.0, "ssi_alignment": "frame"}  # fmt: skip
     given = [f"loss.{key}={value}" for key, value in values.items()]
-    for target in ("raw", "stabilised"):
+    for target in ("raw", "stabilized"):
         made = trainer_of(
             tmp_path, tiny_teacher_folder, *given, "loss.temporal_gradient_strides=[2,4]", f"loss.target={target}"
         ).objective
@@ -72,8 +72,8 @@ def test_objective(tmp_path: Path, tiny_teacher_folder: str) -> None:
 def test_labeller(tmp_path: Path, tiny_teacher_folder: str) -> None:
     made = trainer_of(
         tmp_path, tiny_teacher_folder, "loss.target=geometry", "loss.target_radius=6", "loss.target_sigma=3.5",
-        "flow.max_motion_px=0.7", "flow.max_rgb_change=0.09", "data.batch_size=2", "trainer.chunk_frames=3",
-        "model.motion=flow", "model.motion_short_side=77",
+        "reference_flow.max_motion_px=0.7", "reference_flow.max_rgb_change=0.09", "data.batch_size=2",
+        "trainer.chunk_frames=3", "model.flow.short_side=77",
     )  # fmt: skip
     labeller = made.labeller
     assert (labeller.target, labeller.target_radius, labeller.target_sigma) == ("geometry", 6, 3.5)
@@ -81,10 +81,11 @@ def test_labeller(tmp_path: Path, tiny_teacher_folder: str) -> None:
     assert labeller.encoder is labeller.teacher is made.student.encoder
     assert labeller.motion is made.student.motion
     assert labeller.motion is not None
-    assert labeller.motion.max_short_side == 77
+    assert labeller.motion.short_side == 77
     still = trainer_of(
-        tmp_path, tiny_teacher_folder, "loss.temporal_gradient_weight=0", "loss.state_smoothness_weight=0"
-    )
+        tmp_path, tiny_teacher_folder, "loss=raw", "loss.temporal_gradient_weight=0", "loss.state_smoothness_weight=0",
+        "model.flow=null",
+    )  # fmt: skip
     assert (still.labeller.flow, still.labeller.motion, still.labeller.target) == (None, None, "raw")
 
 
@@ -97,7 +98,13 @@ def test_student(tmp_path: Path, tiny_teacher_folder: str, form: str) -> None:
         "s3": {"num_blocks": 0},
     }  # fmt: skip
     given = [f"model.{s}.{key}={value}" for s, values in scales.items() for key, value in values.items()]
-    given += [f"model.form={form}", "model.discretization=foh", "model.s0.advect=false", "model.s2.state_dtype=float16"]
+    given += [
+        "model=plain_stack",
+        f"model.form={form}",
+        "model.discretization=foh",
+        "model.s0.advect=false",
+        "model.s2.state_dtype=float16",
+    ]
     student = trainer_of(
         tmp_path, tiny_teacher_folder, *given, "model.s0.ffn_ratio=0", "model.s1.ffn_ratio=3", "model.train_head=false"
     ).student
@@ -125,7 +132,7 @@ def test_student(tmp_path: Path, tiny_teacher_folder: str, form: str) -> None:
 
 def test_output_and_motion(tmp_path: Path, tiny_teacher_folder: str) -> None:
     made = trainer_of(
-        tmp_path, tiny_teacher_folder, "model.motion=flow", "model.output.enabled=true", "model.output.gain=0.75",
+        tmp_path, tiny_teacher_folder, "model.output.gain=0.75",
         "model.output.coarse_gain=0.5", "model.output.outlier=3", "model.output.hidden=5",
     ).student.output  # fmt: skip
     assert made is not None
@@ -174,8 +181,8 @@ def test_videos(tmp_path: Path, tiny_teacher_folder: str) -> None:
 def test_worlds(tiny_teacher_folder: str) -> None:
     config = load_config(
         "train", TrainConfig, ["data.clip_frames=5", "data.stride=[1,3]", "data.reverse_probability=0.3",
-                               "data.num_worlds=7", "data.world=street", "data.motion=mixed", "data.crop=[28,42]",
-                               f"teacher.name={tiny_teacher_folder}"],
+                               "data.num_worlds=7", "data.world=street", "data.camera_motion=mixed",
+                               "data.crop=[28,42]", f"teacher.name={tiny_teacher_folder}"],
     )  # fmt: skip
     made: Any = build.build_dataset(config.data, 43, build.build_teacher(config.teacher, CPU))
     assert (made.clip_frames, made.seed, made.num_worlds) == (5, 43, 7)

@@ -49,7 +49,7 @@ def frames(height: int, width: int, num: int = 50) -> list[np.ndarray]:
 def test_a_student_with_motion_is_refused(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
     spec = TemporalSpec(*[ScaleSpec(backend="reference")] * 4)
     student = VideoMambaDepth(tiny_encoder, tiny_encoder.head, spec, motion=MotionSpec())
-    with pytest.raises(UserError, match=r"model\.motion=none"):
+    with pytest.raises(UserError, match=r"model\.flow=null"):
         export_onnx(student, tmp_path / "model.onnx")
 
 

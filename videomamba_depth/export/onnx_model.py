@@ -57,7 +57,7 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
     if model.motion is not None:
         raise UserError(
             "a student that estimates motion cannot be exported: its optical flow is no ONNX operator;"
-            " train one with model.motion=none"
+            " train one with model.flow=null"
         )
     onnx = require("onnx")
     require("onnxscript")
