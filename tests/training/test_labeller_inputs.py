@@ -29,7 +29,7 @@ def test_masks_and_targets_are_of_the_clean_frames_and_motion_of_the_student_s(
 ) -> None:
     clean, damaged = (torch.full((1, 3, 3, SIDE, SIDE), value) for value in (0.25, 0.75))
     batch = {"rgb": damaged, "rgb_clean": clean, "meta": [ClipMeta("x", (0, 1, 2), (0.0, 0.1, 0.2))]}
-    for target in ("raw", "stabilised"):
+    for target in ("raw", "stabilized"):
         flow, motion = RecordingFlow(), MotionEstimator(MotionSpec())
         motion.flow = RecordingFlow()
         labeller = Labeller(tiny_encoder, tiny_encoder, flow, 0.5, 0.06, 8, None, target, motion=motion)
