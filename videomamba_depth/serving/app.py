@@ -19,11 +19,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from videomamba_depth.serving.camera import CameraSession
 from videomamba_depth.serving.decoder import Decoder, open_decoder
-from videomamba_depth.serving.depth_view import DepthView
+from videomamba_depth.serving.depth_view import DepthView, Turns
 from videomamba_depth.serving.messages import message
 from videomamba_depth.serving.same_origin import SameOrigin
 from videomamba_depth.serving.settings import ServeSettings, Slots
-from videomamba_depth.serving.turns import Turns
 from videomamba_depth.serving.uploads import unnamed_file
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.color import Colorizer

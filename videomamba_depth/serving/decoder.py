@@ -60,7 +60,7 @@ class Decoder:
         return picture
 
     async def next_frame(self) -> Picture | None:
-        """Return the next frame of the video; None behind the last one.
+        """Return the next frame of the video; None after the last one.
 
         Raises:
             UserError: it cannot be decoded, or takes too long.

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import cv2
 import numpy as np
 
 from videomamba_depth.serving.decoder import Picture
 from videomamba_depth.serving.messages import message
-from videomamba_depth.serving.turns import Turns
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.color import ColorSettings, DepthColors
 from videomamba_depth.utils.errors import UserError
 
 _JPEG_QUALITY = 85
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Turns:
+    """A thread that takes calls in the order in which they come.
+
+    A caller that is cancelled is gone at once: its call leaves the queue, or, if it runs already, ends by itself and
+    its result is dropped. So there is never more than one call under way, however many callers come and go.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return `function(*args, **kwargs)`, called on the thread."""
+        return await asyncio.wrap_future(self._pool.submit(function, *args, **kwargs))
+
+    def close(self) -> None:
+        """Take no more calls; one that runs already is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class DepthView:
@@ -32,10 +57,10 @@ class DepthView:
         self.num_frames = 0
 
     async def show(self, picture: Picture, timestamp_s: float, *, with_frame: bool) -> bytes:
-        """Return the `message` of the next frame; one of another size starts afresh.
+        """Return the `message` of the next frame; one of another size resets the stream.
 
         Args:
-            with_frame: put the frame itself behind the depth, for a page that has not got it.
+            with_frame: put the frame itself after the depth, for a page that has not got it.
 
         Raises:
             UserError: the model would see too many pixels, see `model_input_size`.

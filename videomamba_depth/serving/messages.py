@@ -1,4 +1,4 @@
-"""The binary messages of the page: JSON, and byte strings behind it."""
+"""The binary messages of the page: JSON, and byte strings after it."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class _Limits:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)  # type: ignore[misc]
-        self._look_again(None)
+        self._check_again(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         for timer in (self._stuck, self._idle):
@@ -130,11 +130,11 @@ class _Limits:
             self._stuck.cancel()
         super().resume_writing()  # type: ignore[misc]
 
-    def _look_again(self, before: object) -> None:
-        self._idle = self.loop.call_later(self.idle_s, self._look, before)
+    def _check_again(self, before: object) -> None:
+        self._idle = self.loop.call_later(self.idle_s, self._check, before)
 
-    def _look(self, before: object) -> None:
-        """Cut the connection if it stood the same, with nothing to wait for, at the look before."""
+    def _check(self, before: object) -> None:
+        """Cut the connection if it stood the same, with nothing to wait for, at the check before."""
         if self.transport.get_protocol() is not self:  # a WebSocket by now
             return
         cycle = getattr(self, "cycle", None)  # of uvicorn's HTTP protocols: the request at hand
@@ -143,7 +143,7 @@ class _Limits:
         if (waiting or self.transport.is_closing()) and now == before:
             self.transport.abort()
         else:
-            self._look_again(now)
+            self._check_again(now)
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:

@@ -10,7 +10,7 @@ from videomamba_depth.utils.settings import ranged
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Limits and looks of the page.
+    """Limits and colors of the page.
 
     Attributes:
         max_upload_mb: of a video file, in 10^6 bytes.

@@ -1,4 +1,4 @@
-"""What strangers may send: files and pictures are looked at before they are decoded."""
+"""Validation of untrusted uploads: files and pictures are checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def upload_frames(path: Path, max_pixels: int) -> Iterator[Frame]:
         path: where it was put; never a name that the stranger gave.
 
     Raises:
-        UserError: not a video, nothing in it, damage (behind the last frame), or a frame above `max_pixels`, which is
+        UserError: not a video, nothing in it, damage (after the last frame), or a frame above `max_pixels`, which is
             not decoded. The path is not named.
     """
     losses, num_frames = Losses(), 0
@@ -90,12 +90,12 @@ def _check_pixels(errors: list[Any], max_pixels: int) -> None:
 
 
 def _anonymous(error: Exception, num_frames: int) -> str:
-    said = str(error)
+    message = str(error)
     if num_frames > 0:
-        return f"the file is damaged behind frame {num_frames}"
-    if "no frame can be decoded" in said:
+        return f"the file is damaged after frame {num_frames}"
+    if "no frame can be decoded" in message:
         return "no frame of this file can be decoded: it is damaged"
-    if "no video stream" in said:
+    if "no video stream" in message:
         return "this file has no pictures that can be decoded"
     return "this file is not a video, or it is damaged or cut off"
 

@@ -29,7 +29,7 @@ from videomamba_depth.utils.signals import on_stop
 
 log = logging.getLogger(__name__)
 
-_MEMORY_FRAMES = 300  # resident memory is recorded behind this frame ("warm") and its latest multiple: it must not grow
+_MEMORY_FRAMES = 300  # resident memory is recorded after this frame ("warm") and its latest multiple: it must not grow
 
 
 class StreamJob:
@@ -40,7 +40,7 @@ class StreamJob:
             with the first frame where it replaces another, and at the end.
         about: what the caller wants in it.
         overlap: decode, infer and write at the same time.
-        queue_frames: how many frames may wait before and behind the model.
+        queue_frames: how many frames may wait before and after the model.
     """
 
     def __init__(

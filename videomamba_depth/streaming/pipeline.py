@@ -6,11 +6,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from videomamba_depth.data.video.reader import Frame
 from videomamba_depth.streaming.depth_frame import DepthFrame, LiveLosses
@@ -18,10 +21,8 @@ from videomamba_depth.streaming.timing import StageTimes
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.1  # how often a blocked stage looks whether it should stop
+_POLL_S = 0.1  # how often who waits for a frame checks whether it should stop
 _READER_PATIENCE_S = 2.0  # how long to wait at the end for a reader that blocks in a device or network call
-
-T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -78,61 +79,6 @@ class PipelineReport:
     written: bool = True  # False once an output has failed: what it had in hand is lost
 
 
-class Lane(Generic[T]):
-    """A bounded queue between two threads that either side can close.
-
-    After `finish` the items that are in it still come out; after `abandon` nothing goes in or out. One of size 0 is
-    filled on request: `wanted` waits until somebody asks, so that what goes in is as new as can be.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._items: queue.Queue[T] = queue.Queue(max(1, size))
-        self._requests = threading.Semaphore(0) if size == 0 else None
-        self._finished, self._abandoned = threading.Event(), threading.Event()
-        self.error: BaseException | None = None
-
-    def put(self, item: T) -> bool:
-        """Wait for room; False when the other side has gone."""
-        while not self._abandoned.is_set():
-            try:
-                self._items.put(item, timeout=_POLL_S)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def wanted(self) -> bool:
-        """Wait until an item may be fetched for `put`; False when the other side has gone."""
-        while not self._abandoned.is_set():
-            if self._requests is None or self._requests.acquire(timeout=_POLL_S):
-                return True
-        return False
-
-    def get(self, stop: Callable[[], bool] = lambda: False) -> T | None:
-        """Wait for an item; None when no more will come or `stop()` says so."""
-        if self._requests is not None:
-            self._requests.release()
-        while not (self._abandoned.is_set() or stop()):
-            # Looked at before the queue: what was put before the end is not missed.
-            finished = self._finished.is_set()
-            try:
-                return self._items.get(timeout=0 if finished else _POLL_S) if not finished else self._items.get_nowait()
-            except queue.Empty:
-                if finished:
-                    return None
-        return None
-
-    def finish(self, error: BaseException | None = None) -> None:
-        """Say that no more will be put, and why if by an error."""
-        self.error = self.error or error
-        self._finished.set()
-
-    def abandon(self, error: BaseException | None = None) -> None:
-        """Say that nothing will be taken out any more."""
-        self.error = self.error or error
-        self._abandoned.set()
-
-
 def run_pipeline(
     source: Iterable[Frame],
     infer: Callable[[Frame], DepthFrame],
@@ -147,8 +93,8 @@ def run_pipeline(
     """Stream every frame of `source` through `infer` into all `sinks`, then close the sinks.
 
     The source is read in one thread and the sinks are written in another; `infer` and `on_frame` run in the caller's.
-    At most `queue_frames` wait before and behind `infer`; with 0, for live sources, a frame is taken when `infer` is
-    free, and one may wait behind it. An error of any stage ends the others after what they have in hand, closes the
+    At most `queue_frames` wait before and after `infer`; with 0, for live sources, a frame is taken when `infer` is
+    free, and one may wait after it. An error of any stage ends the others after what they have in hand, closes the
     sinks and is then raised; what was inferred before it is written, if the sinks can.
 
     Args:
@@ -157,13 +103,26 @@ def run_pipeline(
         report: filled as it goes and returned; hand one in to have it after an error too.
         overlap: False runs the three stages one after the other in the caller's thread, for measurements.
     """
-    stop = stop or threading.Event()
-    report = report or PipelineReport()
+    stop, report = stop or threading.Event(), report or PipelineReport()
+    write: Callable[[DepthFrame], None] = partial(_write_frame, sinks, report)
+    fetch: Callable[[], Frame | None]
     start = time.perf_counter()
-    run = _run_overlapped if overlap else _run_serially
     error: BaseException | None = None
     try:
-        run(source, infer, sinks, stop, on_frame or (lambda _: None), queue_frames, report)
+        with ExitStack() as threads:
+            if overlap:
+                ahead = queue_frames + 1 if queue_frames else 0  # one of them in the reader's hand
+                fetch = threads.enter_context(closing(_ReadAhead(source, ahead, stop, report.decode)))
+                later = _WriteLater(write, max(1, queue_frames))
+                write = threads.enter_context(later)
+            else:
+                fetch = partial(_fetch, iter(source), report.decode)
+            while not stop.is_set() and (frame := fetch()) is not None:
+                with report.infer.measure():
+                    result = infer(frame)
+                write(result)
+                if on_frame is not None:
+                    on_frame(result)
     except BaseException as caught:
         error = caught
     error = _close_all(sinks, error, report)
@@ -173,85 +132,87 @@ def run_pipeline(
     return report
 
 
-def _run_serially(
-    source: Iterable[Frame],
-    infer: Callable[[Frame], DepthFrame],
-    sinks: Sequence[Sink],
-    stop: threading.Event,
-    on_frame: Callable[[DepthFrame], None],
-    queue_frames: int,
-    report: PipelineReport,
-) -> None:
-    frames = iter(source)
-    while not stop.is_set():
-        with report.decode.measure():
-            frame = next(frames, None)
-        if frame is None:
-            return
-        with report.infer.measure():
-            result = infer(frame)
-        _write_frame(result, sinks, report)
-        on_frame(result)
+class _ReadAhead:
+    """The frames of a source, read by a thread of its own.
+
+    Args:
+        ahead: frames that may be read before they are asked for; 0: none, each is as new as can be.
+        stop: ends the waiting for a frame.
+    """
+
+    def __init__(self, source: Iterable[Frame], ahead: int, stop: threading.Event, times: StageTimes) -> None:
+        self._stop, self._room, self._is_closed = stop, threading.Semaphore(ahead), False
+        self._read: queue.SimpleQueue[tuple[Frame | None, BaseException | None]] = queue.SimpleQueue()
+        # A daemon: at the end nobody waits long for one that blocks in a device or network call.
+        self._thread = threading.Thread(target=self._run, args=(source, times), daemon=True, name="reader")
+        self._thread.start()
+
+    def __call__(self) -> Frame | None:
+        """Return the next frame; None after the last one or a stop. Raises what the source raised there."""
+        self._room.release()
+        while not self._stop.is_set():
+            try:
+                frame, error = self._read.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            return frame
+        return None
+
+    def close(self) -> None:
+        """Read no more."""
+        self._is_closed = True
+        self._room.release()
+        self._thread.join(_READER_PATIENCE_S)
+
+    def _run(self, source: Iterable[Frame], times: StageTimes) -> None:
+        try:
+            frames = iter(source)
+            with closing(frames) if isinstance(frames, Generator) else nullcontext():
+                while self._room.acquire() and not self._is_closed:
+                    frame = _fetch(frames, times)
+                    self._read.put((frame, None))
+                    if frame is None:
+                        return
+        except BaseException as error:
+            self._read.put((None, error))
 
 
-def _run_overlapped(
-    source: Iterable[Frame],
-    infer: Callable[[Frame], DepthFrame],
-    sinks: Sequence[Sink],
-    stop: threading.Event,
-    on_frame: Callable[[DepthFrame], None],
-    queue_frames: int,
-    report: PipelineReport,
-) -> None:
-    decoded: Lane[Frame] = Lane(queue_frames)
-    inferred: Lane[DepthFrame] = Lane(max(1, queue_frames))
-    reader = threading.Thread(target=_read, args=(source, decoded, report.decode), daemon=True, name="reader")
-    writer = threading.Thread(target=_write, args=(inferred, sinks, report), name="writer")
-    reader.start()
-    writer.start()
-    try:
-        while (frame := decoded.get(stop.is_set)) is not None:
-            with report.infer.measure():
-                result = infer(frame)
-            if not inferred.put(result):
-                break
-            on_frame(result)
-    finally:
-        decoded.abandon()
-        inferred.finish()
-        writer.join()
-        reader.join(_READER_PATIENCE_S)
-    for lane in (inferred, decoded):
-        if lane.error is not None:
-            raise lane.error
+class _WriteLater:
+    """Calls `write` in a thread of its own; waits where more than `most` frames wait for it. Its errors are raised."""
+
+    def __init__(self, write: Callable[[DepthFrame], None], most: int) -> None:
+        self._write, self._most = write, most
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._pending: deque[Future[None]] = deque()
+
+    def __call__(self, frame: DepthFrame) -> None:
+        while self._pending and (self._pending[0].done() or len(self._pending) > self._most):
+            self._pending.popleft().result()
+        self._pending.append(self._writer.submit(self._write, frame))
+
+    def __enter__(self) -> _WriteLater:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._writer.shutdown()
+        if kind is None:
+            for pending in self._pending:
+                pending.result()
 
 
-def _read(source: Iterable[Frame], lane: Lane[Frame], times: StageTimes) -> None:
-    try:
-        frames = iter(source)
-        with closing(frames) if isinstance(frames, Generator) else nullcontext():
-            while lane.wanted():
-                start = time.perf_counter()
-                frame = next(frames, None)
-                if frame is None:
-                    break
-                times.add(time.perf_counter() - start)
-                if not lane.put(frame):
-                    break
-        lane.finish()
-    except BaseException as error:
-        lane.finish(error)
+def _fetch(frames: Iterator[Frame], times: StageTimes) -> Frame | None:
+    start = time.perf_counter()
+    frame = next(frames, None)
+    if frame is not None:
+        times.add(time.perf_counter() - start)
+    return frame
 
 
-def _write(lane: Lane[DepthFrame], sinks: Sequence[Sink], report: PipelineReport) -> None:
-    try:
-        while (frame := lane.get()) is not None:
-            _write_frame(frame, sinks, report)
-    except BaseException as error:
-        lane.abandon(error)
-
-
-def _write_frame(frame: DepthFrame, sinks: Sequence[Sink], report: PipelineReport) -> None:
+def _write_frame(sinks: Sequence[Sink], report: PipelineReport, frame: DepthFrame) -> None:
+    if not report.written:  # what waited when an output failed
+        return
     try:
         with report.write.measure():
             for sink in sinks:

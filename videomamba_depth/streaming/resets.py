@@ -31,7 +31,7 @@ class ResetPolicy(StreamHook):
     to twice the brightness change the pattern by at most 0.21.
 
     Args:
-        cuts: look for scene cuts.
+        cuts: reset at scene cuts.
         histogram_change: smallest change of the luma histogram, half its L1 distance in [0, 1].
         feature_change: smallest change of the features, 1 − cosine of mean-free 4x4 features, in [0, 2].
         feature_ratio: smallest change of the features over their recent mean change.
@@ -69,7 +69,7 @@ class ResetPolicy(StreamHook):
         Args:
             rgb: `[B, 3, H, W]` in [0, 1].
             features: `[B, C, h, w]`, coarse features of the frozen encoder.
-            timestamps_s: of each frame; None: gaps are not looked for.
+            timestamps_s: of each frame; None: gaps are not found.
         """
         kept = dict(self.kept)
         reasons = self._find_gaps(kept, timestamps_s, len(rgb))

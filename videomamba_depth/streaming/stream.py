@@ -28,7 +28,7 @@ from videomamba_depth.utils.images import check_axes
 _FORMAT = "videomamba-depth stream 4"
 _FORMER_FORMAT = "videomamba-depth stream 3"
 _FORMER_NAMES = {"keys.": "key_frames.", "look.": "appearance.", '"afresh"': '"after_reset"'}
-_FORMER_NAMES |= {'"dtype"': '"precision"', '"input_size"': '"short_side"'}  # of the former format: what is said now
+_FORMER_NAMES |= {'"dtype"': '"precision"', '"input_size"': '"short_side"'}  # of the former format: today's names
 
 
 class DepthStream:
@@ -54,7 +54,7 @@ class DepthStream:
         compile: compile encoder and decoder (`torch.compile`, on CUDA as graphs), in the model.
 
     Raises:
-        UserError: a checkpoint or device that is not there, or a memory that the student does not have.
+        UserError: a checkpoint or device that does not exist, or a memory that the student does not have.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class DepthStream:
         if self._states is not None and self._states.image_size != image_size:
             raise ValueError(
                 f"the stream has frames of {self._states.image_size} (height, width) px; got {image_size}: resize them,"
-                " or start afresh with reset()"
+                " or call reset() first"
             )
         with autocast(self.device, self.dtype):
             clip = rgb.unsqueeze(1)

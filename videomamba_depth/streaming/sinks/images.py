@@ -20,8 +20,35 @@ from videomamba_depth.utils.errors import UserError
 _HEADROOM = 2.0  # how far above the first frame's largest value relative depth may go before the scale changes
 
 
-class Png16Sink:
-    """One 16-bit grey PNG per frame, `000000.png`, and `scale.json`: depth = value · scale.
+class NumberedFiles:
+    """One file per frame in a folder, called by the frame's number: `000000.png`."""
+
+    suffix = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written = array("q")  # frames
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, index: int, data: bytes) -> None:
+        """Write the file of a frame."""
+        write_bytes(self._path(index), data, durable=False)
+        self._written.append(index)
+
+    def close(self) -> None:
+        """Flush the files to the disk."""
+        flush_folder(self.folder)
+
+    def files(self) -> Iterable[Path]:
+        """Return the files that were written."""
+        return map(self._path, self._written)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}{self.suffix}"
+
+
+class Png16Sink(NumberedFiles):
+    """One 16-bit gray PNG per frame, `000000.png`, and `scale.json`: depth = value · scale.
 
     The scale is one number for the stream: the largest depth of metric checkpoints over 65535; for relative depth,
     twice the first frame's largest value over 65535. A frame that goes beyond doubles it, for itself and all that
@@ -31,12 +58,13 @@ class Png16Sink:
         max_depth_m: largest depth that a metric checkpoint gives.
     """
 
+    suffix = ".png"
+
     def __init__(self, folder: Path, kind: DepthKind, max_depth_m: float | None = None) -> None:
-        self.folder, self._kind = folder, kind
+        super().__init__(folder)
+        self._kind = kind
         self._scales: list[tuple[int, float]] = []
-        self._written = array("q")  # frames
         self._scale = 0.0 if max_depth_m is None else max_depth_m / 65535
-        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, frame: DepthFrame) -> None:
         """Write one picture."""
@@ -44,19 +72,11 @@ class Png16Sink:
         self._fit_scale(float(depth.max()), frame.index)
         value = np.clip(np.rint(depth / np.float32(self._scale)), 0, 65535).astype(np.uint16)
         _, data = cv2.imencode(".png", value, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        write_bytes(self._path(frame.index), data.tobytes(), durable=False)
-        self._written.append(frame.index)
-
-    def close(self) -> None:
-        """Flush the pictures to the disk."""
-        flush_folder(self.folder)
+        self.save(frame.index, data.tobytes())
 
     def files(self) -> Iterable[Path]:
         """Return the files that were written."""
-        return [self.folder / "scale.json", *map(self._path, self._written)]
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.png"
+        return [self.folder / "scale.json", *super().files()]
 
     def _fit_scale(self, largest: float, index: int) -> None:
         scale = self._scale
@@ -80,7 +100,7 @@ def require_exr() -> None:
         raise UserError("this build of PyAV cannot write EXR; install the wheel (pip install av) or use raw=npz")
 
 
-class ExrSink:
+class ExrSink(NumberedFiles):
     """One EXR per frame, `000000.exr`: a single channel `Y` of depth in the unit of its kind, ZIP-compressed.
 
     Args:
@@ -90,12 +110,13 @@ class ExrSink:
         UserError: this build of PyAV cannot write EXR.
     """
 
+    suffix = ".exr"
+
     def __init__(self, folder: Path, kind: DepthKind, dtype: str = "float32") -> None:
         require_exr()
-        self.folder, self._half = folder, dtype == "float16"
+        super().__init__(folder)
+        self._half = dtype == "float16"
         self._encoder: Any = None
-        self._written = array("q")  # frames
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "about.json", {"depth_kind": kind.value, "channel": "Y"})
 
     def write(self, frame: DepthFrame) -> None:
@@ -105,20 +126,11 @@ class ExrSink:
         depth = to_storage(frame.depth, np.dtype(np.float16)).astype(np.float32) if self._half else frame.depth
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(depth), format="grayf32le")
         picture.pts, picture.time_base = frame.index, encoder.time_base
-        data = b"".join(bytes(p) for p in encoder.encode(picture))
-        write_bytes(self._path(frame.index), data, durable=False)
-        self._written.append(frame.index)
-
-    def close(self) -> None:
-        """Flush the pictures to the disk."""
-        flush_folder(self.folder)
+        self.save(frame.index, b"".join(bytes(p) for p in encoder.encode(picture)))
 
     def files(self) -> Iterable[Path]:
         """Return the files that were written."""
-        return [self.folder / "about.json", *map(self._path, self._written)]
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.exr"
+        return [self.folder / "about.json", *super().files()]
 
     def _open(self, depth: np.ndarray) -> Any:
         encoder: Any = av.CodecContext.create("exr", "w")

@@ -59,7 +59,7 @@ class Outputs:
         return exclusive(self._path(".lock", "."), f"output '{self._path('')}'")
 
     def prepare(self) -> None:
-        """Make the folder and look at what is there; nothing is replaced yet.
+        """Make the folder and check what is in it; nothing is replaced yet.
 
         Raises:
             UserError: an output is an input, or is there and may not be replaced, or the folder cannot be written.
@@ -128,7 +128,7 @@ class Outputs:
         try:
             now = _stamp(path, _entries(path))
         except OSError as error:
-            return f"cannot be looked through ({error.strerror})"
+            return f"cannot be searched ({error.strerror})"
         counts = f" (then files: {stamp.get('files')}, now: {now['files']})" if path.is_dir() else ""
         return "" if now == stamp else f"has changed since a stream wrote it{counts}"
 

@@ -1,17 +1,16 @@
-"""Depth as coloured points in space."""
+"""Depth as colored points in space."""
 
 from __future__ import annotations
 
 import os
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from videomamba_depth.streaming.depth_frame import DepthFrame
-from videomamba_depth.utils.atomic import flush_folder, write_bytes
+from videomamba_depth.streaming.sinks.images import NumberedFiles
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -22,8 +21,8 @@ _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 _FARTHEST = 20.0  # relative depth beyond that many medians is left out: near zero, the inverse means nothing
 
 
-class PointCloudSink:
-    """Binary PLY files, `000000.ply`: x to the right, y down, z forward, and the pixel's colour.
+class PointCloudSink(NumberedFiles):
+    """Binary PLY files, `000000.ply`: x to the right, y down, z forward, and the pixel's color.
 
     Metric depth gives metres. Relative depth is an inverse depth up to an unknown scale and shift: z = m / depth, where
     m is the median of the shot's first cloud, so that half of its points lie before z = 1. That has no unit, and as
@@ -34,6 +33,8 @@ class PointCloudSink:
             earlier ones.
     """
 
+    suffix = ".ply"
+
     def __init__(
         self,
         folder: Path,
@@ -41,11 +42,10 @@ class PointCloudSink:
         intrinsics: Intrinsics,
         every: int | Callable[[DepthFrame], Sequence[DepthFrame]] = 30,
     ) -> None:
-        self.folder, self._kind, self._intrinsics, self._every = folder, kind, intrinsics, every
+        super().__init__(folder)
+        self._kind, self._intrinsics, self._every = kind, intrinsics, every
         self._next_index = 0
-        self._written = array("q")  # frames
         self._unit: float | None = None
-        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, frame: DepthFrame) -> None:
         """Write the points of the frames whose turn it is."""
@@ -66,25 +66,13 @@ class PointCloudSink:
         self._next_index = frame.index + self._every
         return [frame]
 
-    def close(self) -> None:
-        """Flush the clouds to the disk."""
-        flush_folder(self.folder)
-
-    def files(self) -> Iterable[Path]:
-        """Return the files that were written."""
-        return map(self._path, self._written)
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.ply"
-
     def _write(self, frame: DepthFrame) -> None:
         if self._kind is DepthKind.RELATIVE and self._unit is None:
             depths = frame.depth[usable(frame.depth)]
             self._unit = float(np.median(depths)) if depths.size else None
         points = to_points(frame.rgb, frame.depth, self._intrinsics, self._unit)
         unit = "metre" if self._kind is DepthKind.METRIC else "none, the scale and the shift of 1/z are unknown"
-        write_bytes(self._path(frame.index), _ply(points, unit), durable=False)
-        self._written.append(frame.index)
+        self.save(frame.index, _ply(points, unit))
 
 
 def usable(depth: np.ndarray) -> np.ndarray:
@@ -148,6 +136,6 @@ def _numbers_of(path: Path) -> list[float]:
 
 def _ply(points: np.ndarray, unit: str) -> bytes:
     axes = [f"property float {name}" for name in "xyz"]
-    colours = [f"property uchar {name}" for name in ("red", "green", "blue")]
+    colors = [f"property uchar {name}" for name in ("red", "green", "blue")]
     head = ["ply", "format binary_little_endian 1.0", f"comment unit: {unit}", f"element vertex {len(points)}"]
-    return "\n".join([*head, *axes, *colours, "end_header\n"]).encode("ascii") + points.tobytes()
+    return "\n".join([*head, *axes, *colors, "end_header\n"]).encode("ascii") + points.tobytes()

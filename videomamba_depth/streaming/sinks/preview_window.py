@@ -44,12 +44,12 @@ class PreviewWindow:
             _check_screen()
             command = (sys.executable, "-m", __name__, title)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._said: queue.Queue[str] = queue.Queue()
+        self._messages: queue.Queue[str] = queue.Queue()
         self.closed = False
         self._wanted = False
         threading.Thread(target=self._listen, daemon=True).start()
         try:
-            first = self._said.get(timeout=_START_S)
+            first = self._messages.get(timeout=_START_S)
         except queue.Empty:
             first = "it does not open"
         if first != _OPENED:
@@ -58,13 +58,13 @@ class PreviewWindow:
 
     def wants(self) -> bool:
         """Return whether the window waits for a picture; also learns whether it was closed."""
-        while not (self._wanted or self.closed or self._said.empty()):
-            said = self._said.get()
-            self._wanted, self.closed = said == _WANTED, said == ""
+        while not (self._wanted or self.closed or self._messages.empty()):
+            message = self._messages.get()
+            self._wanted, self.closed = message == _WANTED, message == ""
         return self._wanted
 
     def show(self, picture: np.ndarray) -> None:
-        """Show a picture `[H, W, 3]` uint8 RGB; only where `wants` has said so."""
+        """Show a picture `[H, W, 3]` uint8 RGB; only after `wants` was true."""
         self._wanted = False
         assert self._process.stdin is not None
         try:
@@ -85,8 +85,8 @@ class PreviewWindow:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._said.put(line.decode(errors="replace").strip())
-        self._said.put("")
+            self._messages.put(line.decode(errors="replace").strip())
+        self._messages.put("")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ class RawStreamSink:
         """Send one frame.
 
         Raises:
-            UserError: the reader has gone, or the disk behind it is full.
+            UserError: the reader has gone, or the disk that it writes to is full.
         """
         try:
             rest = memoryview(to_storage(frame.depth, self._dtype).tobytes())

@@ -20,7 +20,7 @@ _CHUNK_BYTES = 16 * 2**20
 class ZarrSink:
     """A Zarr v3 group with `depth [F, h, w]`, `frame_index [F]` and `pts [F]`, chunked by frames, compressed.
 
-    Its attributes are `depth_kind`, `time_base` (seconds per unit of `pts`) and `num_frames`, which is raised behind
+    Its attributes are `depth_kind`, `time_base` (seconds per unit of `pts`) and `num_frames`, which is raised after
     every chunk: what a kill leaves is whole up to there.
 
     Args:

@@ -30,13 +30,13 @@ class FrameSource(Protocol):
     time_base: Fraction
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames; raises `UserError` behind the last one when not all could be read."""
+        """Yield the frames; raises `UserError` after the last one when not all could be read."""
 
 
 class FileSource:
     """A video file, an image folder, a glob or an image.
 
-    What can be decoded is yielded; damage is raised behind the last frame.
+    What can be decoded is yielded; damage is raised after the last frame.
 
     Args:
         path: what to read.
@@ -67,9 +67,9 @@ class FileSource:
 
 
 class UrlSource:
-    """A video behind a URL that FFmpeg opens (http, https, rtsp, …), read once from its start.
+    """A video at a URL that FFmpeg opens (http, https, rtsp, …), read once from its start.
 
-    A connection that breaks off, and damage, are raised behind the last frame.
+    A connection that breaks off, and damage, are raised after the last frame.
 
     Raises:
         UserError: it cannot be opened, or holds no frame.

@@ -43,8 +43,8 @@ class CameraSource:
         start_s, last_pts = None, -1
         try:
             for index in itertools.islice(itertools.count(), self._max_frames):
-                there, bgr = self._camera.read()
-                if not there:
+                is_read, bgr = self._camera.read()
+                if not is_read:
                     raise VideoReadError(f"camera {self._number} stopped delivering after {index} frames")
                 now_s = time.monotonic()
                 start_s = now_s if start_s is None else start_s
@@ -89,7 +89,7 @@ class LatestFrames:
     """The newest frame of a source, whenever one is asked for; those in between are dropped and counted.
 
     A thread reads the source as fast as it delivers and keeps one frame: there is never a backlog, whatever the
-    speed of the reader. What the source raises is raised behind its last frame.
+    speed of the reader. What the source raises is raised after its last frame.
     """
 
     def __init__(self, source: FrameSource) -> None:

@@ -21,7 +21,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0  # between attempts to connect; dou
 
 
 class NetworkCamera:
-    """A live stream behind a URL that FFmpeg opens; a connection that ends or falls silent is opened anew.
+    """A live stream at a URL that FFmpeg opens; a connection that ends or falls silent is opened anew.
 
     Frames are stamped with the time of their arrival, as those of a camera: many a network camera sends no timestamps,
     or starts them again with every connection. Frames of another size than the first one's are scaled to it.
