@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     # A stream freezes its model, so the one that trains is another.
     student, learner = (build_student(args.form).to(args.device) for _ in range(2))
-    student.encoder.input_size = learner.encoder.input_size = args.size
+    student.encoder.short_side = learner.encoder.short_side = args.size
     print(f"{platform.machine()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}")
     print(f"{args.form} form, {args.size}x{args.size} px, {args.dtype}, training on chunks of {args.chunk} frames\n")
     print("| call | plain PyTorch, ms: best (median) | fused | ratio of the best |")

@@ -109,13 +109,13 @@ def main() -> None:
     teacher = bare_teacher(encoder)
     results: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
     for size in arguments.sizes:
-        student.encoder.input_size = encoder.input_size = size
+        student.encoder.short_side = encoder.short_side = size
         measure = _measure_parts if arguments.parts else _measure_models
         rows = measure(student, teacher, size, arguments)
         results[f"size_{size}"] = [row.record() for row in rows]
         _print_table(f"{size} px, {arguments.dtype}, {arguments.device}", rows)
     if arguments.video:
-        student.encoder.input_size = arguments.sizes[0]
+        student.encoder.short_side = arguments.sizes[0]
         results["end_to_end"] = _measure_end_to_end(student, arguments)
     results["peak_mb"] = _peak_mb(arguments.device)
     print(f"peak memory of the process: {results['peak_mb']:.0f} MB")

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     clips = {s.name: load_rgbd(s.folder, **FORMATS[s.format]) for s in sets}
     report: dict[str, dict[str, dict[str, float]]] = {}
     for name in args.teachers:
-        teacher = DepthAnythingEncoder.from_pretrained(name, input_size=native_size(name))
+        teacher = DepthAnythingEncoder.from_pretrained(name, short_side=native_size(name))
         worlds = skill_on_worlds(teacher.predict_depth, args.frames) if args.frames else {}
         rows = worlds | {key: skill_on_clip(teacher.predict_depth, clip) for key, clip in clips.items()}
         for pictures, scores in rows.items():

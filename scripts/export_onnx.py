@@ -20,7 +20,7 @@ import torch
 
 from videomamba_depth.data.transforms import resize_images
 from videomamba_depth.data.video.reader import iter_frames, probe_video
-from videomamba_depth.export.onnx_model import Difference, compare, export_onnx, quantise_int8, require
+from videomamba_depth.export.onnx_model import Difference, compare, export_onnx, quantize_int8, require
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.arguments import named_path, path_argument, whole
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"the export differs from PyTorch by more than {_TOLERANCE:.0e} of the range; do not use it")
     if args.int8:
         target = args.output.with_suffix(".int8.onnx")
-        quantise_int8(args.output, target)
+        quantize_int8(args.output, target)
         rough = compare(model, target, _frames(args.video, shown, args.frames), torch.get_num_threads())
         print(f"wrote {target} ({_megabytes(target)})\n{_report('int8', rough, shown)}")
 
@@ -65,7 +65,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _default_size(model: VideoMambaDepth) -> tuple[int, int]:
     """Return a size to compare at, 3:4, near the checkpoint's."""
-    side = model.encoder.input_size or 266
+    side = model.encoder.short_side or 266
     return model.encoder.input_resolution(side, side * 4 // 3)
 
 

@@ -32,8 +32,8 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.small_depth_anything import (
     NATIVE_SIZE,
     build_small_depth_anything,
-    initialise_tokens,
-    normalised,
+    initialize_tokens,
+    normalized,
     predict_inverse_depth,
     save_small_depth_anything,
 )
@@ -119,7 +119,7 @@ class Run:
         if self.path.exists():
             self._load()
         else:
-            initialise_tokens(self.model, first_batches())
+            initialize_tokens(self.model, first_batches())
             self.average.load_state_dict(self.model.state_dict())
         self.model.to(memory_format=torch.channels_last).train()
 
@@ -166,7 +166,7 @@ def train(stills: Stills, renderers: list[BaseProcess], args: argparse.Namespace
         stills.wait_for(num_stills_at(step, args), renderers)
         return draw_batch(stills, step, args)
 
-    run = Run(lambda: [normalised(load(step)[0]) for step in range(60)], args)
+    run = Run(lambda: [normalized(load(step)[0]) for step in range(60)], args)
     sums: dict[str, float] = {}
     since = time.monotonic()
     with ThreadPoolExecutor(1) as loader:
@@ -197,7 +197,7 @@ def train(stills: Stills, renderers: list[BaseProcess], args: argparse.Namespace
 
 
 def _evaluate(folder: Path, count: int) -> dict[str, dict[str, float]]:
-    teacher = DepthAnythingEncoder.from_pretrained(str(folder), input_size=NATIVE_SIZE)
+    teacher = DepthAnythingEncoder.from_pretrained(str(folder), short_side=NATIVE_SIZE)
     return skill_on_worlds(teacher.predict_depth, count)
 
 

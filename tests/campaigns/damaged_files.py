@@ -324,7 +324,7 @@ def _no_number(name: str) -> float:
 
 
 def _use_teacher(folder: Path) -> Result:
-    teacher = DepthAnythingEncoder.from_pretrained(str(folder), input_size=28)
+    teacher = DepthAnythingEncoder.from_pretrained(str(folder), short_side=28)
     rgb = torch.from_numpy(np.stack(_frames())).permute(0, 3, 1, 2).float() / 255
     return {"depth": teacher.predict_depth(rgb).numpy().tobytes()}
 

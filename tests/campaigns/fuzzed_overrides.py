@@ -203,7 +203,7 @@ def make_inputs(folder: Path) -> dict[str, str]:
     (folder / "last").mkdir()
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
     weights, about = student_weights(tiny_student(encoder)), describe_encoder(encoder, "../encoder")
-    save_student(folder / "last", weights, spec, about, input_size=28)
+    save_student(folder / "last", weights, spec, about, short_side=28)
     (folder / "videos").mkdir()
     video = write_video(folder / "videos" / "clip.mp4", 3, width=48, height=36)
     return {

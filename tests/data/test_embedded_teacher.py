@@ -18,7 +18,7 @@ NATIVE_SIZE = 112
 
 @pytest.fixture(scope="module")
 def teacher() -> DepthAnythingEncoder:
-    return DepthAnythingEncoder.from_pretrained("embedded", input_size=NATIVE_SIZE)
+    return DepthAnythingEncoder.from_pretrained("embedded", short_side=NATIVE_SIZE)
 
 
 def test_it_is_small_half_precision_and_documented() -> None:
@@ -58,7 +58,7 @@ def test_it_works_at_the_resolutions_of_its_training(teacher: DepthAnythingEncod
     frame = next(iter_video(6_000_100, WorldConfig(height=140, width=168, num_frames=1)))
     rgb = torch.from_numpy(frame.rgb).permute(2, 0, 1)[None].float() / 255
     maps = [
-        DepthAnythingEncoder.from_pretrained("embedded", input_size=size).predict_depth(rgb).flatten()
+        DepthAnythingEncoder.from_pretrained("embedded", short_side=size).predict_depth(rgb).flatten()
         for size in (98, 112, 126)
     ]
     correlation = torch.corrcoef(torch.stack(maps))

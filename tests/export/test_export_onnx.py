@@ -17,7 +17,7 @@ from tiny import tiny_student
 
 from videomamba_depth.data.video.reader import probe_video
 from videomamba_depth.export.explicit_step import ExplicitStep, evaluate_shape, exportable, state_shapes
-from videomamba_depth.export.onnx_model import compare, export_onnx, open_session, quantise_int8
+from videomamba_depth.export.onnx_model import compare, export_onnx, open_session, quantize_int8
 from videomamba_depth.models.checkpoint import describe_encoder, save_student, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
@@ -100,7 +100,7 @@ def test_the_step_leaves_the_model_as_it_was(student: VideoMambaDepth) -> None:
 
 
 def test_int8_is_near_and_reported(student: VideoMambaDepth, exported: Path, tmp_path: Path) -> None:
-    quantise_int8(exported, tmp_path / "int8.onnx")
+    quantize_int8(exported, tmp_path / "int8.onnx")
     difference = compare(student, tmp_path / "int8.onnx", frames(42, 56, 20))
     assert 1e-5 < difference.largest < 0.5
     assert (tmp_path / "int8.onnx").stat().st_size < exported.stat().st_size
@@ -118,7 +118,7 @@ def test_the_example_brings_frames_to_size_as_a_stream_does(
     """What is shrunk, or enlarged, outside of the graph gives the stream's depth."""
     fit = runpy.run_path(str(ROOT / "examples/run_onnx.py"))["fit"]
     session = open_session(exported)
-    monkeypatch.setattr(student.encoder, "input_size", 56)
+    monkeypatch.setattr(student.encoder, "short_side", 56)
     height, width = student.encoder.input_resolution(*size)
     feeds = {n: np.zeros(evaluate_shape(s, height, width), np.float32) for n, s in state_shapes(student).items()}
     feeds["frame_index"] = feeds["frame_index"].astype(np.int64)
@@ -141,7 +141,7 @@ def test_the_command_and_the_example(
     (tmp_path / "last").mkdir()
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
     about = describe_encoder(tiny_encoder, "../encoder")
-    save_student(tmp_path / "last", student_weights(student), spec, about, input_size=42)
+    save_student(tmp_path / "last", student_weights(student), spec, about, short_side=42)
     done = run_command(
         tmp_path,
         "scripts/export_onnx.py",

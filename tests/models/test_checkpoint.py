@@ -37,7 +37,7 @@ def checkpoint(tmp_path: Path, tiny_encoder: DepthAnythingEncoder) -> Path:
     folder.mkdir(parents=True)
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
     encoder = describe_encoder(tiny_encoder, "../../encoder")
-    save_student(folder, student_weights(student), spec, encoder, input_size=None, extra={"step": 7})
+    save_student(folder, student_weights(student), spec, encoder, short_side=None, extra={"step": 7})
     return folder
 
 
@@ -141,7 +141,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(
     weights = student_weights(tiny_student(tiny_encoder))
     weights["temporal.s0.pre_mix.bias"] = weights["temporal.s0.pre_mix.bias"] * number
     with pytest.raises(UserError, match=r"temporal\.s0\.pre_mix\.bias holds numbers that are not finite"):
-        save_student(checkpoint, weights, TemporalSpec(), {}, input_size=None)
+        save_student(checkpoint, weights, TemporalSpec(), {}, short_side=None)
     load_student(checkpoint)
     of_0_1_0(checkpoint, weights)
     with pytest.raises(UserError, match=r"temporal\.s0\.pre_mix\.bias holds numbers that are not finite"):

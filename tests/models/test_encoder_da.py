@@ -42,11 +42,11 @@ def test_features_and_depth_come_from_one_pass(tiny_encoder: DepthAnythingEncode
 
 
 @pytest.mark.parametrize(("height", "width"), [(75, 101), (14, 14), (97, 33), (56, 70)])
-@pytest.mark.parametrize("input_size", [None, 42])
+@pytest.mark.parametrize("short_side", [None, 42])
 def test_any_size_and_predicted_feature_sizes(
-    tiny_teacher_folder: str, height: int, width: int, input_size: int | None
+    tiny_teacher_folder: str, height: int, width: int, short_side: int | None
 ) -> None:
-    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, input_size=input_size)
+    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, short_side=short_side)
     rgb = torch.rand(1, 3, height, width)
     features = encoder.encode_frame(rgb)
     assert encoder.feature_sizes(height, width) == {name: tuple(x.shape[-2:]) for name, x in features.items()}
@@ -54,7 +54,7 @@ def test_any_size_and_predicted_feature_sizes(
 
 
 def test_input_resolution_keeps_aspect_in_multiples_of_the_patch() -> None:
-    encoder = DepthAnythingEncoder(tiny_teacher(), "tiny", input_size=518)
+    encoder = DepthAnythingEncoder(tiny_teacher(), "tiny", short_side=518)
     assert encoder.input_resolution(720, 1280) == (518, 924)  # 920.9 px rounds to 66 patches
     assert encoder.input_resolution(1280, 720) == (924, 518)
 

@@ -23,7 +23,7 @@ def test_narrow_frames_are_refused_by_both_encoders_before_they_run(height: int,
         DepthKind.RELATIVE,
         112,
     )
-    for encoder in (DepthAnythingEncoder(tiny_teacher(), "tiny", input_size=112), video_mamba):
+    for encoder in (DepthAnythingEncoder(tiny_teacher(), "tiny", short_side=112), video_mamba):
         for ask in (encoder.input_resolution, encoder.feature_sizes):
             with pytest.raises(UserError, match=f"frames of {width}x{height} px are too narrow.*at most 10:1"):
                 ask(height, width)
@@ -42,7 +42,7 @@ def test_limits() -> None:
     assert model_input_size(40, 40 * MAX_ASPECT_RATIO, 56, 14) == (56, 560)
     assert model_input_size(2, 4000, None, 14) == (14, 4004)  # nothing is enlarged: cheap
     assert model_input_size(2160, 4096, None, 16) == (2160, 4096)
-    with pytest.raises(UserError, match=r"too large: the model would see 7686x4326.*smaller input_size"):
+    with pytest.raises(UserError, match=r"too large: the model would see 7686x4326.*smaller short_side"):
         model_input_size(4320, 7680, None, 14)
     with pytest.raises(UserError, match="too large"):
         model_input_size(1080, 1920, 5600, 14)

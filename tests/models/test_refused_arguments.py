@@ -140,11 +140,11 @@ def test_a_memory_of_numpy_is_carried_as_a_number(student: VideoMambaDepth) -> N
     assert json.loads(metadata["memory"]) == 2.0
 
 
-def test_another_input_size_is_named() -> None:
-    small, large = (DepthAnythingEncoder(tiny_teacher(), "tiny", input_size=size) for size in (42, 70))
+def test_another_short_side_is_named() -> None:
+    small, large = (DepthAnythingEncoder(tiny_teacher(), "tiny", short_side=size) for size in (42, 70))
     with torch.no_grad():
         _, states = tiny_student(small).step(FRAME)
-        with pytest.raises(ValueError, match=r"another input_size: .*s2 3x4, s3 2x2, here .*s2 5x7, s3 3x4;"):
+        with pytest.raises(ValueError, match=r"another short_side: .*s2 3x4, s3 2x2, here .*s2 5x7, s3 3x4;"):
             tiny_student(large).step(FRAME, states)
 
 
@@ -190,5 +190,5 @@ def test_a_sealed_file_with_other_tensors(states: DepthState, tmp_path: Path, st
         DepthState.load(path)
     for name in tensors:
         save_tensors(path, {key: t for key, t in tensors.items() if key != name}, about)
-        with pytest.raises((UserError, ValueError), match=r"is damaged|no tensor|another input_size"):
+        with pytest.raises((UserError, ValueError), match=r"is damaged|no tensor|another short_side"):
             student.step(FRAME, DepthState.load(path))

@@ -47,7 +47,7 @@ CAMERA = "ws://127.0.0.1/api/camera"
 
 @pytest.fixture(scope="module")
 def new_stream(tiny_teacher_folder: str) -> Callable[[], DepthStream]:
-    model = tiny_student(DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, input_size=42))
+    model = tiny_student(DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, short_side=42))
     return lambda: DepthStream(model, device="cpu")
 
 

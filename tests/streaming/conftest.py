@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_folder: st
     folder.mkdir()
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
     about = describe_encoder(tiny_encoder, "../encoder")
-    save_student(folder, student_weights(tiny_student(tiny_encoder)), spec, about, input_size=42)
+    save_student(folder, student_weights(tiny_student(tiny_encoder)), spec, about, short_side=42)
     return folder
 
 

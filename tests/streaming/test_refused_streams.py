@@ -80,8 +80,8 @@ def test_other_settings_are_named(model: VideoMambaDepth, frames: np.ndarray, tm
         stream.load(path)
 
 
-def test_another_input_size_is_named(frames: np.ndarray, tmp_path: Path) -> None:
-    small, large = (tiny_student(DepthAnythingEncoder(tiny_teacher(), "tiny", input_size=size)) for size in (42, 70))
+def test_another_short_side_is_named(frames: np.ndarray, tmp_path: Path) -> None:
+    small, large = (tiny_student(DepthAnythingEncoder(tiny_teacher(), "tiny", short_side=size)) for size in (42, 70))
     stream = DepthStream(small, device="cpu")
     stream.step(frames[0])
     stream.save(tmp_path / "stream")

@@ -123,7 +123,7 @@ def test_a_trained_student_gives_single_images_the_teacher_s_depth(
     run = tmp_path / "run"
     assert train(run, tiny_teacher_folder, "optim.lr=0.05", "trainer.steps=4", *options)
     student = load_student(run / "last")
-    teacher = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, input_size=28)
+    teacher = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, short_side=28)
     images = torch.rand(3, 3, 28, 42, generator=torch.Generator().manual_seed(0))
     moving = torch.stack([images, images.flip(-1)], 1)
     with torch.no_grad():

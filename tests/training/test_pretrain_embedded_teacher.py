@@ -103,7 +103,7 @@ def test_the_prediction_in_training_is_the_models_own(script: ModuleType) -> Non
     model = script.build_small_depth_anything(width=32, num_layers=4)
     rgb = torch.rand(2, 3, 40, 60, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        theirs = model(pixel_values=script.normalised(rgb)).predicted_depth[:, None]
+        theirs = model(pixel_values=script.normalized(rgb)).predicted_depth[:, None]
         ours = script.predict_inverse_depth(model, rgb, bfloat16=False)
         rough = script.predict_inverse_depth(model, rgb, bfloat16=True)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -117,7 +117,7 @@ def test_what_is_saved_is_a_small_depth_anything(script: ModuleType, tmp_path: P
     assert sum(p.numel() for p in model.parameters()) < 8e6
     save_small_depth_anything(model, tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 16e6
-    encoder = DepthAnythingEncoder.from_pretrained(str(tmp_path), input_size=110)
+    encoder = DepthAnythingEncoder.from_pretrained(str(tmp_path), short_side=110)
     depth = encoder.predict_depth(torch.rand(1, 3, 112, 140, generator=torch.Generator().manual_seed(0)))
     assert depth.shape == (1, 1, 112, 140)
     assert (depth > 0).all()

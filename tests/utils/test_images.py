@@ -53,7 +53,7 @@ def test_shrinks_as_transformers_processor(size: tuple[int, int], side: int) -> 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_encoder_sees_what_the_processor_gives(tiny_teacher_folder: str, size: tuple[int, int]) -> None:
-    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, input_size=56)
+    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, short_side=56)
     image = picture(*size)
     expected = processed(image, 56)
     assert encoder.input_resolution(*size) == tuple(expected.shape[-2:])
@@ -66,7 +66,7 @@ def test_the_encoder_sees_what_the_processor_gives(tiny_teacher_folder: str, siz
 @pytest.mark.parametrize("size", [(56, 70), (40, 50), (56, 68)])
 def test_what_does_not_shrink_is_untouched(tiny_teacher_folder: str, size: tuple[int, int]) -> None:
     """Frames that are enlarged, or have the size already, give the bits that plain cubic resizing always gave."""
-    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, input_size=56)
+    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, short_side=56)
     assert encoder.input_resolution(*size) == (56, 70)
     rgb = torch.from_numpy(picture(*size)).permute(2, 0, 1).unsqueeze(0) / 255
     assert shrink_images(rgb, (56, 70)) is rgb
@@ -135,10 +135,10 @@ def stripes(size: tuple[int, int]) -> torch.Tensor:
 
 def test_fine_detail_that_moves_does_not_flicker(tiny_teacher_folder: str) -> None:
     encoders = (
-        DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, input_size=56),
+        DepthAnythingEncoder.from_pretrained(tiny_teacher_folder, short_side=56),
         VideoMambaEncoder.from_spec(
             VideoMambaSpec(num_layers=4, embed_dim=24, img_size=64, backend="reference"), (8, 12, 16, 16),
-            DepthKind.RELATIVE, input_size=64,
+            DepthKind.RELATIVE, short_side=64,
         ),
     )  # fmt: skip
     for encoder in encoders:

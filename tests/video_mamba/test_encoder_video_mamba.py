@@ -24,9 +24,9 @@ def encoder(**options) -> VideoMambaEncoder:
     return VideoMambaEncoder(backbone, (4, 6, 8, 10), DepthKind.RELATIVE, **options)
 
 
-@pytest.mark.parametrize(("size", "input_size"), [((8, 12), None), ((13, 22), None), ((30, 50), 12), ((2, 3), None)])
-def test_maps_have_the_promised_sizes(size: tuple[int, int], input_size: int | None) -> None:
-    model = encoder(input_size=input_size)
+@pytest.mark.parametrize(("size", "short_side"), [((8, 12), None), ((13, 22), None), ((30, 50), 12), ((2, 3), None)])
+def test_maps_have_the_promised_sizes(size: tuple[int, int], short_side: int | None) -> None:
+    model = encoder(short_side=short_side)
     features = model.encode_frame(torch.rand(2, 3, *size))
     assert tuple(features) == ("s0", "s1", "s2", "s3")
     expected = model.feature_sizes(*size)
@@ -72,9 +72,9 @@ def test_official_image_files_can_start_it(tmp_path: Path) -> None:
 def test_a_description_builds_the_same_encoder_again() -> None:
     spec = VideoMambaSpec(num_layers=4, embed_dim=16, img_size=8, patch_size=4)
     model = VideoMambaEncoder.from_spec(spec, (4, 6, 8, 10), DepthKind.METRIC, max_depth_m=20.0)
-    again = VideoMambaEncoder.from_description(json.loads(json.dumps(model.description())), input_size=12)
+    again = VideoMambaEncoder.from_description(json.loads(json.dumps(model.description())), short_side=12)
     again.load_state_dict(model.state_dict())
-    model.input_size = 12
+    model.short_side = 12
     rgb = torch.rand(1, 3, 10, 15)
     for name, x in model.encode_frame(rgb).items():
         assert torch.equal(again.encode_frame(rgb)[name], x)

@@ -49,9 +49,9 @@ _LOOK_AT_LOADERS_S = 20.0  # without a batch, after which the loader processes a
 
 
 @building("teacher.name")
-def build_teacher(config: TeacherConfig, device: torch.device, input_size: int | None = None) -> DepthAnythingEncoder:
+def build_teacher(config: TeacherConfig, device: torch.device, short_side: int | None = None) -> DepthAnythingEncoder:
     """Load the frozen teacher."""
-    teacher = DepthAnythingEncoder.from_pretrained(config.name, DTYPES[config.dtype], input_size)
+    teacher = DepthAnythingEncoder.from_pretrained(config.name, DTYPES[config.dtype], short_side)
     return teacher.to(device)
 
 

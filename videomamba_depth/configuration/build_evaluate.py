@@ -151,19 +151,19 @@ CLIP_SOURCES: dict[str, Sources] = {"synthetic": _worlds, "videos": _videos, "rg
 
 
 def load_students(
-    checkpoints: dict[str, str], input_size: int | None
+    checkpoints: dict[str, str], short_side: int | None
 ) -> tuple[DepthAnythingEncoder, dict[str, VideoMambaDepth]]:
     """Load students by name, and the one teacher that all of them are held against.
 
     Raises:
         UserError: students of different teachers or input sizes.
     """
-    students = {name: load_student(path, input_size) for name, path in checkpoints.items()}
+    students = {name: load_student(path, short_side) for name, path in checkpoints.items()}
     teachers = [
-        own if isinstance(own := student.encoder, DepthAnythingEncoder) else load_teacher(checkpoints[name], input_size)
+        own if isinstance(own := student.encoder, DepthAnythingEncoder) else load_teacher(checkpoints[name], short_side)
         for name, student in students.items()
     ]
-    if len({(teacher.weights_sha256(), teacher.input_size) for teacher in teachers}) > 1:
+    if len({(teacher.weights_sha256(), teacher.short_side) for teacher in teachers}) > 1:
         raise UserError("the students have different teachers or input sizes; evaluate them one by one")
     return teachers[0], students
 

@@ -55,7 +55,7 @@ def student_method(
         raise UserError(f"{path}: {error}") from error
     weights = hash_tensors(student_weights(model).items())
     about = digest(
-        weights, read_description(path), model.encoder.input_size, memory, str(dtype), device.type,
+        weights, read_description(path), model.encoder.short_side, memory, str(dtype), device.type,
         code_digest(__name__, load_student.__module__),
     )  # fmt: skip
 
@@ -86,4 +86,4 @@ def _on_device(step: Callable[[Tensor], Tensor], device: torch.device, dtype: to
 
 def _about(encoder: DepthAnythingEncoder, device: torch.device, dtype: torch.dtype) -> str:
     code = code_digest(DepthAnythingEncoder.__module__)
-    return digest(encoder.weights_sha256(), encoder.input_size, str(dtype), device.type, code)
+    return digest(encoder.weights_sha256(), encoder.short_side, str(dtype), device.type, code)

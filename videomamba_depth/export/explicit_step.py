@@ -65,12 +65,12 @@ class ExplicitStep(nn.Module):
 @contextmanager
 def exportable(model: VideoMambaDepth) -> Iterator[None]:
     """Within, frames of whole patches keep their size, and the scan is plain operators."""
-    input_size, switch = model.encoder.input_size, os.environ.get(_PLAIN)
-    model.encoder.input_size, os.environ[_PLAIN] = None, "1"
+    short_side, switch = model.encoder.short_side, os.environ.get(_PLAIN)
+    model.encoder.short_side, os.environ[_PLAIN] = None, "1"
     try:
         yield
     finally:
-        model.encoder.input_size = input_size
+        model.encoder.short_side = short_side
         os.environ.pop(_PLAIN)
         os.environ.update({} if switch is None else {_PLAIN: switch})
 

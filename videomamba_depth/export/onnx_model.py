@@ -125,8 +125,8 @@ def compare(model: VideoMambaDepth, path: Path, frames: Iterable[np.ndarray], th
     return Difference(largest, mean, state, 1000 * float(np.median(seconds)), len(errors))
 
 
-def quantise_int8(path: Path, target: Path) -> None:
-    """Write a copy whose matrix products have 8-bit weights, per output channel, and quantise their input as it comes.
+def quantize_int8(path: Path, target: Path) -> None:
+    """Write a copy whose matrix products have 8-bit weights, per output channel, and quantize their input as it comes.
 
     Convolutions stay in float32: onnxruntime's dynamic 8-bit convolutions are slower than its float32 ones.
 

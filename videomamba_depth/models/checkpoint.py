@@ -46,7 +46,7 @@ def save_student(
     weights: dict[str, Tensor],
     temporal: TemporalSpec,
     encoder: dict[str, Any],
-    input_size: int | None,
+    short_side: int | None,
     extra: dict[str, Any] | None = None,
     motion: MotionSpec | None = None,
     output: OutputSpec | None = None,
@@ -57,7 +57,7 @@ def save_student(
         weights: `student_weights(student)`, or an average of several.
         encoder: `describe_encoder(...)` for a frozen encoder, which is not in the weights, or
             `describe_video_mamba(...)` for one that is.
-        input_size: short side in px that frames are resized to for inference; None keeps a frame's own.
+        short_side: short side in px that frames are resized to for inference; None keeps a frame's own.
         extra: JSON values that travel along; "step" is kept beside the weights too.
         motion, output: what else the student was built with.
 
@@ -73,7 +73,7 @@ def save_student(
         "motion": asdict(motion) if motion is not None else None,
         "output": asdict(output) if output is not None else None,
         "encoder": encoder,
-        "input_size": input_size,
+        "input_size": short_side,
         "manifest": MANIFEST,
         **(extra or {}),
     }
@@ -124,7 +124,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return description
 
 
-def load_student(folder: str | Path, input_size: int | None = None) -> VideoMambaDepth:
+def load_student(folder: str | Path, short_side: int | None = None) -> VideoMambaDepth:
     """Load a student in eval mode with float32 weights.
 
     A frozen encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
@@ -132,18 +132,18 @@ def load_student(folder: str | Path, input_size: int | None = None) -> VideoMamb
     Args:
         folder: what `save_student` wrote, e.g. `runs/NAME/last`; "embedded" for the student that is shipped; or
             "teacher:NAME_OR_PATH", see `TEACHER_PREFIX`.
-        input_size: short side in px that frames are resized to; None: the checkpoint's (a teacher: the frame's own).
+        short_side: short side in px that frames are resized to; None: the checkpoint's (a teacher: the frame's own).
 
     Raises:
         UserError: missing or damaged files, or an encoder with other weights.
     """
     if str(folder).startswith(TEACHER_PREFIX):
-        teacher = DepthAnythingEncoder.from_pretrained(str(folder).removeprefix(TEACHER_PREFIX), input_size=input_size)
+        teacher = DepthAnythingEncoder.from_pretrained(str(folder).removeprefix(TEACHER_PREFIX), short_side=short_side)
         return bare_teacher(teacher)
     folder = student_folder(folder)
     description = read_description(folder)
     with _damaged(folder):
-        student = _build_student(folder, description, input_size or description.get("input_size"))
+        student = _build_student(folder, description, short_side or description.get("input_size"))
     weights = read_weights(folder / STUDENT_WEIGHTS, description.get(STEP))
     load_student_weights(student, weights, str(folder))
     return student.eval()
@@ -172,7 +172,7 @@ def _renamed_motion(about: dict[str, Any]) -> dict[str, Any]:
     return {{"flow": "estimator", "max_short_side": "short_side"}.get(key, key): value for key, value in about.items()}
 
 
-def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnythingEncoder:
+def load_teacher(folder: str | Path, short_side: int | None = None) -> DepthAnythingEncoder:
     """Load the Depth Anything model that a student of `folder` started from: its encoder, or its decoder's owner.
 
     Raises:
@@ -182,7 +182,7 @@ def load_teacher(folder: str | Path, input_size: int | None = None) -> DepthAnyt
     description = read_description(folder)
     with _damaged(folder):
         about = description["encoder"]
-        return _load_encoder(folder, about.get("teacher", about), input_size or description.get("input_size"))
+        return _load_encoder(folder, about.get("teacher", about), short_side or description.get("input_size"))
 
 
 def bare_teacher(encoder: DepthAnythingEncoder) -> VideoMambaDepth:
@@ -258,10 +258,10 @@ def _damaged(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _load_encoder(folder: Path, about: dict[str, Any], input_size: int | None) -> DepthAnythingEncoder:
+def _load_encoder(folder: Path, about: dict[str, Any], short_side: int | None) -> DepthAnythingEncoder:
     copy = (folder.resolve() / about["folder"]).resolve()
     encoder = DepthAnythingEncoder.from_pretrained(
-        str(copy) if copy.is_dir() else about["model_id"], input_size=input_size
+        str(copy) if copy.is_dir() else about["model_id"], short_side=short_side
     )
     encoder.model_id = about["model_id"]
     if encoder.weights_sha256() != about["weights_sha256"]:

@@ -201,8 +201,8 @@ def check_state(state: DepthState, expected: DepthState) -> None:
         if state.image_size == expected.image_size:
             had, has = (_grids(s) for s in (state, expected))
             raise ValueError(
-                f"the state belongs to this model with another input_size: its maps are {had}, here {has}; load the"
-                " model with that input_size, or start again with states=None"
+                f"the state belongs to this model with another short_side: its maps are {had}, here {has}; load the"
+                " model with that short_side, or start again with states=None"
             )
         had, has = ("x".join(map(str, size)) for size in (state.image_size, expected.image_size))
         raise ValueError(

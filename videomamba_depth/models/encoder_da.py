@@ -28,8 +28,8 @@ class FrameEncoder(nn.Module):
     """From a frame to four feature maps: what the student needs from its encoder.
 
     Preprocessing (as transformers' image processor of Depth Anything: cubic resize, antialiased where it shrinks, sides
-    rounded to multiples of the patch, ImageNet mean and std): the short side becomes `input_size`, the aspect ratio is
-    kept; with `input_size=None` each side is rounded to the nearest multiple of the patch.
+    rounded to multiples of the patch, ImageNet mean and std): the short side becomes `short_side`, the aspect ratio is
+    kept; with `short_side=None` each side is rounded to the nearest multiple of the patch.
 
     Attributes:
         frozen: True: never trained, and stored once, beside the student's weights; False: a part of them.
@@ -39,7 +39,7 @@ class FrameEncoder(nn.Module):
         patch_size: side of a patch in px.
         depth_kind: what the depth means, see `DepthKind`.
         max_depth_m: upper bound of metric depth in metres; None for relative depth.
-        input_size: px, see above; may be changed.
+        short_side: px, see above; may be changed.
     """
 
     frozen: bool
@@ -55,14 +55,14 @@ class FrameEncoder(nn.Module):
         patch_size: int,
         depth_kind: DepthKind,
         max_depth_m: float | None,
-        input_size: int | None,
+        short_side: int | None,
     ) -> None:
         super().__init__()
         if len(channels) != len(SCALES):
             raise ValueError(f"neck_hidden_sizes must hold {len(SCALES)} numbers; got {list(channels)}")
         self.backbone = backbone
         self.channels, self.factors, self.patch_size = channels, factors, patch_size
-        self.depth_kind, self.max_depth_m, self.input_size = depth_kind, max_depth_m, input_size
+        self.depth_kind, self.max_depth_m, self.short_side = depth_kind, max_depth_m, short_side
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -73,7 +73,7 @@ class FrameEncoder(nn.Module):
 
     def input_resolution(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in px that a frame of that size is resized to, see `model_input_size`."""
-        return model_input_size(height, width, self.input_size, self.patch_size)
+        return model_input_size(height, width, self.short_side, self.patch_size)
 
     def feature_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
         """Return the (height, width) of s0..s3 for a frame of that size, without running anything."""
@@ -121,7 +121,7 @@ class DepthAnythingEncoder(FrameEncoder):
 
     frozen = True
 
-    def __init__(self, model: DepthAnythingForDepthEstimation, model_id: str, input_size: int | None = None) -> None:
+    def __init__(self, model: DepthAnythingForDepthEstimation, model_id: str, short_side: int | None = None) -> None:
         config = model.config
         max_depth = _max_depth(config.max_depth)
         metric = config.depth_estimation_type == "metric"
@@ -132,7 +132,7 @@ class DepthAnythingEncoder(FrameEncoder):
             config.patch_size,
             DepthKind.METRIC if metric else DepthKind.RELATIVE,
             max_depth if metric else None,
-            input_size,
+            short_side,
         )
         self.model_id, self.hf_config = model_id, config
         self.reassemble_stage = model.neck.reassemble_stage
@@ -142,21 +142,21 @@ class DepthAnythingEncoder(FrameEncoder):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, dtype: torch.dtype = torch.float32, input_size: int | None = None
+        cls, name_or_path: str, dtype: torch.dtype = torch.float32, short_side: int | None = None
     ) -> DepthAnythingEncoder:
         """Load a checkpoint of transformers (safetensors only).
 
         Args:
             name_or_path: hub id, local folder, or "embedded" for the small teacher that is shipped.
             dtype: of the weights: float32, bfloat16 or float16.
-            input_size: see the class.
+            short_side: see the class.
 
         Raises:
             UserError: no such folder or id, no network, not a Depth Anything model, or broken weights.
         """
         model = load_depth_anything(name_or_path, dtype)
         try:
-            encoder = cls(model, name_or_path, input_size)
+            encoder = cls(model, name_or_path, short_side)
             encoder.check_runs()
             return encoder
         except Exception as error:  # a config.json that makes no sense
@@ -210,7 +210,7 @@ class DepthAnythingEncoder(FrameEncoder):
         return {
             "model_id": self.model_id,
             "weights_sha256": self.weights_sha256(),
-            "input_size": self.input_size,
+            "input_size": self.short_side,
             "dtype": str(self.dtype).removeprefix("torch."),
             "depth_kind": self.depth_kind.value,
         }

@@ -73,7 +73,7 @@ class VideoMambaEncoder(FrameEncoder):
         backbone: a `VideoMamba` for images of at least 4 layers; its classifier is not used (num_classes=0).
         channels: channels of s0..s3.
         depth_kind: what the depth means that the student learns; the teacher's.
-        input_size, max_depth_m: see `FrameEncoder`.
+        short_side, max_depth_m: see `FrameEncoder`.
     """
 
     frozen = False
@@ -83,13 +83,13 @@ class VideoMambaEncoder(FrameEncoder):
         backbone: VideoMamba,
         channels: tuple[int, ...],
         depth_kind: DepthKind,
-        input_size: int | None = None,
+        short_side: int | None = None,
         max_depth_m: float | None = None,
     ) -> None:
         if backbone.is_video or backbone.depth < 4:
             raise ValueError("the encoder needs a VideoMamba for images (num_frames=None) of at least 4 layers")
         patch = backbone.patch_embed.patch_size[0]
-        super().__init__(backbone, tuple(channels), (4, 2, 1, 0.5), patch, depth_kind, max_depth_m, input_size)
+        super().__init__(backbone, tuple(channels), (4, 2, 1, 0.5), patch, depth_kind, max_depth_m, short_side)
         self.spec: VideoMambaSpec | None = None
         backbone.norm_f.requires_grad_(False)  # takes no part: the maps are taken before it
         self.taps = tuple((index + 1) * backbone.depth // 4 - 1 for index in range(4))
@@ -111,7 +111,7 @@ class VideoMambaEncoder(FrameEncoder):
         spec: VideoMambaSpec,
         channels: tuple[int, ...],
         depth_kind: DepthKind,
-        input_size: int | None = None,
+        short_side: int | None = None,
         max_depth_m: float | None = None,
     ) -> VideoMambaEncoder:
         """Build an encoder of a given size.
@@ -119,7 +119,7 @@ class VideoMambaEncoder(FrameEncoder):
         Raises:
             CheckpointError: `spec.pretrained` does not fit.
         """
-        encoder = cls(spec.build(), channels, depth_kind, input_size, max_depth_m)
+        encoder = cls(spec.build(), channels, depth_kind, short_side, max_depth_m)
         encoder.spec = spec
         return encoder
 
@@ -133,10 +133,10 @@ class VideoMambaEncoder(FrameEncoder):
         return {"spec": asdict(replace(self.spec, pretrained=None)), **about}
 
     @classmethod
-    def from_description(cls, about: dict[str, Any], input_size: int | None) -> VideoMambaEncoder:
+    def from_description(cls, about: dict[str, Any], short_side: int | None) -> VideoMambaEncoder:
         """Undo `description`."""
         kind, spec = DepthKind(about["depth_kind"]), VideoMambaSpec(**about["spec"])
-        return cls.from_spec(spec, tuple(about["channels"]), kind, input_size, about["max_depth_m"])
+        return cls.from_spec(spec, tuple(about["channels"]), kind, short_side, about["max_depth_m"])
 
     def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
         """Run the backbone and bring four of its layers to their scales, see `FrameEncoder.encode_pixels`."""

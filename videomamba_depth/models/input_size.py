@@ -36,6 +36,6 @@ def model_input_size(height: int, width: int, short_side: int | None, patch_size
     if rows * columns > MAX_PIXELS:
         raise UserError(
             f"frames of {width}x{height} px are too large: the model would see {columns}x{rows} px, at most"
-            f" {MAX_PIXELS / 1e6:.1f} million are possible; set a smaller input_size (short side in px)"
+            f" {MAX_PIXELS / 1e6:.1f} million are possible; set a smaller short_side (px)"
         )
     return rows, columns

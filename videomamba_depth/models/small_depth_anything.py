@@ -66,10 +66,10 @@ def build_small_depth_anything(
 
 
 @torch.no_grad()
-def initialise_tokens(model: DepthAnythingForDepthEstimation, pictures: list[Tensor]) -> None:
+def initialize_tokens(model: DepthAnythingForDepthEstimation, pictures: list[Tensor]) -> None:
     """Start the patch embedding as a whitening of real patches and the position embedding as sines of the position.
 
-    pictures: normalised batches [b,3,h,w], sides multiples of the patch; at least as many patches as a patch has
+    pictures: normalized batches [b,3,h,w], sides multiples of the patch; at least as many patches as a patch has
     values. Meant to spare a short training the search for these; its share in the result was not measured.
     """
     config = model.config.backbone_config
@@ -90,7 +90,7 @@ def initialise_tokens(model: DepthAnythingForDepthEstimation, pictures: list[Ten
     model.backbone.embeddings.position_embeddings[0, 1:] = 0.5 * torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def normalised(rgb: Tensor) -> Tensor:
+def normalized(rgb: Tensor) -> Tensor:
     """Return RGB [b,3,h,w] in [0,1] in units of ImageNet's mean and std."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (rgb - mean) / std
@@ -102,7 +102,7 @@ def predict_inverse_depth(model: DepthAnythingForDepthEstimation, rgb: Tensor, *
     bfloat16: compute in it, all but the head, which would round inverse depth to steps of 0.5 %: as much as a slope
     changes from pixel to pixel.
     """
-    pixels = normalised(rgb).contiguous(memory_format=torch.channels_last)
+    pixels = normalized(rgb).contiguous(memory_format=torch.channels_last)
     rows, columns = (side // model.config.patch_size for side in rgb.shape[-2:])
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         features = model.backbone.forward_with_filtered_kwargs(pixels).feature_maps

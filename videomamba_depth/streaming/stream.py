@@ -324,7 +324,7 @@ class DepthStream:
         settings = {
             "batch_size": self.batch_size,
             "precision": str(self.dtype).removeprefix("torch."),
-            "short_side": self.model.encoder.input_size,
+            "short_side": self.model.encoder.short_side,
             "memory": self.memory,
         }
         for hook in self.hooks:

@@ -144,9 +144,9 @@ class Labeller:
 
     def _offline_target(self, depth: Tensor, clip: Tensor) -> Tensor:
         assert self.flow is not None
-        how = {"radius": self.target_radius, "sigma": self.target_sigma, "depth_kind": self.teacher.depth_kind}
+        options = {"radius": self.target_radius, "sigma": self.target_sigma, "depth_kind": self.teacher.depth_kind}
         make = OFFLINE_TARGETS[self.target]
-        clips = [make(d, c, self.flow, **how) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
+        clips = [make(d, c, self.flow, **options) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
         return torch.stack(clips)
 
     def _static(self, clip: Tensor) -> Tensor:
