@@ -3,7 +3,8 @@
     python benchmarks/gpu_scan.py --out docs/gpu_scan.json
 
 Stops with exit status 1 when a kernel disagrees with the reference, before anything is timed. Floors are bytes moved
-over the copy bandwidth that is measured in the same run. mamba-ssm's kernel is timed beside ours when it is installed.
+over the copy bandwidth that is measured in the same run. Where mamba-ssm is
+installed, its kernel is timed too.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python benchmarks/long_stream.py runs/x/last --key-frames          # with key frames, and their scale
 
 A synthetic clip runs forth and back again and again, so that every round shows the same frames in the same order.
-Printed: resident memory behind frame 500 and its largest value from there on, the largest change of the mean depth of
+Printed: resident memory after frame 500 and its largest value from there on, the largest change of the mean depth of
 any frame against the same frame of the second round, in percent, and how many frames hold a value that is not finite.
 """
 
@@ -27,7 +27,7 @@ from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.streaming.timing import resident_mb
 
 WARM_FRAMES = 500
-_SEED = 3_000_000_000  # behind every seed that is trained on
+_SEED = 3_000_000_000  # beyond every seed that is trained on
 
 
 @dataclass
@@ -35,10 +35,10 @@ class LongStream:
     """What was found.
 
     Attributes:
-        warm_mb, largest_mb: resident memory behind frame 500, and the largest from there on.
+        warm_mb, largest_mb: resident memory after frame 500, and the largest from there on.
         drift: largest |mean depth / that of the same frame in the second round − 1|.
         invalid: frames with a value that is not finite, or relative depth below 0.
-        resets: how often the stream started afresh by itself.
+        resets: automatic resets.
     """
 
     frames: int
@@ -102,7 +102,7 @@ def main() -> None:
         args.key_frames,
     )
     print(f"{found.frames} frames of {args.width}x{args.height} in {time.perf_counter() - start:.0f} s")
-    print(f"resident MB: {found.warm_mb:.1f} behind frame {WARM_FRAMES}, at most {found.largest_mb:.1f} from there on")
+    print(f"resident MB: {found.warm_mb:.1f} after frame {WARM_FRAMES}, at most {found.largest_mb:.1f} from there on")
     print(f"largest change of a frame's mean depth against the second round: {100 * found.drift:.4f} %")
     print(f"frames with an invalid value: {found.invalid}; resets: {found.resets}")
 

@@ -43,7 +43,7 @@ def own_state(source: Tensor) -> Tensor:
 
 
 def make_inputs(batch: int, length: int, channels: int, method: str) -> dict[str, Any]:
-    """Random inputs of a trained model's ranges: Δ about 0.05, A = −1 … −N as Mamba initialises it."""
+    """Random inputs of a trained model's ranges: Δ about 0.05, A = −1 … −N as Mamba initializes it."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How fast a stream is: the student beside the bare teacher, frame by frame in turn in one process.
+"""Speed of a stream: the student beside the bare teacher, frame by frame in turn in one process.
 
     python benchmarks/streaming.py --dtype bfloat16                    # a Small-sized encoder with random weights
     python benchmarks/streaming.py --encoder t                         # a VideoMamba in the student, beside it

@@ -40,7 +40,7 @@ def resolve_backend(
         device: type of the tensors' device, as "cpu" or "cuda".
         discretization: name of a discretization, or "conv" for the convolution.
         wide: arithmetic is in float64.
-        preferred: what to choose before the fastest of ours if it is installed and nobody asks for anything else.
+        preferred: what to choose before the fastest, where it is installed and nothing else is asked for.
 
     Raises:
         BackendError: an unknown name or word, or a backend that was asked for and does not work here or on `device`.
@@ -111,7 +111,7 @@ def _automatic(use_kernel: bool | None, device: str, discretization: str, wide: 
 
 
 def _problem(name: str, discretization: str, wide: bool) -> str | None:
-    """Return why a backend cannot run here, or None. Builds the C++ kernels if need be."""
+    """Return the reason that a backend cannot run here, or None. Builds the C++ kernels if need be."""
     if name == "cpp":
         return _cpp_problem(discretization, torch.float64 if wide else torch.float32)
     if name == "triton":

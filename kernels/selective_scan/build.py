@@ -51,11 +51,11 @@ _FUNCTIONS = {
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be compiled or loaded here; the message is one line that says why."""
+    """The kernels cannot be compiled or loaded here; the message is one line with the reason."""
 
 
 class _CacheError(Exception):
-    """The cache cannot be used; the message says why."""
+    """The cache cannot be used; the message is the reason."""
 
 
 def cache_dir() -> Path:
@@ -105,7 +105,7 @@ _warned: set[str] = set()
 
 
 def _warn_of_cache(reason: str) -> None:
-    """Say once why the cache is of no use."""
+    """Warn once that the cache is of no use."""
     if not _warned:
         _warned.add(reason)
         logger.warning(
@@ -181,7 +181,7 @@ def _check_trust(folder: Path) -> None:
 
 
 def _open_intact(library: Path, source: str) -> ctypes.CDLL | None:
-    """Load a library of ours that is there and as it was compiled; None for any other."""
+    """Load a cached library whose bytes are as compiled; None for any other, or where there is none."""
     if not (library.is_file() and _digest_path(library).is_file()):  # to read a pipe would wait for ever
         return None
     if hasattr(os, "geteuid") and library.stat().st_uid not in (0, os.geteuid()):

@@ -22,7 +22,7 @@ Coefficients = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Discretization:
-    """One row of the table.
+    """One method of the table.
 
     Attributes:
         name: the name users select it by.
@@ -30,7 +30,7 @@ class Discretization:
         taps: 1 when the input enters through B_t u_t alone, 2 when B_{t−1} u_{t−1} enters too and is carried.
         order: order of accuracy of the state for a smooth input, measured in the tests (0: does not
             converge).
-        published: in the Vision Mamba discretization study (arXiv 2604.20606); the others are ours to add.
+        published: in the Vision Mamba discretization study (arXiv 2604.20606).
         coefficients: (delta [..., D, 1], A [D, N]) → (a, c0, c1).
         formula: a, c0 and c1 in words, for the docs and the logs.
     """
@@ -103,7 +103,7 @@ def _trapezoid(delta: Tensor, A: Tensor) -> Coefficients:
     return e, 0.5 * delta, 0.5 * delta * e
 
 
-_ROWS = (
+_METHODS = (
     Discretization("zoh", 0, 1, 1, True, _zoh, "e^z, Δ"),
     Discretization("foh", 1, 1, 0, True, _foh, "e^z, Δ²φ2"),
     Discretization("bilinear", 2, 1, 1, True, _bilinear, "(1+z/2)/(1−z/2), Δ/(1−z/2)"),
@@ -116,12 +116,12 @@ _ROWS = (
     Discretization("trapezoid", 9, 2, 2, False, _trapezoid, "e^z, ½Δ, ½Δe^z"),
 )
 
-DISCRETIZATIONS: dict[str, Discretization] = {row.name: row for row in _ROWS}
+DISCRETIZATIONS: dict[str, Discretization] = {method.name: method for method in _METHODS}
 """Every discretization by name. `zoh` is Mamba's own and the one that published weights fit."""
 
 
 def get_discretization(name: str) -> Discretization:
-    """Return the table's row for `name`; raise ValueError with the known names otherwise."""
+    """Return the method called `name`; raise ValueError with the known names otherwise."""
     if name not in DISCRETIZATIONS:
         raise ValueError(f"discretization must be one of {', '.join(DISCRETIZATIONS)}; got {name!r}")
     return DISCRETIZATIONS[name]

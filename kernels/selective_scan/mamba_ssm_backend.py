@@ -41,7 +41,7 @@ def conv_is_supported(x: Tensor, width: int) -> bool:
     """Tell whether the causal-conv1d package computes this call correctly.
 
     It wants CUDA tensors, no float64, a width of 2 to 4, D a multiple of 8 (for a state in channel-last layout) and
-    fewer than 2^32 elements (its offsets have 32 bits). `torch.compile` cannot look into it.
+    fewer than 2^32 elements (its offsets have 32 bits). `torch.compile` cannot trace it.
     """
     if torch.compiler.is_compiling() or not _is_on_gpu(x):
         return False

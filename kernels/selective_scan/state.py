@@ -36,7 +36,7 @@ def unpack_state(state: Tensor, taps: int) -> tuple[Tensor, Tensor | None, Tenso
 
 
 def pack_state(h: Tensor, u_prev: Tensor | None, B_prev: Tensor | None) -> Tensor:
-    """Join what `unpack_state` split; differentiable, and always a fresh tensor for two taps."""
+    """Join what `unpack_state` split; differentiable, and always a new tensor for two taps."""
     if u_prev is None or B_prev is None:
         return h
     upper = torch.cat([h, u_prev.unsqueeze(-1)], dim=2)

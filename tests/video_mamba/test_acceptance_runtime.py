@@ -74,6 +74,12 @@ def test_point_11_the_presets_example_of_the_docs_runs_as_printed() -> None:
     assert names["x_pool"].shape == (1, 2, 192)
 
 
+def test_the_transformers_example_of_the_docs_runs_as_printed() -> None:
+    names = printed_code(DOCS, "## In transformers")
+    assert names["scores"].shape == (1, 10)
+    assert names["classes"].shape == (2, 5, 224, 224)
+
+
 def _train_two_steps() -> list[torch.Tensor]:
     configure_determinism(7, deterministic=True, warn_only=False)
     model = package.PretrainVideoMamba(

@@ -106,7 +106,7 @@ class VideoMamba(EmbedsFrames):
         """Return class scores `[B, num_classes]`.
 
         Args:
-            x: normalised pixels, images `[B, 3, H, W]`, clips `[B, 3, T, H, W]`; sizes other than the built one are
+            x: normalized pixels, images `[B, 3, H, W]`, clips `[B, 3, T, H, W]`; sizes other than the built one are
                 fine.
             ssm_state: must be None.
 
@@ -167,8 +167,8 @@ class VideoMamba(EmbedsFrames):
         """Return the token streams `[B, 1 + V, C]` after so many layers, 0 (the tokens) to depth, in rising order."""
         refuse_state(state, type(self).__name__)
         size = self.patch_embed.token_shape(x)
-        tokens = self._embed(x, size)
-        if mask is not None:
+        tokens = self._embed(x, size)  # [B, 1 + t·s, C]
+        if mask is not None:  # hidden tokens leave the sequence: the scan runs over the visible ones alone
             visible = visible_patches(mask, x.shape[0], tokens.shape[1] - 1, True, x.device)
             tokens = torch.cat([tokens[:, :1], gather_tokens(tokens[:, 1:], visible)], dim=1)
         residual, streams = None, []
@@ -182,7 +182,8 @@ class VideoMamba(EmbedsFrames):
 
     def _embed(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Return the CLS and the patch tokens with their positions, `[B, 1 + t·s, C]`."""
-        positions = resize_spatial_table(self.pos_embed[:, 1:], self.patch_embed.grid_size, size[1:]).unsqueeze(1)
+        positions = resize_spatial_table(self.pos_embed[:, 1:], self.patch_embed.grid_size, size[1:])
+        positions = positions.unsqueeze(1)  # [1, 1, s, C], with the temporal rows [1, t, s, C]
         if self.is_video:
             # A whole clip is stretched as a whole: there is no earlier chunk that it could disagree with.
             rows: Tensor = self.temporal_pos_embedding

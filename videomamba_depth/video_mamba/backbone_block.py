@@ -28,7 +28,7 @@ class RMSNorm(nn.RMSNorm):
     """RMS norm computed in float32 at least; the result has the dtype of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         wide = torch.promote_types(x.dtype, torch.float32)
         y = F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps)
         return y.to(self.weight.dtype)
@@ -38,7 +38,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm computed in float32 at least; the result has the dtype of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         wide = torch.promote_types(x.dtype, torch.float32)
         y = F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
         return y.to(self.weight.dtype)
@@ -75,7 +75,7 @@ class BackboneLayer(nn.Module):
             state: of the causal mixer; None starts new sequences. Never written to.
             use_checkpoint: recompute the mixer in the backward pass instead of storing it.
         """
-        residual = self.add(x, residual)
+        residual = self.add(x, residual)  # [B, L, C]
         normed = self.norm(residual)
         if isinstance(self.mixer, BidirectionalMixer):
             mix = self.mixer.mix
@@ -115,7 +115,7 @@ def drop_path_rates(rate: float, num_layers: int) -> list[float]:
 
 @torch.no_grad()
 def init_backbone_(model: nn.Module, layers: Iterable[Any]) -> None:
-    """Initialise as published: truncated normal (0.02) projections and tables, output projections by 1/√layers.
+    """Initialize as published: truncated normal (0.02) projections and tables, output projections by 1/√layers.
 
     The step-size projections keep Mamba's own initialisation, which the official backbones overwrite.
     """

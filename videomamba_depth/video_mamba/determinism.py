@@ -54,7 +54,7 @@ def configure_determinism(
     )
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)  # CUDA devices too, once they are initialised
+    torch.manual_seed(seed)  # CUDA devices too, once they are initialized
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
     if deterministic:

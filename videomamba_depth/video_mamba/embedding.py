@@ -16,11 +16,11 @@ from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From RGB in [0, 1] to what a family of weights expects: resize, centre crop, ImageNet mean and std.
+    """From RGB in [0, 1] to what a family of weights expects: resize, center crop, ImageNet mean and std.
 
     Attributes:
         resize: px that the short side becomes, for a model of `crop` px; the aspect ratio is kept.
-        crop: px of the centre crop's sides that `resize` refers to; other model sizes scale both.
+        crop: px of the center crop's sides that `resize` refers to; other model sizes scale both.
         interpolation: of the resize, anti-aliased.
     """
 
@@ -29,7 +29,7 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"]
 
     def __call__(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return normalised pixels `[N, 3, *size]` of frames `[N, 3, H, W]`, uint8 or floats in [0, 1]."""
+        """Return normalized pixels `[N, 3, *size]` of frames `[N, 3, H, W]`, uint8 or floats in [0, 1]."""
         frames = _as_unit_floats(frames)
         height, width = frames.shape[-2:]
         scale = max(side / full for side, full in zip(size, (height, width), strict=True)) * self.resize / self.crop
@@ -51,7 +51,7 @@ class EmbedsFrames(nn.Module):
     """A backbone that can turn images or clips into one vector each, and into maps of features."""
 
     family: str  # of files that the model loads, see `load_backbone`
-    preprocessing: Preprocessing  # how those weights saw their inputs
+    preprocessing: Preprocessing  # of the inputs that those weights were trained on
     patch_embed: PatchEmbed
     depth: int  # number of layers
 
@@ -69,15 +69,15 @@ class EmbedsFrames(nn.Module):
         return (0,)
 
     def patch_features(self, x: Tensor) -> Tensor:
-        """Return the patch tokens `[B, n, C]` of normalised pixels, without CLS."""
+        """Return the patch tokens `[B, n, C]` of normalized pixels, without CLS."""
         raise NotImplementedError
 
     def cls_features(self, x: Tensor) -> Tensor:
-        """Return the CLS token `[B, C]` of normalised pixels."""
+        """Return the CLS token `[B, C]` of normalized pixels."""
         raise NotImplementedError
 
     def preprocess(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return normalised pixels of the size and dtype that the model was built for.
+        """Return normalized pixels of the size and dtype that the model was built for.
 
         Args:
             images: `[B, 3, H, W]`, or a sequence of `[3, H_i, W_i]`; clips for a video model: `[B, T, 3, H, W]`, or a

@@ -16,7 +16,7 @@ class PatchEmbed(nn.Module):
     Args:
         img_size: (H, W) in px, or one number, that the position table is made for; other sizes may be fed.
         patch_size: (height, width) of a patch in px, or one number.
-        channels: colour channels.
+        channels: color channels.
         embed_dim: channels of a token.
         tubelet_size: frames per token, for clips; None embeds images with a 2-D kernel.
         stride: px between patches, images only; None: the patch size.
@@ -71,7 +71,7 @@ class PatchEmbed(nn.Module):
         if x.shape[1] != self.channels:
             raise ValueError(f"x must have shape {wanted} with C = {self.channels}; got {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise TypeError(f"x must be floating point (normalised pixels); got {x.dtype}; use x.float()")
+            raise TypeError(f"x must be floating point (normalized pixels); got {x.dtype}; use x.float()")
         num_frames = x.shape[2] if self.is_video else 1
         if num_frames == 0:
             raise ValueError("x must hold at least one frame; got T = 0")

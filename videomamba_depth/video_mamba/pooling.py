@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 POOL_TYPES = ("cls", "avg", "cls+avg", "cls_cat_avg")
-"""How a clip's tokens become its vectors."""
+"""Poolings of a clip's tokens to its vectors."""
 
 
 def pool_tokens(cls: Tensor | None, patches: Tensor, pool_type: str, slices: tuple[Tensor, int] | None) -> Tensor:

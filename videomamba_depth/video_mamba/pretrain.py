@@ -48,11 +48,11 @@ class PretrainVideoMamba(EmbedsFrames):
         patch_size: side of a patch in px.
         depth: number of layers.
         embed_dim: channels of a token (C).
-        channels: colour channels.
+        channels: color channels.
         drop_path_rate: largest rate of stochastic depth, in [0, 1).
         ssm_cfg: keyword arguments of the mixer, see `mixer_arguments`; unknown keys raise.
         norm_epsilon: eps of the norms.
-        fused_add_norm: accepted for compatibility; the add and the norm give the same numbers either way.
+        fused_add_norm: accepted for compatibility; the add and the norm give the same numbers with and without.
         rms_norm: RMS norm; False: layer norm.
         residual_in_fp32: keep the residual stream in float32 at least.
         bimamba: True, for compatibility, and means this causal model all the same; files with the weights of a backward
@@ -171,7 +171,7 @@ class PretrainVideoMamba(EmbedsFrames):
         With t = T / tubelet and s = (H // p)(W // p):
 
         Args:
-            x: `[B, C, T, H, W]` normalised pixels (`preprocess` makes them).
+            x: `[B, C, T, H, W]` normalized pixels (`preprocess` makes them).
             mask: bool `[B, 1 + t·s]`, True = hidden; column 0 is the CLS. None shows all.
             use_image: accepted for compatibility; an image is a clip of one frame and treated as one.
             keep_temporal: pool per frame and not over the clip.
@@ -189,13 +189,11 @@ class PretrainVideoMamba(EmbedsFrames):
         Raises:
             ValueError, TypeError: an argument breaks the contract; nothing has been computed then.
         """
-        size = self.patch_embed.token_shape(x)
-        begins = self._begins(x.shape[0], ssm_state, temporal_pos_offset)
-        visible = self._visible(mask, x, size, begins)
+        size, begins, visible = self._prepare(x, mask, ssm_state, temporal_pos_offset)
         if self.add_pool_norm:
             self._check_pooling(begins, visible, size, keep_temporal)
         (stream,), layers = self._streams(x, size, begins, visible, ssm_state, temporal_pos_offset, [self.depth])
-        tokens = self.norm(stream)
+        tokens = self.norm(stream)  # [B, 1 + V, C], in a continuation [B, V, C]
         outputs: tuple[Any, ...] = (tokens,)
         if self.add_pool_norm:
             cls, patches = (tokens[:, :1], tokens[:, 1:]) if begins else (None, tokens)
@@ -217,9 +215,7 @@ class PretrainVideoMamba(EmbedsFrames):
 
         Arguments and errors are those of `forward`; with a state `(tokens, next_state)`.
         """
-        size = self.patch_embed.token_shape(x)
-        begins = self._begins(x.shape[0], ssm_state, temporal_pos_offset)
-        visible = self._visible(mask, x, size, begins)
+        size, begins, visible = self._prepare(x, mask, ssm_state, temporal_pos_offset)
         (stream,), layers = self._streams(x, size, begins, visible, ssm_state, temporal_pos_offset, [self.depth])
         tokens = self.norm(stream)
         return tokens if ssm_state is None else (tokens, pack_layers(layers, like=ssm_state))
@@ -235,8 +231,8 @@ class PretrainVideoMamba(EmbedsFrames):
         Returns:
             A tuple of maps; with a state `(maps, next_state)`. The other arguments and errors are those of `forward`.
         """
-        after, size = self._check_taps(layers), self.patch_embed.token_shape(x)
-        begins = self._begins(x.shape[0], ssm_state, temporal_pos_offset)
+        after = self._check_taps(layers)
+        size, begins, _ = self._prepare(x, None, ssm_state, temporal_pos_offset)
         streams, states = self._streams(x, size, begins, None, ssm_state, temporal_pos_offset, after)
         maps = self._as_maps([tokens[:, int(begins) :] for tokens in streams], size)
         return maps if ssm_state is None else (maps, pack_layers(states, like=ssm_state))
@@ -249,28 +245,32 @@ class PretrainVideoMamba(EmbedsFrames):
         """Refuse: the CLS of a causal model has seen no frame."""
         raise ValueError("the CLS token of a causal model stands before all frames and sees none; use pool='mean'")
 
-    def _begins(self, batch_size: int, state: StreamingState | None, offset: int) -> bool:
-        """Tell whether the chunk starts its stream, and so gets the CLS token; check the state and the offset."""
+    def _prepare(
+        self, x: Tensor, mask: Tensor | None, state: StreamingState | None, offset: int
+    ) -> tuple[ClipSize, bool, Tensor | None]:
+        """Check what comes in.
+
+        Returns:
+            The shape of the tokens, whether the chunk starts with the CLS token, and the indices `[B, V]` of the
+            visible patch tokens, None for all.
+        """
+        size = self.patch_embed.token_shape(x)
         if offset < 0:
             raise ValueError(f"temporal_pos_offset must be non-negative; got {offset}")
-        if state is None:
-            return True
-        validate_state(self, state, batch_size)
-        if offset == 0 and has_begun(state_layers(state, self.depth)):
-            raise ValueError(
-                "the state belongs to a stream that has begun, but temporal_pos_offset is 0; pass the number of"
-                " temporal rows (frames / tubelet) seen so far, or a new state from allocate_state"
-            )
-        return offset == 0
-
-    def _visible(self, mask: Tensor | None, x: Tensor, size: ClipSize, begins: bool) -> Tensor | None:
-        """Return the indices `[B, V]` of the visible patch tokens, None for all."""
+        if state is not None:
+            validate_state(self, state, x.shape[0])
+            if offset == 0 and has_begun(state_layers(state, self.depth)):
+                raise ValueError(
+                    "the state belongs to a stream that has begun, but temporal_pos_offset is 0; pass the number of"
+                    " temporal rows (frames / tubelet) seen so far, or a new state from allocate_state"
+                )
+        begins = state is None or offset == 0
         if mask is None:
-            return None
+            return size, begins, None
         visible = visible_patches(mask, x.shape[0], size[0] * size[1] * size[2], begins, x.device)
         if visible.shape[1] == 0 and not begins:
             raise ValueError("mask must keep at least one patch token visible in a chunk that has no CLS token")
-        return visible
+        return size, begins, visible
 
     def _check_pooling(self, begins: bool, visible: Tensor | None, size: ClipSize, keep_temporal: bool) -> None:
         """Raise before anything is computed when the clip cannot be pooled as asked."""
@@ -301,8 +301,8 @@ class PretrainVideoMamba(EmbedsFrames):
         A stream is `[B, 1 + V, C]`, in a continuation `[B, V, C]`. Layers that none of them passed are run only when
         there is a state to bring forward.
         """
-        tokens = gather_tokens(self._embed(x, size, offset), visible)
-        if begins:
+        tokens = gather_tokens(self._embed(x, size, offset), visible)  # [B, V, C]
+        if begins:  # the CLS stands before all frames, so that it can be there for every split of the clip
             cls = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
             tokens = torch.cat([cls.expand(x.shape[0], -1, -1), tokens], dim=1)
         states: list[Any] = [None] * self.depth if state is None else state_layers(state, self.depth)
@@ -311,7 +311,7 @@ class PretrainVideoMamba(EmbedsFrames):
             recompute = self.training and index < self.checkpoint_num
             tokens, residual, layer_state = layer(tokens, residual, states[index], recompute)
             next_states.append(_like(layer_state, states[index]))
-            if index + 1 in after:
+            if index + 1 in after:  # `tokens` is a branch, not yet added to the residual stream
                 streams.append(add_residual(tokens, residual, self.residual_in_fp32))
         return streams, next_states
 
@@ -319,8 +319,8 @@ class PretrainVideoMamba(EmbedsFrames):
         """Return the patch tokens `[B, t·s, C]` with their positions."""
         # The temporal rows first: they may raise, and nothing should have been computed then.
         temporal = self.temporal_policy.rows(self.temporal_pos_embedding, offset, size[0])
-        spatial = resize_spatial_table(self.pos_embed[:, 1:], self.patch_embed.grid_size, size[1:])
-        tokens = self.patch_embed(x)
+        spatial = resize_spatial_table(self.pos_embed[:, 1:], self.patch_embed.grid_size, size[1:])  # [1, s, C]
+        tokens = self.patch_embed(x)  # [B, t, s, C]
         return (tokens + (spatial.unsqueeze(1) + temporal.unsqueeze(2)).to(tokens.dtype)).flatten(1, 2)
 
 

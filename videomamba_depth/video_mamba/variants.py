@@ -24,7 +24,7 @@ VARIANTS = {"t": Variant(24, 192), "s": Variant(24, 384), "m": Variant(32, 576),
 
 @dataclass(frozen=True)
 class StreamPreset:
-    """How to run a stream.
+    """A size and a chunk length to run a stream with.
 
     Attributes:
         variant: a name in `VARIANTS`.
@@ -51,7 +51,7 @@ class StreamPreset:
 
         Args:
             model: what `build` returned.
-            clip: `[B, C, T, H, W]` normalised pixels; cut into calls of `chunk_frames`, the last may be shorter.
+            clip: `[B, C, T, H, W]` normalized pixels; cut into calls of `chunk_frames`, the last may be shorter.
         """
         state = model.allocate_state(clip.shape[0])
         for start in range(0, clip.shape[2], self.chunk_frames):

@@ -143,7 +143,7 @@ class Vim(EmbedsFrames):
         """Return class scores `[B, num_classes]` (`[B, n, num_classes]` for final_pool_type="all").
 
         Args:
-            x: normalised pixels `[B, 3, H, W]`; sizes other than the built one are fine.
+            x: normalized pixels `[B, 3, H, W]`; sizes other than the built one are fine.
             ssm_state: must be None.
             return_features: return what the head would read instead: `[B, C]`, for final_pool_type "max" and "all"
                 `[B, n, C]`.

@@ -1,6 +1,6 @@
 """The discretizations of ../discretization.py in Triton: coefficients, and their derivatives.
 
-To add one: a branch in `core`, in `coefficients` and in `coefficient_gradients`, under the index of its row.
+To add one: a branch in `core`, in `coefficients` and in `coefficient_gradients`, under the index of its method.
 """
 
 # mypy: ignore-errors

@@ -1,0 +1,277 @@
+"""Faces of Vim and VideoMamba for Hugging Face transformers: configs, models, classifiers and backbones.
+
+Importing this module registers them with transformers' Auto classes, so that its Trainer, pipelines, hub and the heads
+that take a `backbone_config` (UperNet, DPT) work with them. The models themselves are `Vim` and `VideoMamba`, held as
+`backbone`; nothing is implemented again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForVideoClassification,
+    BitImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+
+from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
+from videomamba_depth.video_mamba.backbone import VideoMamba
+from videomamba_depth.video_mamba.checkpoints import load_backbone
+from videomamba_depth.video_mamba.positions import join_rows, split_rows
+from videomamba_depth.video_mamba.vim import Vim
+
+try:
+    from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+except ImportError:  # before transformers 5.4
+    from transformers.utils.backbone_utils import BackboneConfigMixin, BackboneMixin
+
+
+class _Config(BackboneConfigMixin, PreTrainedConfig):
+    """Config of a backbone.
+
+    Args:
+        image_size, patch_size: px.
+        num_hidden_layers, hidden_size, num_channels: depth, embed_dim and channels of the model.
+        model_options: its other keyword arguments, e.g. {"if_rope": True}.
+        reshape_hidden_states: as a backbone, return maps `[B, C, h, w]`; False: tokens `[B, 1 + n, C]`, the CLS first,
+            as DPT takes them.
+        out_features, out_indices: as a backbone, the stages that are returned: "stem", "stage1", ...
+        others: see `PreTrainedConfig`.
+    """
+
+    def __init__(
+        self,
+        image_size: int | list[int] = 224,
+        patch_size: int = 16,
+        num_hidden_layers: int = 24,
+        hidden_size: int = 192,
+        num_channels: int = 3,
+        model_options: dict[str, Any] | None = None,
+        reshape_hidden_states: bool = True,
+        out_features: list[str] | None = None,
+        out_indices: Sequence[int] | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.image_size, self.patch_size = image_size, patch_size
+        self.num_hidden_layers, self.hidden_size, self.num_channels = num_hidden_layers, hidden_size, num_channels
+        self.model_options = model_options or {}
+        self.reshape_hidden_states = reshape_hidden_states
+        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, num_hidden_layers + 1))]
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+
+    def arguments(self, num_classes: int) -> dict[str, Any]:
+        """Return the keyword arguments of the model."""
+        size = self.image_size if isinstance(self.image_size, int) else tuple(self.image_size)
+        return {
+            "img_size": size,
+            "patch_size": self.patch_size,
+            "depth": self.num_hidden_layers,
+            "embed_dim": self.hidden_size,
+            "channels": self.num_channels,
+            "num_classes": num_classes,
+            **self.model_options,
+        }
+
+    def image_processor(self) -> Any:
+        """Return the preprocessing of the published image weights: short side 256/224 of the size, center crop."""
+        size = self.image_size if isinstance(self.image_size, int) else min(self.image_size)
+        return BitImageProcessor(
+            size={"shortest_edge": round(size * 256 / 224)},
+            crop_size={"height": size, "width": size},
+            image_mean=list(IMAGENET_MEAN),
+            image_std=list(IMAGENET_STD),
+        )
+
+
+class VimConfig(_Config):
+    """Config of `Vim`, see `_Config`."""
+
+    model_type = "vim"
+
+    def __init__(self, **options: Any) -> None:  # transformers would generate one that skips that of `_Config`
+        super().__init__(**options)
+
+    def build(self, num_classes: int) -> Vim:
+        """Return the model, random."""
+        return Vim(**self.arguments(num_classes))
+
+
+class VideoMambaConfig(_Config):
+    """Config of `VideoMamba`, see `_Config`.
+
+    Args:
+        num_frames: frames of a clip; None: images.
+    """
+
+    model_type = "videomamba"
+
+    def __init__(self, num_frames: int | None = 8, **others: Any) -> None:
+        self.num_frames = num_frames
+        super().__init__(**others)
+
+    def build(self, num_classes: int) -> VideoMamba:
+        """Return the model, random."""
+        return VideoMamba(**self.arguments(num_classes), num_frames=self.num_frames)
+
+
+class _Face(PreTrainedModel):
+    """A `Vim` or `VideoMamba` under transformers' conventions; its weights are those of `backbone`."""
+
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    classifies = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.backbone = config.build(config.num_labels if self.classifies else 0)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialize a classifier that a checkpoint lacks; the models initialize themselves when they are built."""
+        if module is getattr(self.backbone, "head", None):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def load_published(self, path: str | Path, family: str, keep_head: bool = True) -> None:
+        """Load a file of the authors, or ours, see `load_backbone`."""
+        load_backbone(self.backbone, path, family, keep_head=keep_head)  # type: ignore[arg-type]
+
+    def _pixels(self, pixel_values: Tensor) -> Tensor:
+        """Return what the model takes: clips come as `[B, T, 3, H, W]`."""
+        return pixel_values.transpose(1, 2) if self.backbone.patch_embed.is_video else pixel_values
+
+    def _tokens_after(self, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return the token streams `[B, 1 + n, C]` after so many layers, in rising order, the CLS first.
+
+        Of several CLS tokens it is the mean; of a model without one, the mean of the patches.
+        """
+        x, model = self._pixels(pixel_values), self.backbone
+        if isinstance(model, VideoMamba):
+            return model._streams(x, None, None, layers)
+        streams = []
+        for stream in model._streams(x, layers):
+            patches, cls = split_rows(stream, model.cls_positions(stream.shape[1] - len(model.cls_names)))
+            streams.append(join_rows(patches, (cls if model.cls_names else patches).mean(1, keepdim=True), (0,)))
+        return streams
+
+
+class _Model(_Face):
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None, **_: Any
+    ) -> Any:
+        """Return the tokens after the final norm, the CLS first, that CLS, and on demand the stream after every layer.
+
+        Args:
+            pixel_values: normalized pixels, images `[B, 3, H, W]`, clips `[B, T, 3, H, W]`.
+        """
+        wanted = range(self.config.num_hidden_layers + 1) if output_hidden_states else [self.config.num_hidden_layers]
+        streams = self._tokens_after(pixel_values, list(wanted))
+        tokens = self.backbone.norm_f(streams[-1])
+        hidden = tuple(streams) if output_hidden_states else None
+        output = BaseModelOutputWithPooling(tokens, tokens[:, 0], hidden)
+        return output.to_tuple() if return_dict is False else output
+
+
+class _Classifier(_Face):
+    classifies = True
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **_: Any
+    ) -> Any:
+        """Return class scores `[B, num_labels]`, and the loss where labels are given.
+
+        Args:
+            pixel_values: normalized pixels, images `[B, 3, H, W]`, clips `[B, T, 3, H, W]`.
+            labels: `[B]` int64 (`[B, num_labels]` floats for several labels).
+        """
+        logits = self.backbone(self._pixels(pixel_values))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        output = ImageClassifierOutput(loss, logits)
+        return output.to_tuple() if return_dict is False else output
+
+
+class _Backbone(BackboneMixin, _Face):
+    has_attentions = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+
+    def forward(self, pixel_values: Tensor, return_dict: bool | None = None, **_: Any) -> Any:
+        """Return the streams after the stages in `out_features`, `[B, C, h, w]` or tokens, see `VimConfig`."""
+        stages = [self.config.stage_names.index(name) for name in self.out_features]
+        maps = self._tokens_after(pixel_values, stages)
+        if self.config.reshape_hidden_states:
+            shape = self.backbone.patch_embed.token_shape(self._pixels(pixel_values))
+            maps = list(self.backbone._as_maps([tokens[:, 1:] for tokens in maps], shape))
+        output = BackboneOutput(tuple(maps))
+        return output.to_tuple() if return_dict is False else output
+
+
+class VimModel(_Model):
+    """`Vim` without its classifier."""
+
+    config_class = VimConfig
+
+
+class VimForImageClassification(_Classifier):
+    """`Vim` with its classifier."""
+
+    config_class = VimConfig
+
+
+class VimBackbone(_Backbone):
+    """`Vim` as a backbone of maps."""
+
+    config_class = VimConfig
+
+
+class VideoMambaModel(_Model):
+    """`VideoMamba` without its classifier."""
+
+    config_class = VideoMambaConfig
+
+
+class VideoMambaForImageClassification(_Classifier):
+    """`VideoMamba` for images (num_frames=None) with its classifier."""
+
+    config_class = VideoMambaConfig
+
+
+class VideoMambaForVideoClassification(_Classifier):
+    """`VideoMamba` for clips with its classifier."""
+
+    config_class = VideoMambaConfig
+
+
+class VideoMambaBackbone(_Backbone):
+    """`VideoMamba` for images as a backbone of maps."""
+
+    config_class = VideoMambaConfig
+
+
+def _register() -> None:
+    for config in (VimConfig, VideoMambaConfig):
+        AutoConfig.register(config.model_type, config)
+    for auto, models in (
+        (AutoModel, (VimModel, VideoMambaModel)),
+        (AutoBackbone, (VimBackbone, VideoMambaBackbone)),
+        (AutoModelForImageClassification, (VimForImageClassification, VideoMambaForImageClassification)),
+        (AutoModelForVideoClassification, (VideoMambaForVideoClassification,)),
+    ):
+        for model in models:
+            auto.register(model.config_class, model)
+
+
+_register()
