@@ -81,8 +81,12 @@ def test_fails_when_one_layer_loses_its_state(
 
 
 def test_fails_when_the_cls_comes_in_every_chunk(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "has_begun", lambda layers: None)
-    monkeypatch.setattr(pretrain.PretrainVideoMamba, "_begins", lambda *_: True)
+    def with_cls(model, *args):
+        size, _, visible = prepare(model, *args)
+        return size, True, visible
+
+    prepare = pretrain.PretrainVideoMamba._prepare
+    monkeypatch.setattr(pretrain.PretrainVideoMamba, "_prepare", with_cls)
     assert script.main(FAST) == 1
 
 
