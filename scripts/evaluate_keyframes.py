@@ -7,13 +7,13 @@ Inserted: BEFORE frames of a host, INSERTED frames of the next clip, AFTER frame
 host has gone on by SKIPPED frames meanwhile.
 
     cuts, returns, false   cuts found (2 are there), returns to a key frame, and those within the inserted clip
-    fresh                  largest difference, behind a cut, to a stream that starts there; without key frames
-    off_1, off_8, off_all  the host behind its return beside a stream that was never interrupted; 1, 8, all frames
-    jump                   the host's first frame behind the insertion less the last one before it
+    restart                largest difference, after a cut, to a stream that starts there; without key frames
+    off_1, off_8, off_all  the host after its return beside a stream that was never interrupted; 1, 8, all frames
+    jump                   the host's first frame after the insertion less the last one before it
     mirror                 frames 0 … n−1 … 0 of the host, n = BEFORE: |D(t) − D(mirror of t)|
 
 Differences are in percent of the depth's range (percentiles 2 to 98 of the uninterrupted stream), mean over pixels and
-frames; "fresh" is the largest of all pixels.
+frames; "restart" is the largest of all pixels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.arguments import named_path, path_argument, whole
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 
-_FRESH_FRAMES = 8  # behind each cut, that are compared with a fresh start
+_RESTART_FRAMES = 8  # after each cut, that are compared with a stream that starts there
 _ON = KeyFrameSettings()
 _VARIANTS: dict[str, KeyFrameSettings | None] = {
     "off": None,
@@ -46,7 +46,7 @@ _VARIANTS: dict[str, KeyFrameSettings | None] = {
     "state + scale": replace(_ON, align=True),
 }
 
-Row = dict[str, float]
+Measures = dict[str, float]
 
 
 class Clips:
@@ -80,23 +80,24 @@ def main(arguments: list[str] | None = None) -> None:
     clips, model = Clips(args), load_student(args.checkpoint, args.input_size)
     if len(clips.names) < 2:
         raise UserError("give at least two clips: each is inserted into the one before it")
-    rows: dict[str, list[Row]] = {name: [] for name in _VARIANTS}
+    found: dict[str, list[Measures]] = {name: [] for name in _VARIANTS}
     for index, name in enumerate(clips.names):
-        for variant, row in measure_clip(model, clips.read(index), clips.read(index + 1), args).items():
-            rows[variant].append(row)
+        for variant, measures in measure_clip(model, clips.read(index), clips.read(index + 1), args).items():
+            found[variant].append(measures)
             print(
-                f"{name:28} {variant:14} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True
+                f"{name:28} {variant:14} " + "  ".join(f"{key} {value:.3f}" for key, value in measures.items()),
+                flush=True,
             )
     print(f"\nmean over {len(clips.names)} clips, percent of the range")
-    for variant, found in rows.items():
-        _show(f"{variant:14}", {key: float(np.mean([row[key] for row in found])) for key in found[0]})
+    for variant, clips_measures in found.items():
+        _show(f"{variant:14}", {key: float(np.mean([m[key] for m in clips_measures])) for key in clips_measures[0]})
     if args.output:
-        args.output.write_text(json.dumps({"clips": clips.names, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        args.output.write_text(json.dumps({"clips": clips.names, "measures": found}, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_clip(
     model: VideoMambaDepth, host: list[np.ndarray], other: list[np.ndarray], args: argparse.Namespace
-) -> dict[str, Row]:
+) -> dict[str, Measures]:
     """Return the measures of one host by variant; the inserted clip is brought to the host's size."""
     wanted = args.before + args.skipped + args.after
     if len(host) < wanted:
@@ -106,12 +107,11 @@ def measure_clip(
     whole = np.stack(list(_stream(model, None)(host)))
     low, high = np.percentile(whole, [2, 98])
     unit = 100 / max(float(high - low), 1e-9)
-    rows = {}
+    found = {}
     for variant, settings in _VARIANTS.items():
-        row = _measure_insertion(model, settings, host, inserted, whole, args, unit)
-        row |= _measure_palindrome(model, settings, host[: args.before], unit)
-        rows[variant] = row
-    return rows
+        found[variant] = _measure_insertion(model, settings, host, inserted, whole, args, unit)
+        found[variant] |= _measure_palindrome(model, settings, host[: args.before], unit)
+    return found
 
 
 def _measure_insertion(
@@ -122,7 +122,7 @@ def _measure_insertion(
     whole: np.ndarray,
     args: argparse.Namespace,
     unit: float,
-) -> Row:
+) -> Measures:
     stream = _stream(model, settings)
     before, resumed = args.before, args.before + args.skipped
     clip = [*host[:before], *inserted, *host[resumed:]]
@@ -135,24 +135,24 @@ def _measure_insertion(
             returns.append(t)
     back = before + len(inserted)
     off = [unit * float(np.abs(a - b).mean()) for a, b in zip(depth[back:], whole[resumed:], strict=True)]
-    row = {"cuts": float(len(cuts)), "returns": float(len(returns))}
-    row["false"] = float(sum(before <= t < back for t in returns))
+    measures = {"cuts": float(len(cuts)), "returns": float(len(returns))}
+    measures["false"] = float(sum(before <= t < back for t in returns))
     if settings is None:
-        row["fresh"] = max([_off_fresh_start(model, clip[t:], depth[t:]) * unit for t in cuts], default=0.0)
-    row |= {"off_1": off[0], "off_8": float(np.mean(off[:8])), "off_all": float(np.mean(off))}
-    row["jump"] = unit * float(np.abs(depth[back] - depth[before - 1]).mean())
-    return row
+        measures["restart"] = max([_off_restart(model, clip[t:], depth[t:]) * unit for t in cuts], default=0.0)
+    measures |= {"off_1": off[0], "off_8": float(np.mean(off[:8])), "off_all": float(np.mean(off))}
+    measures["jump"] = unit * float(np.abs(depth[back] - depth[before - 1]).mean())
+    return measures
 
 
-def _off_fresh_start(model: VideoMambaDepth, clip: list[np.ndarray], depth: list[np.ndarray]) -> float:
+def _off_restart(model: VideoMambaDepth, clip: list[np.ndarray], depth: list[np.ndarray]) -> float:
     """Return the largest difference to a stream that starts with the first frame of `clip`."""
-    fresh = list(_stream(model, None)(clip[:_FRESH_FRAMES]))
-    return max(float(np.abs(a - b).max()) for a, b in zip(fresh, depth, strict=False))
+    restarted = list(_stream(model, None)(clip[:_RESTART_FRAMES]))
+    return max(float(np.abs(a - b).max()) for a, b in zip(restarted, depth, strict=False))
 
 
 def _measure_palindrome(
     model: VideoMambaDepth, settings: KeyFrameSettings | None, host: list[np.ndarray], unit: float
-) -> Row:
+) -> Measures:
     stream = _stream(model, settings)
     depth = list(stream([*host, *host[-2::-1]]))
     last = len(depth) - 1
@@ -165,8 +165,8 @@ def _stream(model: VideoMambaDepth, settings: KeyFrameSettings | None) -> DepthS
     return DepthStream(model, device="cpu", resolution="model", resets=ResetPolicy(), hooks=hooks)
 
 
-def _show(name: str, row: Row) -> None:
-    print(f"{name} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
+def _show(name: str, measures: Measures) -> None:
+    print(f"{name} " + "  ".join(f"{key} {value:.3f}" for key, value in measures.items()), flush=True)
 
 
 def _shrink(frame: np.ndarray, short_side: int) -> np.ndarray:
@@ -183,13 +183,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--before", type=whole(1, 100_000), default=30, help="frames of the host before the insertion")
     parser.add_argument("--inserted", type=whole(1, 100_000), default=12, help="frames of the next clip")
     parser.add_argument("--skipped", type=whole(0, 100_000), default=0, help="frames of the host that are not seen")
-    parser.add_argument("--after", type=whole(1, 100_000), default=20, help="frames of the host behind it")
+    parser.add_argument("--after", type=whole(1, 100_000), default=20, help="frames of the host after it")
     parser.add_argument(
         "--short-side", type=whole(14, 8192), default=224, help="px that larger frames of clips are shrunk to"
     )
     parser.add_argument("--input-size", type=whole(14, 8192), help="short side in px; default: the checkpoint's")
     parser.add_argument("--threads", type=whole(1, 1024), default=1, help="CPU threads")
-    parser.add_argument("--output", type=path_argument, help="JSON file for the rows")
+    parser.add_argument("--output", type=path_argument, help="JSON file for the measures")
     return parser.parse_args(arguments)
 
 

@@ -28,7 +28,7 @@ from videomamba_depth.utils.logger import configure_logging
 
 log = logging.getLogger("evaluate_teacher")
 
-# How depth is stored: units per metre, ground truth beyond which nothing counts in m, white border in px.
+# How depth is stored: units per meter, ground truth beyond which nothing counts in m, white border in px.
 FORMATS: dict[str, dict[str, Any]] = {
     "icl": {"depth_scale": 5000.0, "max_depth_m": 10.0},
     "tum": {"depth_scale": 5000.0, "max_depth_m": 5.0},
@@ -64,7 +64,7 @@ def native_size(name: str) -> int:
 
 
 def table(report: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Return rows of a markdown table: set, teacher, AbsRel, change against the better baseline, δ1, F1."""
+    """Return the lines of a Markdown table: set, teacher, AbsRel, change against the better baseline, δ1, F1."""
     lines = [
         "| pictures | teacher | AbsRel | against the better baseline | δ1 | edge F1 | constant | ramp |",
         "|" + "---|" * 8,
@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.teachers:
         teacher = DepthAnythingEncoder.from_pretrained(name, short_side=native_size(name))
         worlds = skill_on_worlds(teacher.predict_depth, args.frames) if args.frames else {}
-        rows = worlds | {key: skill_on_clip(teacher.predict_depth, clip) for key, clip in clips.items()}
-        for pictures, scores in rows.items():
+        scored = worlds | {key: skill_on_clip(teacher.predict_depth, clip) for key, clip in clips.items()}
+        for pictures, scores in scored.items():
             report.setdefault(pictures, {})[name] = scores
     print(table(report))
     if args.json is not None:

@@ -70,7 +70,7 @@ def test_evaluation(tmp_path: Path) -> None:
     """The report grows beyond the limit; the frames, in temporary files, do not."""
     write_video(tmp_path / "clip.mp4", num_frames=4, width=16, height=16)
     done = run_with_largest_file(
-        12_000, tmp_path, "scripts/evaluate.py", "checkpoint=embedded", "input=clip.mp4", "output=out", "input_size=56",
+        12_000, tmp_path, "scripts/evaluate.py", "checkpoint=embedded", "input=clip.mp4", "output=out", "short_side=56",
         "device=cpu", "threads=1", "palindrome=false", "cut_frames=0",
     )  # fmt: skip
     assert_one_line(done)

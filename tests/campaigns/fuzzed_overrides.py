@@ -82,7 +82,7 @@ COMMANDS = {
             "checkpoint={student}", "output=out", "cache=cache", "synthetic.videos=1", "synthetic.frames=3",
             "synthetic.height=28",
             "synthetic.width=28", "html.enabled=false", "palindrome=false", "cut_frames=0", "device=cpu", "threads=1",
-            "input_size=28",
+            "short_side=28",
         ),
     ),
     "ablate": Command("scripts/ablate.py", "ablate", AblateConfig, ("only=[targets]", "seeds=[0]", "output=out")),

@@ -58,8 +58,8 @@ def streamed(work: Path) -> Files:
     return files | {"frames": (work / "out" / "clip.frames.jsonl").read_bytes()}
 
 
-def judged(work: Path) -> Files:
-    result = json.loads((work / "judged" / "evaluation.json").read_text())
+def evaluated(work: Path) -> Files:
+    result = json.loads((work / "evaluated" / "evaluation.json").read_text())
     return {"clips": json.dumps(result["clips"]).encode(), "mean": json.dumps(result["mean"]).encode()}
 
 
@@ -78,9 +78,9 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Files]]] = {
     ),
     "evaluate": (
         "scripts/evaluate.py",
-        ("checkpoint=embedded", "input=videos", "output=judged", "input_size=28", "device=cpu", "threads=1",
+        ("checkpoint=embedded", "input=videos", "output=evaluated", "short_side=28", "device=cpu", "threads=1",
          "max_frames=6", "cut_frames=0", "palindrome=false", "html.enabled=false"),
-        judged,
+        evaluated,
     ),
 }  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_the_table_shows_spread_and_difference(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command_trains_evaluates_and_goes_on(tmp_path: Path) -> None:
     tiny = "base=['debug=smoke','trainer.steps=2','data.num_worlds=2']"
     small = "evaluation=['preset=tuning','synthetic.videos=1','synthetic.frames=6','synthetic.height=56',"
-    small += "'synthetic.width=70','synthetic.long_videos=0','cache=cache','input_size=56']"
+    small += "'synthetic.width=70','synthetic.long_videos=0','cache=cache','short_side=56']"
     command = ("scripts/ablate.py", "output=out", "+ablations.mine=['model.form=plain']", "only=[mine]", tiny, small)
     first = run_command(tmp_path, *command, "seeds=[0]", timeout_s=900)
     assert first.status == 0, first.err

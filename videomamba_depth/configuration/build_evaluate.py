@@ -60,9 +60,9 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     flow, flow_name = build_flow_estimator(config.reference_flow, device), flow_key(config.reference_flow)
     checkpoints = name_checkpoints(config.checkpoint)
     if checkpoints:
-        teacher, students = load_students(checkpoints, config.input_size)
+        teacher, students = load_students(checkpoints, config.short_side)
     else:
-        teacher, students = build_teacher(config.teacher, device, config.input_size), {}
+        teacher, students = build_teacher(config.teacher, device, config.short_side), {}
     for model in (teacher, *students.values()):
         model.to(device)
     methods: list[Method] = [

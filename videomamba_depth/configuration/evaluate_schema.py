@@ -42,7 +42,7 @@ class EvaluateConfig(Protocol):
     rgbd: RgbdFormat
     reference_flow: FlowSettings
     html: HtmlConfig
-    input_size: int | None = ranged(14, 8192, None)
+    short_side: int | None = ranged(14, 8192, None)
     precision: str = choice("auto", *DTYPES)
     device: str = device_name()
     threads: int | None = ranged(1, 1024, None)

@@ -99,6 +99,6 @@ def _number(mean: float, spread: float) -> str:
 
 
 def _value(changes: Mapping[str, Any], name: str, metric: str) -> float:
-    """Return the mean over videos; NaN where there is none (null in JSON)."""
+    """Return the mean over clips; NaN where there is none (null in JSON)."""
     entry = changes.get(name, {}).get(metric)
     return math.nan if not entry or entry[0] is None else float(entry[0])

@@ -30,7 +30,7 @@ def digest(*parts: object) -> str:
 
 
 def kept_arrays(folder: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the arrays of a folder by name, memory-mapped and read-only; make and write them where there are none.
+    """Return the arrays of a folder by name, memory-mapped; make and write them where there are none.
 
     The folder is written atomically, with a manifest; a damaged one is removed with a warning and made again.
 
@@ -39,7 +39,7 @@ def kept_arrays(folder: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> d
     """
     if not _is_intact(folder):
         _write_folder(folder, make())
-    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+    return {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 
 def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:

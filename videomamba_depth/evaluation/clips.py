@@ -24,7 +24,7 @@ class EvaluationClip:
     Arrays may be `FrameView`s, which hold nothing in memory.
     fps: frames per second, for the report alone.
     frame_ids: which frames of the source these are; default 0 … F−1.
-    gt_depth_m: [F,h,w] float, z in metres; anything not positive is invalid. Its size is the size of
+    gt_depth_m: [F,h,w] float, z in meters; anything not positive is invalid. Its size is the size of
     evaluation.
     valid: [F,h,w] bool, where gt_depth_m holds.
     max_depth_m: ground truth beyond it does not count (10 indoors, 70 Sintel, 80 KITTI).

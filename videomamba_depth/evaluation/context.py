@@ -106,7 +106,7 @@ class ScoredDepth:
 
     @cached_property
     def depth_m(self) -> FrameView:
-        """Aligned depth in metres, at most `max_depth_m`."""
+        """Aligned depth in meters, at most `max_depth_m`."""
         far = self.context.max_depth_m
         return mapped(lambda frame: np.clip(1.0 / np.maximum(frame, 1.0 / far), 1e-3, far), self.disparity)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask
+from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask, resize_flow
 
 if TYPE_CHECKING:  # the encoder's code is in the key of its weights
     from videomamba_depth.models.encoder_da import DepthAnythingEncoder
@@ -53,15 +53,8 @@ class AdvectedFeatureAverage:
     def _average(self, new: Tensor, old: Tensor, flow_bwd: Tensor, consistent: Tensor) -> Tensor:
         size = (new.shape[-2], new.shape[-1])
         seen = F.adaptive_avg_pool2d(consistent.float(), size) > 0.5
-        warped, _ = backward_warp(old, resize_flow(flow_bwd, size), mode="bicubic")
+        warped, _ = backward_warp(old, resize_flow(flow_bwd, size, average=True), mode="bicubic")
         return torch.where(seen, self.alpha * new + (1.0 - self.alpha) * warped, new)
-
-
-def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the mean flow [B,2,h,w] over the cells of a grid of `size` = (h, w), in units of its cells."""
-    height, width = flow.shape[-2:]
-    unit = torch.tensor([size[1] / width, size[0] / height], dtype=flow.dtype, device=flow.device)
-    return F.adaptive_avg_pool2d(flow, size) * unit.view(1, 2, 1, 1)
 
 
 def feature_average_stream(

@@ -1,6 +1,6 @@
 """Every way to depth over time that is scored: the teacher, causal filters of its output, streams, students.
 
-A filter goes over the teacher's depth of a clip (inverse depth or metres) and gives one [H,W] for each frame as it
+A filter goes over the teacher's depth of a clip (inverse depth or meters) and gives one [H,W] for each frame as it
 comes; frame t of its output depends on frames 0 … t alone. `alpha` is the weight of the newest frame: alpha = 0.1
 is what is often called "EMA 0.9". Filters read motion that is estimated from the pictures, and learn of no cut,
 just like a student.

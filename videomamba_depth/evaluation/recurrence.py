@@ -30,7 +30,7 @@ def run_palindrome(
 ) -> Score:
     """Run a stream over the frames forward and back; return `palindrome_drift` at size (H, W) px.
 
-    forward: what it gave for the frames in order, at that size, if it has just been run over them; else it is fresh.
+    forward: what it gave for the frames in order, at that size, if it has just been run over them; else it is new.
     """
     num_frames = len(frames)
     order = palindrome_indices(num_frames)[0 if forward is None else num_frames :]
@@ -48,15 +48,15 @@ def settle_after_cut(
     after: Sequence[np.ndarray],
     tolerance: float = 0.02,
 ) -> Score:
-    """Return for how many frames of `after` a stream that saw `before` differs from a fresh one
+    """Return for how many frames of `after` a stream that saw `before` differs from a new one
     (`frames_to_settle`).
 
-    factory: returns a fresh stream. before, after: uint8 [H,W,3] frames of two shots, of one size.
+    factory: returns a new stream. before, after: uint8 [H,W,3] frames of two shots, of one size.
     """
-    carried, fresh = factory(), factory()
+    carried, new = factory(), factory()
     for frame in before:
         carried(to_tensor(frame))
-    pairs = [(carried(to_tensor(f)), fresh(to_tensor(f))) for f in after]
+    pairs = [(carried(to_tensor(f)), new(to_tensor(f))) for f in after]
     outputs = [np.stack([pair[i].float().cpu().numpy()[0, 0] for pair in pairs]) for i in (0, 1)]
     return frames_to_settle(outputs[0], outputs[1], tolerance)
 

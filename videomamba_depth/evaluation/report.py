@@ -169,7 +169,7 @@ def change_title(metric: str) -> str:
 
 
 def _dominated_table(students: Mapping[str, Mapping[str, Any]], axes: Sequence[str]) -> Table:
-    """Return which students flicker less than each filter and cost no more on the axis: their front against its own."""
+    """Return which students flicker less than each filter and cost no more on the axis."""
     rows = []
     for name in next(iter(students.values()))["dominance"]:
         if name in students or name in (TEACHER, CONSTANT):

@@ -15,17 +15,13 @@ from torch import Tensor
 
 from videomamba_depth.data.synthetic import SceneFamily, WorldConfig, iter_video
 from videomamba_depth.evaluation.clips import EvaluationClip
-from videomamba_depth.evaluation.metrics.accuracy import (
-    aligned_depth_m,
-    aligned_disparity,
-    frame_accuracy,
-    valid_ground_truth,
-)
+from videomamba_depth.evaluation.metrics.accuracy import accuracy, aligned_disparity, valid_ground_truth
 from videomamba_depth.evaluation.metrics.sharpness_and_lag import boundary_f1
+from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 HELD_OUT_SEEDS = 5_000_000
-"""First seed of the worlds that models are judged on; training scenes begin far above."""
+"""First seed of the worlds that models are scored on; training scenes begin far above."""
 
 MAX_DEPTH_M = {"rooms": 20.0, "courtyard": 30.0}
 """Ground truth beyond does not count: nothing in a room, the sky in the courtyard; 80 m elsewhere."""
@@ -43,10 +39,9 @@ def baseline(kind: str, height: int, width: int) -> Array:
 
 def picture_skill(inv_depth: Array, depth_m: Array, valid: NDArray[np.bool_], max_depth_m: float) -> dict[str, float]:
     """Return AbsRel and δ1 of one picture [h,w] against the truth, after its own alignment."""
-    target = np.where(valid, 1 / np.maximum(depth_m, 1e-8), 0).astype(np.float64)
-    pair = clip_scale_and_shift(np.maximum(inv_depth, 1e-3), target, valid)
-    scores = frame_accuracy(aligned_depth_m(inv_depth.astype(np.float64), *pair, max_depth_m), depth_m, valid)
-    return {} if scores is None else {name: scores[name] for name in ("abs_rel", "delta1")}
+    arguments = {"depth_kind": DepthKind.RELATIVE, "max_depth_m": max_depth_m}
+    scores = accuracy(inv_depth[None], depth_m[None], valid[None], **arguments)["per_frame"]  # type: ignore[arg-type]
+    return {name: scores[name] for name in ("abs_rel", "delta1")} if valid.any() else {}
 
 
 def mean_skill(
@@ -57,25 +52,25 @@ def mean_skill(
     Returns abs_rel, delta1, the AbsRel of both baselines (constant, ramp), and with `edges` boundary_f1: of the aligned
     inverse depth against the true one, which must then be complete.
     """
-    rows: list[dict[str, float]] = []
+    found: list[dict[str, float]] = []
     for inv_depth, depth_m, valid in pictures:
-        row = picture_skill(inv_depth, depth_m, valid, max_depth_m)
-        if not row:
+        scores = picture_skill(inv_depth, depth_m, valid, max_depth_m)
+        if not scores:
             continue
         for kind in ("constant", "ramp"):
-            row[kind] = picture_skill(baseline(kind, *depth_m.shape), depth_m, valid, max_depth_m)["abs_rel"]
+            scores[kind] = picture_skill(baseline(kind, *depth_m.shape), depth_m, valid, max_depth_m)["abs_rel"]
         if edges:
             truth = 1 / depth_m
             pair = clip_scale_and_shift(np.maximum(inv_depth, 1e-3), truth, np.ones_like(valid))
-            row["boundary_f1"] = boundary_f1(aligned_disparity(inv_depth, *pair)[None], truth[None]).value
-        rows.append(row)
-    return {name: round(float(np.nanmean([row[name] for row in rows])), 4) for name in rows[0]} if rows else {}
+            scores["boundary_f1"] = boundary_f1(aligned_disparity(inv_depth, *pair)[None], truth[None]).value
+        found.append(scores)
+    return {name: round(float(np.nanmean([scores[name] for scores in found])), 4) for name in found[0]} if found else {}
 
 
 def skill_on_worlds(
     predict: Predict, count: int, families: Iterable[str] = get_args(SceneFamily)
 ) -> dict[str, dict[str, float]]:
-    """Judge predict(rgb [b,3,h,w] in [0,1]) → inverse depth [b,1,h,w] on the first frame, with the default camera
+    """Score predict(rgb [b,3,h,w] in [0,1]) → inverse depth [b,1,h,w] on the first frame, with the default camera
     defects, of `count` held-out scenes of each family. Returns family → what `mean_skill` returns."""
     report = {}
     for family in families:
@@ -91,7 +86,7 @@ def skill_on_worlds(
 
 
 def skill_on_clip(predict: Predict, clip: EvaluationClip) -> dict[str, float]:
-    """Judge predict on every frame of an RGB-D clip, at the size of its depth maps."""
+    """Score predict on every frame of an RGB-D clip, at the size of its depth maps."""
     assert clip.gt_depth_m is not None
     valid = valid_ground_truth(clip.gt_depth_m, clip.valid, clip.max_depth_m)
 

@@ -106,12 +106,12 @@ def load_rgbd(
 
     Args:
         root: folder of one sequence.
-        depth_scale: stored units per metre: 1000 for millimetres, 5000 TUM and ICL-NUIM, 256 KITTI.
+        depth_scale: stored units per meter: 1000 for millimeters, 5000 TUM and ICL-NUIM, 256 KITTI.
         invalid_value: stored value that means "no depth".
         max_depth_m: ground truth beyond it does not count; how much that is goes to the log.
         intrinsics: [3,3] px at the depth maps' size; or a text file with that matrix; or the text "fx fy cx cy".
             A negative focal length (the y axis of ICL-NUIM) is kept.
-        poses: [F,4,4] camera-to-world in metres; or a folder of 4×4 text files, one per frame by stem; or a
+        poses: [F,4,4] camera-to-world in meters; or a folder of 4×4 text files, one per frame by stem; or a
             file with a row "tx ty tz qx qy qz qw" per frame; or one with rows "stamp tx ty tz qx qy qz qw", of which
             each frame gets the closest in time, within 20 ms. Frames without one, or with one that is not finite,
             have a pose of NaN, and what needs poses skips them. Files of intrinsics and poses are looked for as given,
@@ -148,7 +148,7 @@ def load_rgbd(
 
 
 def pose_matrix(translation: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
-    """Return [4,4] from a translation (m) and a quaternion (x, y, z, w), normalised first; NaN for (0, 0, 0, 0)."""
+    """Return [4,4] from a translation (m) and a quaternion (x, y, z, w), normalized first; NaN for (0, 0, 0, 0)."""
     with np.errstate(invalid="ignore"):
         x, y, z, w = np.asarray(quaternion, dtype=np.float64) / np.linalg.norm(quaternion)
     pose = np.eye(4)
@@ -220,7 +220,7 @@ def _check_range(name: str, gt_depth_m: Frames, valid: Frames, max_depth_m: floa
 def _depth_and_valid(
     paths: list[Path], depth_scale: float, invalid_value: float, crop_px: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield z in metres, float32 [H,W], 0 where invalid, and where it is valid."""
+    """Yield z in meters, float32 [H,W], 0 where invalid, and where it is valid."""
     size: tuple[int, ...] | None = None
     for path in paths:
         stored = _read_depth(path)

@@ -138,16 +138,16 @@ def _errors(points: Sequence[Point]) -> tuple[list[float], list[float]]:
 
 def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
     """Draw the steps below which no filter lies: the least flicker for every cost."""
-    front: list[Point] = []
+    pareto: list[Point] = []
     for p in sorted(points, key=lambda p: (p.x.value, p.y.value)):
-        if not front or p.y.value < front[-1].y.value:
-            front.append(p)
-    if not front:
+        if not pareto or p.y.value < pareto[-1].y.value:
+            pareto.append(p)
+    if not pareto:
         return
     right = axes.get_xlim()[1]
     axes.step(
-        [*(p.x.value for p in front), right],
-        [*(p.y.value for p in front), front[-1].y.value],
+        [*(p.x.value for p in pareto), right],
+        [*(p.y.value for p in pareto), pareto[-1].y.value],
         where="post",
         linestyle="--",
         linewidth=1.0,

@@ -1,6 +1,6 @@
 """Accuracy against ground truth, by the protocol of Video Depth Anything (Chen et al., 2025, benchmark/eval).
 
-Depth is in metres, disparity in 1/m; frames are [F,H,W] (or [F,1,H,W]), numpy, torch or `FrameView`; all sums are
+Depth is in meters, disparity in 1/m; frames are [F,H,W] (or [F,1,H,W]), numpy, torch or `FrameView`; all sums are
 float64 and run frame by frame, so that no copy of a clip is made.
 """
 
@@ -39,7 +39,7 @@ def aligned_disparity(prediction: np.ndarray, scale: float, shift: float) -> np.
 
 
 def aligned_depth_m(prediction: np.ndarray, scale: float, shift: float, max_depth_m: float) -> np.ndarray:
-    """Return clip(1 / aligned disparity, 1e-3, max_depth_m) in metres."""
+    """Return clip(1 / aligned disparity, 1e-3, max_depth_m) in meters."""
     return np.clip(1.0 / aligned_disparity(prediction, scale, shift), MIN_DEPTH_M, max_depth_m)
 
 
@@ -75,7 +75,7 @@ def frame_accuracy(depth_m: np.ndarray, gt_depth_m: np.ndarray, valid: np.ndarra
 
 
 def mean_accuracy(depth_m: Any, gt_depth_m: Any, valid: Any) -> dict[str, float]:
-    """Return the four metrics of depth [F,H,W] in metres over valid pixels of a frame, then over frames.
+    """Return the four metrics of depth [F,H,W] in meters over valid pixels of a frame, then over frames.
 
     NaN where nothing is valid.
     """

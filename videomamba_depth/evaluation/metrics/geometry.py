@@ -49,12 +49,12 @@ def tae(depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid
     total = 0.0
     for source, target in pairs:
         rows, columns, z = _project(depth[source], k[min(source, target)], poses[source], poses[target])
-        there = depth[target]
-        hit = np.zeros_like(there)
+        target_depth = depth[target]
+        hit = np.zeros_like(target_depth)
         hit[rows, columns] = z
-        seen = (hit > 0) & (there > 0) & masks[target]
+        seen = (hit > 0) & (target_depth > 0) & masks[target]
         if seen.any():
-            total += float(np.mean(np.abs(there[seen] - hit[seen]) / there[seen]))
+            total += float(np.mean(np.abs(target_depth[seen] - hit[seen]) / target_depth[seen]))
     return Score(100.0 * total / len(pairs), len(pairs) / (2 * (len(depth) - 1)))
 
 
@@ -99,13 +99,13 @@ def tae_z(
                 gt[source], gt[target], camera, poses[source], poses[target], max_gt_disagreement
             )
         rows, columns, z = _project(depth[source], camera, poses[source], poses[target], keep=covisible)
-        there, counted = depth[target], masks[target]
-        nearest = np.full(there.shape, np.inf)
+        target_depth, counted = depth[target], masks[target]
+        nearest = np.full(target_depth.shape, np.inf)
         np.minimum.at(nearest, (rows, columns), z)
-        seen = np.isfinite(nearest) & (there > 0) & counted
+        seen = np.isfinite(nearest) & (target_depth > 0) & counted
         coverage.append(float(seen.sum() / max(int(counted.sum()), 1)))
         if coverage[-1] >= min_coverage:
-            errors.append(float(np.mean(np.abs(there[seen] - nearest[seen]) / there[seen])))
+            errors.append(float(np.mean(np.abs(target_depth[seen] - nearest[seen]) / target_depth[seen])))
     result = mean_score(errors, coverage, "no pair of frames overlaps enough" if pairs else NO_POSE)
     return Score(100.0 * result.value, result.coverage, result.reason)
 
@@ -167,9 +167,9 @@ def _float64(frame: np.ndarray) -> np.ndarray:
 
 
 def _both_directions(usable: np.ndarray) -> list[tuple[int, int]]:
-    """Return (source, target) of all neighbours that are both usable [F], there and back."""
-    neighbours = np.flatnonzero(usable[:-1] & usable[1:])
-    return [pair for i in map(int, neighbours) for pair in ((i, i + 1), (i + 1, i))]
+    """Return (source, target) of all neighbors that are both usable [F], in both directions."""
+    neighbors = np.flatnonzero(usable[:-1] & usable[1:])
+    return [pair for i in map(int, neighbors) for pair in ((i, i + 1), (i + 1, i))]
 
 
 def _move(depth: np.ndarray, k: np.ndarray, pose_from: np.ndarray, pose_to: np.ndarray) -> tuple[np.ndarray, ...]:

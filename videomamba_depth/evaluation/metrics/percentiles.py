@@ -22,7 +22,7 @@ def percentiles(frames: Frames | Sequence[np.ndarray], shares: Sequence[float]) 
         shares: in [0, 100].
 
     Returns:
-        A float64 per share, interpolated between neighbouring ranks; NaN where there is no number, or one is NaN.
+        A float64 per share, interpolated between neighboring ranks; NaN where there is no number, or one is NaN.
     """
     dtype = np.float32 if len(frames) and frames[0].dtype == np.float32 else np.float64
     with tempfile.TemporaryFile() as file:
@@ -37,7 +37,7 @@ def percentiles(frames: Frames | Sequence[np.ndarray], shares: Sequence[float]) 
         ranks = {count - 1, *(math.floor(place) for place in places), *(math.ceil(place) for place in places)}
         values.partition(sorted(ranks))
         found = {rank: float(values[rank]) for rank in ranks}
-    if math.isnan(found[count - 1]):  # NaNs are sorted behind everything else
+    if math.isnan(found[count - 1]):  # NaNs are sorted after everything else
         return [math.nan] * len(shares)
     return [_between(found[math.floor(place)], found[math.ceil(place)], place % 1.0) for place in places]
 

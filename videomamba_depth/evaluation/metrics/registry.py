@@ -34,7 +34,7 @@ Group = Literal["accuracy", "stability", "guards"]
 
 FAST_PERCENTILE = 90.0
 FAST_MIN_PX = 1.0
-EDGE_OF_RANGE = 0.03  # of the true inverse depth's range: step between neighbours that counts as an edge
+EDGE_OF_RANGE = 0.03  # of the true inverse depth's range: step between neighbors that counts as an edge
 
 
 @dataclass(frozen=True)

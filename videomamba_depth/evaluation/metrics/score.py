@@ -42,8 +42,9 @@ def mean_score(values: list[float], coverage: list[float], reason: str) -> Score
     if not values:
         return undefined(reason)
     value = float(np.mean(values))
-    why = "" if math.isfinite(value) else "the prediction is not finite"
-    return Score(value if math.isfinite(value) else math.nan, float(np.mean(coverage)), why)
+    if not math.isfinite(value):
+        return Score(math.nan, float(np.mean(coverage)), "the prediction is not finite")
+    return Score(value, float(np.mean(coverage)))
 
 
 def as_frames(name: str, values: Any) -> Frames:

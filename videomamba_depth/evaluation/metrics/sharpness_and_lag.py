@@ -1,6 +1,6 @@
 """Guards: what a stability metric must never be shown without. Blur and lag are not stability.
 
-Frames are [F,H,W]. Each guard compares a row with a reference, normally the framewise teacher, both aligned
+Frames are [F,H,W]. Each guard compares a method with a reference, normally the framewise teacher, both aligned
 to the same units (one affine per clip).
 """
 
@@ -83,7 +83,7 @@ def boundary_f1(disparity: Any, reference: Any, threshold: float | None = None, 
 def lag_frames(disparity: Any, reference: Any, max_lag: int = 8, cell_px: int = 8) -> Score:
     """Return by how many frames d follows r: the peak of the cross-correlation of their temporal differences.
 
-    C(k) = Σ ∂_t d(t+k) ∂_t r(t), normalised, on means of `cell_px`² pixels (single pixels carry the
+    C(k) = Σ ∂_t d(t+k) ∂_t r(t), normalized, on means of `cell_px`² pixels (single pixels carry the
     reference's noise, which a smoother passes without delay), for −2 ≤ k ≤ max_lag; the peak is refined by a
     parabola.
 
@@ -110,22 +110,22 @@ def lag_frames(disparity: Any, reference: Any, max_lag: int = 8, cell_px: int = 
     return Score(float(lags[peak] + (0.5 * (left - right) / bend if bend < 0 else 0.0)), top)
 
 
-def frames_to_settle(carried: Any, fresh: Any, tolerance: float = 0.02) -> Score:
-    """Return how many frames after a cut a stream still differs from one that starts fresh at the cut.
+def frames_to_settle(carried: Any, new: Any, tolerance: float = 0.02) -> Score:
+    """Return how many frames after a cut a stream still differs from one that starts at the cut.
 
     Args:
-        carried, fresh: [F,H,W], the same frames after the cut, with the state carried over it and without.
-        tolerance: largest accepted mean |carried − fresh| over the mean absolute deviation of `fresh`.
+        carried, new: [F,H,W], the same frames after the cut, with the state carried over it and without.
+        tolerance: largest accepted mean |carried − new| over the mean absolute deviation of `new`.
 
     Returns:
         Score: index of the first frame from which on the difference stays within tolerance; NaN if it never
             does.
     """
-    c, f = as_frames("carried", carried), as_frames("fresh", fresh)
+    c, f = as_frames("carried", carried), as_frames("new", new)
     middle = median(f)
     spread = float(np.mean([np.mean(np.abs(frame - middle), dtype=np.float64) for frame in f]))
     if is_flat(f):
-        return undefined("the fresh stream is flat")
+        return undefined("the new stream is flat")
     above = [i for i in range(len(f)) if not np.mean(np.abs(c[i] - f[i]), dtype=np.float64) / spread <= tolerance]
     first = above[-1] + 1 if above else 0
     return Score(float(first)) if first < len(f) else undefined(f"not settled after {len(f)} frames", 1.0)
@@ -138,7 +138,7 @@ def _cell_means(frame: np.ndarray, cell_px: int) -> np.ndarray:
 
 
 def _correlate_changes(a: Iterable[np.ndarray], b: Iterable[np.ndarray], lags: range) -> np.ndarray:
-    """Return the normalised correlation of ∂_t a(t+k) and ∂_t b(t) for every lag k, holding max |k| + 2 frames."""
+    """Return the normalized correlation of ∂_t a(t+k) and ∂_t b(t) for every lag k, holding max |k| + 2 frames."""
     farthest = max(abs(lag) for lag in lags)
     recent: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=farthest + 1)  # changes of both, the newest first
     sums = np.zeros((len(lags), 3))

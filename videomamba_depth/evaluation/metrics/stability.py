@@ -68,9 +68,9 @@ def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str 
             coverage.append(0.0)
             continue
         pair = [_in_units(d[i].astype(np.float32), clip_unit) for i in (t - 1, t)]
-        colours = [np.asarray(rgb[i], dtype=np.float32).transpose(2, 0, 1) / 255.0 for i in (t - 1, t)]
-        warped = warp_frame(np.concatenate([pair[0][None], colours[0]]), motion.flow_bwd[t])
-        weight = np.exp(-50.0 * np.square(colours[1] - warped[1:]).sum(axis=0))
+        colors = [np.asarray(rgb[i], dtype=np.float32).transpose(2, 0, 1) / 255.0 for i in (t - 1, t)]
+        warped = warp_frame(np.concatenate([pair[0][None], colors[0]]), motion.flow_bwd[t])
+        weight = np.exp(-50.0 * np.square(colors[1] - warped[1:]).sum(axis=0))
         mask = motion.trusted_bwd[t]
         values.append(float((weight * np.abs(pair[1] - warped[0]))[mask].sum() / weight[mask].sum()))
         coverage.append(float(mask.mean()))
