@@ -135,8 +135,7 @@ def test_the_config_group_turns_them_on() -> None:
         for more in ([], ["key_frames=on"], ["key_frames.enabled=true", "key_frames.every=3"])
     ]
     assert [(config.enabled, config.every) for config in configs] == [(False, 15), (True, 15), (True, 3)]
-    settings = configs[1].settings()
-    assert settings == KeyFrameSettings()  # the file's values are the defaults of the component
+    assert configs[1] == KeyFrameSettings()  # the file's values are the defaults of the component
 
 
 def test_every_decision_is_logged(tmp_path: Path, checkpoint: Path) -> None:
@@ -186,7 +185,7 @@ def test_the_scale_is_followed_slowly_and_never_far() -> None:
     assert follow_scale(scale, (1.1, 0.2), 2.0, time_constant=0.0, max_scale=1.25) == pytest.approx((1.1, 0.2))
 
 
-@pytest.mark.parametrize(("largest", "moves"), [(0.0, False), (1e9, True)])
+@pytest.mark.parametrize(("largest", "moves"), [(0.0, False), (1e6, True)])
 def test_scale_is_followed_only_while_the_state_rests(
     student: VideoMambaDepth, frames: np.ndarray, largest: float, moves: bool
 ) -> None:

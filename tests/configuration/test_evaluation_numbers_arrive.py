@@ -1,0 +1,114 @@
+"""Every value of `configs/evaluate.yaml` arrives, under its own name, in the part that it is meant for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from media import write_images, write_video
+
+from videomamba_depth.configuration import build_evaluate
+from videomamba_depth.configuration.build_evaluate import Evaluation, build_evaluation
+from videomamba_depth.configuration.cli import load_config
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
+from videomamba_depth.data.synthetic import CameraMotion
+from videomamba_depth.evaluation.datasets.world_kinds import KINDS
+from videomamba_depth.evaluation.datasets.worlds import WorldSpec
+
+
+def evaluation(teacher: str, *overrides: str) -> Evaluation:
+    given = [f"teacher.name={teacher}", "checkpoint=[]", "device=cpu", "cache=null", *overrides]
+    return build_evaluation(load_config("evaluate", EvaluateConfig, given))
+
+
+def test_protocol_and_page(tiny_teacher_folder: str, tmp_path: Path) -> None:
+    protocol = {"max_side": 200, "max_gt_side": 150, "max_frames": 7, "palindrome": False, "cut_frames": 5}
+    made = evaluation(
+        tiny_teacher_folder, *(f"{key}={value}" for key, value in protocol.items()), f"cache={tmp_path}",
+        "html.methods=[ema_0.25]", "html.video_frames=9", "html.clips=1", "synthetic.videos=2", "flow.name=dis_fast",
+    )  # fmt: skip
+    evaluator = made.evaluator
+    assert {key: getattr(evaluator.protocol, key) for key in protocol} == protocol
+    assert (evaluator.cache, list(evaluator.shown), evaluator.video_frames) == (tmp_path, ["ema_0.25"], 9)
+    assert evaluator.flow_name == "dis_fast"
+    assert sorted(made.drawn) == [made.sources[0].name]
+    assert evaluation(tiny_teacher_folder, "html.enabled=false").drawn == frozenset()
+
+
+def test_every_student_comes_with_every_memory(tmp_path: Path) -> None:
+    given = ["checkpoint=[one:embedded,two:embedded]", "memory=[1,0.5,4]", "device=cpu", "cache=null"]
+    evaluator = build_evaluation(load_config("evaluate", EvaluateConfig, given)).evaluator
+    names = [method.name for method in evaluator.methods]
+    students = [f"{name}{memory}" for name in ("one", "two") for memory in ("", "@0.5", "@4")]
+    assert names[0] == "teacher"
+    assert [m.name for m in evaluator.methods if m.trained] == names[-6:] == students
+    assert set(students) <= set(evaluator.shown)
+    digests = [method.digest for method in evaluator.methods]
+    assert len(set(digests)) == len(digests) - 3  # the same student under two names, at three memories
+    frames = torch.rand(3, 1, 3, 56, 70, generator=torch.Generator().manual_seed(0))
+    last = {}
+    for method in evaluator.methods[-3:]:
+        stream = method.open()
+        last[method.name] = [stream(frame) for frame in frames][-1]
+    assert not torch.equal(last["two"], last["two@0.5"])
+    assert not torch.equal(last["two"], last["two@4"])
+
+
+def test_targets_and_the_teacher_s_size(tiny_teacher_folder: str) -> None:
+    made = evaluation(tiny_teacher_folder, "targets=true", "input_size=56", "precision=float32")
+    assert len(made.evaluator.methods) > len(evaluation(tiny_teacher_folder).evaluator.methods)
+    teacher = made.evaluator.methods[0].open()
+    model = build_evaluate.build_teacher(
+        load_config("evaluate", EvaluateConfig, [f"teacher.name={tiny_teacher_folder}", "checkpoint=[]"]).teacher,
+        torch.device("cpu"),
+        56,
+    )
+    frame = torch.rand(1, 3, 112, 140, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(frame), model.predict_depth(frame))
+
+
+def test_worlds(tiny_teacher_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = evaluation(
+        tiny_teacher_folder, "synthetic.world=street", "synthetic.seed=500", "synthetic.kinds=[moving,fast,long]",
+        "synthetic.videos=2", "synthetic.frames=5", "synthetic.long_videos=1", "synthetic.long_frames=12",
+        "synthetic.height=28", "synthetic.width=42", "synthetic.max_depth_m=17",
+    )  # fmt: skip
+    arguments = [source.load.args for source in made.sources]  # type: ignore[attr-defined]
+    specs: list[WorldSpec] = [found[1] for found in arguments]
+    assert [(s.kind, s.seed - KINDS[s.kind].seed, s.frames) for s in specs] == [
+        ("moving", 500, 5), ("moving", 501, 5), ("fast", 500, 5), ("fast", 501, 5), ("long", 500, 12),
+    ]  # fmt: skip
+    assert {(s.family, s.height, s.width) for s in specs} == {("street", 28, 42)}
+    assert [source.group for source in made.sources] == [s.kind for s in specs]
+    assert {found[-1] for found in arguments} == {17.0}
+    assert len({source.digest() for source in made.sources}) == 5  # type: ignore[misc]
+    motions: Any = CameraMotion.__args__  # type: ignore[attr-defined]
+    assert {s.config().camera_motion for s in specs} <= set(motions)
+    clip = made.sources[0].load()
+    assert (clip.max_depth_m, np.asarray(clip.frames[0]).shape) == (17.0, (28, 42, 3))  # type: ignore[index]
+
+
+def test_videos_and_pictures_with_depth(
+    tiny_teacher_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", 4)
+    write_images(tmp_path / "videos" / "b", 3)
+    made = evaluation(tiny_teacher_folder, f"input={tmp_path / 'videos'}")
+    assert [source.name for source in made.sources] == ["a.mp4", "b"]
+    assert len({source.digest() for source in made.sources}) == 2  # type: ignore[misc]
+    read: list[dict[str, Any]] = []
+    monkeypatch.setattr(build_evaluate, "find_sequences", lambda path: [Path(path)])
+    monkeypatch.setattr(build_evaluate, "load_rgbd", lambda path, **options: read.append({"path": path, **options}))
+    values = {"depth_scale": 500.0, "max_depth_m": 7.0, "crop_px": 3}
+    made = evaluation(
+        tiny_teacher_folder, f"input={tmp_path / 'videos'}", *(f"rgbd.{key}={value}" for key, value in values.items()),
+        "rgbd.invalid=9", "rgbd.intrinsics=k.txt", "rgbd.poses=p.txt", "max_frames=6",
+    )  # fmt: skip
+    made.sources[0].load()
+    wanted = {**values, "invalid_value": 9.0, "intrinsics": "k.txt", "poses": "p.txt", "max_frames": 6}
+    assert {key: read[0][key] for key in wanted} == wanted
