@@ -34,7 +34,7 @@ from live_page import LivePage, StandIn, frame_bytes, live_page, status_of, wait
 
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.serve_schema import ServeConfig
-from videomamba_depth.serving import guests
+from videomamba_depth.serving import uploads
 from videomamba_depth.serving.app import build_app
 from videomamba_depth.serving.same_origin import SameOrigin, is_loopback
 from videomamba_depth.serving.settings import ServeSettings
@@ -186,7 +186,7 @@ def test_a_decoder_whose_client_has_gone_is_ended(decoders: list, monkeypatch, t
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     if named:
-        monkeypatch.setattr(guests, "_OWN_INPUT", Path("/nowhere"))
+        monkeypatch.setattr(uploads, "_OWN_INPUT", Path("/nowhere"))
     with live_page(max_streams=1, decode_s=300) as page:
         page.gate.set()
         leave_in_the_middle(page, video, decoders)
