@@ -25,8 +25,9 @@ from videomamba_depth.evaluation.model_methods import feature_average_method, st
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.checkpoint import load_student, load_teacher, student_weights
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.device import resolve_device, resolve_dtype
 from videomamba_depth.utils.errors import UserError
 

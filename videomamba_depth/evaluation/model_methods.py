@@ -16,8 +16,9 @@ from videomamba_depth.evaluation.recurrence import Stream
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.checkpoint import load_student, read_description, student_weights
 from videomamba_depth.models.depth_state import DepthState
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder, hash_tensors
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
+from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.device import autocast
 from videomamba_depth.utils.errors import UserError
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from transformers import DepthAnythingForDepthEstimation
 from videomamba_depth.models.head_depth import DPTHead
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.models.teacher_files import load_depth_anything, loading_error
+from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images
 
@@ -226,15 +225,6 @@ def _hf_name(name: str) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
-
-
-def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Return the sha256 of names, shapes and float32 values, in order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(named):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _max_depth(value: object) -> float:

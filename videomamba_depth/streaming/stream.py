@@ -14,12 +14,11 @@ from torch import Tensor
 
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
-from videomamba_depth.models.encoder_da import hash_tensors
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.streaming.placement import compile_frames, place
 from videomamba_depth.streaming.resets import ResetPolicy
-from videomamba_depth.utils.checkpoint import load_tensors, save_tensors
+from videomamba_depth.utils.checkpoint import hash_tensors, load_tensors, save_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import DTYPES, autocast, resolve_device
 from videomamba_depth.utils.errors import UserError, describe

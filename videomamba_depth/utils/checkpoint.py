@@ -248,3 +248,12 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the sha256 of names, shapes and float32 values, in order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
