@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "selective_scan": set(),
     "utils": set(),
-    "flow": {"utils"},
+    "flow": {"selective_scan", "utils"},
     "losses": {"utils"},
     "layers": {"selective_scan"},
     "video_mamba": {"layers", "selective_scan", "utils"},

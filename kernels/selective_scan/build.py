@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -43,11 +44,7 @@ _WRITABLE_BY_OTHERS = 0o022
 _STICKY = 0o1000
 _CACHE_FORMAT = b"digest of name and bytes"
 """Part of every name, so that versions of this file that write other digests do not share libraries."""
-_FUNCTIONS = {
-    "scan.cpp": ("selective_scan_forward", "selective_scan_backward"),
-    "conv.cpp": ("causal_conv1d_forward", "causal_conv1d_backward"),
-    "mean_step.cpp": ("mean_step_works", "mean_step_forward"),
-}
+_EXPORTED = re.compile(r'^extern "C" \w+ (\w+)\(', re.MULTILINE)
 
 
 class BuildError(RuntimeError):
@@ -73,7 +70,7 @@ def cache_dir() -> Path:
 
 @functools.cache
 def load_library(source: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """Return `cpp/<source>` compiled with `defines`, from the cache or after building it.
+    """Return `cpp/<source>`, or the file at another path, compiled with `defines`, from the cache or after building it.
 
     Raises:
         BuildError: no compiler, a failed compilation or one that takes too long, or a library that does not load. A
@@ -130,7 +127,8 @@ def _open(library: Path, source: str) -> ctypes.CDLL:
         OSError: it does not load (among others, no program may run from there), or lacks a function.
     """
     loaded = ctypes.CDLL(str(library))
-    missing = [function for function in _FUNCTIONS[source] if not hasattr(loaded, function)]
+    functions = _EXPORTED.findall((SOURCE_DIR / source).read_text(encoding="utf-8"))
+    missing = [function for function in functions if not hasattr(loaded, function)]
     if missing:
         raise OSError(f"{library} lacks {missing[0]}")
     return loaded
@@ -225,10 +223,10 @@ def _environment_key() -> str:
 
 def _library_name(source: str, defines: tuple[str, ...]) -> str:
     digest = hashlib.sha256(_CACHE_FORMAT)
-    for path in sorted(SOURCE_DIR.iterdir()):
+    for path in sorted((SOURCE_DIR / source).parent.iterdir()):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + path.read_bytes())
-    digest.update(" ".join([*FLAGS, *QUIET, source, *defines]).encode())
+    digest.update(" ".join([*FLAGS, *QUIET, Path(source).name, *defines]).encode())
     digest.update(_environment_key().encode())
     return "-".join([Path(source).stem, *defines, digest.hexdigest()[:16]]).replace("=", "") + ".so"
 

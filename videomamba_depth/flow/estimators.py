@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.flow import inverse_search_cpp
 from videomamba_depth.flow.inverse_search import InverseSearchSettings, estimate
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import resize_flow, resize_maps
@@ -21,7 +22,7 @@ from videomamba_depth.utils.settings import choice, path, ranged
 
 DIS_PRESETS = ("ultrafast", "fast", "medium")
 DIS_MIN_SIZE_PX = 16
-WEIGHTLESS = ("dis", "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fast")
+WEIGHTLESS = ("dis", "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fine")
 """Estimators that need no weights, see `build_flow`."""
 RAFT_MIN_SIZE_PX = 128
 
@@ -78,35 +79,42 @@ class InverseSearchFlow:
     """Patches by inverse search and variational refinement in tensor operations, see `flow/inverse_search.py`.
 
     Args:
-        preset: "medium", as good as DIS medium, or "fast".
+        preset: "medium", estimated at half the size as DIS medium is, or "fine", at the full size.
+        compiled: on a CPU, run the same maths in a C++ kernel, where one can be built.
 
     Runs where the frames are, all pairs and both directions in one batch; a pair's flow does not depend on the others.
-    Always float32; it holds no tensors and can be exported and compiled as part of a model.
+    Always float32; it holds no tensors. Exported and compiled graphs hold the tensor operations.
     """
 
     PRESETS: ClassVar[dict[str, InverseSearchSettings]] = {
         "medium": InverseSearchSettings(),
-        "fast": InverseSearchSettings(warps=(0, 1, 1), sweeps=8),
+        "fine": InverseSearchSettings(finest=0, steps=(3, 3, 3, 2), warps=(1, 1, 2, 1), sweeps=16),
     }
 
-    def __init__(self, preset: str = "medium") -> None:
+    def __init__(self, preset: str = "medium", compiled: bool = True) -> None:
         if preset not in self.PRESETS:
             raise ValueError(f"preset must be one of {tuple(self.PRESETS)}; got {preset!r}")
-        self.settings = self.PRESETS[preset]
+        self.settings, self.compiled = self.PRESETS[preset], compiled
 
-    @torch.no_grad()
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
         _check_pair(source, target, DIS_MIN_SIZE_PX)
-        return estimate(_luma(source), _luma(target), self.settings)
+        return self._estimate(_luma(source), _luma(target))
 
-    @torch.no_grad()
     def both_ways(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate source → target and target → source, one as `__call__` does."""
+        """Estimate source → target and target → source, each as `__call__` does."""
         _check_pair(source, target, DIS_MIN_SIZE_PX)
         a, b = _luma(source), _luma(target)
-        forth, back = estimate(torch.cat([a, b]), torch.cat([b, a]), self.settings).chunk(2)
+        forth, back = self._estimate(torch.cat([a, b]), torch.cat([b, a])).chunk(2)
         return forth, back
+
+    @torch.no_grad()
+    def _estimate(self, source: Tensor, target: Tensor) -> Tensor:
+        kernel = self.compiled and source.device.type == "cpu" and not torch.compiler.is_compiling()
+        if kernel and inverse_search_cpp.library() is not None:
+            levels = (inverse_search_cpp.search_level, inverse_search_cpp.refine_level)
+            return estimate(source, target, self.settings, *levels)
+        return estimate(source, target, self.settings)
 
 
 class RAFTFlow:
@@ -145,7 +153,7 @@ class RAFTFlow:
 def build_flow(name: str, weights_path: str | Path | None = None, device: str = "cpu") -> FlowEstimator:
     """Build an estimator by name.
 
-    "dis" (medium), "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fast", "raft" (needs weights).
+    "dis" (medium), "dis_fast", "dis_ultrafast", "inverse_search", "inverse_search_fine", "raft" (needs weights).
 
     Args:
         name: as above; "raft:PATH" is short for "raft" with `weights_path=PATH`.
@@ -157,7 +165,7 @@ def build_flow(name: str, weights_path: str | Path | None = None, device: str = 
     dis = {"dis": "medium", "dis_medium": "medium", "dis_fast": "fast", "dis_ultrafast": "ultrafast"}
     if base in dis:
         return DISFlow(dis[base])
-    inverse_search = {"inverse_search": "medium", "inverse_search_fast": "fast"}
+    inverse_search = {"inverse_search": "medium", "inverse_search_fine": "fine"}
     if base in inverse_search:
         return InverseSearchFlow(inverse_search[base])
     if base == "raft":

@@ -14,7 +14,9 @@ compared free of their mean, and the refinement reads gradients alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,31 +25,33 @@ from torch import Tensor
 _PATCH = 8
 _STRIDE = 4  # of patches: each pixel lies in exactly four
 _MIN_SIDE_PX = 12  # of the coarsest level
-_DAMPING = 1e-3  # added to the diagonal of a patch's structure tensor
-_MAX_STEP_PX = 8.0  # how far a patch may move on one level
-_MAX_RESIDUAL = 0.05  # a pixel's share in the comparison of candidates, of full scale
-_DENSIFY_SIGMA = 0.01  # residual at which a patch's weight for a pixel has fallen to half, of full scale
-_GRADIENT_FLOOR = 0.04
-_ROBUST = 0.1  # both penalties are √(x² + _ROBUST²)
-_SMOOTHNESS = 1.5
-_EDGE_FALLOFF = 12.0
-_OVERSHOOT = 1.7  # of the semi-iterative method; converges below 2
+DAMPING = 2.5e-4  # added to the diagonal of a patch's structure tensor
+MAX_STEP_PX = 4.0  # how far a patch may move on one level
+MAX_RESIDUAL = 0.05  # a pixel's share in the comparison of candidates, of full scale
+DENSIFY_SIGMA = 0.01  # residual at which a patch's weight for a pixel has fallen to half, of full scale
+GRADIENT_FLOOR = 0.04
+ROBUST = 0.1  # both penalties are √(x² + _ROBUST²)
+SMOOTHNESS = 1.0
+EDGE_FALLOFF = 12.0
+OVERSHOOT = 1.85  # of the semi-iterative method; converges below 2
+BORDER = 1e-6  # rounding of positions, which run from −1 to 1: the outermost pixels are inside
+
+
+Level: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
+"""Takes source and target [K,1,h,w], the flow so far [K,2,h,w] px and two numbers; returns the flow."""
 
 
 @dataclass(frozen=True)
 class InverseSearchSettings:
-    """How much work is done per level; the tuples begin at the coarsest level, and their last entry repeats.
+    """How much work is done; the tuples begin at the coarsest level, and their last entry repeats.
 
     finest: pyramid level where estimation ends; 0 is the frame itself, 1 half its size; the flow is resized from there.
-    steps: inverse compositional steps of a round; there are two rounds per level.
-    warps: how often the data term is linearized. sweeps: Jacobi sweeps per warp.
-    searched: finest level of the patch search; below it, refinement alone.
-    candidate_stride: candidates are compared on every n-th pixel of a patch.
+    steps: inverse compositional steps. warps: linearizations of the data term. sweeps: Jacobi sweeps per warp.
+    candidate_stride: candidates are compared on every n-th column of a patch: 1, 2 or 4.
     """
 
     finest: int = 1
-    searched: int = 1
-    steps: tuple[int, ...] = (4, 3, 2)
+    steps: tuple[int, ...] = (3,)
     warps: tuple[int, ...] = (1, 1, 2)
     sweeps: int = 12
     candidate_stride: int = 2
@@ -61,8 +65,18 @@ def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def estimate(frames: Tensor, others: Tensor, settings: InverseSearchSettings) -> Tensor:
-    """Return the flow frames → others [K,2,H,W] px; luma [K,1,H,W] float32 in [0,1]."""
+def estimate(
+    frames: Tensor,
+    others: Tensor,
+    settings: InverseSearchSettings,
+    search: Level | None = None,
+    refine: Level | None = None,
+) -> Tensor:
+    """Return the flow frames → others [K,2,H,W] px; luma [K,1,H,W] float32 in [0,1].
+
+    search, refine: what runs a level, if not the functions below.
+    """
+    search, refine = search or search_level, refine or refine_level
     if frames.shape[0] == 0:
         return frames.new_zeros(0, 2, *frames.shape[-2:])
     sizes = level_sizes(frames.shape[-2], frames.shape[-1])
@@ -73,10 +87,8 @@ def estimate(frames: Tensor, others: Tensor, settings: InverseSearchSettings) ->
     for order, level in enumerate(range(len(sizes) - 1, settings.finest - 1, -1)):
         source, target = levels[level]
         flow = resize_flow(flow, sizes[level])
-        if level >= settings.searched:
-            flow = search(source, target, flow, _at(settings.steps, order), settings.candidate_stride)
-        if warps := _at(settings.warps, order):
-            flow = refine(source, target, flow, warps, settings.sweeps)
+        flow = search(source, target, flow, _at(settings.steps, order), settings.candidate_stride)
+        flow = refine(source, target, flow, _at(settings.warps, order), settings.sweeps)
     return resize_flow(flow, sizes[0])
 
 
@@ -89,7 +101,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([flow[:, :1] * (size[1] / width), flow[:, 1:] * (size[0] / height)], dim=1)
 
 
-def search(source: Tensor, target: Tensor, flow: Tensor, steps: int, candidate_stride: int = 1) -> Tensor:
+def search_level(source: Tensor, target: Tensor, flow: Tensor, steps: int, candidate_stride: int = 1) -> Tensor:
     """Move overlapping patches of the source to where they fit the target and return the flow [K,2,h,w] of pixels.
 
     source, target: [K,1,h,w]; flow: where the search begins.
@@ -105,7 +117,7 @@ def search(source: Tensor, target: Tensor, flow: Tensor, steps: int, candidate_s
 
     # Step of a patch: u ← u − H⁻¹ Σ ∇T (I(x + u) − T); H⁻¹ ∇T and Σ H⁻¹ ∇T T never change.
     gx, gy = centered(gx), centered(gy)
-    xx, xy, yy = gx.square().sum(1) + _DAMPING, (gx * gy).sum(1), gy.square().sum(1) + _DAMPING  # [K, N]
+    xx, xy, yy = gx.square().sum(1) + DAMPING, (gx * gy).sum(1), gy.square().sum(1) + DAMPING  # [K, N]
     inverse = (xx * yy - xy * xy).reciprocal()
     a, b, c = ((x * inverse).unsqueeze(1) for x in (yy, -xy, xx))
     descent = torch.stack([a * gx + b * gy, b * gx + c * gy], 1)  # [K, 2, 64, N]
@@ -116,24 +128,23 @@ def search(source: Tensor, target: Tensor, flow: Tensor, steps: int, candidate_s
     few_inside, few_template = inside[:, every].unsqueeze(1), template[:, every].unsqueeze(1)
     few_share = few_inside / few_inside.sum(2, keepdim=True)
 
-    for neighbors in (True, False):
-        for _ in range(steps):
-            u = u - ((descent * grid.sample(target, u).unsqueeze(1)).sum(2) - at_rest)
-        u = torch.clamp(u, start - _MAX_STEP_PX, start + _MAX_STEP_PX)
-        # What moved may have got lost: the start and what the neighbors found are tried as well.
-        candidates = torch.stack([u, start, *(grid.neighbors(u) if neighbors else ())], 1)  # [K, C, 2, N]
-        residual = grid.sample(target, candidates, every) - few_template  # [K, C, S, N]
-        residual = (residual - (residual * few_share).sum(2, keepdim=True)) * few_inside
-        best = residual.abs().clamp(max=_MAX_RESIDUAL).sum(2).argmin(1)  # [K, N]
-        u = candidates.gather(1, best.view(K, 1, 1, -1).expand(-1, -1, 2, -1))[:, 0]
+    for _ in range(steps):
+        u = u - ((descent * grid.sample(target, u).unsqueeze(1)).sum(2) - at_rest)
+    u = torch.clamp(u, start - MAX_STEP_PX, start + MAX_STEP_PX)
+    # What moved may have got lost: the start and what the neighbors found are tried as well.
+    candidates = torch.stack([u, start, *grid.neighbors(u)], 1)  # [K, C, 2, N]
+    residual = grid.sample(target, candidates, every) - few_template  # [K, C, S, N]
+    residual = (residual - (residual * few_share).sum(2, keepdim=True)) * few_inside
+    best = residual.abs().clamp(max=MAX_RESIDUAL).sum(2).argmin(1)  # [K, N]
+    u = candidates.gather(1, best.view(K, 1, 1, -1).expand(-1, -1, 2, -1))[:, 0]
 
     residual = centered(grid.sample(target, u) - template)
-    weight = (inside / (_DENSIFY_SIGMA**2 + residual.square())).unsqueeze(1)  # [K, 1, 64, N]
+    weight = (inside / (DENSIFY_SIGMA**2 + residual.square())).unsqueeze(1)  # [K, 1, 64, N]
     sums = grid.add_up(torch.cat([weight * u.unsqueeze(2), weight], 1))  # [K, 3, h, w]
     return sums[:, :2] / sums[:, 2:]
 
 
-def refine(source: Tensor, target: Tensor, flow: Tensor, warps: int, sweeps: int) -> Tensor:
+def refine_level(source: Tensor, target: Tensor, flow: Tensor, warps: int, sweeps: int) -> Tensor:
     """Lower Σ ψ(gradient constancy) + smoothness from `flow` and return the flow [K,2,h,w].
 
     source, target: [K,1,h,w]; warps: linearizations; sweeps: of the linear system, each.
@@ -141,19 +152,19 @@ def refine(source: Tensor, target: Tensor, flow: Tensor, warps: int, sweeps: int
     h, w = source.shape[-2:]
     gradient, other = torch.cat(_gradients(source), 1), torch.cat(_gradients(target), 1)  # [K, 2, h, w]
     dx, dy = _gradients(gradient)  # of both components of the gradient, each [K, 2, h, w]
-    norm = (dx * dx + dy * dy + _GRADIENT_FLOOR**2).reciprocal()
+    norm = (dx * dx + dy * dy + GRADIENT_FLOOR**2).reciprocal()
     tensor = torch.stack([norm * dx * dx, norm * dx * dy, norm * dy * dy], 1).sum(2)  # [K, 3, h, w]
     toward = torch.stack([norm * dx, norm * dy], 1)  # [K, 2, 2, h, w]
-    edge_x = _SMOOTHNESS * torch.exp(-_EDGE_FALLOFF * (source[..., 1:] - source[..., :-1]).abs())
-    edge_y = _SMOOTHNESS * torch.exp(-_EDGE_FALLOFF * (source[..., 1:, :] - source[..., :-1, :]).abs())
-    pixels = _positions(range(h), range(w), (h, w), source)  # [1, h, w, 2]
+    edge_x = SMOOTHNESS * torch.exp(-EDGE_FALLOFF * (source[..., 1:] - source[..., :-1]).abs())
+    edge_y = SMOOTHNESS * torch.exp(-EDGE_FALLOFF * (source[..., 1:, :] - source[..., :-1, :]).abs())
+    pixels = _pixels(h, w, source)  # [1, h, w, 2]
     unit = _unit((h, w), source).view(2, 1, 1)
     for _ in range(warps):
         # Data: one linear equation per component of the gradient and pixel, weighted, gathered over a window.
         position = pixels + (flow * unit).permute(0, 2, 3, 1)
         difference = _sample(other, position) - gradient  # [K, 2, h, w]
-        seen = (position.abs().amax(-1) <= 1).to(flow.dtype).unsqueeze(1)
-        psi = seen * torch.rsqrt((difference.square() * norm).sum(1, keepdim=True) + _ROBUST**2)
+        seen = (position.abs().amax(-1) <= 1 + BORDER).to(flow.dtype).unsqueeze(1)
+        psi = seen * torch.rsqrt((difference.square() * norm).sum(1, keepdim=True) + ROBUST**2)
         data = torch.cat([tensor, (toward * difference.unsqueeze(1)).sum(2)], 1) * psi
         xx, xy, yy, bx, by = _box5(data).split(1, 1)
         # Smoothness: a weight per pair of neighbors, none across the frame's border.
@@ -189,43 +200,38 @@ def _jacobi(
         s = torch.addcmul(s, down, padded.narrow(2, 2 * w, n))
         s = torch.addcmul(s, up, padded.narrow(2, 0, n))
         swept = torch.addcmul(own * s, cross, s.flip(1))
-        u, before = torch.lerp(before, swept, _OVERSHOOT), u
+        u, before = torch.lerp(before, swept, OVERSHOOT), u
     return u.unflatten(2, (h, w))
 
 
 class _PatchGrid:
-    """Patches of 8×8 px at every fourth pixel, the first at −4, N in all; pixels in the order of `pixel_unshuffle`."""
+    """Patches of 8×8 px at every fourth pixel, the first at −4, N in all; pixels of a patch row by row."""
 
     def __init__(self, height: int, width: int, like: Tensor) -> None:
         self.size = (height, width)
-        rows, columns = -(-height // _STRIDE) + 1, -(-width // _STRIDE) + 1
-        self.counts = (rows, columns)
+        self.counts = rows, columns = -(-height // _STRIDE) + 1, -(-width // _STRIDE) + 1
         self.padding = (_STRIDE, _STRIDE * columns - width, _STRIDE, _STRIDE * rows - height)
-        y, x = range(-_STRIDE, _STRIDE * rows), range(-_STRIDE, _STRIDE * columns)
-        positions = _positions(y, x, self.size, like).permute(0, 3, 1, 2)
-        self.positions = self._cut(positions).permute(0, 2, 3, 1).contiguous()  # [1, 64, N, 2]
         self.unit = _unit(self.size, like).view(2, 1)
-        self.inside = (self.positions.abs().amax(-1) <= 1 + 1e-6).to(like.dtype)  # [1, 64, N]
+        y, x = (
+            _positions(_PATCH, rows, height, like),
+            _positions(_PATCH, columns, width, like),
+        )  # [8, rows], [8, columns]
+        shape = (_PATCH, _PATCH, rows, columns)
+        y, x = (z.expand(shape).reshape(1, _PATCH**2, -1) for z in (y[:, None, :, None], x[None, :, None, :]))
+        self.positions = torch.stack([x, y], -1)  # [1, 64, N, 2]
+        self.inside = ((x.abs() <= 1 + BORDER) & (y.abs() <= 1 + BORDER)).to(like.dtype)  # [1, 64, N]
 
     def patches(self, x: Tensor) -> Tensor:
         """[K,C,h,w] → [K,C,64,N], the border continued."""
-        return self._cut(F.pad(x, self.padding, mode="replicate"))
-
-    def _cut(self, padded: Tensor) -> Tensor:
-        K, C = padded.shape[:2]
-        blocks = F.pixel_unshuffle(padded, _STRIDE)  # [K, C·16, rows + 1, columns + 1]
-        top, bottom = blocks[..., :-1, :], blocks[..., 1:, :]
-        quarters = torch.stack([top[..., :-1], top[..., 1:], bottom[..., :-1], bottom[..., 1:]], 1)
-        return quarters.view(K, 4, C, _STRIDE**2, -1).transpose(1, 2).flatten(2, 3)
+        patches = F.unfold(F.pad(x, self.padding, mode="replicate"), _PATCH, stride=_STRIDE)
+        return patches.unflatten(1, (-1, _PATCH**2))
 
     def add_up(self, patches: Tensor) -> Tensor:
         """[K,C,64,N] → [K,C,h,w], the sum over the four patches that a pixel lies in."""
-        K, C = patches.shape[:2]
-        q = patches.view(K, C, 4, _STRIDE**2, *self.counts).transpose(1, 2).flatten(2, 3)
-        blocks = F.pad(q[:, 0], (0, 1, 0, 1)) + F.pad(q[:, 1], (1, 0, 0, 1))
-        blocks = blocks + F.pad(q[:, 2], (0, 1, 1, 0)) + F.pad(q[:, 3], (1, 0, 1, 0))
-        left, _, top, _ = self.padding
-        return F.pixel_shuffle(blocks, _STRIDE)[..., top : top + self.size[0], left : left + self.size[1]]
+        left, right, top, bottom = self.padding
+        height, width = self.size
+        sums = F.fold(patches.flatten(1, 2), (top + height + bottom, left + width + right), _PATCH, stride=_STRIDE)
+        return sums[..., top : top + height, left : left + width]
 
     def means(self, flow: Tensor) -> Tensor:
         """[K,2,h,w] → [K,2,N], the mean over each patch."""
@@ -250,12 +256,17 @@ def _at(values: tuple[int, ...], order: int) -> int:
     return values[min(order, len(values) - 1)]
 
 
-def _positions(rows: range, columns: range, size: tuple[int, int], like: Tensor) -> Tensor:
-    """Return where pixels lie, [1,h,w,2], x and y, −1 and 1 at the centers of the outermost pixels."""
-    y = torch.arange(rows.start, rows.stop, device=like.device, dtype=like.dtype) * (2 / (size[0] - 1)) - 1
-    x = torch.arange(columns.start, columns.stop, device=like.device, dtype=like.dtype) * (2 / (size[1] - 1)) - 1
-    shape = (len(rows), len(columns))
-    return torch.stack([x.expand(shape), y.unsqueeze(1).expand(shape)], -1).unsqueeze(0)
+def _positions(count: int, patches: int, length: int, like: Tensor) -> Tensor:
+    """Return where `count` pixels of patches lie on one axis, [count,patches]; −1 and 1 are the outermost pixels."""
+    offset = torch.arange(count, device=like.device, dtype=like.dtype).unsqueeze(1)
+    first = torch.arange(patches, device=like.device, dtype=like.dtype) * _STRIDE - _STRIDE
+    return (offset + first) * (2 / (length - 1)) - 1
+
+
+def _pixels(height: int, width: int, like: Tensor) -> Tensor:
+    """Return where pixels lie, [1,h,w,2], x and y in the units of `_positions`."""
+    y, x = (torch.arange(n, device=like.device, dtype=like.dtype) * (2 / (n - 1)) - 1 for n in (height, width))
+    return torch.stack([x.expand(height, width), y.unsqueeze(1).expand(height, width)], -1).unsqueeze(0)
 
 
 def _unit(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -285,7 +296,7 @@ def _box5(x: Tensor) -> Tensor:
 
 
 def _robust_weight(difference: Tensor) -> Tensor:
-    return torch.rsqrt(difference.square().sum(1, keepdim=True) + _ROBUST**2)
+    return torch.rsqrt(difference.square().sum(1, keepdim=True) + ROBUST**2)
 
 
 def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -43,7 +43,7 @@ class MotionSpec:
 
     Attributes:
         estimator: "dis", "dis_fast" or "dis_ultrafast", OpenCV's dense inverse search on the CPU; "inverse_search" or
-            "inverse_search_fast", tensor operations on the model's device. None needs weights.
+            "inverse_search_fine", tensor operations on the model's device. None needs weights.
         short_side: larger frames are shrunk to this short side first, px.
     """
 
