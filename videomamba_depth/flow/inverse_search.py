@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from videomamba_depth.utils.flow_utils import resize_flow
+
 _PATCH = 8
 _STRIDE = 4  # of patches: each pixel lies in exactly four
 _MIN_SIDE_PX = 12  # of the coarsest level
@@ -90,15 +92,6 @@ def estimate(
         flow = search(source, target, flow, _at(settings.steps, order), settings.candidate_stride)
         flow = refine(source, target, flow, _at(settings.warps, order), settings.sweeps)
     return resize_flow(flow, sizes[0])
-
-
-def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return flow [K,2,h,w] at another size, bilinear, in px of that size."""
-    height, width = flow.shape[-2:]
-    if (height, width) == size:
-        return flow
-    flow = F.interpolate(flow, size, mode="bilinear", align_corners=False)
-    return torch.cat([flow[:, :1] * (size[1] / width), flow[:, 1:] * (size[0] / height)], dim=1)
 
 
 def search_level(source: Tensor, target: Tensor, flow: Tensor, steps: int, candidate_stride: int = 1) -> Tensor:

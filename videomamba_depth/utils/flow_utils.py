@@ -69,8 +69,8 @@ def resize_maps(maps: Tensor, size: tuple[int, int], *, average: bool = False) -
 def resize_flow(flow: Tensor, size: tuple[int, int], *, average: bool = False) -> Tensor:
     """Return a flow [K,2,H,W] px at another size, in px of that size; see `resize_maps`."""
     height, width = flow.shape[-2:]
-    unit = torch.tensor([size[1] / width, size[0] / height], dtype=flow.dtype, device=flow.device)
-    return resize_maps(flow, size, average=average) * unit.view(1, 2, 1, 1)
+    x, y = resize_maps(flow, size, average=average).split(1, 1)
+    return torch.cat([x * (size[1] / width), y * (size[0] / height)], 1)  # no constant is copied to the device
 
 
 def in_bounds_mask(flow: Tensor) -> Tensor:
