@@ -14,7 +14,7 @@ from commands import ROOT
 from tiny import tiny_student
 
 import videomamba_depth
-from videomamba_depth.models.checkpoint import EMBEDDED_STUDENT, load_student
+from videomamba_depth.models.checkpoint import EMBEDDED_STUDENT, bare_teacher, load_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.temporal_mamba import temporal_detokenize, temporal_tokenize
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -67,6 +67,17 @@ def test_a_prediction_reads_as_depth_and_states(tiny_encoder: DepthAnythingEncod
     assert torch.equal(states.frame_index, prediction.states.frame_index)
     height, width = features["s3"].shape[-2:]
     assert [tuple(s.shape) for s in summaries["s3"]] == [(1, 3, 4, height, width)] * 2
+
+
+def test_the_bare_teacher_is_a_student_without_blocks(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
+    model = bare_teacher(tiny_encoder)
+    clip = torch.rand(1, 3, 3, 30, 44)
+    depth, states, summaries = model(clip)
+    assert torch.equal(depth[0], tiny_encoder.predict_depth(clip[0]))
+    assert not depth.requires_grad
+    assert (model.signature, summaries, list(states.tensors())) == ("frame by frame", {}, ["frame_index"])
+    states.save(tmp_path / "state")
+    assert model.step(clip[:, 0], states.load(tmp_path / "state"))[1].frame_index.item() == 4
 
 
 def test_tokens_are_one_sequence_per_pixel() -> None:
