@@ -163,7 +163,7 @@ def test_the_other_configs_compose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("data.rooot=x", "no key 'data.rooot'"),
         ("trainer.steps=many", "trainer.steps"),
@@ -175,8 +175,8 @@ def test_the_other_configs_compose() -> None:
         ("data=video_folder", "data.root"),
     ],
 )
-def test_a_wrong_config_is_refused_by_name(override: str, said: str) -> None:
+def test_a_wrong_config_is_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config("train", TrainConfig, [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

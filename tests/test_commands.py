@@ -226,7 +226,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, videos: Path, trained: Path
 def test_a_mistake_ends_in_one_clear_line(
     case: str, places: dict[str, str], tmp_path: Path, tiny_teacher_folder: str
 ) -> None:
-    script, arguments, said = MISTAKES[case]
+    script, arguments, message = MISTAKES[case]
     arguments = [argument.format(**places) for argument in arguments]
     if script == "train.py":
         chosen = any(argument.startswith("teacher") for argument in arguments)
@@ -236,7 +236,7 @@ def test_a_mistake_ends_in_one_clear_line(
     result = run_command(tmp_path, script, *arguments)
     assert result.status == 2, result.err
     assert len(result.errors) == 1, result.err
-    assert said.format(**places) in result.errors[0]
+    assert message.format(**places) in result.errors[0]
     assert "Traceback" not in result.err
 
 

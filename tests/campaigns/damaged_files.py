@@ -3,7 +3,7 @@
 A damaged specimen is taken up as its command would. It ends as one of
     refused   one line (`UserError`), or the cache's misfit with its warning
     harmless  exactly what the undamaged one gives (a byte that means nothing, a file that only people read)
-    told      less than the undamaged one, with a warning: lines of a log that cannot be read
+    named     less than the undamaged one, with a warning: lines of a log that cannot be read
 and, which none may, as
     traceback, hang, silent (another result and no word).
 """
@@ -45,17 +45,17 @@ from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.logger import JsonLines, read_json_lines
 
-OUTCOMES = ("refused", "harmless", "told", "traceback", "hang", "silent")
+OUTCOMES = ("refused", "harmless", "named", "traceback", "hang", "silent")
 NEVER = ("traceback", "hang", "silent")
 _PATIENCE_S = 60
 _KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
-_HOW = StabilizeKey(2, 1.5, "dis")
+_TARGET_KEY = StabilizeKey(2, 1.5, "dis")
 _STEPS = 3
 
 Result = dict[str, bytes]
 
 
-class Told(Exception):
+class Named(Exception):
     """Less than the undamaged specimen gives, with a warning."""
 
 
@@ -63,7 +63,7 @@ class Told(Exception):
 class Specimen:
     """What is on disk, which of it is damaged (a glob), and how it is taken up.
 
-    use: returns everything that the files give, as bytes; raises `UserError`, or `Told` where a warning went out.
+    use: returns everything that the files give, as bytes; raises `UserError`, or `Named` where a warning went out.
     """
 
     name: str
@@ -203,15 +203,15 @@ def _patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def judge(specimen: Specimen, folder: Path, expected: Result) -> tuple[str, str]:
+def classify(specimen: Specimen, folder: Path, expected: Result) -> tuple[str, str]:
     """Take a damaged copy up; return its outcome and what was said."""
     try:
         with _patience():
             result = specimen.use(folder)
     except UserError as error:
         return ("refused" if "\n" not in str(error) else "traceback"), str(error)
-    except Told as error:
-        return "told", str(error)
+    except Named as error:
+        return "named", str(error)
     except TimeoutError:
         return "hang", ""
     except Exception as error:
@@ -257,7 +257,7 @@ def _use_cache(folder: Path) -> Result:
         report = verify_cache(folder, key=_KEY, progress=False)
         result: Result = {}
         for video, frames in (("a.mp4", 13), ("b.mp4", 6)):
-            reader = TeacherCacheReader(folder, _KEY, _HOW)
+            reader = TeacherCacheReader(folder, _KEY, _TARGET_KEY)
             maps = reader.lookup(video, range(frames))
             for name, values in (maps or {}).items():
                 result[f"{video} {name}"] = values.tobytes()
@@ -315,7 +315,7 @@ def _use_metrics(folder: Path) -> Result:
     if len(kept) < 20:
         if len(kept) != len([r for r in whole if not isinstance(r.get("step"), float) or r["step"] <= 10**9]):
             return {"lines that could be read": b"lost"}
-        raise Told(f"{20 - len(kept)} lines left out")
+        raise Named(f"{20 - len(kept)} lines left out")
     return {"lines": b"20"}
 
 
@@ -358,7 +358,7 @@ def make_specimens(root: Path) -> list[Specimen]:
     sources, flow = find_sources(videos), DISFlow("fast")
     cache = root / "cache"
     precompute_videos(sources, flat_depth, _KEY, cache, chunk_frames=4, flow=flow, progress=False)
-    precompute_stabilized(sources, cache, _KEY, _HOW, flow, progress=False)
+    precompute_stabilized(sources, cache, _KEY, _TARGET_KEY, flow, progress=False)
     saved = root / "saved"
     saved.mkdir()
     stream = DepthStream("embedded", device="cpu", short_side=28, resets=ResetPolicy(max_gap_s=1.0))

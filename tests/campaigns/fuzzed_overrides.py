@@ -297,14 +297,14 @@ def in_range(name: str, values: dict[str, Any], overrides: list[str]) -> bool:
     return True
 
 
-def judge(name: str, status: int, output: str, values: dict[str, Any] | None, overrides: list[str]) -> str:
+def score(name: str, status: int, output: str, values: dict[str, Any] | None, overrides: list[str]) -> str:
     """Return the outcome of a case."""
     if "Traceback (most recent call last)" in output or status == 99:
         return "traceback"
     if status in (0, 1):
-        told = name != "precompute" or status == 0 or "is skipped" in output
+        is_explained = name != "precompute" or status == 0 or "is skipped" in output
         fits = values is None or in_range(name, values, overrides)
-        return "done" if told and fits else "silent"
+        return "done" if is_explained and fits else "silent"
     errors = [line for line in output.splitlines() if line.startswith("error:") or ": error:" in line]
     return "refused" if status == 2 and len(errors) == 1 else "several lines"
 
@@ -338,7 +338,7 @@ class Runner:
             self._start()
             return "traceback", "the process died"
         schema = COMMANDS[name].schema.__name__ if name in COMMANDS else ""
-        return judge(name, status, output, values.get(schema), overrides), output
+        return score(name, status, output, values.get(schema), overrides), output
 
     def stop(self) -> None:
         """End the process."""

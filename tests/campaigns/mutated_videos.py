@@ -61,7 +61,7 @@ BASES: dict[str, dict[str, Any]] = {
     "anim.webp": {},
     "anim.png": {},
 }
-OUTCOMES = ("all frames", "told", "refused", "shorter file")
+OUTCOMES = ("all frames", "named", "refused", "shorter file")
 _STATES_NO_TOTAL = (".ts", ".gif", ".mpg")
 # Packets can be taken apart and put together again in these.
 _PACKETS = tuple(name for name in BASES if not name.startswith(("anim", "gif", "index_behind")))
@@ -81,14 +81,14 @@ class Case:
 class Result:
     """What became of it.
 
-    outcome: "all frames"; "told" (some frames, or all, and a line that says what is missing); "refused" (a line alone);
+    outcome: "all frames"; "named" (some frames, or all, and a line that says what is missing); "refused" (a line alone);
     "shorter file" (a stretch of whole packets is missing of a container that states no total); and what must not be:
     "SILENT", "TRACEBACK", "HANG", "CRASH", "WRONG TIMES", "WRONG VIDEO".
     """
 
     outcome: str
     frames: int = 0
-    said: str = ""
+    message: str = ""
 
     @property
     def right(self) -> bool:
@@ -99,17 +99,17 @@ class Result:
 def write_bases(folder: Path) -> dict[str, Path]:
     """Write one whole video per container and codec that this PyAV can write."""
     bases = {}
-    for name, how in BASES.items():
+    for name, recipe in BASES.items():
         path = folder / name
         if name.startswith("anim"):
             first, *others = (Image.fromarray(numbered_frame(k, 112, 84)) for k in range(NUM_FRAMES))
             first.save(path, save_all=True, append_images=others, duration=100)
-        elif how.get("codec", "libx264") in av.codecs_available:
+        elif recipe.get("codec", "libx264") in av.codecs_available:
             # The same bytes each time: no random identifiers, no threads.
-            options = {"threads": "1", **how.get("options", {})}
-            container_options = {"fflags": "bitexact", **how.get("container_options", {})}
-            how = {**how, "options": options, "container_options": container_options}
-            write_video(path, NUM_FRAMES, width=112, height=84, **how)
+            options = {"threads": "1", **recipe.get("options", {})}
+            container_options = {"fflags": "bitexact", **recipe.get("container_options", {})}
+            recipe = {**recipe, "options": options, "container_options": container_options}
+            write_video(path, NUM_FRAMES, width=112, height=84, **recipe)
         else:
             continue
         bases[name] = path
@@ -276,7 +276,7 @@ def run_case(case: Case) -> Result:
     logging.getLogger("videomamba_depth.data").setLevel(logging.INFO)
     out = Path(case.path + ".out")
     out.mkdir(exist_ok=True)
-    said, outcome = "", ""
+    message, outcome = "", ""
     try:
         colors = DepthColors(DepthKind.RELATIVE, ColorSettings(map="gray", range=(0.0, 256.0)))
         painter = FramePainter(colors, side_by_side=False)
@@ -284,28 +284,28 @@ def run_case(case: Case) -> Result:
         sinks = [FrameLog(out / "frames.jsonl"), VideoSink(out / "depth.mp4", painter, source.fps)]
         StreamJob(source, StandIn(), sinks, overlap=False).run()  # type: ignore[arg-type]
     except UserError as error:
-        said = str(error)
+        message = str(error)
     except BaseException as error:
-        return Result("TRACEBACK", said=f"{type(error).__name__}: {error}")
+        return Result("TRACEBACK", message=f"{type(error).__name__}: {error}")
     finally:
         logging.getLogger().removeHandler(handler)
     log = out / "frames.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     times = [record["time_s"] for record in records]
-    told = said or " | ".join(lines)
+    explanation = message or " | ".join(lines)
     if any(a >= b for a, b in itertools.pairwise(record["pts"] for record in records)) or not np.isfinite(times).all():
         outcome = "WRONG TIMES"
     elif records and _frames_of(out / "depth.mp4") != len(records):
         outcome = "WRONG VIDEO"
-    elif told:
-        outcome = "told" if records else "refused"
+    elif explanation:
+        outcome = "named" if records else "refused"
     elif len(records) >= case.num_frames:
         outcome = "all frames"
     elif case.mutation in ("truncated", "stretch left out") and case.name.endswith(_STATES_NO_TOTAL):
         outcome = "shorter file"
     else:
         outcome = "SILENT"
-    return Result(outcome, len(records), told)
+    return Result(outcome, len(records), explanation)
 
 
 def _frames_of(path: Path) -> int:
@@ -369,4 +369,6 @@ if __name__ == "__main__":
     print(table(found))
     for one, result in found:
         if not result.right:
-            print(f"{Path(one.path).name}: {result.outcome}, {result.frames} of {one.num_frames} frames; {result.said}")
+            print(
+                f"{Path(one.path).name}: {result.outcome}, {result.frames} of {one.num_frames} frames; {result.message}"
+            )

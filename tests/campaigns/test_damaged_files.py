@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 sys.path.insert(0, str(Path(__file__).parent))
-from damaged_files import NEVER, OUTCOMES, choose_damage, judge, make_specimens
+from damaged_files import NEVER, OUTCOMES, choose_damage, classify, make_specimens
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +44,10 @@ def test_damaged_files(tmp_path: Path) -> None:
             target = rng.choice(targets)
             damage = choose_damage(target, rng)
             damage(copy / target, rng)
-            outcome, said = judge(specimen, copy, expected)
+            outcome, message = classify(specimen, copy, expected)
             counts[outcome] += 1
             if outcome in NEVER:
-                wrong.append(f"{specimen.name} {number}: {damage.__name__} of {target}: {outcome} {said}")
+                wrong.append(f"{specimen.name} {number}: {damage.__name__} of {target}: {outcome} {message}")
             shutil.rmtree(copy)
     print(f"\n{'':16}" + "".join(f"{name:>11}" for name in ("cases", *OUTCOMES)))
     for name, counts in table.items():

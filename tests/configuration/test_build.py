@@ -16,7 +16,7 @@ from videomamba_depth.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["model.s1.heads=7"], "model: s1: d_model must be a multiple of heads"),
         (["model.encoder=/nonexistent/x"], "model.encoder: folder '/nonexistent/x' does not exist"),
@@ -33,12 +33,12 @@ from videomamba_depth.utils.errors import UserError
         (["data.teacher_cache=/etc/passwd"], "data.teacher_cache is for data=video_folder"),
     ],
 )
-def test_refused(tmp_path: Path, tiny_teacher_folder: str, overrides: list[str], said: str) -> None:
+def test_refused(tmp_path: Path, tiny_teacher_folder: str, overrides: list[str], message: str) -> None:
     given = [f"teacher.name={tiny_teacher_folder}", "debug=smoke", "trainer.device=cpu", *overrides]
     config = load_config("train", TrainConfig, given)
     with pytest.raises(UserError) as caught:
         build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / "run"), {})
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_cache_that_is_no_folder(tiny_teacher_folder: str) -> None:

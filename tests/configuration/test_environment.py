@@ -63,7 +63,7 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (("a", "0", "1"), "RANK must be a whole number; got 'a'"),
         (("0", "0", "-1"), "WORLD_SIZE must be a whole number; got '-1'"),
@@ -74,10 +74,10 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
         (("0", "0", "0"), "must be below the number of processes"),
     ],
 )
-def test_a_launcher_that_says_nonsense(monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], said: str) -> None:
+def test_a_launcher_that_says_nonsense(monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], message: str) -> None:
     for name, value in zip(LAUNCHER, values, strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         launch()
 
 

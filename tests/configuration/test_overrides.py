@@ -95,7 +95,7 @@ def test_a_tilde_is_the_home_folder(command: str, schema: type, key: str, needed
     assert value == str(Path.home() / "videos" / "x")
 
 
-def test_a_tilde_behind_a_name() -> None:
+def test_a_tilde_after_a_name() -> None:
     home = str(Path.home())
     assert stream(checkpoint="teacher:~/t").checkpoint == f"teacher:{home}/t"
     config = load_config("evaluate", EvaluateConfig, ["checkpoint=[a:~/x,~/y/last,b:/z]"])

@@ -79,7 +79,7 @@ def test_nan_is_in_no_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "override", "said"),
+    ("command", "override", "message"),
     [
         ("train", "data.crop=[56]", "data.crop must hold 2 values; got [56]"),
         ("train", "data.crop=[8192,8192]", "data.crop=[8192, 8192] is too large"),
@@ -118,10 +118,10 @@ def test_nan_is_in_no_range() -> None:
         ("ablate", "seeds=[0,1,0]", "seeds must differ"),
     ],
 )
-def test_refusals(command: str, override: str, said: str) -> None:
+def test_refusals(command: str, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load(command, override)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

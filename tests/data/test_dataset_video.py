@@ -228,5 +228,5 @@ def test_kept_worlds_are_cut_from_the_same_videos() -> None:
     items = [dataset[index] for index in range(12)]
     assert len({item["meta"].video_id for item in items}) == 2
     assert len({item["meta"].frame_indices[0] for item in items}) > 2
-    fresh = SyntheticClipDataset(world, **options)  # type: ignore[arg-type]
-    assert all(torch.equal(fresh[index]["rgb"], items[index]["rgb"]) for index in (7, 1))
+    new = SyntheticClipDataset(world, **options)  # type: ignore[arg-type]
+    assert all(torch.equal(new[index]["rgb"], items[index]["rgb"]) for index in (7, 1))

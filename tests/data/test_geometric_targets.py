@@ -76,8 +76,8 @@ def room(travel: float = 0.5, turn: float = 0.1, zoom: float = 1.0, noise_px: fl
     ray = torch.stack([rays(grid.points(torch.float64), f, middle) for f in focal])  # [N,3,P]
     points = grid.sample(dense)[:, None].expand(-1, len(OFFSETS), -1)
     px, py, pz = transform(ray.movedim(1, 0)[:, :, None], points, change)
-    there = focal[other][..., None]
-    target = torch.stack([there * px / pz + middle[0], there * py / pz + middle[1]], 2)
+    other_focal = focal[other][..., None]
+    target = torch.stack([other_focal * px / pz + middle[0], other_focal * py / pz + middle[1]], 2)
     target = target + noise_px * torch.randn(
         target.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -183,8 +183,8 @@ def test_the_equations_are_the_derivatives_of_the_cost() -> None:
     by_source = -(linear.to_source.mT @ by_target[..., None])[..., 0]
     step = 1e-6
     for frame, component in ((5, 0), (5, 2), (7, 4), (9, 5)):
-        there = (double.other == frame) & (double.trust.sum(-1) > 0)
-        wanted = 2 * float(by_target[there][:, component].sum() + by_source[frame, :, component].sum())
+        other_focal = (double.other == frame) & (double.trust.sum(-1) > 0)
+        wanted = 2 * float(by_target[other_focal][:, component].sum() + by_source[frame, :, component].sum())
         slope = (cost(twisted(frame, component, step)) - cost(twisted(frame, component, -step))) / (2 * step)
         assert slope == pytest.approx(wanted, rel=1e-4)
     changed = [scene._replace(log_focal=scene.log_focal + s) for s in (step, -step)]

@@ -53,7 +53,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
-def test_jitter_of_whole_frames_goes_and_the_gauge_stays(generator: torch.Generator) -> None:
+def test_jitter_of_whole_frames_goes_and_scale_and_shift_stay(generator: torch.Generator) -> None:
     truth = scene(generator).expand(N, -1, -1, -1)
     scale, shift = jitter(generator, 0.05)
     raw = scale * truth + shift

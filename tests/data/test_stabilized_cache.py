@@ -30,7 +30,7 @@ from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.utils.errors import UserError
 
 KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
-HOW = StabilizeKey(2, 1.5, "dis")
+TARGET_KEY = StabilizeKey(2, 1.5, "dis")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def label(videos: list[VideoSource], cache: Path) -> Path:
     return cache
 
 
-def stabilize(videos: list[VideoSource], cache: Path, how: StabilizeKey = HOW) -> int:
-    return precompute_stabilized(videos, cache, KEY, how, DISFlow("fast"), progress=False)
+def stabilize(videos: list[VideoSource], cache: Path, target_key: StabilizeKey = TARGET_KEY) -> int:
+    return precompute_stabilized(videos, cache, KEY, target_key, DISFlow("fast"), progress=False)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -74,7 +74,7 @@ def test_blocks_cover_every_frame_once_with_margins() -> None:
 
 
 def test_a_short_video_is_stabilized_as_one_clip(videos: list[VideoSource], cache: Path) -> None:
-    maps = TeacherCacheReader(cache, KEY, HOW).lookup("b.mp4", range(6), videos[1].path)
+    maps = TeacherCacheReader(cache, KEY, TARGET_KEY).lookup("b.mp4", range(6), videos[1].path)
     assert maps is not None
     clip = torch.from_numpy(read_frames(videos[1].path, range(6))).permute(0, 3, 1, 2).float() / 255
     raw = torch.from_numpy(maps["teacher_depth"])[:, None]
@@ -115,14 +115,14 @@ def test_geometric_targets_take_the_same_place(
     assert maps is not None
     np.testing.assert_allclose(maps["stabilized_depth"], 2 * maps["teacher_depth"] + 2, rtol=2**-9)
     with pytest.raises(UserError, match="target is geometry, wanted stabilized"):
-        TeacherCacheReader(folder, KEY, HOW).lookup("b.mp4", range(6), videos[1].path)
+        TeacherCacheReader(folder, KEY, TARGET_KEY).lookup("b.mp4", range(6), videos[1].path)
 
 
 def test_a_cache_from_before_there_was_another_target_holds_stabilized_ones() -> None:
     stored = {"radius": 2, "sigma": 1.5, "flow": "dis"}
-    assert HOW.difference(stored) == ""
+    assert TARGET_KEY.difference(stored) == ""
     assert StabilizeKey(2, 1.5, "dis", "geometry").difference(stored) == "target is stabilized, wanted geometry"
-    assert HOW.difference({**stored, "target": "stabilised"}) == ""  # as version 0.1.0 spelt it
+    assert TARGET_KEY.difference({**stored, "target": "stabilised"}) == ""  # as version 0.1.0 spelt it
 
 
 def set_radius(group: Path) -> None:
@@ -143,8 +143,8 @@ def test_stabilized_numbers_are_under_a_digest_too(cache: Path, tmp_path: Path, 
     damage(folder / group_name("a.mp4"))
     (problem,) = verify_cache(folder, progress=False).problems
     assert "chunk 0 of stabilised is missing or damaged" in problem
-    how = StabilizeKey(3, 1.5, "dis") if damage is set_radius else HOW
-    assert TeacherCacheReader(folder, KEY, how).lookup("a.mp4", [3]) is None
+    target_key = StabilizeKey(3, 1.5, "dis") if damage is set_radius else TARGET_KEY
+    assert TeacherCacheReader(folder, KEY, target_key).lookup("a.mp4", [3]) is None
 
 
 def test_damaged_labels_are_not_stabilized(videos: list[VideoSource], tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_stop_at_any_frame_is_made_good(
         with pytest.raises(InterruptedError):
             stabilize(videos, folder)
         assert verify_cache(folder, key=KEY, progress=False).unfinished
-        maps = TeacherCacheReader(folder, KEY, HOW).lookup("a.mp4", [20])
+        maps = TeacherCacheReader(folder, KEY, TARGET_KEY).lookup("a.mp4", [20])
         assert maps is not None
         assert "stabilized_depth" not in maps
     monkeypatch.setattr(stabilized_cache, "scaled", real)
@@ -187,7 +187,7 @@ def test_blocks_agree_with_the_whole_video_but_for_scale_and_shift(
     monkeypatch.setattr(stabilized_cache, "MARGIN_FRAMES", 8)
     folder = label(videos, tmp_path / "c")
     stabilize(videos, folder)
-    whole, blocks = (TeacherCacheReader(c, KEY, HOW).lookup("a.mp4", range(21)) for c in (cache, folder))
+    whole, blocks = (TeacherCacheReader(c, KEY, TARGET_KEY).lookup("a.mp4", range(21)) for c in (cache, folder))
     assert whole is not None
     assert blocks is not None
     difference = np.abs(blocks["stabilized_depth"] - whole["stabilized_depth"]).mean()
@@ -197,6 +197,6 @@ def test_blocks_agree_with_the_whole_video_but_for_scale_and_shift(
 
 def test_clips_carry_the_target(videos: list[VideoSource], cache: Path) -> None:
     options: dict[str, Any] = {"transform": ClipTransform((48, 64)), "clip_frames": 4, "progress": False}
-    dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(cache, KEY, HOW), **options)
+    dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(cache, KEY, TARGET_KEY), **options)
     item = dataset[0]
     assert item["stabilized_depth"].shape == item["teacher_depth"].shape

@@ -180,10 +180,10 @@ def test_colours_follow_the_flow(videos: list[SyntheticVideo]) -> None:
     warped, plain = [], []
     for video in videos:
         seen = video.visible_fwd[0]
-        here, there = video.clean_rgb[0].astype(np.float32), video.clean_rgb[2]
+        here, later = video.clean_rgb[0].astype(np.float32), video.clean_rgb[2]
         two_steps = video.flow_fwd[0] + sampled(video.flow_fwd[1], video.flow_fwd[0])
-        warped.append(np.abs(sampled(there, two_steps) - here)[seen].mean())
-        plain.append(np.abs(there - here)[seen].mean())
+        warped.append(np.abs(sampled(later, two_steps) - here)[seen].mean())
+        plain.append(np.abs(later - here)[seen].mean())
     # Measured: 1.5 against 4.4 (rooms), 1.7 against 4.9 (courtyard) of 255; the rest is interpolation.
     # Measured: 1.5 against 4.4 (rooms) of 255, 2.3 against 3.5 (clutter), 3.6 against 8.4 (forest): interpolation.
     assert np.mean(warped) < 5
@@ -193,8 +193,8 @@ def test_colours_follow_the_flow(videos: list[SyntheticVideo]) -> None:
 def test_going_there_and_back_returns_to_the_pixel(videos: list[SyntheticVideo]) -> None:
     errors = []
     for video in videos:
-        there_and_back = video.flow_fwd[1] + sampled(video.flow_bwd[2], video.flow_fwd[1])
-        errors.append(np.abs(there_and_back)[video.visible_fwd[1]].max(-1))
+        round_trip = video.flow_fwd[1] + sampled(video.flow_bwd[2], video.flow_fwd[1])
+        errors.append(np.abs(round_trip)[video.visible_fwd[1]].max(-1))
     # Bilinear sampling mixes two surfaces at edges, hence the quantile.
     assert np.quantile(np.concatenate(errors), 0.95) < 0.1
 

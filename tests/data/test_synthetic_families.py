@@ -140,7 +140,7 @@ def test_the_camera_stands_clear_of_everything(family: SceneFamily) -> None:
             assert (np.abs(solids.to_unit[0] @ (origin - solids.center[0])) < 1).all(), "and within the shell"
 
 
-def test_families_look_different_and_cover_what_cameras_do() -> None:
+def test_families_differ_and_cover_what_cameras_do() -> None:
     focal, pitch, sky, median_m = [], [], {}, {}
     for family in NEWER:
         scenes = [build_scene(seed, family) for seed in range(8)]

@@ -60,8 +60,12 @@ NUM_FRAMES = 24
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("whole")
-    usable = {name: how for name, how in CONTAINERS.items() if how.get("codec", "libx264") in av.codecs_available}
-    return {name: write_video(folder / name, NUM_FRAMES, width=112, height=84, **how) for name, how in usable.items()}
+    usable = {
+        name: recipe for name, recipe in CONTAINERS.items() if recipe.get("codec", "libx264") in av.codecs_available
+    }
+    return {
+        name: write_video(folder / name, NUM_FRAMES, width=112, height=84, **recipe) for name, recipe in usable.items()
+    }
 
 
 def read(source: FileSource | UrlSource) -> tuple[list[Frame], str]:
@@ -89,9 +93,9 @@ def assert_consistent(path: Path, frames: list[Frame]) -> None:
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_a_whole_file_is_whole(whole: dict[str, Path], name: str) -> None:
-    frames, said = read(FileSource(whole[name]))
+    frames, losses_text = read(FileSource(whole[name]))
     assert [frame_number(frame.rgb) for frame in frames] == list(range(NUM_FRAMES))
-    assert said == ""
+    assert losses_text == ""
     assert count_frames(whole[name]) in (None, NUM_FRAMES)
     assert find_damage(whole[name]) == ""
 
@@ -104,12 +108,12 @@ def test_what_is_there_is_used_and_the_end_is_told(
     data = whole[name].read_bytes()
     path = tmp_path / name
     path.write_bytes(data[: int(len(data) * share) // 188 * 188 + 5])
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     numbers = [frame_number(frame.rgb) for frame in frames]
     assert 1 <= len(frames) <= NUM_FRAMES
     assert numbers == sorted(numbers)
-    assert f"{name} is damaged: " in said
-    assert "\n" not in said
+    assert f"{name} is damaged: " in losses_text
+    assert "\n" not in losses_text
     assert name in caplog.text
     assert_consistent(path, frames)
     assert count_frames(path) in (None, len(frames))
@@ -152,9 +156,9 @@ def test_time_goes_on(stamps: list[int | None], times: list[int]) -> None:
 def test_joined_recordings_are_read_to_the_end(whole: dict[str, Path], tmp_path: Path, name: str) -> None:
     path = tmp_path / "joined.ts"
     path.write_bytes(whole[name].read_bytes() * 2)  # clock and continuity counters begin anew
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     assert [frame_number(frame.rgb) for frame in frames] == 2 * list(range(NUM_FRAMES))
-    assert said == ""
+    assert losses_text == ""
     rate = CONTAINERS[name].get("fps", 10)
     steps = np.diff([frame.timestamp_s for frame in frames])
     np.testing.assert_allclose(steps, 1 / rate, atol=1e-6)
@@ -171,14 +175,14 @@ def joined(tmp_path: Path, suffix: str, cut: bytes = b"", **second: Any) -> Path
     common |= second.pop("both", {})
     first = write_video(tmp_path / f"1.{suffix}", 20, **common)
     other = write_video(tmp_path / f"2.{suffix}", 20, seed=1, **(common | second))
-    behind = other.read_bytes()
+    after = other.read_bytes()
     path = tmp_path / f"joined.{suffix}"
-    path.write_bytes(first.read_bytes() + behind[behind.index(cut) - 4 if cut else 0 :])
+    path.write_bytes(first.read_bytes() + after[after.index(cut) - 4 if cut else 0 :])
     return path
 
 
 @pytest.mark.parametrize(
-    ("suffix", "how", "words"),
+    ("suffix", "recipe", "words"),
     [
         ("mp4", {"both": {"container_options": FRAGMENTS}, "cut": b"moof"}, "of the 40 frames"),
         ("mp4", {"both": {"container_options": FRAGMENTS}}, "of the 40 frames"),
@@ -191,20 +195,20 @@ def joined(tmp_path: Path, suffix: str, cut: bytes = b"", **second: Any) -> Path
     ],
 )
 def test_a_second_recording_that_is_not_read_is_told(
-    tmp_path: Path, suffix: str, how: dict[str, Any], words: str
+    tmp_path: Path, suffix: str, recipe: dict[str, Any], words: str
 ) -> None:
-    path = joined(tmp_path, suffix, **how)
-    frames, said = read(FileSource(path))
+    path = joined(tmp_path, suffix, **recipe)
+    frames, losses_text = read(FileSource(path))
     assert 20 <= len(frames) < 40
-    assert "is damaged: " in said
-    assert words in said
-    assert "\n" not in said
+    assert "is damaged: " in losses_text
+    assert words in losses_text
+    assert "\n" not in losses_text
     assert count_frames(path) is None
 
 
 def test_a_second_recording_that_is_read_is_no_damage(tmp_path: Path) -> None:
-    frames, said = read(FileSource(joined(tmp_path, "mkv")))
-    assert (len(frames), said) == (40, "")
+    frames, losses_text = read(FileSource(joined(tmp_path, "mkv")))
+    assert (len(frames), losses_text) == (40, "")
 
 
 @pytest.mark.parametrize("length", range(1, 8))
@@ -231,9 +235,9 @@ def test_equal_stamps_lose_no_frame(tmp_path: Path) -> None:
     stamps = [0, 100, 200, 200, 400, 500, 600, 600, 600, 900, 1000, 1100]
     source = write_video(tmp_path / "source.mkv", 12, codec="mpeg4", options={"g": "4"})
     path = restamped(source, tmp_path / "equal.mkv", lambda k: stamps[k], lambda k: True)
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     assert [frame_number(frame.rgb) for frame in frames] == list(range(12))
-    assert said == ""
+    assert losses_text == ""
     times = [0, 100, 200, 250, 400, 500, 600, 650, 700, 900, 1000, 1100]
     assert [round(1000 * frame.timestamp_s) for frame in frames] == times
     assert_consistent(path, frames)
@@ -244,10 +248,10 @@ def test_an_edit_list_hides_frames_and_is_no_damage(tmp_path: Path) -> None:
     path = restamped(source, tmp_path / "trimmed.mp4", lambda k: 1024 * (k - 8), lambda k: True)
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 20
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     assert [frame_number(frame.rgb) for frame in frames] == list(range(8, 20))
     assert frames[0].timestamp_s == 0
-    assert (said, count_frames(path)) == ("", 12)
+    assert (losses_text, count_frames(path)) == ("", 12)
     assert_consistent(path, frames)
 
 
@@ -256,10 +260,10 @@ def test_null_frames_of_an_avi_take_up_time(tmp_path: Path, codec: str) -> None:
     at = [0, 1, 2, 3, 4, 15, 16, 17, 18, 19]
     options = {"bf": "0"} if codec == "libx264" else {}
     path = write_video(tmp_path / "gap.avi", 10, pts=at, codec=codec, options=options)
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     assert [frame_number(frame.rgb) for frame in frames] == list(range(10))
     assert [round(10 * frame.timestamp_s) for frame in frames] == at
-    assert (said, count_frames(path)) == ("", None)
+    assert (losses_text, count_frames(path)) == ("", None)
     assert_consistent(path, frames)
 
 
@@ -271,9 +275,9 @@ def test_a_recording_that_begins_between_key_frames_says_so(
     video = [number for number, packet in enumerate(packets) if packet[1] & 0x5F == 0x41]  # payload begins, pid 0x100
     path = tmp_path / "late.ts"
     path.write_bytes(b"".join(packets[:3] + packets[video[3] :]))
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     assert [frame_number(frame.rgb) for frame in frames] == list(range(6, NUM_FRAMES))
-    assert said == ""
+    assert losses_text == ""
     assert "frames before the first key frame cannot be decoded" in caplog.text
 
 
@@ -284,9 +288,9 @@ def test_a_hole_in_the_middle_is_told(whole: dict[str, Path], tmp_path: Path, na
     data[start : start + length] = bytes(length)
     path = tmp_path / name
     path.write_bytes(data)
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     assert frames
-    assert f"{name} is damaged: " in said
+    assert f"{name} is damaged: " in losses_text
 
 
 def test_a_block_of_a_track_that_is_not_there_is_seen(whole: dict[str, Path], tmp_path: Path) -> None:
@@ -336,9 +340,9 @@ def test_damage_in_the_middle_is_counted(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 600] = bytes(600)
     path.write_bytes(data)
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     assert len(frames) < 24
-    assert "hole.mkv is damaged" in said
+    assert "hole.mkv is damaged" in losses_text
 
 
 class Server:
@@ -389,13 +393,13 @@ def test_a_connection_that_breaks_off_is_told(
     whole: dict[str, Path], serve: Callable[[bytes, int], Server], name: str
 ) -> None:
     data = whole[name].read_bytes()
-    frames, said = read(UrlSource(serve(data, int(len(data) * 0.8)).url(name)))
+    frames, losses_text = read(UrlSource(serve(data, int(len(data) * 0.8)).url(name)))
     assert 4 <= len(frames) < NUM_FRAMES
-    assert "is damaged: " in said
-    assert "broke off" in said
-    assert "secret" not in said
-    frames, said = read(UrlSource(serve(data, len(data)).url(name)))
-    assert (len(frames), said) == (NUM_FRAMES, "")
+    assert "is damaged: " in losses_text
+    assert "broke off" in losses_text
+    assert "secret" not in losses_text
+    frames, losses_text = read(UrlSource(serve(data, len(data)).url(name)))
+    assert (len(frames), losses_text) == (NUM_FRAMES, "")
 
 
 @pytest.mark.parametrize("promise", ["Transfer-Encoding", ""])
@@ -404,26 +408,26 @@ def test_without_a_length_the_header_says_where_a_video_ends(
     whole: dict[str, Path], serve: Callable[..., Server], name: str, promise: str
 ) -> None:
     data = whole[name].read_bytes()
-    frames, said = read(UrlSource(serve(data, int(len(data) * 0.7), promise).url(name)))
+    frames, losses_text = read(UrlSource(serve(data, int(len(data) * 0.7), promise).url(name)))
     assert 4 <= len(frames) < NUM_FRAMES
-    assert "is damaged: " in said
-    frames, said = read(UrlSource(serve(data, len(data), promise).url(name)))
-    assert (len(frames), said) == (NUM_FRAMES, "")
+    assert "is damaged: " in losses_text
+    frames, losses_text = read(UrlSource(serve(data, len(data), promise).url(name)))
+    assert (len(frames), losses_text) == (NUM_FRAMES, "")
 
 
 def test_a_video_whose_end_nobody_states_is_told(
     whole: dict[str, Path], serve: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = whole["gif.gif"].read_bytes()
-    _, said = read(UrlSource(serve(data, len(data), "Transfer-Encoding").url("a.gif")))
-    assert said == ""
+    _, losses_text = read(UrlSource(serve(data, len(data), "Transfer-Encoding").url("a.gif")))
+    assert losses_text == ""
     assert "neither the server nor the file says where it ends" in caplog.text
 
 
 def test_a_part_that_was_asked_for_is_complete(whole: dict[str, Path], serve: Callable[[bytes, int], Server]) -> None:
     data = whole["h264.mkv"].read_bytes()
-    frames, said = read(UrlSource(serve(data, int(len(data) * 0.8)).url("a.mkv"), max_frames=4))
-    assert (len(frames), said) == (4, "")
+    frames, losses_text = read(UrlSource(serve(data, int(len(data) * 0.8)).url("a.mkv"), max_frames=4))
+    assert (len(frames), losses_text) == (4, "")
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
@@ -501,11 +505,11 @@ def test_an_edit_list_that_hides_everything_is_named(tmp_path: Path, edits: list
             use(path)
 
 
-def test_fragments_behind_an_index_are_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fragments_after_an_index_are_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     path = write_video(tmp_path / "x.mp4", 20, options={"g": "5"}, container_options={"movflags": "frag_keyframe"})
-    frames, said = read(FileSource(path))
-    assert (len(frames), said) == (20, "")
+    frames, losses_text = read(FileSource(path))
+    assert (len(frames), losses_text) == (20, "")
     assert "hides" not in caplog.text
 
 
@@ -514,10 +518,10 @@ def test_a_cut_mxf_is_the_same_by_index_and_in_order(tmp_path: Path, share: floa
     path = write_video(tmp_path / "x.mxf", 24, codec="mpeg2video", fps=25, options=B_FRAMES)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    frames, said = read(FileSource(path))
+    frames, losses_text = read(FileSource(path))
     info = probe_video(path)
     assert frames
-    assert "x.mxf is damaged: " in said
+    assert "x.mxf is damaged: " in losses_text
     for index in range(len(frames)):
         np.testing.assert_array_equal(read_frames(path, [index], info=info)[0], frames[index].rgb)
 

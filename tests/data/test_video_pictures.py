@@ -159,7 +159,7 @@ def test_colors_that_are_not_converted_are_told(
     assert words in caplog.text
 
 
-def test_pages_behind_the_first_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pages_after_the_first_one_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, *others = [Image.fromarray(numbered_frame(number)) for number in range(3)]
     first.save(tmp_path / "one.tif")
     assert probe_video(tmp_path / "one.tif").num_frames == 1

@@ -59,8 +59,8 @@ FILES: dict[str, dict[str, Any]] = {
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
     os.environ.setdefault("SVT_LOG", "1")  # errors only
-    usable = {name: how for name, how in FILES.items() if how.get("codec", "libx264") in av.codecs_available}
-    return {name: write_video(folder / name, 30, **how) for name, how in usable.items()}
+    usable = {name: recipe for name, recipe in FILES.items() if recipe.get("codec", "libx264") in av.codecs_available}
+    return {name: write_video(folder / name, 30, **recipe) for name, recipe in usable.items()}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -175,7 +175,7 @@ def test_an_interrupted_evaluation_keeps_the_clips_that_are_done(room: Room) -> 
     assert "| student |" in to_markdown(kept[0])
 
 
-def test_clips_that_cannot_be_used_are_named_and_the_others_judged(room: Room) -> None:
+def test_clips_that_cannot_be_used_are_named_and_the_others_scored(room: Room) -> None:
     def refuse() -> EvaluationClip:
         raise UserError("there.mp4 is empty")
 
@@ -198,8 +198,8 @@ def test_clips_that_cannot_be_used_are_named_and_the_others_judged(room: Room) -
     assert [clip["name"] for clip in result["clips"]] == ["room", "last"]
     assert list(result["skipped"]) == ["there", "midway", "one"]
     assert result["skipped"]["midway"] == "midway.mp4 is damaged"
-    said = "Skipped 3 of 5 clips: there (there.mp4 is empty); midway (midway.mp4 is damaged); one ("
-    assert said in to_markdown(result)
+    message = "Skipped 3 of 5 clips: there (there.mp4 is empty); midway (midway.mp4 is damaged); one ("
+    assert message in to_markdown(result)
     assert "Skipped 3 of 5 clips" in render(result)
     assert len(kept) == 2
     with pytest.raises(UserError, match=r"there\.mp4 is empty"):
@@ -248,7 +248,7 @@ def test_the_bar_says_clip_method_and_time_left(room: Room, capsys: pytest.Captu
     assert any(line.startswith("clip 3/3 last:") and "00:0" in line.partition("|")[2] for line in shown)
 
 
-def test_several_students_are_judged_and_counted_apart(room: Room) -> None:
+def test_several_students_are_scored_and_counted_apart(room: Room) -> None:
     students = {"copy": lambda: brightness, "average": averaging_stream}
     clips = [clip_of(room), clip_of(room, name="again", frames=list(room.rgb))]
     slow = Method("slow", lambda: averaging_stream(0.2))

@@ -241,9 +241,9 @@ def test_a_browser_opens_the_page_and_plays_the_video(text: str, tmp_path: Path)
     with api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=browsers[0], args=["--no-sandbox"])
         page = browser.new_page()
-        said, asked = [], []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        expected_text, asked = [], []
+        page.on("console", lambda message: expected_text.append(message.text))
+        page.on("pageerror", lambda error: expected_text.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(path.as_uri())
         page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
@@ -251,7 +251,7 @@ def test_a_browser_opens_the_page_and_plays_the_video(text: str, tmp_path: Path)
         page.wait_for_function("document.querySelector('video').currentTime > 0.05")
         too_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         browser.close()
-    assert said == []
+    assert expected_text == []
     assert not too_wide
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
 

@@ -212,11 +212,11 @@ def test_boundary_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
 
 
 def test_frames_to_settle() -> None:
-    fresh = scaled([1.0] * 6)
-    carried = fresh + np.array([0.5, 0.1, 0.001, 0.1, 0.001, 0.0])[:, None, None]
-    assert frames_to_settle(carried, fresh).value == 4.0
-    assert frames_to_settle(fresh, fresh).value == 0.0
-    assert math.isnan(frames_to_settle(fresh + 1.0, fresh).value)
+    new = scaled([1.0] * 6)
+    carried = new + np.array([0.5, 0.1, 0.001, 0.1, 0.001, 0.0])[:, None, None]
+    assert frames_to_settle(carried, new).value == 4.0
+    assert frames_to_settle(new, new).value == 0.0
+    assert math.isnan(frames_to_settle(new + 1.0, new).value)
 
 
 def test_cuts_are_detected_and_flashes_are_not() -> None:

@@ -64,7 +64,7 @@ def test_a_kept_world_is_the_rendered_one(world: EvaluationClip, cache: Path) ->
     assert not np.array_equal(world.estimated_motion.flow_bwd, np.moveaxis(video.flow_bwd, -1, 1))
 
 
-def test_true_lag_is_behind_the_truth_not_behind_the_flicker(world: EvaluationClip) -> None:
+def test_true_lag_is_against_the_truth_not_the_flicker(world: EvaluationClip) -> None:
     truth = 1.0 / np.asarray(world.gt_depth_m)
     flicker = np.random.default_rng(0).normal(size=(len(truth), 1, 1)) * truth.std()
     methods = [
@@ -151,8 +151,8 @@ def test_every_kind_of_world_is_whole_and_its_flow_true(kind: str) -> None:
     for flow, visible, step in (("flow_fwd", "visible_fwd", 1), ("flow_bwd", "visible_bwd", -1)):
         errors = []
         for t in range(max(0, -step), FRAMES - max(0, step)):
-            there = warp_frame(world["depth_m"][t + step].astype(np.float32), world[flow][t])
-            errors.append(np.abs(there / world["depth_m"][t] - 1)[world[visible][t]])
+            seen_later = warp_frame(world["depth_m"][t + step].astype(np.float32), world[flow][t])
+            errors.append(np.abs(seen_later / world["depth_m"][t] - 1)[world[visible][t]])
         seen = np.concatenate(errors)
         assert len(seen) > 0.5 * FRAMES * SIZE[0] * SIZE[1]
         assert float(np.median(seen)) < 0.02  # 0.005; 3x speed .01

@@ -75,9 +75,9 @@ def test_the_state_matters(student: VideoMambaDepth, exported: Path) -> None:
 def test_shapes_of_the_state_at_every_size(student: VideoMambaDepth) -> None:
     shapes = state_shapes(student)
     for height, width in ((14, 14), (42, 70), (518, 686)):
-        fresh = student.init_states(1, (height, width)).tensors()
+        new = student.init_states(1, (height, width)).tensors()
         assert {n: evaluate_shape(s, height, width) for n, s in shapes.items()} == {
-            n: tuple(t.shape) for n, t in fresh.items()
+            n: tuple(t.shape) for n, t in new.items()
         }
 
 

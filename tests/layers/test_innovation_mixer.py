@@ -47,11 +47,11 @@ def test_weights_stay_positive_when_states_are_moved(method: str) -> None:
             assert weights_of(mixer, state).max() <= before.max()
     hidden = ~trusted.flatten()
     assert (state[1][hidden] == 0).all()
-    fresh, _, _ = mixer(tokens[:, :1], control[:, :1])
+    new, _, _ = mixer(tokens[:, :1], control[:, :1])
     moved, _, _ = mixer(tokens[:, :1], control[:, :1], state)
     assert torch.isfinite(moved).all()
-    assert torch.allclose(moved[hidden], fresh[hidden], atol=1e-5)
-    assert not torch.allclose(moved[~hidden], fresh[~hidden], atol=1e-2)
+    assert torch.allclose(moved[hidden], new[hidden], atol=1e-5)
+    assert not torch.allclose(moved[~hidden], new[~hidden], atol=1e-2)
 
 
 @pytest.mark.parametrize("step", [False, True], ids=["scan", "one step"])

@@ -89,7 +89,7 @@ def point(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "said"),
+    ("file", "damage", "message"),
     [
         (STUDENT_WEIGHTS, flip, "student.safetensors' is damaged"),
         (STUDENT_WEIGHTS, cast, "student.safetensors' is damaged"),
@@ -99,10 +99,10 @@ def point(path: Path) -> None:
     ],
 )
 def test_no_byte_of_a_checkpoint_changes_unnoticed(
-    checkpoint: Path, file: str, damage: Callable[[Path], None], said: str
+    checkpoint: Path, file: str, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(checkpoint / file)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_student(checkpoint)
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from tiny import save_tiny_teacher, tiny_teacher
 from transformers import DepthAnythingForDepthEstimation
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -21,7 +23,8 @@ def test_equals_transformers(tmp_path: Path, kind: str) -> None:
     encoder = DepthAnythingEncoder.from_pretrained(folder)
     rgb = torch.rand(2, 3, 70, 98)
     with torch.no_grad():
-        expected = DepthAnythingForDepthEstimation.from_pretrained(folder)((rgb - encoder.mean) / encoder.std)
+        pixels = (rgb - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+        expected = DepthAnythingForDepthEstimation.from_pretrained(folder)(pixels)
     depth = encoder.predict_depth(rgb)
     assert depth.std() > 0.01
     torch.testing.assert_close(depth[:, 0], expected.predicted_depth, rtol=0, atol=1e-5)

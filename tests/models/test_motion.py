@@ -66,7 +66,7 @@ def test_token_warp_samples_like_grid_sample() -> None:
         torch.testing.assert_close(got * inner, want * inner, rtol=0, atol=1e-10)
 
 
-def test_untrusted_tokens_start_afresh_and_flow_that_is_not_finite_does_not_spread() -> None:
+def test_untrusted_tokens_are_reset_and_flow_that_is_not_finite_does_not_spread() -> None:
     flow = torch.zeros(1, 2, 2, 3)
     flow[0, 0, 0, 0] = float("nan")
     trusted = torch.tensor([[[[True, False, True], [True, True, True]]]])
@@ -143,15 +143,15 @@ def test_later_frames_cannot_change_earlier_depth_and_streams_do_not_mix(tiny_en
     assert (after[1, 4:] - before[1, 4:]).abs().max() > 1e-3
 
 
-def test_a_reset_stream_is_a_fresh_one(tiny_encoder: DepthAnythingEncoder) -> None:
+def test_a_reset_stream_is_a_new_one(tiny_encoder: DepthAnythingEncoder) -> None:
     model = moving_student(tiny_encoder)
     clip = sliding_clip(batch=2)
     with torch.no_grad():
         states = model(clip[:, :3]).states
         depth = model(clip[:, 3:], states.reset(torch.tensor([False, True]))).depth
-        fresh = model(clip[1:, 3:]).depth
+        new = model(clip[1:, 3:]).depth
         carried = model(clip[:, 3:], states).depth
-    torch.testing.assert_close(depth[1:], fresh, rtol=0, atol=1e-5)
+    torch.testing.assert_close(depth[1:], new, rtol=0, atol=1e-5)
     torch.testing.assert_close(depth[0], carried[0], rtol=0, atol=1e-5)
 
 

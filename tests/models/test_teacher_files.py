@@ -69,9 +69,9 @@ def test_a_pointer_of_git_lfs(folder: Path, name: str) -> None:
 
 def test_another_image_size(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = json.loads((folder / "config.json").read_text())
-    said = refused(change(folder, backbone_config=config["backbone_config"] | {"image_size": 518}))
-    assert str(folder) in said
-    assert "position_embeddings" in said
+    message = refused(change(folder, backbone_config=config["backbone_config"] | {"image_size": 518}))
+    assert str(folder) in message
+    assert "position_embeddings" in message
     assert capfd.readouterr() == ("", "")
 
 

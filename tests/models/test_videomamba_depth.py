@@ -167,8 +167,8 @@ def test_one_stream_of_a_batch_can_be_reset(tiny_encoder: DepthAnythingEncoder) 
     with torch.no_grad():
         states = model(clip[:, :3]).states
         mixed = model(clip[:, 3:], states.reset(torch.tensor([True, False]))).depth
-        fresh, carried = model(clip[:, 3:])[0], model(clip[:, 3:], states)[0]
-    torch.testing.assert_close(mixed[0], fresh[0], rtol=0, atol=1e-5)
+        new, carried = model(clip[:, 3:])[0], model(clip[:, 3:], states)[0]
+    torch.testing.assert_close(mixed[0], new[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(mixed[1], carried[1], rtol=0, atol=1e-5)
 
 

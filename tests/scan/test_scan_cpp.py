@@ -241,7 +241,7 @@ def test_in_place_is_refused_where_it_would_be_wrong() -> None:
         selective_scan_step(strided, **flat, inplace=True)  # type: ignore[arg-type]
 
 
-def test_results_are_fresh_and_inputs_unchanged() -> None:
+def test_results_are_new_tensors_and_inputs_unchanged() -> None:
     case = make_case(2, 3, 16, 4).to(SINGLE)
     before = {name: x.clone() for name, x in case.arguments.items()}
     _, state, _ = selective_scan(**case.arguments, backend="cpp")  # type: ignore[arg-type]

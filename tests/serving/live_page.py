@@ -104,10 +104,10 @@ def frame_bytes(data: bytes, opcode: int = 2, fin: bool = True) -> bytes:
     return head + mask + masked.tobytes()
 
 
-def wait_until(there: Callable[[], bool], timeout_s: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     """Look again and again."""
     end_s = time.monotonic() + timeout_s
-    while not there():
+    while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.02)
 

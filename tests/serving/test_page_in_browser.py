@@ -62,10 +62,10 @@ def page(address: str) -> Iterator[Any]:
     assert complaints == []
 
 
-def wait_for(there: Callable[[], bool], timeout_s: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     """Look from outside: the page itself allows no script but its own."""
     end_s = time.monotonic() + timeout_s
-    while not there():
+    while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.1)
 
@@ -117,21 +117,21 @@ def test_a_camera_is_shown_with_its_depth_until_it_is_stopped(page: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"no video" * 100, "bad.mp4: this file is not a video"),
         (bytes(1_100_000), "bad.mp4: the file is larger than 1 MB"),
     ],
 )
-def test_a_file_that_cannot_be_shown_says_why(page: Any, tmp_path: Path, data: bytes, said: str) -> None:
+def test_a_file_that_cannot_be_shown_says_why(page: Any, tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "bad.mp4").write_bytes(data)
     page.set_input_files("#file", str(tmp_path / "bad.mp4"))
     page.wait_for_selector("#error:not([hidden])")
-    assert said in page.text_content("#error")
+    assert message in page.text_content("#error")
     keep(page, "refused", tmp_path)
 
 
-def test_a_cut_file_says_so_behind_its_frames(page: Any, tmp_path: Path) -> None:
+def test_a_cut_file_says_so_after_its_frames(page: Any, tmp_path: Path) -> None:
     page.set_input_files("#file", str(write_truncated(tmp_path / "cut.mp4")))
     page.wait_for_selector("#error:not([hidden])")
     assert re.search(r"cut\.mp4: the file is damaged or cut off: only \d+ of 24 frames", page.text_content("#error"))

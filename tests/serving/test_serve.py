@@ -128,13 +128,13 @@ def test_a_file_above_the_limit_is_refused(open_page, chunked: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "status", "said"),
+    ("make", "status", "expected"),
     [(write_empty, 400, "empty"), (write_text, 415, "not a video"), (write_headless, 415, "cut off")],
 )
-def test_what_is_no_video_is_one_clear_line(tmp_path: Path, open_page, make: Any, status: int, said: str) -> None:
+def test_what_is_no_video_is_one_clear_line(tmp_path: Path, open_page, make: Any, status: int, expected: str) -> None:
     answer = open_page().post("/api/video", content=make(tmp_path / "a.mp4").read_bytes())
     assert answer.status_code == status
-    assert said in answer.json()["error"]
+    assert expected in answer.json()["error"]
     assert "/" not in answer.json()["error"]  # no path of this machine
 
 
@@ -242,13 +242,13 @@ def test_a_camera_has_one_state_to_the_end(open_page, new_stream: Callable[[], D
             assert again[0] == pictures[0]
             assert (same["near"], same["frame"]) == (about["near"], about["frame"])
     stream = new_stream()
-    with page.websocket_connect(CAMERA) as fresh:
-        fresh.send_bytes(jpeg(frames[3]))
-        assert parse(fresh.receive_bytes())[0][1][0] != shown[3][1][0]  # the frames before it did matter
+    with page.websocket_connect(CAMERA) as new:
+        new.send_bytes(jpeg(frames[3]))
+        assert parse(new.receive_bytes())[0][1][0] != shown[3][1][0]  # the frames before it did matter
     assert stream.states is None
 
 
-def test_a_camera_that_turns_starts_afresh(open_page) -> None:
+def test_a_camera_that_turns_is_reset(open_page) -> None:
     with open_page().websocket_connect(CAMERA) as socket:
         for rgb in (numbered_frame(0), numbered_frame(1), numbered_frame(2, 48, 64)):
             socket.send_bytes(jpeg(rgb))
@@ -265,7 +265,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         (b"no picture", "not a JPEG"),
         (jpeg(numbered_frame(0))[:200], "not a JPEG picture, or it is damaged"),
@@ -275,10 +275,10 @@ def bomb() -> bytes:
         ("text", "binary messages"),
     ],
 )
-def test_pictures_that_are_refused(open_page, data: bytes | str, said: str) -> None:
+def test_pictures_that_are_refused(open_page, data: bytes | str, expected: str) -> None:
     with open_page(max_picture_mb=0.05).websocket_connect(CAMERA) as socket:
         socket.send_text(data) if isinstance(data, str) else socket.send_bytes(data)
-        assert said in socket.receive_json()["error"]
+        assert expected in socket.receive_json()["error"]
         assert socket.receive()["code"] == 1008
 
 

@@ -37,7 +37,7 @@ def scenes(frames: np.ndarray) -> np.ndarray:
     return np.stack([host, host, other, other, host])
 
 
-def test_after_a_cut_equals_a_fresh_start(student: VideoMambaDepth, frames: np.ndarray) -> None:
+def test_after_a_cut_equals_a_new_stream(student: VideoMambaDepth, frames: np.ndarray) -> None:
     clip = scenes(frames)
     stream = DepthStream(student, device="cpu", resets=cutting())
     depth, reasons = [], []
@@ -46,8 +46,8 @@ def test_after_a_cut_equals_a_fresh_start(student: VideoMambaDepth, frames: np.n
         reasons.append(stream.reset_reasons[0])
     assert reasons == ["start", "", "cut", "", "cut"]
     for start, stop in ((2, 4), (4, 5)):
-        fresh = list(DepthStream(student, device="cpu")(clip[start:stop]))
-        assert np.array_equal(np.stack(depth[start:stop]), np.stack(fresh))
+        new = list(DepthStream(student, device="cpu")(clip[start:stop]))
+        assert np.array_equal(np.stack(depth[start:stop]), np.stack(new))
 
 
 def test_a_return_goes_on_where_the_view_was_left(student: VideoMambaDepth, frames: np.ndarray) -> None:
@@ -58,8 +58,8 @@ def test_a_return_goes_on_where_the_view_was_left(student: VideoMambaDepth, fram
     # the host's two frames are alike: its key frame is the first of them, and the return is as if the second followed
     uncut = list(DepthStream(student, device="cpu")(clip[:2]))
     assert np.array_equal(depth[4], uncut[1])
-    fresh = DepthStream(student, device="cpu").step(clip[4])
-    assert not np.array_equal(depth[4], fresh)
+    new = DepthStream(student, device="cpu").step(clip[4])
+    assert not np.array_equal(depth[4], new)
 
 
 def test_away_within_a_shot_blends_linearly(student: VideoMambaDepth, frames: np.ndarray) -> None:
@@ -99,10 +99,10 @@ def test_saved_and_loaded_equals_never_stopped(tmp_path: Path, checkpoint: Path,
     clip = np.concatenate([scenes(frames), frames[1:3], frames[:3]])
     settings = replace(EVERY_FRAME, align=True, max_state_change=10.0)
 
-    def fresh() -> DepthStream:
+    def new() -> DepthStream:
         return DepthStream(checkpoint, device="cpu", resets=cutting(), hooks=[KeyFrames(settings)])
 
-    through, first, second = fresh(), fresh(), fresh()
+    through, first, second = new(), new(), new()
     expected = [through.step(frame) for frame in clip]
     list(first(clip[:6]))
     first.save(tmp_path / "stream.safetensors")
@@ -199,7 +199,7 @@ def test_scale_is_followed_only_while_the_state_rests(
     assert (keys.kept.scale != (1.0, 0.0)) is moves
 
 
-def test_a_stream_is_saved_right_behind_a_key_frame(checkpoint: Path, frames: np.ndarray, tmp_path: Path) -> None:
+def test_a_stream_is_saved_right_after_a_key_frame(checkpoint: Path, frames: np.ndarray, tmp_path: Path) -> None:
     stream, other = (DepthStream(checkpoint, device="cpu", hooks=[KeyFrames(EVERY_FRAME)]) for _ in range(2))
     stream.step(frames[0])  # its state is the stream's and the key frame's
     stream.save(tmp_path / "stream.safetensors")

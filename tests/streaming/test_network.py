@@ -111,14 +111,14 @@ def test_the_command_says_what_it_dropped(
         main(load_config("stream", StreamConfig, [*overrides, "max_frames=60"]))
     lines = read_json_lines(tmp_path / "camera.frames.jsonl")
     dropped = sum(line.get("dropped", 0) for line in lines)
-    said = re.search(r"; (\d+) frames dropped, the model is slower", caplog.text)
-    assert said is not None
-    assert int(said[1]) == dropped == lines[-1]["frame"] + 1 - len(lines) > 20
+    message = re.search(r"; (\d+) frames dropped, the model is slower", caplog.text)
+    assert message is not None
+    assert int(message[1]) == dropped == lines[-1]["frame"] + 1 - len(lines) > 20
     assert "secret" not in (tmp_path / "camera.json").read_text() + caplog.text
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_behind_a_fast_camera() -> None:
+def test_memory_does_not_grow_with_a_fast_camera() -> None:
     camera = MjpegServer(fps=60, size=(640, 360), cycle=8)
     frames = iter(open_source(SourceSettings(input=camera.url, live=True)))
     resident = []

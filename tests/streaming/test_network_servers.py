@@ -107,6 +107,8 @@ def test_five_seconds_without_the_server(
     assert len(outages) == 1
     assert outages[0]["outage_s"] >= _AWAY_S - 1  # what was buffered still came
     assert outages[0]["reset"] == "gap"
-    said = (tmp_path / "stderr.txt").read_text()
-    assert "; 1 outages of" in said
-    print(f"\n{address}: {outages[0]}\n{[line for line in said.splitlines() if 'back' in line or 'frames in' in line]}")
+    message = (tmp_path / "stderr.txt").read_text()
+    assert "; 1 outages of" in message
+    print(
+        f"\n{address}: {outages[0]}\n{[line for line in message.splitlines() if 'back' in line or 'frames in' in line]}"
+    )

@@ -160,7 +160,7 @@ def rename(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (add("clip_depth/notes.txt"), r"clip_depth exists already and has changed .*then files: 3, now: 4"),
         (add("clip_depth/000123.png"), r"clip_depth exists already and has changed .*then files: 3, now: 4"),
@@ -179,13 +179,13 @@ def rename(out: Path) -> None:
     ],
 )
 def test_what_was_added_or_changed_stays(
-    tmp_path: Path, checkpoint: Path, video: Path, change: Callable[[Path], None], said: str
+    tmp_path: Path, checkpoint: Path, video: Path, change: Callable[[Path], None], message: str
 ) -> None:
     given = ("raw=png16", "intrinsics=[9,9,1,1]", "overwrite=true")
     stream(checkpoint, video, tmp_path, *given)
     change(tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=rf"{said}.*; give another output folder, or move that away"):
+    with pytest.raises(UserError, match=rf"{message}.*; give another output folder, or move that away"):
         stream(checkpoint, video, tmp_path, *given)
     assert contents(tmp_path) == before
 

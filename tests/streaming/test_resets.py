@@ -36,7 +36,7 @@ def shot(seed: int, brightness: float, num_frames: int) -> list[Tensor]:
 
 def test_hard_cuts_are_found() -> None:
     found = reasons(shot(1, 0.05, 10) + shot(2, 0.55, 10) + shot(1, 0.05, 3))
-    assert [i for i, why in enumerate(found) if why == "cut"] == [10, 20]
+    assert [i for i, reason in enumerate(found) if reason == "cut"] == [10, 20]
 
 
 def test_a_flash_is_not_a_cut() -> None:

@@ -42,19 +42,19 @@ def test_the_past_matters(student: VideoMambaDepth, frames: np.ndarray) -> None:
 def test_saved_and_loaded_equals_never_stopped(
     tmp_path: Path, checkpoint: Path, frames: np.ndarray, dtype: str
 ) -> None:
-    def fresh() -> DepthStream:
+    def new_stream() -> DepthStream:
         resets = ResetPolicy(histogram_change=0.01, feature_change=1e-6, feature_ratio=1.0)  # resets at some frames
         return DepthStream(checkpoint, device="cpu", precision=dtype, resets=resets)
 
-    through = fresh()
+    through = new_stream()
     expected, reasons = [], []
     for frame in frames:
         expected.append(through.step(frame))
         reasons.append(through.reset_reasons)
-    first = fresh()
+    first = new_stream()
     list(first(frames[:4]))
     first.save(tmp_path / "stream.safetensors")
-    second = fresh()
+    second = new_stream()
     second.load(tmp_path / "stream.safetensors")
     for frame, depth, reason in zip(frames[4:], expected[4:], reasons[4:], strict=True):
         assert np.array_equal(second.step(frame), depth)
@@ -139,14 +139,14 @@ def test_streams_of_a_batch_are_independent(student: VideoMambaDepth, frames: np
     assert stream.states is not None
     assert stream.states.frame_index.tolist() == [2, 4]
     kept = list(DepthStream(student, device="cpu")(frames[4:]))
-    afresh = list(DepthStream(student, device="cpu")(frames[2:4]))
+    after_reset = list(DepthStream(student, device="cpu")(frames[2:4]))
     scale = np.ptp(kept[0])
     # convolutions round by batch size; measured 3e-6
     assert max(np.abs(d[1] - k).max() for d, k in zip(depth, kept, strict=True)) < 1e-5 * scale
-    assert max(np.abs(d[0] - a).max() for d, a in zip(depth[2:], afresh, strict=True)) < 1e-5 * scale
+    assert max(np.abs(d[0] - a).max() for d, a in zip(depth[2:], after_reset, strict=True)) < 1e-5 * scale
 
 
-def test_full_reset_is_a_fresh_start(student: VideoMambaDepth, frames: np.ndarray) -> None:
+def test_a_full_reset_starts_a_new_stream(student: VideoMambaDepth, frames: np.ndarray) -> None:
     stream = DepthStream(student, device="cpu")
     first = stream.step(frames[0])
     stream.step(frames[1])
@@ -194,7 +194,7 @@ def test_wrong_shape(student: VideoMambaDepth, shape: tuple[int, ...]) -> None:
 def test_wrong_size_midway(student: VideoMambaDepth, frames: np.ndarray) -> None:
     stream = DepthStream(student, device="cpu")
     stream.step(frames[0])
-    with pytest.raises(ValueError, match=r"\(47, 65\) .* px; got \(40, 65\): .* start afresh with reset\(\)"):
+    with pytest.raises(ValueError, match=r"\(47, 65\) .* px; got \(40, 65\): .* or call reset\(\) first"):
         stream.step(frames[0, :40])
     stream.reset()
     assert stream.step(frames[0, :40]).shape == (40, 65)

@@ -27,7 +27,7 @@ def test_draws_depend_on_position_seed_and_rank_alone() -> None:
     assert draw_restarts(1.0, 0, Position(3, 2), 0, 4).all()
 
 
-def test_a_restarted_stream_is_fresh_and_the_other_goes_on(tiny_encoder: DepthAnythingEncoder) -> None:
+def test_a_restarted_stream_is_new_and_the_other_goes_on(tiny_encoder: DepthAnythingEncoder) -> None:
     student = tiny_student(tiny_encoder)
     generator = torch.Generator().manual_seed(0)
     clip = torch.rand(2, 4, 3, *SIZE, generator=generator)
@@ -43,10 +43,10 @@ def test_a_restarted_stream_is_fresh_and_the_other_goes_on(tiny_encoder: DepthAn
         chunk = Chunk(rest, None, trusted, ChunkTarget(*(x[:, 2:] for x in labels)))
         carry, restarted = restart(Carry(first.states, tail), chunk, torch.tensor([True, False]))
         depth = student(rest, carry.states).depth
-        fresh, onwards = (student(rest, states).depth for states in (None, first.states))
-        torch.testing.assert_close(depth[0], fresh[0])
+        new, onwards = (student(rest, states).depth for states in (None, first.states))
+        torch.testing.assert_close(depth[0], new[0])
         torch.testing.assert_close(depth[1], onwards[1])
-        assert not torch.allclose(fresh[0], onwards[0])
+        assert not torch.allclose(new[0], onwards[0])
     assert restarted.motion is not None
     assert restarted.motion.trusted[:, 0].flatten(1).any(1).tolist() == [False, True]
     assert restarted.target.static[:, 0].flatten(1).any(1).tolist() == [False, True]

@@ -274,7 +274,7 @@ def test_a_file_of_another_step_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "message"),
     [
         ("student", lambda t: {k: v.half() for k, v in t.items()}, "is torch.float16, not torch.float32"),
         ("trainer", lambda t: {k: v.half() for k, v in t.items()}, "is torch.float16, not torch.float32"),
@@ -286,13 +286,13 @@ def test_a_file_of_another_step_is_refused(
     ],
 )  # fmt: skip
 def test_a_state_that_is_not_the_run_s_is_refused_without_digests_too(
-    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, file: str, change: Any, said: str
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, file: str, change: Any, message: str
 ) -> None:
     run, checkpoint = damaged_copy(uninterrupted, tmp_path)
     of_0_1_0(checkpoint)
     path = checkpoint / f"{file}.safetensors"
     save_file(change(load_file(path)), path)
-    with pytest.raises(UserError, match=rf"cannot resume from .*{said}.* delete that folder"):
+    with pytest.raises(UserError, match=rf"cannot resume from .*{message}.* delete that folder"):
         train(run, tiny_teacher_folder)
 
 
@@ -304,7 +304,7 @@ def test_a_run_of_0_1_0_continues(tmp_path: Path, tiny_teacher_folder: str, unin
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         ({"step": 2}, "trainer.json is of step 2"),
         ({"step": "5"}, "holds '5' where a count belongs"),
@@ -313,13 +313,13 @@ def test_a_run_of_0_1_0_continues(tmp_path: Path, tiny_teacher_folder: str, unin
     ],
 )
 def test_a_step_that_is_not_the_folder_s_is_refused_without_digests_too(
-    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, edit: dict[str, object], said: str
+    tmp_path: Path, tiny_teacher_folder: str, uninterrupted: Path, edit: dict[str, object], message: str
 ) -> None:
     run, checkpoint = damaged_copy(uninterrupted, tmp_path)
     of_0_1_0(checkpoint)
     path = checkpoint / "trainer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | edit))
-    with pytest.raises(UserError, match=rf"cannot resume from .*{said}.* delete that folder"):
+    with pytest.raises(UserError, match=rf"cannot resume from .*{message}.* delete that folder"):
         train(run, tiny_teacher_folder)
 
 

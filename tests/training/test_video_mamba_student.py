@@ -153,7 +153,7 @@ def test_the_commands_train_stream_and_evaluate(tiny_teacher_folder: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.video_mamba.variant=xl", "model.video_mamba.variant must be one of t, s, m, b"),
         ("model.video_mamba.num_layers=3", "model.video_mamba.num_layers must be in [4,"),
@@ -161,7 +161,7 @@ def test_the_commands_train_stream_and_evaluate(tiny_teacher_folder: str, tmp_pa
         ("model.video_mamba.pretrained=/no/such.pth", "'/no/such.pth' does not exist"),
     ],
 )
-def test_mistakes_are_named(tiny_teacher_folder: str, tmp_path: Path, override: str, said: str) -> None:
+def test_mistakes_are_named(tiny_teacher_folder: str, tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         train(tmp_path / "run", tiny_teacher_folder, *SMALL, override)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

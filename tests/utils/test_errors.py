@@ -38,7 +38,7 @@ def test_a_bug_comes_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("7 is odd\nmore"), "model.s1: 7 is odd"),
         (RuntimeError("no"), "model.s1: RuntimeError: no"),
@@ -46,10 +46,10 @@ def test_a_bug_comes_through() -> None:
         (FileNotFoundError(errno.ENOENT, "No such file", b"\xff"), "model.s1: \udcff: No such file"),
     ],
 )
-def test_building_names_the_keys(error: Exception, said: str) -> None:
+def test_building_names_the_keys(error: Exception, message: str) -> None:
     with pytest.raises(UserError) as caught, building("model.s1"):
         raise error
-    assert str(caught.value) == said
+    assert str(caught.value) == message
     assert caught.value.__cause__ is error
 
 

@@ -178,6 +178,6 @@ def test_flow_depends_on_the_pair_alone(size: tuple[int, int]) -> None:
     frames = torch.nn.functional.interpolate(torch.rand(3, 3, 7, 7, generator=generator), size, mode="bicubic")
     frames = frames.clamp(0, 1)
     flow = DISFlow("fast")
-    fresh = DISFlow("fast")(frames[:1], frames[1:2])
+    new = DISFlow("fast")(frames[:1], frames[1:2])
     flow(frames[1:2], frames[2:])
-    assert torch.equal(flow(frames[:1], frames[1:2]), fresh)
+    assert torch.equal(flow(frames[:1], frames[1:2]), new)

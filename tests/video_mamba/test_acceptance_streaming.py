@@ -221,8 +221,8 @@ def test_point_06_bidirectional_models_refuse_a_state_and_say_why() -> None:
 def test_point_06_the_refiner_block_refuses_a_stream_that_has_begun() -> None:
     block = BiMambaRefinerBlock(8, ssm_cfg={"backend": "reference"})
     x = torch.randn(2, 3, 4, 8)
-    fresh = block.allocate_state(2)
-    out, state = block(x, *fresh)
+    new = block.allocate_state(2)
+    out, state = block(x, *new)
     torch.testing.assert_close(out, block(x)[0])
     assert out.shape == x.shape
     with pytest.raises(ValueError, match=r"state_fwd.*new.*whole clip"):

@@ -51,7 +51,7 @@ def test_the_residual_stream_keeps_the_precision_that_is_asked_for(in_fp32: bool
     assert vim_model(residual_in_fp32=in_fp32).bfloat16().dense_features(x[:, :, 0], (2,))[0].dtype == dtype
 
 
-def test_a_fresh_model_is_initialised_as_documented() -> None:
+def test_a_new_model_is_initialized_as_documented() -> None:
     torch.manual_seed(0)
     model = PretrainVideoMamba(**{**SIZE, "embed_dim": 64, "depth": 9})
     assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.4)

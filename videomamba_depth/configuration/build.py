@@ -45,7 +45,7 @@ from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.device import DTYPES, resolve_dtype
 from videomamba_depth.utils.errors import UserError, building
 
-_LOOK_AT_LOADERS_S = 20.0  # without a batch, after which the loader processes are looked at
+_LOADER_TIMEOUT_S = 20.0  # without a batch, after which the loader processes are looked at
 
 
 @building("teacher.name")
@@ -179,7 +179,7 @@ def build_batches(
         )
         pin = ranks.device.type == "cuda"
         loader = build_loader(
-            dataset, sampler, num_workers=config.num_workers, pin_memory=pin, timeout_s=_LOOK_AT_LOADERS_S
+            dataset, sampler, num_workers=config.num_workers, pin_memory=pin, timeout_s=_LOADER_TIMEOUT_S
         )
         return iterate_loader(loader)
 

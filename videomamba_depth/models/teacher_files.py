@@ -81,8 +81,8 @@ def _check_is_depth_anything(name_or_path: str) -> None:
     for name in ("config.json", "model.safetensors"):
         if is_lfs_pointer(folder / name):
             raise UserError(f"'{folder / name}' is a Git LFS pointer, not the file; run git lfs pull in '{folder}'")
-    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    if looks_local and not Path(name_or_path).is_dir():
+    is_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if is_local and not Path(name_or_path).is_dir():
         raise UserError(f"folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
     try:
         with _errors_alone("huggingface_hub"):

@@ -192,7 +192,7 @@ class TeacherCacheReader:
 
     def __init__(self, cache_root: str | Path, key: TeacherKey, stabilized: StabilizeKey | None = None) -> None:
         self.cache_root, self.key, self.stabilized = str(cache_root), key, stabilized
-        self._said = SharedFlags(len(self._KINDS))
+        self._warned = SharedFlags(len(self._KINDS))
         self._open: dict[str, Any] = {}
         self._verified: set[tuple[str, str, int]] = set()  # (video, kind, chunk) that this process has compared
         self._owner = os.getpid()
@@ -330,7 +330,7 @@ class TeacherCacheReader:
         return rows | {depth: rows[depth].astype(np.float32) * scales[indices // chunk_frames][:, None, None]}
 
     def _say(self, misfit: _Misfit) -> None:
-        if self._said.first(self._KINDS.index(misfit.kind)):
+        if self._warned.first(self._KINDS.index(misfit.kind)):
             log.warning(
                 "teacher cache %s does not fit (%s): the live teacher labels instead; further cases are not named",
                 self.cache_root,

@@ -74,7 +74,7 @@ def _surface_color(
     color, key, surface = _shade(scene, solids, view, rays, depth, solid)
     if bounces and scene.finish is not None:
         _reflect_floor(scene, solids, view, rays, color, surface)
-        _look_through(scene, solids, view, rays, color, surface)
+        _through_glass(scene, solids, view, rays, color, surface)
     return color, key
 
 
@@ -94,7 +94,7 @@ def _reflect_floor(scene: Scene, solids: Solids, view: View, rays: Array, color:
     color[chosen] += share[:, None] * (seen - color[chosen])
 
 
-def _look_through(scene: Scene, solids: Solids, view: View, rays: Array, color: Array, surface: Surface) -> None:
+def _through_glass(scene: Scene, solids: Solids, view: View, rays: Array, color: Array, surface: Surface) -> None:
     """Mix into color [n,3] what lies behind glass. Depth stays that of the glass."""
     assert scene.finish is not None
     clear = scene.finish.clear[surface.texture]
