@@ -81,7 +81,7 @@ class Case:
 class Result:
     """What became of it.
 
-    outcome: "all frames"; "named" (some frames, or all, and a line that says what is missing); "refused" (a line alone);
+    outcome: "all frames"; "named" (some frames or all, a line names what is missing); "refused" (a line alone);
     "shorter file" (a stretch of whole packets is missing of a container that states no total); and what must not be:
     "SILENT", "TRACEBACK", "HANG", "CRASH", "WRONG TIMES", "WRONG VIDEO".
     """

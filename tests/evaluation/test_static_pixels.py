@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videomamba_depth.evaluation.metrics import ClipMotion, static_variation
+from videomamba_depth.evaluation.metrics.stability import static_variation
+from videomamba_depth.flow.clip_motion import ClipMotion
 
 FRAMES, SIDE = 10, 8
 

@@ -1,0 +1,75 @@
+"""Results that are kept belong to all that decided them: another flow, protocol, teacher or kind of depth runs anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
+from videomamba_depth.evaluation.engine import Evaluator, Protocol
+from videomamba_depth.evaluation.methods import Method
+from videomamba_depth.flow.estimators import DISFlow
+from videomamba_depth.utils.depth_kind import DepthKind
+
+RUNS: list[str] = []
+
+
+def method(name: str, digest: str) -> Method:
+    """Return a method whose depth is brightness, and that notes when a stream is opened."""
+
+    def new_stream() -> Callable[[Tensor], Tensor]:
+        RUNS.append(name)
+        return lambda frame: frame.mean(1, keepdim=True) + 1.0
+
+    return Method(name, new_stream, digest=digest, trained=name != "teacher")
+
+
+def source(content: str = "a clip") -> ClipSource:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 32, 40, 3)).astype(np.uint8)
+    return ClipSource("clip", lambda: EvaluationClip("clip", frames), digest=lambda: content)
+
+
+def runs(evaluator: Evaluator, clip: ClipSource) -> list[str]:
+    """Evaluate, and return the methods that had to run."""
+    RUNS.clear()
+    evaluator.evaluate(clip)
+    return sorted(RUNS)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Evaluator:
+    """An evaluator whose results on the clip are kept."""
+    methods = [method("teacher", "weights"), method("student", "weights")]
+    made = Evaluator(methods, DepthKind.RELATIVE, DISFlow("fast"), "dis_fast", Protocol(max_side=40), tmp_path)
+    assert runs(made, source()) == ["student", "teacher"]
+    assert runs(made, source()) == []
+    return made
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"flow_name": "dis"},
+        {"protocol": Protocol(max_side=32)},
+        {"protocol": Protocol(max_side=40, max_frames=2)},
+        {"protocol": Protocol(max_side=40, palindrome=True)},
+        {"depth_kind": DepthKind.METRIC},
+        {"methods": [method("teacher", "other weights"), method("student", "weights")]},
+    ],
+    ids=str,
+)
+def test_another_setting_runs_all(kept: Evaluator, changed: dict[str, object]) -> None:
+    assert set(runs(replace(kept, **changed), source())) == {"student", "teacher"}  # type: ignore[arg-type]
+    assert runs(kept, source()) == []
+
+
+def test_another_clip_runs_all_and_another_student_only_with_its_teacher(kept: Evaluator) -> None:
+    assert set(runs(kept, source("another clip"))) == {"student", "teacher"}
+    changed = replace(kept, methods=[kept.methods[0], method("student", "other weights")])
+    assert "student" in runs(changed, source())
+    assert runs(changed, source()) == []
