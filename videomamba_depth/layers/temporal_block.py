@@ -58,7 +58,7 @@ class InnovationBlock(nn.Module):
     """Residual block in innovation form: `x + W(h − x)`, h a recurrent estimate of x (after the Kalman filter).
 
     W starts at `initial_gain`, by default zero, so that a new block is the identity; and `h = x` on the first frame
-    of a stream, so that a single image passes unchanged whatever was learnt.
+    of a stream, so that a single image passes unchanged whatever was learned.
 
     Args:
         d_model: channels of a token.

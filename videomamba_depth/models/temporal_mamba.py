@@ -93,7 +93,7 @@ class TemporalMambaScale(nn.Module):
     """Pre-mix and n Mamba blocks for the features of one scale.
 
     The blocks see the pre-mixed features; what they change is added to the features themselves. So a new scale is
-    the identity, and one in innovation form leaves the first frame of a stream untouched whatever it has learnt.
+    the identity, and one in innovation form leaves the first frame of a stream untouched whatever it has learned.
     """
 
     def __init__(self, channels: int, spec: ScaleSpec) -> None:
