@@ -15,7 +15,7 @@ from videomamba_depth.utils.lock import exclusive
 COMMANDS = {
     "run/.lock": ("train.py", "run_dir=run", "debug=smoke", "trainer.device=cpu"),
     "cache/.lock": ("scripts/precompute_teacher_depth.py", "root=videos", "cache=cache", "short_side=28", "device=cpu"),
-    "judged/.evaluation.lock": ("scripts/evaluate.py", "checkpoint=embedded", "output=judged", "device=cpu"),
+    "scored/.evaluation.lock": ("scripts/evaluate.py", "checkpoint=embedded", "output=scored", "device=cpu"),
     "out/.clip.lock": ("inference_streaming.py", "checkpoint=embedded", "input=videos/clip.mp4", "output=out"),
 }
 

@@ -55,7 +55,7 @@ def selective_scan(
     Raises:
         ValueError, TypeError: a shape, dtype, device or name breaks the contract.
 
-    Source: Gu & Dao, "Mamba", algorithm 2; carried states, layouts, summary and table of discretizations are ours.
+    Source: Gu & Dao, "Mamba", algorithm 2; carried states, layouts, summary and table of discretizations are additions.
     """
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretization)
     check_scan(inputs)
@@ -98,7 +98,7 @@ def selective_scan_step(
     Raises:
         ValueError, TypeError: as `selective_scan`. RuntimeError: inplace while gradients are being recorded.
 
-    Source: ours; `selective_state_update` of mamba-ssm is the model.
+    Source: modeled on `selective_state_update` of mamba-ssm.
     """
     u, delta, B, C = (x.unsqueeze(1) for x in (u, delta, B, C))
     z = None if z is None else z.unsqueeze(1)

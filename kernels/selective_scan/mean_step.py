@@ -46,7 +46,7 @@ def mean_step(state: Tensor, x: Tensor, controls: Tensor, rates: Tensor) -> tupl
 
     Returns:
         innovation [T, D] in x's dtype, next state, and summary [T, N]: the mean over channels of h over the mean
-        over heads of m. Source: ours.
+        over heads of m.
     """
     innovation, next_state, summary = operator("cpp", "mean_step")(state, x, controls, rates)
     return innovation, next_state, summary

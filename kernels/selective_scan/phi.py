@@ -24,7 +24,7 @@ def phi_functions(z: Tensor, order: int) -> list[Tensor]:
         z: any shape, any real value.
         order: the highest index, ≥ 0.
 
-    Source: Hochbruck & Ostermann, "Exponential integrators", eq. 2.10; the split is ours.
+    Source: Hochbruck & Ostermann, "Exponential integrators", eq. 2.10, without the split.
     """
     exponential = torch.exp(z)
     if order == 0:

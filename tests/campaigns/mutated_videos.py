@@ -152,7 +152,7 @@ def cut_out(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def append_rubbish(data: bytearray, rng: random.Random) -> bytearray:
-    """Put bytes behind the end."""
+    """Put bytes after the end."""
     return data + rng.randbytes(rng.randrange(1, 2000))
 
 
@@ -162,7 +162,7 @@ BYTES: dict[str, Callable[[bytearray, random.Random], bytearray]] = {
     "range zeroed": zero_range,
     "header edited": edit_header,
     "stretch left out": cut_out,
-    "rubbish behind": append_rubbish,
+    "rubbish after the end": append_rubbish,
 }
 
 
@@ -321,7 +321,7 @@ def _work(connection: Any) -> None:
 
 
 def run_cases(cases: Iterator[Case]) -> Iterator[tuple[Case, Result]]:
-    """Run cases one after the other in a worker, anew behind a hang or a crash."""
+    """Run cases one after the other in a worker, anew after a hang or a crash."""
     context = multiprocessing.get_context("spawn")
     worker, ours = None, None
     for case in cases:

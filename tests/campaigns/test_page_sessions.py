@@ -401,7 +401,7 @@ def test_the_page_outlives_hostile_sessions(served, tmp_path: Path) -> None:
         for first in range(0, SESSIONS, 30):
             list(pool.map(session, plan[first : first + 30], timeout=300))
             assert server.poll() is None
-            assert retry(lambda: good_video(page, files)), f"behind session {first + 30}: {log.read_text()[-3000:]}"
+            assert retry(lambda: good_video(page, files)), f"after session {first + 30}: {log.read_text()[-3000:]}"
             served_between += 1
     passed_s = time.monotonic() - started_s
     print(f"\n{SESSIONS} sessions, seed {SEED}, {passed_s:.0f} s, {served_between} good clients in between")

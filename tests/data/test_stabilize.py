@@ -60,7 +60,7 @@ def test_jitter_of_whole_frames_goes_and_scale_and_shift_stay(generator: torch.G
     aligned = stabilize_depth(raw, *still(), radius=0)
     assert flicker(aligned) < 0.15 * flicker(raw)  # 0.06
     assert rms(aligned - truth) < 0.6 * rms(raw - truth)
-    # One affine from truth to the result, over the whole clip: the jitter's own mean gauge, (1, 0).
+    # One affine from truth to the result, over the whole clip: the jitter's own mean scale and shift, (1, 0).
     design = torch.stack([truth.flatten(), torch.ones(raw.numel())], 1)
     fit = torch.linalg.lstsq(design, aligned.flatten()[:, None]).solution.flatten()
     assert fit.tolist() == pytest.approx([1.0, 0.0], abs=0.005)

@@ -69,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def read(source: FileSource | UrlSource) -> tuple[list[Frame], str]:
-    """Return the frames of a source, and what it says behind them."""
+    """Return the frames of a source, and what it says after them."""
     frames = []
     try:
         for frame in source:

@@ -88,7 +88,7 @@ def test_flat_frames_do_not_move() -> None:
 def test_as_good_as_dis_where_the_flow_is_exact(motion: str) -> None:
     config = WorldConfig(96, 120, 3, camera_motion=motion)  # type: ignore[arg-type]
     videos = [list(iter_video(8_100_000_000 + i, config)) for i in range(3)]
-    flows = {"ours": InverseSearchFlow(), "dis": DISFlow()}
+    flows = {"inverse search": InverseSearchFlow(), "dis": DISFlow()}
     errors: dict[str, list[float]] = {name: [] for name in flows}
     for frames in videos:
         now, before = (torch.from_numpy(f.rgb).permute(2, 0, 1)[None] / 255 for f in (frames[2], frames[1]))
@@ -96,7 +96,7 @@ def test_as_good_as_dis_where_the_flow_is_exact(motion: str) -> None:
             estimated = flow(now, before)[0].permute(1, 2, 0).numpy()
             seen = frames[2].visible_bwd
             errors[name].append(float(np.linalg.norm(estimated - frames[2].flow_bwd, axis=-1)[seen].mean()))
-    assert np.mean(errors["ours"]) < 1.1 * np.mean(errors["dis"]) + 0.02  # static: 0.056 and 0.050 px
+    assert np.mean(errors["inverse search"]) < 1.1 * np.mean(errors["dis"]) + 0.02  # static: 0.056 and 0.050 px
 
 
 def test_levels_down_to_twelve_px_and_never_one_alone() -> None:

@@ -1,4 +1,4 @@
-"""What a frame may cost is bounded before anything is computed, in every model and behind every entry point."""
+"""What a frame may cost is bounded before anything is computed, in every model and at every entry point."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def student(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
 
 @pytest.fixture(scope="module")
 def states(student: VideoMambaDepth) -> DepthState:
-    """Behind one frame."""
+    """After one frame."""
     with torch.no_grad():
         return student.step(FRAME)[1]
 

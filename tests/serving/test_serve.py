@@ -191,7 +191,7 @@ def test_a_video_whose_frames_become_too_large_says_so(tmp_path: Path, name: str
     shown: list[Frame] = []
     with pytest.raises(UserError, match=r"^frames of 320x240 px are larger than 0\.0 Mpx$"):
         shown.extend(upload_frames(write_growing(tmp_path / name, codec, pixel_format), 10_000))
-    assert len(shown) in (2, 3)  # a decoder that is one frame behind may not get to show it
+    assert len(shown) in (2, 3)  # a decoder that is one frame late may not get to show it
 
 
 @pytest.mark.parametrize(("width", "height"), [(2000, 4), (4, 2000), (640, 32)])

@@ -134,7 +134,7 @@ def test_a_slow_sink_holds_the_source_back() -> None:
     sink = ListSink(gate=gate)
     run_pipeline(source, watch, [sink], queue_frames=2)
     assert sink.seen == list(range(100))
-    # 0 in the sink, 1 and 2 queued behind the model, 3 in it, 4 and 5 queued before it, 6 in the reader's hand
+    # 0 in the sink, 1 and 2 queued after the model, 3 in it, 4 and 5 queued before it, 6 in the reader's hand
     assert taken == [7]
 
 

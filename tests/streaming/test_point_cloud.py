@@ -104,7 +104,7 @@ def test_every_so_many_frames_even_when_some_were_dropped(tmp_path: Path) -> Non
 def test_key_frames_are_written_and_so_is_the_frame_that_a_cut_made_one(tmp_path: Path) -> None:
     sink = PointCloudSink(tmp_path, DepthKind.METRIC, _INTRINSICS, every=AddedFrames())
     depth = np.ones((48, 64))
-    # A live source dropped frames 2 and 3; the second frame is added, the third one by the cut behind it, none later.
+    # A live source dropped frames 2 and 3; the second frame is added, the third one by the cut after it, none later.
     for index, reset, added in [(0, "start", None), (1, "", 1), (4, "", None), (5, "cut", 2), (6, "", None)]:
         sink.write(frame(index, depth * (index + 1), reset, added))
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["000001.ply", "000004.ply"]

@@ -31,7 +31,7 @@ def model(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
 
 @pytest.fixture(scope="module")
 def saved(model: VideoMambaDepth, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stream with resets and key frames, behind three frames."""
+    """A stream with resets and key frames, after three frames."""
     path = tmp_path_factory.mktemp("stream") / "stream.safetensors"
     stream = opened(model, True)
     clip = np.random.default_rng(0).integers(0, 256, (3, 47, 65, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A stream restarted in the middle of a clip is a fresh stream; nothing is asked of it across the border."""
+"""A stream restarted in the middle of a clip is a new stream; nothing is asked of it across the border."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_draws_depend_on_position_seed_and_rank_alone() -> None:
     assert 0.2 < drawn.float().mean() < 0.4
     for seed, rank in ((1, 0), (0, 1)):
         assert not torch.equal(drawn, torch.stack([draw_restarts(0.3, seed, place, rank, 4) for place in places]))
-    assert not draw_restarts(1.0, 0, Position(3, 0), 0, 4).any()  # states are fresh there anyway
+    assert not draw_restarts(1.0, 0, Position(3, 0), 0, 4).any()  # states are new there anyway
     assert not draw_restarts(0.0, 0, Position(3, 2), 0, 4).any()
     assert draw_restarts(1.0, 0, Position(3, 2), 0, 4).all()
 

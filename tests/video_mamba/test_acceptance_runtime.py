@@ -41,7 +41,7 @@ def _restore_determinism() -> Iterator[None]:
 
 
 def printed_code(page: Path, after: str) -> dict:
-    """Run the first Python block behind a text of a page, as printed; return its names."""
+    """Run the first Python block after a text of a page, as printed; return its names."""
     block = re.search(r"```python\n(.*?)```", page.read_text().split(after, 1)[1], re.DOTALL)[1]
     names: dict = {}
     exec(compile(block, str(page), "exec"), names)

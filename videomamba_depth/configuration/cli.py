@@ -105,7 +105,7 @@ def _stopped_in_one_line() -> Iterator[None]:
         with on_stop():
             yield
     except KeyboardInterrupt:
-        tqdm.write("stopped; what was finished is kept", file=sys.stderr)  # on a line of its own, not behind a bar
+        tqdm.write("stopped; what was finished is kept", file=sys.stderr)  # on a line of its own, not beside a bar
         sys.exit(STOPPED_STATUS)
 
 

@@ -1,4 +1,4 @@
-"""Defects of a camera that change from frame to frame, added to the student's input only. Source: ours."""
+"""Defects of a camera that change from frame to frame, added to the student's input only."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 @cache
 def code_digest(*modules: str) -> str:
-    """Return 12 hex digits that change when the code behind any of the modules does; worked out once per process.
+    """Return 12 hex digits that change when the code of any of the modules does; worked out once per process.
 
     modules: dotted names, such as `function.__module__`, which a move does not leave behind.
     """

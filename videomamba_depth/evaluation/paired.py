@@ -126,7 +126,7 @@ def dominance(
 ) -> dict[str, dict[str, str]]:
     """Return {method: {axis: "student", "method" or "neither"}}: who has less flicker and no higher cost, by the means.
 
-    paired: what `differences` returned. A "*" behind the word: the difference in flicker exceeds two standard errors.
+    paired: what `differences` returned. A "*" after the word: the difference in flicker exceeds two standard errors.
     """
     return {
         name: {axis: _dominates(metrics[flicker], metrics[metric]) for axis, metric in axes.items()}

@@ -130,7 +130,7 @@ def metric_table(
 ) -> Table:
     """Return methods × the metrics that any of them has, under accuracy, stability and guards.
 
-    methods: {method: {metric: {"value", optional "std_error"}}}. flags: {method: warnings}, behind its name.
+    methods: {method: {metric: {"value", optional "std_error"}}}. flags: {method: warnings}, after its name.
     """
     columns = [
         c for c in COLUMNS if any(math.isfinite(m.get(c.metric, {}).get("value", math.nan)) for m in methods.values())

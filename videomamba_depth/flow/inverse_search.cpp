@@ -369,7 +369,7 @@ class Refine {
     }
   }
 
-  // Rows lie one behind the other: what wraps around at a border has weight 0.
+  // Rows lie one after the other: what wraps around at a border has weight 0.
   void sweeps() {
     const int64_t margin = w_ + 1, size = n_ + 2 * margin;
     Image now(2 * size), before(2 * size);

@@ -179,7 +179,7 @@ def _jacobi(
 ) -> Tensor:
     """Return the flow after some sweeps of u ← own · s + cross · flip(s), s = fixed + Σ w u_neighbor, overshooting.
 
-    Rows lie one behind the other, so that a neighbor is a shift; what wraps around has weight 0.
+    Rows lie one after the other, so that a neighbor is a shift; what wraps around has weight 0.
     """
     h, w = flow.shape[-2:]
     fixed, own, cross = fixed.flatten(2), own.flatten(2), cross.flatten(2)

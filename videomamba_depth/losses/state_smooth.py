@@ -33,7 +33,7 @@ def state_smoothness_sums(summaries: Sequence[Tensor], static: Tensor) -> LossSu
     passed, per sample. It is *not* detached: the loss is then truly unchanged by m → a·m and m → m + b, so it cannot
     be won by shrinking the state (a detached σ leaves the value unchanged but its gradient shrinks the state without
     end). This is the objective of slow feature analysis (Wiskott and Sejnowski, 2002) under a static mask; the
-    combination is ours.
+    combination is new.
     """
     check_clip("static", static, mask=True)
     if not summaries:

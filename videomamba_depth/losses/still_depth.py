@@ -28,7 +28,7 @@ def still_depth_losses(prediction: Tensor, inv_depth: Tensor) -> dict[str, Tenso
     at two scales, weighted by 5 where y has an edge.
 
     Sources: affine, MiDaS (Ranftl et al., 2020), equations 5–7, with means for medians; gradient, equation 11; the
-    others ours.
+    others are without a source.
     """
     y = inv_depth * (TARGET_MEAN / inv_depth.mean((1, 2, 3), keepdim=True))
     residual = _normalized(prediction) - _normalized(y)  # [B,1,H,W], no unit: blind to scale and shift

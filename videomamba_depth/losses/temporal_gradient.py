@@ -42,7 +42,7 @@ def temporal_gradient_sums(
         One sum per stride; `temporal_gradient_loss` is their mean, a scalar without unit.
 
     Source: Chen et al., "Video Depth Anything" (2025), equation 4, which compares |Δp| with |Δy| and so accepts a
-    change of the wrong sign; ours compares the signed changes.
+    change of the wrong sign; here the signed changes are compared.
     """
     check_clip("prediction", prediction)
     check_clip("target", target, like=prediction)

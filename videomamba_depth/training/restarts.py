@@ -1,4 +1,4 @@
-"""Random restarts of single streams at chunk borders: the student meets fresh states in the middle of a scene."""
+"""Random restarts of single streams at chunk borders: the student meets new states in the middle of a scene."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _RESTART_STREAM = 0x5EED_0FF5
 
 
 def draw_restarts(probability: float, seed: int, position: Position, rank: int, batch_size: int) -> Tensor:
-    """Return which streams `[B]` bool of a rank start afresh at a chunk: a pure function of its arguments.
+    """Return which streams `[B]` bool of a rank are reset at a chunk: a pure function of its arguments.
 
-    The first chunk of a clip has fresh states anyway: nothing is drawn there.
+    The first chunk of a clip has new states anyway: nothing is drawn there.
     """
     if probability <= 0 or position.frame == 0:
         return torch.zeros(batch_size, dtype=torch.bool)
@@ -25,11 +25,11 @@ def draw_restarts(probability: float, seed: int, position: Position, rank: int, 
 
 
 def restart(carry: Carry, chunk: Chunk, streams: Tensor) -> tuple[Carry, Chunk]:
-    """Return carry and chunk as they are where `streams [B]` bool start afresh.
+    """Return carry and chunk as they are where `streams [B]` bool are reset.
 
     Their states are those of a new stream. Nothing is asked of them across the border: the frame before counts as
-    invalid, and no pixel as static or moved from it. Scale and shift stay the clip's: a fresh state must not change
-    the gauge.
+    invalid, and no pixel as static or moved from it. Scale and shift stay the clip's: a new state must not change
+    the alignment.
     """
     if carry.states is None or carry.tail is None or not streams.any():
         return carry, chunk

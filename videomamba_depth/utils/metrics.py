@@ -46,7 +46,7 @@ def scale_and_shift(
         has its variance raised to that floor: the scale goes to 0 and the shift to the target's mean, instead of to
         infinity. No pixel in the mask: (1, 0).
 
-    Source: MiDaS (Ranftl et al., 2020), equation 4, in centered form; the floor is ours.
+    Source: MiDaS (Ranftl et al., 2020), equation 4, in centered form; the floor is an addition.
     """
     if mask is None:
         mask = torch.ones_like(pred, dtype=torch.bool)

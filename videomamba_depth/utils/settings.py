@@ -129,7 +129,7 @@ def texts_by_name() -> Any:
 
 
 def path(default: Any = REQUIRED, *, named: bool = False, numbers: Range | None = None) -> Any:
-    """Declare a path, or what may be one: a leading `~` is the home folder; `named`: also behind a `NAME:`."""
+    """Declare a path, or what may be one: a leading `~` is the home folder; `named`: also after a `NAME:`."""
     meaning = "a path, not empty" if numbers is None else f"a path, or a list of numbers {numbers}"
     return _declare(Text(r"[^\0]+", meaning, True, named, numbers), default)
 

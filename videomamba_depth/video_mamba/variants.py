@@ -68,5 +68,5 @@ PRESETS = {
     "gpu_balanced": StreamPreset("t", 32, "runs that repeat to the bit on a large GPU", deterministic=True),
     "gpu_low_latency": StreamPreset("t", 8, "short delay and little memory on a GPU; 8 to 16 frames"),
 }
-"""By name: ours for a CPU, with measurements, and those for GPUs that the field's VideoMamba code publishes, with all
+"""By name: those for a CPU, with measurements, and those for GPUs that the field's VideoMamba code publishes, with all
 kernels fused. State and results do not depend on the choice, only speed, delay and memory do."""

@@ -64,8 +64,6 @@ def stabilize_depth(
         affine changes of relative depth, and positive factors of metric depth, pass through.
 
     Raises ValueError on shapes that disagree. Runs on the CPU, frame by frame, in O(N·H·W) memory.
-
-    Source: ours.
     """
     _check(depth, flow_fwd, flow_bwd, trusted_fwd, trusted_bwd)
     if radius < 0 or sigma <= 0 or align_prior <= 0 or outlier <= 0 or fill_sigma_px <= 0:

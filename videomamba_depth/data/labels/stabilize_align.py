@@ -46,8 +46,6 @@ def fit_frame_affines(
     Returns:
         scale, shift: [N] float64, with mean(scale) = 1 and Σ_t of the shifts at the clip's center = 0: the clip as a
         whole keeps the teacher's scale and shift. (1, 0) where no trajectory can be trusted.
-
-    Source: ours.
     """
     num_frames = tracks.shape[0]
     center, spread = _center_and_spread(tracks)

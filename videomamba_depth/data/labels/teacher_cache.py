@@ -71,7 +71,7 @@ class TeacherCacheWriter:
             self._create_arrays(info)
             self._scales: np.ndarray = self._group["chunk_scale"][:]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # Attributes that make no sense show as whatever the look at them raises.
+            # Attributes that make no sense show as whatever reading them raises.
             reason = " ".join(str(error).split())
             if not isinstance(error, OSError | ValueError):
                 reason = f"its metadata are damaged ({error!r}); delete the group {group_name(source.video_id)}"

@@ -21,7 +21,7 @@ def exact_flow(
 
     poses, other_poses: object-to-world of all solids [k,4,4] at both instants.
     Returns flow [h,w,2] in px (x right, y down) from this frame to the other and visible [h,w]: in view there (within
-    the outermost pixel centers) and not occluded, judged by casting a ray at the exact position, not by comparing
+    the outermost pixel centers) and not occluded, tested by casting a ray at the exact position, not by comparing
     with a rounded pixel. Where the point lies behind the other camera, flow is 0 and visible False.
     """
     height, width = rendering.depth_m.shape

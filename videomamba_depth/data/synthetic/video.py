@@ -74,7 +74,7 @@ class _Instant:
 
 
 def render_video(seed: int, config: WorldConfig) -> SyntheticVideo:
-    """Render a whole video; the same seed and config give the same bytes. Source: ours."""
+    """Render a whole video; the same seed and config give the same bytes."""
     frames = list(iter_video(seed, config))
 
     def stacked(name: str) -> NDArray:

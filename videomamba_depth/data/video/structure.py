@@ -45,7 +45,7 @@ class Structure:
         packets: of video that a fragmented MP4 or a Matroska file holds, as far as it is whole: by the track's id (MP4)
             or by its place among the tracks of video (Matroska).
         is_edited: whether a track of video has an edit list (MP4).
-        pauses: whether such a list shows nothing for a while behind its beginning.
+        pauses: whether such a list shows nothing for a while after its beginning.
         second: what follows that demuxers pass over: a second recording that was joined on; "" for nothing.
     """
 
@@ -89,7 +89,7 @@ def _check_boxes(file: BinaryIO, size: int) -> Structure:
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
         if length < 8 or not kind.isascii():
-            return samples.structure("")  # to the end, or something else behind it
+            return samples.structure("")  # to the end, or something else after it
         if kind in _MP4_PARENTS and at + length <= size:
             if not _are_boxes(file, at + 8, at + length):
                 return samples.structure(BROKEN)
@@ -217,7 +217,7 @@ def _walk_elements(file: BinaryIO, size: int, packets: Counter[int]) -> str:
         at += id_length + size_length
         block_of = content[:1] if number in _EBML_BLOCKS else b""
         if number == _SEGMENT and not unknown:
-            ends = [at + length]  # what follows is not ours
+            ends = [at + length]  # what follows is unknown
             if at + length > size:
                 return CUT_OFF
         elif number in _EBML_PARENTS:
@@ -301,7 +301,7 @@ def _check_flv(file: BinaryIO, size: int) -> str:
 
 
 def _check_transport(packet: int) -> Callable[[BinaryIO, int], Structure]:
-    """MPEG-TS: packets of one size that begin with 0x47 (behind four bytes, on Blu-ray)."""
+    """MPEG-TS: packets of one size that begin with 0x47 (after four bytes, on Blu-ray)."""
 
     def check(file: BinaryIO, size: int) -> Structure:
         whole = size - size % packet
@@ -321,7 +321,7 @@ def _video_starts(packets: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield (number, PID) of those of the MPEG-TS packets `uint8 [N,188]` in which a PES packet of video begins."""
     numbers = np.flatnonzero((packets[:, 1] & 0x40 != 0) & (packets[:, 3] & 0x10 != 0))
     begin = packets[numbers]
-    at = 4 + np.where(begin[:, 3] & 0x20, 1 + begin[:, 4].astype(int), 0)  # behind the adaptation field
+    at = 4 + np.where(begin[:, 3] & 0x20, 1 + begin[:, 4].astype(int), 0)  # after the adaptation field
     mark = begin[np.arange(len(begin))[:, None], np.minimum(at[:, None] + np.arange(4), 187)]
     is_video = (mark[:, :3] == (0, 0, 1)).all(1) & (mark[:, 3] & 0xF0 == 0xE0)
     pids = (begin[:, 1].astype(int) & 0x1F) << 8 | begin[:, 2]

@@ -313,7 +313,7 @@ def _pose_rows(path: Path, pairs: Sequence[_Pair], num_images: int) -> np.ndarra
         return rows[[pair.place for pair in pairs]]
     if rows.shape[1] != 8:
         raise UserError(
-            f"pose file {path} must have rows 'tx ty tz qx qy qz qw', or the same behind a time stamp; found"
+            f"pose file {path} must have rows 'tx ty tz qx qy qz qw', or the same after a time stamp; found"
             f" {rows.shape[1]} columns"
         )
     times = rows[:, 0]

@@ -135,7 +135,7 @@ def _noisy(rgb: np.ndarray, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of worlds. seed: where its seeds begin behind the first one of a set. title: in reports."""
+    """A kind of worlds. seed: where its seeds begin after the first one of a set. title: in reports."""
 
     title: str
     render: Callable[[int, WorldConfig], Arrays] = _render

@@ -30,7 +30,7 @@ def tae(depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid
 
     Every pixel of frame i is lifted with its depth, moved into frame i+1 and written to the rounded pixel,
     the last writer winning; e = mean |d_{i+1} − z| / d_{i+1} over pixels hit; both directions; TAE = 100 · Σ
-    e / (2 (F − 1)). Pairs of which a pose is not finite are left out of sum and count (ours).
+    e / (2 (F − 1)). Pairs of which a pose is not finite are left out of sum and count, unlike there.
 
     Args:
         depth_m: [F,H,W] aligned prediction, m. intrinsics: [3,3] or [F,3,3], px. camera_to_world: [F,4,4], m.
@@ -68,7 +68,7 @@ def tae_z(
     max_gt_disagreement: float = 0.05,
     min_coverage: float = 0.1,
 ) -> Score:
-    """Return the temporal alignment error ×100 with its faults mended (ours).
+    """Return the temporal alignment error ×100 with its faults mended.
 
     As `tae`, but points behind the camera are dropped, the nearest point wins a pixel (z-buffer), points that
     the ground truth says are hidden in the target are dropped, and a pair with too little overlap is skipped, as is

@@ -41,7 +41,7 @@ def edge_threshold(reference: Any, percentile: float = EDGE_PERCENTILE) -> float
 
 
 def edge_ratio(disparity: Any, reference: Any) -> Score:
-    """Return sqrt(Σ e(d)² / Σ e(r)²), e = `edge_strength`, over all pixels and frames (ours).
+    """Return sqrt(Σ e(d)² / Σ e(r)²), e = `edge_strength`, over all pixels and frames.
 
     1 for equal sharpness, below for blur (a step blurred to width σ keeps 1/σ of its energy) and for ghosts,
     above for spurious edges. The square lets strong edges decide, so removing faint noise is not taken for

@@ -53,8 +53,8 @@ def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str 
         per: "clip" subtracts one median and divides by one mean absolute deviation per clip; "frame" does so
             for every frame, which is how it is mostly published, and hides all flicker of scale and shift.
 
-    Source: Wang et al., "Neural Video Depth Stabilizer" (ICCV 2023), equation 8, with masks and `per="clip"`
-    ours.
+    Source: Wang et al., "Neural Video Depth Stabilizer" (ICCV 2023), equation 8; masks and `per="clip"` are
+    additions.
     """
     d = as_frames("disparity", disparity)
     if is_flat(d):
@@ -102,7 +102,7 @@ def relative_temporal_consistency(
 
 def flicker2(x: Any, motion: ClipMotion, defined: Any = None) -> Score:
     """Return Flk2: mean |x_t − 2 w(x_{t−1}) + w(w(x_{t−2}))| along the flow, on pixels trusted over both
-    steps (ours).
+    steps.
 
     x: [F,H,W] log disparity. A steady change, true motion in depth, cancels; a jump there and back counts
     twice.
@@ -188,8 +188,7 @@ def scale_series(prediction: Any, reference: Any, stride: int = 4) -> tuple[np.n
 
 
 def scale_jitter_and_drift(prediction: Any, reference: Any, stride: int = 4) -> dict[str, Score]:
-    """Return {"sJit": std of detrended log s_t, "sDrift": slope of log s_t per 100 frames} (×1, not ×100;
-    ours).
+    """Return {"sJit": std of detrended log s_t, "sDrift": slope of log s_t per 100 frames} (×1, not ×100).
 
     s_t as in `scale_series`. Frames with s_t ≤ 0 or NaN are left out; coverage is the share that remains.
     """
@@ -216,7 +215,7 @@ def palindrome_indices(num_frames: int) -> list[int]:
 def palindrome_drift(disparity: Any) -> Score:
     """Return mean |D(t) − D(mirror t)| over the spread of D, on a clip in the order of `palindrome_indices`.
 
-    disparity: [2F−1,H,W]. 0 for a framewise model; what remains is the memory of the stream (ours).
+    disparity: [2F−1,H,W]. 0 for a framewise model; what remains is the memory of the stream.
     """
     d = as_frames("disparity", disparity)
     if len(d) % 2 == 0 or len(d) < 3:
