@@ -264,7 +264,7 @@ def run_script(script: str, arguments: list[str]) -> int:
     module = importlib.util.module_from_spec(spec)
     source = (ROOT / script).read_text(encoding="utf-8")
     if script.endswith("ablate.py"):  # list and check the runs; training and evaluation are other commands
-        quick = "train_all, judge = lambda *_: {}, lambda *_: None"
+        quick = "train_all, evaluate = lambda *_: {}, lambda *_: None"
         source = source.replace('if __name__ == "__main__":', f'{quick}\n\n\nif __name__ == "__main__":')
     try:
         exec(compile(source, script, "exec"), module.__dict__)
