@@ -20,6 +20,14 @@ TRAIN_KEYS = {key.name for key in declared(TrainConfig)}
     [
         ("data.motion=mixed", "data.camera_motion=mixed"),
         ("data.colour_jitter=0.3", "data.color_jitter=0.3"),
+        ("model.motion=none", "model.flow=null"),
+        ("model.motion=flow", "model.flow={}"),
+        ("model.motion_short_side=99", "model.flow.short_side=99"),
+        ("model.output.enabled=false", "model.output=null"),
+        ("flow=inverse_search", "reference_flow=inverse_search"),
+        ("flow.max_motion_px=0.7", "reference_flow.max_motion_px=0.7"),
+        ("loss=stabilised", "loss=default"),
+        ("loss.target=stabilised", "loss.target=stabilized"),
         ("teacher=depth_anything_v2_small", "teacher=depth_anything_v2"),
         (
             "teacher=depth_anything_v2_metric_outdoor_large",
@@ -89,3 +97,16 @@ def test_stored_settings_keep_their_values(caplog: pytest.LogCaptureFixture) -> 
     assert renamed_values(stored, TrainConfig) == expected
     (record,) = caplog.records
     assert "data.motion is now data.camera_motion=mixed; " in record.getMessage()
+
+
+def test_groups_that_were_off_and_on_are_read_from_a_stored_config() -> None:
+    stored = {
+        "model.motion": "none",
+        "model.motion_flow": "dis",
+        "model.motion_short_side": 224,
+        "model.output.gain": 0.6,
+    }
+    off = renamed_values({**stored, "model.output.enabled": False}, TrainConfig)
+    assert off == {"model.flow": None, "model.output": None}
+    on = renamed_values({**stored, "model.motion": "flow", "model.output.enabled": True}, TrainConfig)
+    assert on == {"model.flow.estimator": "dis", "model.flow.short_side": 224, "model.output.gain": 0.6}

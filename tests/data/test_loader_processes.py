@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -33,8 +34,9 @@ class Items(Dataset[dict[str, Any]]):
 
 def batches(number: int | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     monkeypatch.setattr(sampling, "collate_clips", lambda items: items[0])
-    sampler = ClipBatchSampler(1, clip_frames=1, num_batches=3)
-    return iterate_loader(build_loader(Items(number), sampler, num_workers=1, prefetch_factor=1, timeout_s=1.0))
+    monkeypatch.setattr(sampling, "LOOK_AT_WORKERS_S", 1.0)
+    loader = build_loader(Items(number), ClipBatchSampler(1, clip_frames=1), num_workers=1, prefetch_factor=1)
+    return itertools.islice(iterate_loader(loader), 3)
 
 
 def test_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_raw_targets_ask_for_stillness_on_static_pixels_only() -> None:
     still = target.depth[:, :1].expand_as(target.depth).clone().requires_grad_()
     options = {"ssi_alignment": "none", "ssi_weight": 0.0, "state_smoothness_weight": 0.0}
     guarded, _ = Objective(**options)(still, target, [], None)  # type: ignore[arg-type]
-    raw, _ = Objective(temporal_gradient_static_only=False, **options)(still, target, [], None)  # type: ignore[arg-type]
+    raw, _ = Objective(target="stabilized", **options)(still, target, [], None)  # type: ignore[arg-type]
     assert float(guarded["temporal_gradient"].numerators.detach().sum()) == 0
     assert float(raw["temporal_gradient"].numerators.detach().sum()) > 1
 

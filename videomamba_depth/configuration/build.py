@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from selective_scan.backends import resolve_backend
 from videomamba_depth.configuration.schema import (
     DataConfig,
-    LossConfig,
     ModelConfig,
     TeacherConfig,
     TrainConfig,
@@ -38,14 +37,11 @@ from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.labeller import Labeller
-from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder, RunLog
-from videomamba_depth.training.trainer import Trainer, TrainerSettings
+from videomamba_depth.training.trainer import Trainer
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.device import DTYPES, resolve_dtype
 from videomamba_depth.utils.errors import UserError, building
-
-_LOADER_TIMEOUT_S = 20.0  # without a batch, after which the loader processes are looked at
 
 
 @building("teacher.name")
@@ -80,20 +76,6 @@ def build_flow_estimator(config: FlowSettings, device: torch.device) -> FlowEsti
 def flow_key(config: FlowSettings) -> str:
     """Return what names the estimator in keys of caches: its name, and a digest of its weights where it has some."""
     return config.estimator if config.weights is None else f"{config.estimator}-{hash_source(config.weights)[:12]}"
-
-
-@building("loss")
-def build_objective(config: LossConfig) -> Objective:
-    """Return the training objective."""
-    return Objective(
-        ssi_weight=config.ssi_weight,
-        ssi_alignment=config.ssi_alignment,  # type: ignore[arg-type]
-        ssi_gradient_weight=config.ssi_gradient_weight,
-        temporal_gradient_weight=config.temporal_gradient_weight,
-        temporal_gradient_strides=tuple(config.temporal_gradient_strides),
-        temporal_gradient_static_only=config.target == "raw",
-        state_smoothness_weight=config.state_smoothness_weight,
-    )
 
 
 @building("data")
@@ -178,41 +160,9 @@ def build_batches(
             start_batch=start,
         )
         pin = ranks.device.type == "cuda"
-        loader = build_loader(
-            dataset, sampler, num_workers=config.num_workers, pin_memory=pin, timeout_s=_LOADER_TIMEOUT_S
-        )
-        return iterate_loader(loader)
+        return iterate_loader(build_loader(dataset, sampler, num_workers=config.num_workers, pin_memory=pin))
 
     return batches_from
-
-
-@building("trainer, optim")
-def trainer_settings(config: TrainConfig, device: torch.device) -> TrainerSettings:
-    """Return the numbers of the loop."""
-    optim, trainer = config.optim, config.trainer
-    dtype = resolve_dtype(trainer.precision, device)
-    return TrainerSettings(
-        steps=trainer.steps,
-        total_steps=trainer.total_steps or trainer.steps,
-        chunk_frames=trainer.chunk_frames,
-        accumulate=trainer.accumulate,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        betas=(optim.beta1, optim.beta2),
-        warmup_steps=optim.warmup_steps,
-        final_lr_ratio=optim.final_lr_ratio,
-        grad_clip=optim.grad_clip,
-        ema_decay=optim.ema_decay,
-        autocast_dtype=None if dtype == torch.float32 else dtype,
-        channels_last=trainer.channels_last,
-        compile=trainer.compile,
-        checkpoint_every=trainer.checkpoint_every,
-        keep_checkpoints=trainer.keep_checkpoints,
-        log_every=trainer.log_every,
-        picture_every=trainer.picture_every,
-        reset_probability=trainer.reset_probability,
-        seed=trainer.seed,
-    )
 
 
 def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: dict[str, Any]) -> Trainer:
@@ -242,16 +192,14 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
         student.to(ranks.device).train()
     loss = config.loss
-    needs_flow = loss.temporal_gradient_weight > 0 or loss.state_smoothness_weight > 0 or loss.target != "raw"
-    settings = trainer_settings(config, ranks.device)
     labeller = Labeller(
         encoder if encoder.frozen else None,
         teacher,
-        build_flow_estimator(config.reference_flow, ranks.device) if needs_flow else None,
+        build_flow_estimator(config.reference_flow, ranks.device) if loss.needs_flow else None,
         config.reference_flow.max_motion_px,
         config.reference_flow.max_rgb_change,
         frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
-        autocast_dtype=settings.autocast_dtype,
+        autocast_dtype=None if computed == torch.float32 else computed,
         target=loss.target,
         target_radius=loss.target_radius,
         target_sigma=loss.target_sigma,
@@ -268,8 +216,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         student,
         labeller,
         build_batches(dataset, config.data, config.trainer.seed, ranks),
-        build_objective(config.loss),
-        settings,
+        loss,
+        config.trainer,
+        config.optim,
         ranks,
         run,
         run_log=partial(RunLog, run, backend=config.trainer.logger, config=resolved),

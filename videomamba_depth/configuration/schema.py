@@ -16,6 +16,8 @@ from videomamba_depth.models.input_size import MAX_PIXELS
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.training.objective import Objective
+from videomamba_depth.training.settings import OptimSettings, TrainerSettings
 from videomamba_depth.utils.device import DTYPES
 from videomamba_depth.utils.settings import choice, file_name, like, path, ranged
 
@@ -125,58 +127,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights and forms of the loss terms; a weight of 0 leaves a term out."""
-
-    target: str = choice("raw", *OFFLINE_TARGETS)
-    target_radius: int = ranged(1, 1000)
-    target_sigma: float = ranged(0, 1000, open="low")
-    ssi_weight: float = ranged(0, 1e6)
-    ssi_alignment: str = choice("frame", "clip", "none")
-    ssi_gradient_weight: float = ranged(0, 1e6)
-    temporal_gradient_weight: float = ranged(0, 1e6)
-    temporal_gradient_strides: list[int] = ranged(1, 100_000)
-    state_smoothness_weight: float = ranged(0, 1e6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW and its schedule."""
-
-    lr: float = ranged(0, 10, open="low")
-    weight_decay: float = ranged(0, 100)
-    beta1: float = ranged(0, 1, open="high")
-    beta2: float = ranged(0, 1, open="high")
-    warmup_steps: int = ranged(0, _COUNT)
-    final_lr_ratio: float = ranged(0, 1)
-    grad_clip: float = ranged(0, 1e9)
-    ema_decay: float = ranged(0, 1, open="high")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """The loop."""
-
-    steps: int = ranged(1, _COUNT)
-    total_steps: int | None = ranged(1, _COUNT, None)
-    chunk_frames: int = ranged(1, 100_000)
-    reset_probability: float = ranged(0, 1)
-    accumulate: int = ranged(1, 100_000)
-    precision: str = choice("auto", *DTYPES)
-    channels_last: bool
-    compile: bool
-    device: str = choice(*_DEVICES)
-    threads: int | None = ranged(1, 1024, None)
-    seed: int = ranged(0, 2**31 - 1)
-    deterministic: bool
-    checkpoint_every: int = ranged(1, _COUNT)
-    keep_checkpoints: int = ranged(1, _COUNT)
-    log_every: int = ranged(1, _COUNT)
-    picture_every: int = ranged(0, _COUNT)
-    logger: str = choice("tensorboard", "wandb", "none")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """`configs/train.yaml`."""
 
@@ -185,9 +135,9 @@ class TrainConfig:
     teacher: TeacherConfig
     model: ModelConfig
     data: DataConfig
-    loss: LossConfig
-    optim: OptimConfig
-    trainer: TrainerConfig
+    loss: Objective
+    optim: OptimSettings
+    trainer: TrainerSettings
     reference_flow: FlowSettings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -20,10 +21,12 @@ from videomamba_depth.utils.errors import UserError
 
 # Keeps the draws about batches apart from those about items, which use (seed, index, attempt).
 _BATCH_STREAM = 0x5EED_BA7C
+LOOK_AT_WORKERS_S = 20.0
+"""How long a batch may take before the loader processes are looked at."""
 
 
 class ClipBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Yield batches of keys (item index, clip frames) without end, or up to `num_batches`.
+    """Yield batches of keys (item index, clip frames) without end.
 
     Batch b is a function of (seed, b) alone: to resume after b batches, build it with `start_batch=b`. All ranks agree
     on the kind of batch b, and never draw the same item. The state to save is the number of batches consumed by
@@ -35,9 +38,7 @@ class ClipBatchSampler(Sampler[list[tuple[int, int]]]):
         rank, world_size: this process among all.
         seed: same on all ranks.
         p_single_frame: probability that a batch is made of single images, which teach appearance without a sequence.
-        single_batch_size: images per single-image batch and rank; default `batch_size`.
         start_batch: first batch.
-        num_batches: where to stop (exclusive, counted from 0, not from `start_batch`); None for never.
 
     Raises:
         ValueError: a number out of its range.
@@ -52,15 +53,12 @@ class ClipBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         seed: int = 0,
         p_single_frame: float = 0.0,
-        single_batch_size: int | None = None,
         start_batch: int = 0,
-        num_batches: int | None = None,
     ) -> None:
         self.clip_frames = (clip_frames,) if isinstance(clip_frames, int) else tuple(clip_frames)
         self.batch_size = batch_size
-        self.single_batch_size = batch_size if single_batch_size is None else single_batch_size
-        if min(self.batch_size, self.single_batch_size, *self.clip_frames) < 1:
-            raise ValueError(f"batch sizes and clip_frames must be at least 1; got {batch_size}, {self.clip_frames}")
+        if min(self.batch_size, *self.clip_frames) < 1:
+            raise ValueError(f"batch_size and clip_frames must be at least 1; got {batch_size}, {self.clip_frames}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, world_size); got rank {rank} of {world_size}")
         if not 0 <= p_single_frame <= 1:
@@ -69,7 +67,7 @@ class ClipBatchSampler(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"seed and start_batch must not be negative; got {seed} and {start_batch}")
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.p_single_frame = p_single_frame
-        self.start_batch, self.num_batches = start_batch, num_batches
+        self.start_batch = start_batch
 
     def batch_frames(self, batch: int) -> int:
         """Return the clip length of batch `batch`, the same on all ranks; 1 for a single-image batch."""
@@ -80,16 +78,11 @@ class ClipBatchSampler(Sampler[list[tuple[int, int]]]):
     def keys(self, batch: int) -> list[tuple[int, int]]:
         """Return the keys of batch `batch` on this rank."""
         frames = self.batch_frames(batch)
-        size = self.single_batch_size if frames == 1 else self.batch_size
-        slots = max(self.batch_size, self.single_batch_size)
-        first = (batch * self.world_size + self.rank) * slots
-        return [(first + slot, frames) for slot in range(size)]
+        first = (batch * self.world_size + self.rank) * self.batch_size
+        return [(first + slot, frames) for slot in range(self.batch_size)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batch = self.start_batch
-        while self.num_batches is None or batch < self.num_batches:
-            yield self.keys(batch)
-            batch += 1
+        return map(self.keys, itertools.count(self.start_batch))
 
 
 def build_loader(
@@ -99,8 +92,6 @@ def build_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch_factor: int = 2,
-    multiprocessing_context: str | None = None,
-    timeout_s: float = 0.0,
 ) -> DataLoader[dict[str, Any]]:
     """Wrap a clip dataset in a loader; batches come in the sampler's order and do not depend on `num_workers`.
 
@@ -112,16 +103,13 @@ def build_loader(
         num_workers: loader processes; 0 reads in this process.
         pin_memory: page-locked batches, for quick copies to a GPU.
         prefetch_factor: batches that each worker prepares ahead.
-        multiprocessing_context: "fork", "spawn" or "forkserver"; None for the platform's own.
-        timeout_s: seconds to wait for a batch before RuntimeError is raised; one may ask again. 0: for ever.
     """
     workers: dict[str, Any] = {}
     if num_workers > 0:
         workers = {
             "prefetch_factor": prefetch_factor,
             "persistent_workers": True,
-            "multiprocessing_context": multiprocessing_context,
-            "timeout": timeout_s,
+            "timeout": LOOK_AT_WORKERS_S,
         }
     worker_init: Callable[[int], None] = limit_threads
     return DataLoader(
@@ -137,7 +125,7 @@ def build_loader(
 
 
 def iterate_loader(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the batches of a loader; build it with a `timeout_s`, after which its processes are looked at.
+    """Yield the batches of a loader; after `LOOK_AT_WORKERS_S` without one its processes are looked at.
 
     Raises:
         UserError: a loader process was killed or stopped, or raised a `UserError`.

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.losses import (
     LossSums,
     midas_se_sums,
@@ -16,6 +17,7 @@ from videomamba_depth.losses import (
     temporal_gradient_sums,
 )
 from videomamba_depth.utils.metrics import CLIP_DIMS, scale_and_shift
+from videomamba_depth.utils.settings import choice, ranged
 
 
 class Tail(NamedTuple):
@@ -39,22 +41,30 @@ class ChunkTarget(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted sum of the loss terms.
+    """Weighted sum of the loss terms; the settings of `loss`. A weight of 0 leaves a term out.
 
     Attributes:
+        target: "raw", the teacher's depth frame by frame, or what `OFFLINE_TARGETS` makes of it over a clip. Temporal
+            gradients of raw targets are mostly flicker: they are matched on static pixels only, where depth rests.
+        target_radius, target_sigma: frames to either side that an offline target looks at, and their Gaussian's std.
         ssi_alignment: "frame" solves (s, t) per frame and is blind to scale flicker; "clip" solves one pair on the
             first chunk of a clip and keeps it; "none" pins (1, 0), the teacher's own scale and shift.
-        temporal_gradient_static_only: match temporal gradients on static pixels only, where the target's is 0: for
-            raw targets, whose own temporal gradients are mostly flicker.
     """
 
-    ssi_weight: float = 1.0
+    target: str = choice("raw", *OFFLINE_TARGETS, default="raw")
+    target_radius: int = ranged(1, 1000, 8)
+    target_sigma: float = ranged(0, 1000, 5.0, open="low")
+    ssi_weight: float = ranged(0, 1e6, 1.0)
     ssi_alignment: Literal["frame", "clip", "none"] = "clip"
-    ssi_gradient_weight: float = 0.5
-    temporal_gradient_weight: float = 1.0
-    temporal_gradient_strides: tuple[int, ...] = (1,)
-    temporal_gradient_static_only: bool = True
-    state_smoothness_weight: float = 0.1
+    ssi_gradient_weight: float = ranged(0, 1e6, 0.5)
+    temporal_gradient_weight: float = ranged(0, 1e6, 1.0)
+    temporal_gradient_strides: tuple[int, ...] = ranged(1, 100_000, (1,))
+    state_smoothness_weight: float = ranged(0, 1e6, 0.1)
+
+    @property
+    def needs_flow(self) -> bool:
+        """Whether targets or terms need optical flow."""
+        return self.temporal_gradient_weight > 0 or self.state_smoothness_weight > 0 or self.target != "raw"
 
     def __call__(
         self, prediction: Tensor, target: ChunkTarget, summaries: Sequence[Tensor], tail: Tail | None
@@ -92,7 +102,7 @@ class Objective:
                 valid,
                 self.temporal_gradient_strides,
                 scale_shift=(scale, shift),
-                static=static if self.temporal_gradient_static_only else None,
+                static=static if self.target == "raw" else None,
             )
             terms["temporal_gradient"] = _weighted(sums, self.temporal_gradient_weight)
         if self.state_smoothness_weight > 0 and summaries:

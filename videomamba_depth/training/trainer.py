@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +34,7 @@ from videomamba_depth.training.preview import preview_picture, write_picture
 from videomamba_depth.training.restarts import draw_restarts, restart
 from videomamba_depth.training.run_folder import RunFolder, RunLog
 from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
+from videomamba_depth.training.settings import OptimSettings, TrainerSettings
 from videomamba_depth.training.trainer_state import (
     Carry,
     Position,
@@ -62,32 +62,6 @@ log = logging.getLogger(__name__)
 _NO_DECAY = ("A_log", "A_b_log", "cls_token", "pos_embed")
 
 
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Numbers of the loop; see `configs/trainer/default.yaml` and `configs/optim/adamw.yaml` for their meaning."""
-
-    steps: int
-    total_steps: int  # length of the learning rate's curve
-    chunk_frames: int
-    accumulate: int
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    warmup_steps: int
-    final_lr_ratio: float
-    grad_clip: float
-    ema_decay: float
-    autocast_dtype: torch.dtype | None
-    channels_last: bool
-    compile: bool
-    checkpoint_every: int
-    keep_checkpoints: int
-    log_every: int
-    picture_every: int
-    reset_probability: float = 0.0
-    seed: int = 0  # of the resets
-
-
 class Trainer:
     """Trains a student on labeled clips; `fit` runs to the last step, or until it is asked to stop.
 
@@ -107,20 +81,21 @@ class Trainer:
         batches_from: Callable[[int], Iterator[dict[str, Any]]],
         objective: Objective,
         settings: TrainerSettings,
+        optim: OptimSettings,
         ranks: Ranks,
         run: RunFolder,
         run_log: Callable[[int], RunLog],
         save_student: Callable[[Path, dict[str, Tensor], int], None],
     ) -> None:
         self.student, self.labeller, self.objective = student, labeller, objective
-        self.settings, self.ranks, self.run = settings, ranks, run
+        self.settings, self.optim, self.ranks, self.run = settings, optim, ranks, run
         self._batches_from, self._open_log, self._save_student = batches_from, run_log, save_student
         if settings.channels_last:
             student.to(memory_format=torch.channels_last)
         self._trainable = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self._optimizer = self._build_optimizer()
         self._scaler = torch.amp.GradScaler(
-            ranks.device.type, enabled=settings.autocast_dtype == torch.float16 and ranks.device.type == "cuda"
+            ranks.device.type, enabled=labeller.autocast_dtype == torch.float16 and ranks.device.type == "cuda"
         )
         self._forward: nn.Module = student
         if settings.compile:
@@ -132,7 +107,7 @@ class Trainer:
         self._clip: LabelledClip | None = None
         self._clip_batch = -1  # which batch _clip is
         self._stop_signal: int | None = None
-        self._average = WeightAverage(student_weights(student), settings.ema_decay)
+        self._average = WeightAverage(student_weights(student), optim.ema_decay)
 
     def fit(self) -> bool:
         """Train to `settings.steps`; return False if a signal ended the run before, after saving it.
@@ -189,8 +164,8 @@ class Trainer:
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
         """Do one optimizer step on `accumulate` chunks; return its record and how many frames it saw."""
         settings = self.settings
-        total, warmup = settings.total_steps, settings.warmup_steps
-        lr = settings.lr * warmup_cosine(self.step, total, warmup, settings.final_lr_ratio)
+        optim, total = self.optim, settings.schedule_steps
+        lr = optim.lr * warmup_cosine(self.step, total, optim.warmup_steps, optim.final_lr_ratio)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
@@ -202,7 +177,7 @@ class Trainer:
             for name, value in terms.items():
                 record[f"loss/{name}"] = record.get(f"loss/{name}", 0.0) + value / settings.accumulate
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._trainable.values(), settings.grad_clip or float("inf"))
+        norm = nn.utils.clip_grad_norm_(self._trainable.values(), optim.grad_clip or float("inf"))
         if not torch.isfinite(norm) and not self._scaler.is_enabled():  # a scaler skips such a step
             self._refuse("the gradient norm")
         self._scaler.step(self._optimizer)
@@ -263,8 +238,8 @@ class Trainer:
         """Biases, norms, position tables and the parameters of the recurrence do not decay."""
         decay = [p for name, p in self._trainable.items() if p.ndim > 1 and not name.endswith(_NO_DECAY)]
         rest = [p for name, p in self._trainable.items() if p.ndim <= 1 or name.endswith(_NO_DECAY)]
-        groups = [{"params": decay, "weight_decay": self.settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.settings.lr, betas=self.settings.betas)
+        groups = [{"params": decay, "weight_decay": self.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.optim.lr, betas=(self.optim.beta1, self.optim.beta2))
 
     def _refuse(self, what: str) -> None:
         videos = ", ".join(self._clip.video_ids) if self._clip is not None else "?"
