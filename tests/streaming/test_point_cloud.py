@@ -145,8 +145,9 @@ def test_intrinsics_are_four_numbers_or_a_file(tmp_path: Path) -> None:
         (str(tmp_path / "none.txt"), "none.txt': No such file"),
         (str(file), "something else than numbers"),
         ([50.0, 40.0], r"must be \[fx,fy,cx,cy\]"),
-        ([50.0, 0.0, 1.0, 1.0], "positive fx and fy"),
-        ([50.0, float("nan"), 1.0, 1.0], "positive fx and fy"),
+        ([50.0, 0.0, 1.0, 1.0], "focal lengths not 0"),
+        ([50.0, float("nan"), 1.0, 1.0], "must be finite"),
+        ([50.0, -40.0, 1.0, 1.0], "positive fx and fy"),
     ]:
         with pytest.raises(UserError, match=message):
             load_intrinsics(given)

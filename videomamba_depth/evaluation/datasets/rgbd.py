@@ -20,6 +20,7 @@ from videomamba_depth.evaluation.metrics.geometry import usable_poses
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
 from videomamba_depth.flow.frame_view import Frames, mapped, on_disk
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.intrinsics import camera_matrix
 from videomamba_depth.utils.settings import path as path_to
 from videomamba_depth.utils.settings import ranged
 
@@ -109,7 +110,7 @@ def load_rgbd(
         depth_scale: stored units per meter: 1000 for millimeters, 5000 TUM and ICL-NUIM, 256 KITTI.
         invalid_value: stored value that means "no depth".
         max_depth_m: ground truth beyond it does not count; how much that is goes to the log.
-        intrinsics: [3,3] px at the depth maps' size; or a text file with that matrix; or the text "fx fy cx cy".
+        intrinsics: [3,3] px at the depth maps' size; or what else `camera_matrix` takes.
             A negative focal length (the y axis of ICL-NUIM) is kept.
         poses: [F,4,4] camera-to-world in meters; or a folder of 4×4 text files, one per frame by stem; or a
             file with a row "tx ty tz qx qy qz qw" per frame; or one with rows "stamp tx ty tz qx qy qz qw", of which
@@ -129,7 +130,8 @@ def load_rgbd(
             raise UserError(f"{name} must be positive and finite; got {value}")
     pairs, num_images = _pair(root, rgb_dir, depth_dir)
     pairs = pairs[:max_frames]
-    matrix = _load_intrinsics(_inside(root, intrinsics))
+    found = _inside(root, intrinsics)
+    matrix = None if found is None else camera_matrix(found)
     camera_to_world = _load_poses(_inside(root, poses), pairs, num_images)
     depths = [pair.depth for pair in pairs]
     gt_depth_m, valid = on_disk(_depth_and_valid(depths, depth_scale, invalid_value, crop_px))
@@ -255,30 +257,6 @@ def _inside(root: Path, given: np.ndarray | str | Path | None) -> np.ndarray | s
     if given is None or isinstance(given, np.ndarray) or Path(given).exists():
         return given
     return root / given if (root / given).exists() else given
-
-
-def _load_intrinsics(intrinsics: np.ndarray | str | Path | None) -> np.ndarray | None:
-    if intrinsics is None:
-        return None
-    if isinstance(intrinsics, np.ndarray):
-        matrix = intrinsics
-    elif len(numbers := str(intrinsics).replace(",", " ").split()) == 4:
-        fx, fy, cx, cy = (_number(text, str(intrinsics)) for text in numbers)
-        matrix = np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-    else:
-        matrix = _read_numbers(Path(intrinsics))
-        if matrix.shape != (3, 3):
-            raise UserError(f"intrinsics file {intrinsics} must hold a 3×3 matrix; it holds {matrix.shape}")
-    if not np.isfinite(matrix).all() or 0.0 in (matrix[..., 0, 0], matrix[..., 1, 1]):
-        raise UserError(f"intrinsics must be finite, focal lengths not 0; got {np.asarray(matrix).tolist()}")
-    return matrix
-
-
-def _number(text: str, whole: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"intrinsics must be a file or four numbers 'fx fy cx cy'; got '{whole}'") from error
 
 
 def _load_poses(poses: np.ndarray | str | Path | None, pairs: Sequence[_Pair], num_images: int) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.sinks.images import NumberedFiles
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.intrinsics import camera_matrix
 
 Intrinsics = tuple[float, float, float, float]
 """(fx, fy, cx, cy) in px of the source's frames as displayed; the centre of the first pixel lies at (0, 0)."""
@@ -109,29 +109,16 @@ def to_points(rgb: np.ndarray, depth: np.ndarray, intrinsics: Intrinsics, unit: 
 
 
 def load_intrinsics(given: Sequence[float] | str) -> Intrinsics:
-    """Return (fx, fy, cx, cy) from four numbers, or from a text file that holds them or a 3×3 matrix.
+    """Return (fx, fy, cx, cy) of what `camera_matrix` takes.
 
     Raises:
-        UserError: neither, or focal lengths that are not positive.
+        UserError: as there, or focal lengths that are not positive.
     """
-    values = _numbers_of(Path(os.path.expanduser(given))) if isinstance(given, str) else list(given)
-    if len(values) == 9:
-        values = [values[i] for i in (0, 4, 2, 5)]
-    if len(values) != 4 or not np.isfinite(values).all() or min(values[:2]) <= 0:
-        raise UserError(
-            f"intrinsics must be [fx,fy,cx,cy] in px with positive fx and fy, or a text file with them or a 3x3 matrix;"
-            f" got {given}"
-        )
-    fx, fy, cx, cy = (float(value) for value in values)
+    matrix = camera_matrix(given)
+    fx, fy, cx, cy = (float(matrix[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    if min(fx, fy) < 0:
+        raise UserError(f"intrinsics must have positive fx and fy; got {given}")
     return fx, fy, cx, cy
-
-
-def _numbers_of(path: Path) -> list[float]:
-    try:
-        return [float(text) for text in path.read_text(encoding="utf-8").replace(",", " ").split()]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it holds something else than numbers"
-        raise UserError(f"cannot read the intrinsics file '{path}': {reason}; give [fx,fy,cx,cy] or a file") from error
 
 
 def _ply(points: np.ndarray, unit: str) -> bytes:
