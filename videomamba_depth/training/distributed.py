@@ -49,7 +49,7 @@ class Ranks:
         """Wait for all ranks at the end of the block; where one of them raises in it, all do.
 
         Raises:
-            UserError: another rank failed; its own message says why.
+            UserError: another rank failed; its own message names the reason.
         """
         error: Exception | None = None
         try:
@@ -60,7 +60,7 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise UserError("another process of this run failed, and said why")
+            raise UserError("another process of this run failed; its own line names the reason")
 
 
 def start_ranks(device_name: str) -> Ranks:

@@ -13,7 +13,7 @@ from videomamba_depth.utils.color import INFERNO
 
 
 def preview_picture(rgb: Tensor, teacher: Tensor, student: Tensor) -> np.ndarray:
-    """Return uint8 `[H, 3W, 3]`: input, teacher's depth, student's depth in the teacher's colour range.
+    """Return uint8 `[H, 3W, 3]`: input, teacher's depth, student's depth in the teacher's color range.
 
     Args:
         rgb: `[3, H, W]` in [0, 1].
@@ -23,7 +23,7 @@ def preview_picture(rgb: Tensor, teacher: Tensor, student: Tensor) -> np.ndarray
         float(q) for q in torch.quantile(teacher.float().flatten(), torch.tensor([0.02, 0.98], device=teacher.device))
     )
     frame = (rgb.permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy()
-    return np.concatenate([frame, _colour(teacher, low, high), _colour(student, low, high)], axis=1)
+    return np.concatenate([frame, _colored(teacher, low, high), _colored(student, low, high)], axis=1)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -32,7 +32,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     cv2.imwrite(str(path), picture[..., ::-1])
 
 
-def _colour(depth: Tensor, low: float, high: float) -> np.ndarray:
+def _colored(depth: Tensor, low: float, high: float) -> np.ndarray:
     scaled = (depth[0].float() - low) / max(high - low, 1e-6)
     grey = (scaled.clamp(0, 1) * 255).byte().cpu().numpy()
     return INFERNO.paint(grey)
