@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask, resize_flow
 
 if TYPE_CHECKING:  # the encoder's code is in the key of its weights
@@ -71,7 +71,7 @@ def feature_average_stream(
         nonlocal before
         small = F.interpolate(frame, encoder.input_resolution(*frame.shape[-2:]), mode="bilinear", antialias=True)
         previous, before = small if before is None else before, small
-        back, forth = flow(small, previous), flow(previous, small)
+        back, forth = both_ways(flow, small, previous)
         features = average(encoder.encode_frame(frame), back, consistency_mask(back, forth))
         return encoder.decode(features, (frame.shape[-2], frame.shape[-1]))
 

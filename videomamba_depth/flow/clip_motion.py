@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.flow.frame_view import Frames, Keep, in_memory
 from videomamba_depth.utils.flow_utils import backward_warp, trust_mask
 
@@ -91,7 +91,7 @@ def _motion_of_frames(
     nowhere = np.zeros(before.shape[-2:], bool)
     bwd, trusted_bwd = no_flow, nowhere
     for now in map(_to_tensor, following):  # [1,3,H,W]; two frames are in memory at a time
-        back, forth = flow(now, before), flow(before, now)
+        back, forth = both_ways(flow, now, before)
         trusted_fwd = trust_mask(before, now, forth, back, max_rgb_change)[0, 0].cpu().numpy()
         yield bwd, forth[0].cpu().numpy(), trusted_bwd, trusted_fwd
         trusted_bwd = trust_mask(now, before, back, forth, max_rgb_change)[0, 0].cpu().numpy()
@@ -134,7 +134,7 @@ def static_mask(clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, m
     static = torch.zeros_like(clip[:, :1], dtype=torch.bool)
     if clip.shape[0] > 1:
         now, before = clip[1:], clip[:-1]
-        back, forth = flow(now, before), flow(before, now)
+        back, forth = both_ways(flow, now, before)
         still = back.square().sum(dim=1, keepdim=True) < max_motion_px**2
         static[1:] = still & trust_mask(now, before, back, forth, max_rgb_change)
     return static

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, WEIGHTLESS, FlowEstimator, build_flow
+from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, WEIGHTLESS, FlowEstimator, both_ways, build_flow
 from videomamba_depth.utils.flow_utils import consistency_mask, resize_flow, resize_maps
 from videomamba_depth.utils.settings import check_settings, choice, ranged
 
@@ -91,7 +91,7 @@ class MotionEstimator:
         is_new = new.view(-1, 1, 1, 1)
         first = frames[:, 0] if before is None else torch.where(is_new, frames[:, 0], before)
         earlier = torch.cat([first.unsqueeze(1), frames[:, :-1]], 1).flatten(0, 1)  # [B·N, 3, h, w], one frame back
-        back, forth = self.flow(now, earlier), self.flow(earlier, now)
+        back, forth = both_ways(self.flow, now, earlier)
         trusted = consistency_mask(back, forth).unflatten(0, clip.shape[:2])
         trusted[:, 0] &= ~is_new  # nothing was seen before the first frame
         return Motion(back.unflatten(0, clip.shape[:2]), trusted), frames[:, -1]

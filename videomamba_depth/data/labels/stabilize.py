@@ -19,7 +19,7 @@ from torch import Tensor
 from videomamba_depth.data.labels.pixel_trajectories import ClipTracks, Floats
 from videomamba_depth.data.labels.stabilize_align import fit_frame_affines, sample_step
 from videomamba_depth.flow.clip_motion import detect_cuts
-from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import trust_mask
 
@@ -111,7 +111,7 @@ def stabilize_clip(
     trusted = [torch.zeros_like(clip[:, :1], dtype=torch.bool) for _ in range(2)]
     if len(clip) > 1:
         now, following = clip[:-1], clip[1:]
-        forth, back = flow(now, following), flow(following, now)
+        forth, back = both_ways(flow, now, following)
         flows[0][:-1], flows[1][1:] = forth, back
         trusted[0][:-1] = trust_mask(now, following, forth, back, max_rgb_change)
         trusted[1][1:] = trust_mask(following, now, back, forth, max_rgb_change)

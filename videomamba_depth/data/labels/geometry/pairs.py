@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.utils.flow_utils import backward_warp, sample_px
 
 DISTANCES = (1, 2, 4, 8, 16)  # frames
@@ -85,7 +85,7 @@ def chained_flow_pairs(
     for i, distance in enumerate(distances):
         early, late = clip[: num_frames - distance], clip[distance:]
         if distance == 1:
-            forth, back = flow(early, late), flow(late, early)
+            forth, back = both_ways(flow, early, late)
         else:
             half, pairs = distance // 2, num_frames - distance
             # forth[t] is t → t + half; back[t] is t + half → t.
