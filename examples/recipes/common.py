@@ -1,0 +1,93 @@
+"""What the recipes share: their options, layer-wise learning rates, sizes, and a Trainer that resumes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from videomamba_depth.video_mamba.variants import VARIANTS
+
+
+def parser(description: str | None, epochs: int, lr: float) -> argparse.ArgumentParser:
+    """The options that every recipe has; defaults are those of a published fine-tuning."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--out", type=Path, required=True, help="checkpoints, log, and the model; run again to resume")
+    options.add_argument("--variant", default="t", help=f"{', '.join(VARIANTS)}, or 'layers,channels'")
+    options.add_argument("--size", type=int, default=224, help="px, side of the frames")
+    options.add_argument("--pretrained", help="file of weights, or a repository on the Hugging Face hub")
+    options.add_argument("--family", help="of --pretrained, see docs/video_mamba.md")
+    options.add_argument("--epochs", type=float, default=epochs)
+    options.add_argument("--batch", type=int, default=32, help="per device")
+    options.add_argument("--lr", type=float, default=lr)
+    options.add_argument("--layer-decay", type=float, default=0.75, help="factor of the learning rate per layer down")
+    options.add_argument("--weight-decay", type=float, default=0.05)
+    options.add_argument("--workers", type=int, default=4)
+    options.add_argument("--bf16", action="store_true")
+    options.add_argument("--cpu", action="store_true")
+    return options
+
+
+def size_of(variant: str) -> dict[str, int]:
+    """Return depth and width under transformers' names."""
+    depth, width = VARIANTS[variant] if variant in VARIANTS else map(int, variant.split(","))
+    return {"num_hidden_layers": depth, "hidden_size": width}
+
+
+def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Group parameters by layer and by weight decay: the top learns with lr, layer i with lr · decay^(depth − i)."""
+    (backbone,) = [module for module in model.modules() if hasattr(module, "no_weight_decay")][:1]
+    spared, depth = backbone.no_weight_decay(), backbone.get_num_layers()
+    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    prefix = next(name for name, module in model.named_modules() if module is backbone)
+    for name, parameter in model.named_parameters():
+        inner = name.removeprefix(f"{prefix}.") if prefix else name
+        level = depth + 1  # heads
+        if inner.startswith("layers."):
+            level = int(inner.split(".")[1]) + 1
+        elif inner.startswith("patch_embed") or inner in spared:
+            level = 0
+        plain = parameter.ndim <= 1 or inner in spared or inner.endswith(("A_log", "A_b_log"))
+        decay = 0.0 if plain else args.weight_decay
+        scale = args.layer_decay ** (depth + 1 - level)
+        group = groups.setdefault((level, decay), {"params": [], "lr": args.lr * scale, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str, float]:
+    """Train with transformers' Trainer, from the last checkpoint in `args.out` if there is one; returns the metrics."""
+    arguments = TrainingArguments(
+        output_dir=str(args.out),
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=args.batch,
+        per_device_eval_batch_size=args.batch,
+        lr_scheduler_type="cosine",
+        save_strategy="epoch",
+        save_total_limit=2,
+        eval_strategy="epoch" if parts.get("eval_dataset") is not None else "no",
+        logging_steps=1 if args.epochs * args.batch < 100 else 50,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_num_workers=args.workers,
+        bf16=args.bf16,
+        use_cpu=args.cpu,
+    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, args))
+    trainer = Trainer(model, arguments, optimizers=(optimizer, None), **parts)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.out) if args.out.is_dir() else None)
+    trainer.save_model()
+    return trainer.evaluate() if parts.get("eval_dataset") is not None else {}
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent."""
+    scores, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    best = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
+    return {"top1": 100 * best[:, 0].float().mean().item(), "top5": 100 * best.any(1).float().mean().item()}

@@ -1,0 +1,86 @@
+"""Fine-tune Vim or VideoMamba on images: folders train/CLASS/*.jpg and val/CLASS/*.jpg, as ImageNet's.
+
+    python examples/recipes/image_classification.py --data imagenet --out runs/vim --family vim \
+        --pretrained hustvl/Vim-tiny-midclstok
+    torchrun --nproc-per-node 8 examples/recipes/image_classification.py ...     # or: accelerate launch
+
+Published augmentations by torchvision: random resized crop, flip, RandAugment, erasing, mixup, CutMix; label smoothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import common
+import torch
+from torch.nn import functional as F
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
+from videomamba_depth.video_mamba.transformers_models import (
+    VideoMambaConfig,
+    VideoMambaForImageClassification,
+    VimConfig,
+    VimForImageClassification,
+)
+
+
+def transforms(size: int) -> tuple[v2.Compose, v2.Compose]:
+    """Return those of training and of evaluation."""
+    end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD))]
+    cubic = v2.InterpolationMode.BICUBIC
+    start = [v2.RGB(), v2.RandomResizedCrop(size, interpolation=cubic), v2.RandomHorizontalFlip(), v2.RandAugment()]
+    evaluation = [v2.RGB(), v2.Resize(round(size * 256 / 224), interpolation=cubic), v2.CenterCrop(size)]
+    return v2.Compose([*start, *end, v2.RandomErasing(0.25)]), v2.Compose([*evaluation, *end])
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Train, evaluate after every epoch, and return the last metrics."""
+    parser = common.parser(__doc__, epochs=30, lr=5e-4)
+    parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--no-mixup", action="store_true")
+    args = parser.parse_args(arguments)
+    for_training, for_evaluation = transforms(args.size)
+    train = ImageFolder(args.data / "train", for_training)
+    val = ImageFolder(args.data / "val", for_evaluation)
+    classes = train.classes
+    model = build(args, classes)
+    mixing = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=len(classes)), v2.CutMix(num_classes=len(classes))])
+
+    def collate(items: list[Any]) -> dict[str, torch.Tensor]:
+        pixels, labels = torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items])
+        if model.training and not args.no_mixup and len(items) > 1:
+            pixels, labels = mixing(pixels, labels)
+        return {"pixel_values": pixels, "labels": labels}
+
+    def loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+        return F.cross_entropy(outputs["logits"], labels, label_smoothing=args.smoothing)
+
+    return common.train(
+        model,
+        args,
+        train_dataset=train,
+        eval_dataset=val,
+        data_collator=collate,
+        compute_loss_func=loss,
+        compute_metrics=common.accuracy,
+    )
+
+
+def build(args: argparse.Namespace, classes: list[str]) -> Any:
+    """Return the classifier, from a file of weights if one is named."""
+    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    options = {"image_size": args.size, **common.size_of(args.variant), **labels}
+    if args.family == "videomamba_image":
+        model: Any = VideoMambaForImageClassification(VideoMambaConfig(num_frames=None, **options))
+    else:
+        model = VimForImageClassification(VimConfig(**options))
+    if args.pretrained:
+        model.load_published(args.pretrained, args.family or "vim", keep_head=False)
+    return model
+
+
+if __name__ == "__main__":
+    print(main())
