@@ -254,7 +254,7 @@ def _use_cache(folder: Path) -> Result:
     handler = _Warnings()
     logging.getLogger("videomamba_depth").addHandler(handler)
     try:
-        report = verify_cache(folder, key=_KEY, progress=False)
+        report = verify_cache(folder, key=_KEY)
         result: Result = {}
         for video, frames in (("a.mp4", 13), ("b.mp4", 6)):
             reader = TeacherCacheReader(folder, _KEY, _TARGET_KEY)

@@ -69,7 +69,7 @@ def test_hidden_files_depth_folders_and_link_loops_are_left_out(tmp_path: Path) 
 
 @pytest.mark.parametrize("stride", [1, 2, (1, 3)])
 def test_clip_holds_the_frames_that_its_meta_names(root: Path, stride: Any) -> None:
-    dataset = VideoClipDataset(root, clip_frames=3, stride=stride, transform=PLAIN, progress=False)
+    dataset = VideoClipDataset(root, clip_frames=3, stride=stride, transform=PLAIN)
     strides, videos = set(), set()
     for index in range(30):
         item = dataset[index]
@@ -86,9 +86,9 @@ def test_clip_holds_the_frames_that_its_meta_names(root: Path, stride: Any) -> N
 
 
 def test_item_is_a_function_of_seed_and_index(root: Path) -> None:
-    one = VideoClipDataset(root, clip_frames=4, seed=5, transform=RANDOM, progress=False)
-    two = VideoClipDataset(root, clip_frames=4, seed=5, transform=RANDOM, progress=False)
-    other = VideoClipDataset(root, clip_frames=4, seed=6, transform=RANDOM, progress=False)
+    one = VideoClipDataset(root, clip_frames=4, seed=5, transform=RANDOM)
+    two = VideoClipDataset(root, clip_frames=4, seed=5, transform=RANDOM)
+    other = VideoClipDataset(root, clip_frames=4, seed=6, transform=RANDOM)
     forward = [one[i] for i in range(6)]
     backward = [two[i] for i in reversed(range(6))][::-1]
     assert all(same(a, b) for a, b in zip(forward, backward, strict=True))
@@ -104,7 +104,7 @@ def test_broken_and_short_videos_are_named_once_and_skipped(root: Path, tmp_path
     write_video(tmp_path / "short.mp4", 3)
     write_empty(tmp_path / "zero.mp4")
     write_text(tmp_path / "text.mp4")
-    dataset = VideoClipDataset(tmp_path, clip_frames=8, transform=PLAIN, progress=False)
+    dataset = VideoClipDataset(tmp_path, clip_frames=8, transform=PLAIN)
     assert set(dataset.skipped) == {"short.mp4", "zero.mp4", "text.mp4"}
     assert len(caplog.records) == 1
     assert "3 of 4" in caplog.text
@@ -116,7 +116,7 @@ def test_video_that_breaks_while_reading_is_replaced_and_named_once(tmp_path: Pa
     write_video(tmp_path / "good.mp4", 24)
     write_truncated(tmp_path / "cut.mp4")  # states 24 frames, holds fewer
     caplog.set_level(logging.WARNING)
-    make = lambda: VideoClipDataset(tmp_path, clip_frames=16, transform=PLAIN, progress=False)  # noqa: E731
+    make = lambda: VideoClipDataset(tmp_path, clip_frames=16, transform=PLAIN)  # noqa: E731
     dataset = make()
     assert dataset.skipped == {}
     items = [dataset[i] for i in range(8)]
@@ -140,14 +140,14 @@ def test_nothing_usable_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_disk_that_vanishes_ends_in_one_line_not_in_a_loop(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", 4)
-    dataset = VideoClipDataset(tmp_path, clip_frames=2, progress=False)
+    dataset = VideoClipDataset(tmp_path, clip_frames=2)
     path.unlink()
     with pytest.raises(UserError, match="in a row"):
         dataset[0]
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_they_resume(root: Path) -> None:
-    dataset = VideoClipDataset(root, clip_frames=3, transform=RANDOM, progress=False)
+    dataset = VideoClipDataset(root, clip_frames=3, transform=RANDOM)
 
     def batches(start: int, workers: int, context: str | None = None) -> list[dict[str, Any]]:
         sampler = ClipBatchSampler(2, clip_frames=3, p_single_frame=0.4, start_batch=start)
@@ -165,7 +165,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_resume(root: Path) ->
 
 @pytest.mark.slow
 def test_spawned_workers_give_the_same_batches(root: Path) -> None:
-    dataset = VideoClipDataset(root, clip_frames=3, transform=RANDOM, progress=False)
+    dataset = VideoClipDataset(root, clip_frames=3, transform=RANDOM)
     sampler = ClipBatchSampler(2, clip_frames=3)
     spawned = build_loader(dataset, sampler, num_workers=2)
     spawned.multiprocessing_context = "spawn"

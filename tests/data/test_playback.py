@@ -77,7 +77,7 @@ def test_synthetic_clips_show_the_frames_that_they_name(num_worlds: int | None) 
 
 def test_backward_clips_of_a_video_are_forward_ones_turned_round(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", num_frames=12)
-    plain = {"transform": ClipTransform(random_crop=False), "clip_frames": 3, "progress": False}
+    plain = {"transform": ClipTransform(random_crop=False), "clip_frames": 3}
     forth = VideoClipDataset(tmp_path, **plain)
     back = VideoClipDataset(tmp_path, reverse_probability=1.0, **plain)
     for index in range(4):

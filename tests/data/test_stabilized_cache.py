@@ -97,7 +97,7 @@ def test_another_run_with_other_parameters_is_refused(videos: list[VideoSource],
     with pytest.raises(UserError, match=r"sigma is 1.5, wanted 9.0"):
         stabilize(videos, cache, StabilizeKey(2, 9.0, "dis"))
     assert tree(cache) == before
-    assert verify_cache(cache, key=KEY, progress=False).ok
+    assert verify_cache(cache, key=KEY).ok
 
 
 def test_geometric_targets_take_the_same_place(
@@ -141,7 +141,7 @@ def test_stabilized_numbers_are_under_a_digest_too(cache: Path, tmp_path: Path, 
     folder = tmp_path / "damaged"
     shutil.copytree(cache, folder)
     damage(folder / group_name("a.mp4"))
-    (problem,) = verify_cache(folder, progress=False).problems
+    (problem,) = verify_cache(folder).problems
     assert "chunk 0 of stabilised is missing or damaged" in problem
     target_key = StabilizeKey(3, 1.5, "dis") if damage is set_radius else TARGET_KEY
     assert TeacherCacheReader(folder, KEY, target_key).lookup("a.mp4", [3]) is None
@@ -170,7 +170,7 @@ def test_a_stop_at_any_frame_is_made_good(
         monkeypatch.setattr(stabilized_cache, "scaled", dying)
         with pytest.raises(InterruptedError):
             stabilize(videos, folder)
-        assert verify_cache(folder, key=KEY, progress=False).unfinished
+        assert verify_cache(folder, key=KEY).unfinished
         maps = TeacherCacheReader(folder, KEY, TARGET_KEY).lookup("a.mp4", [20])
         assert maps is not None
         assert "stabilized_depth" not in maps
@@ -196,7 +196,7 @@ def test_blocks_agree_with_the_whole_video_but_for_scale_and_shift(
 
 
 def test_clips_carry_the_target(videos: list[VideoSource], cache: Path) -> None:
-    options: dict[str, Any] = {"transform": ClipTransform((48, 64)), "clip_frames": 4, "progress": False}
+    options: dict[str, Any] = {"transform": ClipTransform((48, 64)), "clip_frames": 4}
     dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(cache, KEY, TARGET_KEY), **options)
     item = dataset[0]
     assert item["stabilized_depth"].shape == item["teacher_depth"].shape

@@ -126,7 +126,7 @@ def test_all_zero_labels_are_stored_and_verified(videos: list[VideoSource], tmp_
     maps = TeacherCacheReader(tmp_path, KEY).lookup("a.mp4", [5])
     assert maps is not None
     assert (maps["teacher_depth"] == 0).all()
-    assert verify_cache(tmp_path, key=KEY, progress=False).ok
+    assert verify_cache(tmp_path, key=KEY).ok
 
 
 def test_finished_work_is_not_done_again(videos: list[VideoSource], cache: Path) -> None:
@@ -180,7 +180,7 @@ def test_cache_of_another_teacher_is_refused_and_named(
     assert reader.lookup("a.mp4", [0]) is None
     assert reader.lookup("b.mp4", [0]) is None
     assert sum(field in record.getMessage() for record in caplog.records) == 1  # said once
-    problems = verify_cache(cache, key=other, progress=False).problems
+    problems = verify_cache(cache, key=other).problems
     assert len(problems) == 3
     assert all(field in problem for problem in problems)
 
@@ -207,7 +207,7 @@ def test_changed_video_is_noticed(tmp_path: Path, caplog: Any) -> None:
     assert "has changed" in caplog.text
     with pytest.raises(UserError, match="has changed"):
         run([source], tmp_path / "c")
-    report = verify_cache(tmp_path / "c", key=KEY, sources=[source], progress=False)
+    report = verify_cache(tmp_path / "c", key=KEY, sources=[source])
     assert "source.sha256" in report.problems[0]
 
 
@@ -220,7 +220,7 @@ def test_folder_hash_sees_names_and_contents(tmp_path: Path) -> None:
 
 
 def test_verify_reads_every_chunk(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
-    report = verify_cache(cache, key=KEY, sources=videos, progress=False)
+    report = verify_cache(cache, key=KEY, sources=videos)
     assert report.ok
     assert (report.videos, report.frames, report.unfinished) == (3, 36, [])
     folder = tmp_path / "damaged"
@@ -232,13 +232,13 @@ def test_verify_reads_every_chunk(videos: list[VideoSource], cache: Path, tmp_pa
     chunk.write_bytes(data)
     (b / "depth" / "c" / "0" / "0" / "0").unlink()
     (c / "zarr.json").write_text("{}")
-    problems = verify_cache(folder, key=KEY, progress=False).problems
+    problems = verify_cache(folder, key=KEY).problems
     assert len(problems) == 3
     assert "chunk 1 of depth" in problems[0]
     assert "chunk 0 of depth is missing" in problems[1]
     assert c.name in problems[2]
     with pytest.raises(UserError, match="no teacher cache"):
-        verify_cache(tmp_path / "nowhere", progress=False)
+        verify_cache(tmp_path / "nowhere")
 
 
 def write(array: str, change: Callable[[np.ndarray], Any]) -> Callable[[Path], None]:
@@ -311,7 +311,7 @@ def test_every_stored_number_is_under_a_digest(cache: Path, tmp_path: Path, capl
     folder = tmp_path / "damaged"
     shutil.copytree(cache, folder)
     DAMAGE[damage](folder / group_name("a.mp4"))
-    (problem,) = verify_cache(folder, progress=False).problems
+    (problem,) = verify_cache(folder).problems
     assert problem.startswith(group_name("a.mp4"))
     reader = TeacherCacheReader(folder, KEY)
     assert reader.lookup("a.mp4", [3]) is None
@@ -325,7 +325,7 @@ def test_a_group_of_another_video_is_refused(cache: Path, tmp_path: Path) -> Non
     names = [group_name(name) for name in ("a.mp4", "b.mp4")]
     shutil.copytree(cache / names[0], folder / names[1], dirs_exist_ok=True)
     assert TeacherCacheReader(folder, KEY).lookup("b.mp4", [3]) is None
-    (problem,) = verify_cache(folder, progress=False).problems
+    (problem,) = verify_cache(folder).problems
     assert "another video, a.mp4" in problem
 
 
@@ -377,7 +377,7 @@ def test_data_set_adds_cached_labels_in_the_clip_s_geometry(
     transform, cache = ClipTransform((28, 42), flip_probability=0.5), tmp_path / "cache"
     run(videos, cache, image_size=(28, 42), flow=shifted_flow)
     reader = TeacherCacheReader(cache, KEY)
-    dataset = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=reader, progress=False)
+    dataset = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=reader)
     for index in range(6):
         item = dataset[index]
         # The stand-in teacher is pointwise, so that it says the same of a crop: float16 is what is left.
@@ -385,12 +385,10 @@ def test_data_set_adds_cached_labels_in_the_clip_s_geometry(
         assert item["flow_bwd"].shape == (3, 2, 28, 42)
         assert (item["flow_bwd"][0] == 0).all()
         assert not item["static"][0].any()
-    strided = VideoClipDataset(
-        videos, clip_frames=3, stride=2, transform=transform, teacher_cache=reader, progress=False
-    )
+    strided = VideoClipDataset(videos, clip_frames=3, stride=2, transform=transform, teacher_cache=reader)
     assert {"teacher_depth"} == strided[0].keys() & {"teacher_depth", "flow_bwd", "static"}
     other = TeacherCacheReader(cache, replace(KEY, input_size=98))
-    fallback = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=other, progress=False)
+    fallback = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=other)
     assert all("teacher_depth" not in fallback[index] for index in range(3))
     assert len([r for r in caplog.records if "live teacher" in r.getMessage()]) == 1
 
@@ -416,7 +414,7 @@ def test_death_at_any_commit_is_made_good(
 ) -> None:
     for number in numbers:
         assert finish(start(crash_at_commit, number, videos, tmp_path)) == 9
-    report = verify_cache(tmp_path, key=KEY, progress=False) if any(tmp_path.iterdir()) else None
+    report = verify_cache(tmp_path, key=KEY) if any(tmp_path.iterdir()) else None
     assert report is None or report.videos < 3
     run(videos, tmp_path, flow=shifted_flow)
     assert tree(tmp_path) == tree(cache)

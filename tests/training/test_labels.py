@@ -61,7 +61,7 @@ def test_cached_and_live_labels_are_the_same(
     made = TRANSFORMS[transform]
     cache = precompute(videos, tmp_path / "cache", tiny_encoder, made)
     options: dict[str, Any] = {
-        "clip_frames": frames, "stride": [1, 2], "reverse_probability": 0.5, "transform": made, "progress": False,
+        "clip_frames": frames, "stride": [1, 2], "reverse_probability": 0.5, "transform": made,
     }  # fmt: skip
     live = VideoClipDataset(videos, **options)
     cached = VideoClipDataset(videos, **options, teacher_cache=TeacherCacheReader(cache, KEY))
@@ -82,7 +82,7 @@ def test_a_label_made_at_another_size_is_not_taken(
     videos: Path, tmp_path: Path, tiny_encoder: DepthAnythingEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = precompute(videos, tmp_path / "cache", tiny_encoder, TRANSFORMS["crop"])
-    options: dict[str, Any] = {"transform": ClipTransform((56, 56)), "progress": False}
+    options: dict[str, Any] = {"transform": ClipTransform((56, 56))}
     larger = VideoClipDataset(videos, clip_frames=2, teacher_cache=TeacherCacheReader(cache, KEY), **options)
     items = [larger[index] for index in range(4)]
     assert all("teacher_depth" not in item and "whole" in item for item in items)
@@ -100,7 +100,7 @@ def test_the_teacher_never_sees_the_damage(
     batch: dict[str, Any] = {"rgb": rgb, "rgb_clean": clean, "meta": [ClipMeta("x", (0, 1, 2), (0.0, 0.1, 0.2))]}
     if whole:
         damaged = ClipTransform((SIDE, SIDE), perturbations=Perturbations(noise=0.3, noise_probability=1.0))
-        batch = collate_clips([VideoClipDataset(videos, clip_frames=3, transform=damaged, progress=False)[0]])
+        batch = collate_clips([VideoClipDataset(videos, clip_frames=3, transform=damaged)[0]])
         frames, geometry = batch["whole"][0]
         depth = tiny_encoder.predict_depth(frames.permute(0, 3, 1, 2) / 255)
         expected = depth[..., geometry.top :, geometry.left :][..., :SIDE, :SIDE]

@@ -71,7 +71,3 @@ class SharedFlags:
         was_down = int(self._flags[place]) == 0
         self._flags[place] = 1
         return was_down
-
-    def places(self) -> list[int]:
-        """Return which flags are up."""
-        return [int(place) for place in self._flags.nonzero().flatten()]

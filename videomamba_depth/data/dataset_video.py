@@ -43,7 +43,6 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         reverse_probability: of playing a clip backwards.
         teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored, for clips that play
             forwards at stride 1.
-        progress: show a bar while scanning many files.
 
     Broken and too short videos are skipped, counted (`skipped`) and named once in a warning. One that only turns out
     broken when it is read is replaced by another draw, and named once among all workers.
@@ -62,7 +61,6 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         transform: ClipTransform | None = None,
         teacher_cache: TeacherCacheReader | None = None,
-        progress: bool = True,
     ) -> None:
         strides = (stride,) if isinstance(stride, int) else tuple(stride)
         self.playback = Playback(strides, reverse_probability)
@@ -72,7 +70,7 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         self.transform = ClipTransform() if transform is None else transform
         self.teacher_cache = teacher_cache
         self.skipped: dict[str, str] = {}
-        self._videos = self._usable(sources, progress)
+        self._videos = self._usable(sources)
         self._named = SharedFlags(len(self._videos))
         self._infos: dict[str, VideoInfo] = {}
 
@@ -140,9 +138,9 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
             self._infos[source.path] = probe_video(source.path)
         return self._infos[source.path]
 
-    def _usable(self, sources: str | Path | Sequence[VideoSource], progress: bool) -> list[VideoSource]:
+    def _usable(self, sources: str | Path | Sequence[VideoSource]) -> list[VideoSource]:
         found = find_sources(sources) if isinstance(sources, str | Path) else unique_ids(sources)
-        scanned, skipped = scan_sources(found, progress)
+        scanned, skipped = scan_sources(found)
         usable = []
         for source, num_frames in scanned:
             if num_frames is not None and not self.playback.fitting(self.clip_frames, num_frames):

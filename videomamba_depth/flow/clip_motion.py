@@ -16,6 +16,7 @@ from videomamba_depth.flow.frame_view import Frames, Keep, in_memory
 from videomamba_depth.utils.flow_utils import backward_warp, trust_mask
 
 MIN_COVERAGE = 0.1
+MAX_HISTOGRAM_CHANGE = 0.5  # share of pixels that change bin from frame to frame within a shot
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,22 @@ def estimate_motion(
     frames: Iterable[Any],
     flow: FlowEstimator,
     *,
-    max_rgb_change: float = 0.06,
     keep: Keep = in_memory,
     progress: Callable[[], None] | None = None,
 ) -> ClipMotion:
     """Estimate flow both ways between neighbors of a clip, one pair at a time.
 
     Args:
-        frames: F × uint8 [H,W,3] RGB; gone over twice. flow: the estimator. max_rgb_change: see `trust_mask`.
+        frames: F × uint8 [H,W,3] RGB; gone over twice. flow: the estimator.
         keep: where flow and masks go, 18 bytes per pixel and frame: `in_memory` or `on_disk`.
         progress: called once per pair.
     """
-    bwd, fwd, trusted_bwd, trusted_fwd = keep(_motion_of_frames(frames, flow, max_rgb_change, progress))
+    bwd, fwd, trusted_bwd, trusted_fwd = keep(_motion_of_frames(frames, flow, progress))
     return ClipMotion(bwd, fwd, trusted_bwd, trusted_fwd, detect_cuts(frames))
 
 
 def _motion_of_frames(
-    frames: Iterable[Any], flow: FlowEstimator, max_rgb_change: float, progress: Callable[[], None] | None
+    frames: Iterable[Any], flow: FlowEstimator, progress: Callable[[], None] | None
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield flow_bwd, flow_fwd, trusted_bwd and trusted_fwd of every frame, see `ClipMotion`."""
     following = iter(frames)
@@ -92,20 +92,20 @@ def _motion_of_frames(
     bwd, trusted_bwd = no_flow, nowhere
     for now in map(_to_tensor, following):  # [1,3,H,W]; two frames are in memory at a time
         back, forth = both_ways(flow, now, before)
-        trusted_fwd = trust_mask(before, now, forth, back, max_rgb_change)[0, 0].cpu().numpy()
+        trusted_fwd = trust_mask(before, now, forth, back)[0, 0].cpu().numpy()
         yield bwd, forth[0].cpu().numpy(), trusted_bwd, trusted_fwd
-        trusted_bwd = trust_mask(now, before, back, forth, max_rgb_change)[0, 0].cpu().numpy()
+        trusted_bwd = trust_mask(now, before, back, forth)[0, 0].cpu().numpy()
         before, bwd = now, back[0].cpu().numpy()
         if progress is not None:
             progress()
     yield bwd, no_flow, trusted_bwd, nowhere
 
 
-def detect_cuts(frames: Iterable[Any], max_histogram_change: float = 0.5) -> tuple[int, ...]:
+def detect_cuts(frames: Iterable[Any]) -> tuple[int, ...]:
     """Return the frames at which a new shot starts.
 
     A cut is where half the L1 distance between the 8×8×8 color histograms of neighbors, the share of pixels
-    that changed bin, exceeds `max_histogram_change` and both its neighbors' distances do not (a run of such
+    that changed bin, exceeds `MAX_HISTOGRAM_CHANGE` and both its neighbors' distances do not (a run of such
     frames is flicker or fast motion, not cuts). Blind to cuts between shots of equal colors: there the
     forward-backward check leaves too few pixels, and the pair is skipped as well.
     """
@@ -114,7 +114,7 @@ def detect_cuts(frames: Iterable[Any], max_histogram_change: float = 0.5) -> tup
     return tuple(
         t
         for t in range(1, len(change) - 1)
-        if change[t] > max_histogram_change and max(change[t - 1], change[t + 1]) <= max_histogram_change
+        if change[t] > MAX_HISTOGRAM_CHANGE and max(change[t - 1], change[t + 1]) <= MAX_HISTOGRAM_CHANGE
     )
 
 
@@ -148,15 +148,13 @@ def warp_frame(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
     return warped.numpy()[0] if frame.ndim == 2 else warped.numpy()
 
 
-def warped_pairs(
-    x: Frames, motion: ClipMotion, defined: Frames, min_coverage: float = MIN_COVERAGE
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def warped_pairs(x: Frames, motion: ClipMotion, defined: Frames) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield (t, w(x_{t−1}) [H,W] float32, mask [H,W]) for every usable pair of x [F,H,W].
 
     The mask holds where the flow is trusted and `defined` is True at either end.
     """
     for t in range(1, motion.num_frames):
-        if not motion.usable(t, min_coverage):
+        if not motion.usable(t):
             continue
         # Undefined pixels are carried as a share: interpolation that touched half of one is undefined too.
         both = np.stack([x[t - 1], ~defined[t - 1]]).astype(np.float32)  # [2,H,W]

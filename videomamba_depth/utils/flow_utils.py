@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ALPHA = 0.01  # share of the squared motion allowed as error of the way there and back
+BETA = 0.5  # squared px allowed in any case
+
 
 def backward_warp(
     x: Tensor, flow: Tensor, mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
@@ -81,12 +84,11 @@ def in_bounds_mask(flow: Tensor) -> Tensor:
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
-def consistency_mask(flow_ab: Tensor, flow_ba: Tensor, alpha: float = 0.01, beta: float = 0.5) -> Tensor:
-    """Return where going to b and back ends where it began: |F + w(B)|² < alpha (|F|² + |w(B)|²) + beta.
+def consistency_mask(flow_ab: Tensor, flow_ba: Tensor) -> Tensor:
+    """Return where going to b and back ends where it began: |F + w(B)|² < ALPHA (|F|² + |w(B)|²) + BETA.
 
     Args:
         flow_ab: F [K,2,H,W] px, a → b. flow_ba: B [K,2,H,W] px, b → a; w(B) is B sampled at p + F(p).
-        alpha: share of the squared motion allowed as error. beta: squared px allowed in any case.
 
     Returns:
         [K,1,H,W] bool on the pixels of a; False also where F leaves the frame. Pixels hidden in b fail the
@@ -98,7 +100,7 @@ def consistency_mask(flow_ab: Tensor, flow_ba: Tensor, alpha: float = 0.01, beta
     back, in_bounds = backward_warp(flow_ba.to(flow_ab.dtype), flow_ab)  # w(B) on the pixels of a
     error = (flow_ab + back).square().sum(dim=1, keepdim=True)
     motion = flow_ab.square().sum(dim=1, keepdim=True) + back.square().sum(dim=1, keepdim=True)
-    return in_bounds & (error < alpha * motion + beta)
+    return in_bounds & (error < ALPHA * motion + BETA)
 
 
 def rgb_consistency_mask(source: Tensor, target: Tensor, flow: Tensor, max_change: float = 0.06) -> Tensor:

@@ -46,7 +46,6 @@ def verify_cache(
     *,
     key: TeacherKey | None = None,
     sources: Iterable[VideoSource] = (),
-    progress: bool = True,
 ) -> VerifyReport:
     """Read every chunk back and check format, shapes and digests, which cover every number that is stored.
 
@@ -54,7 +53,6 @@ def verify_cache(
         cache_root: a local cache.
         key: the teacher that it should be of; None skips that check.
         sources: videos to compare with the hashes in the cache, reading each file whole; missing ones are reported.
-        progress: show a bar.
 
     Raises:
         UserError: there is no cache at `cache_root`.
@@ -63,7 +61,7 @@ def verify_cache(
     groups = open_groups(cache_root)
     by_name = {group_name(source.video_id): source for source in sources}
     report.problems += [f"{s.video_id}: not in the cache" for name, s in by_name.items() if name not in groups]
-    for name, group in tqdm(groups.items(), desc="verify cache", unit="video", disable=not progress):
+    for name, group in tqdm(groups.items(), desc="verify cache", unit="video"):
         try:
             problem = _verify_group(name, group, key, by_name.get(name), report)
         except Exception as error:  # damage shows as whatever the codec in question raises

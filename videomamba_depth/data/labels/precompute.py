@@ -46,7 +46,6 @@ def precompute_videos(
     rank: int = 0,
     world_size: int = 1,
     flow: FlowEstimator | None = None,
-    store_static: bool = True,
     progress: bool = True,
 ) -> PrecomputeSummary:
     """Label every frame of this rank's videos and store the result; finished chunks are skipped.
@@ -66,8 +65,7 @@ def precompute_videos(
         image_size: the training's, see `ClipTransform`: frames are resized as for its crops, but not cropped. None: the
             video's own size.
         rank, world_size: this process among all.
-        flow: also store optical flow to the frame before, estimated at the stored size.
-        store_static: with `flow`, also store the static mask.
+        flow: also store optical flow to the frame before, estimated at the stored size, and the static mask.
         progress: show a bar with the time left.
 
     Returns:
@@ -88,8 +86,8 @@ def precompute_videos(
             try:
                 info = probe_video(source.path)
                 bar.total += info.num_frames - (stated or 0)
-                has_static = flow is not None and store_static
-                layout = StorageLayout(*label_size(info, image_size), chunk_frames, flow is not None, has_static)
+                has_flow = flow is not None
+                layout = StorageLayout(*label_size(info, image_size), chunk_frames, has_flow, has_static=has_flow)
                 writer = TeacherCacheWriter(cache_root, source, info, key, layout)
                 labeller = _Labeller(source, info, writer, predict_depth, batch_frames, flow)
                 summary.frames += _label_video(labeller, bar)

@@ -25,6 +25,7 @@ from videomamba_depth.utils.flow_utils import trust_mask
 
 SLOPE_RIDGE = 0.5  # frames²; holds the slope back where a window is too short to tell a slope from noise
 ENOUGH_WEIGHT = 1.0  # of trusted neighbors, each 0 to 1, from which on a fit stands alone
+OUTLIER = 10.0  # noise standard deviations off the fit at which a value weighs a quarter
 MIN_METRIC_DEPTH_M = 1e-3
 
 
@@ -38,8 +39,6 @@ def stabilize_depth(
     radius: int = 4,
     sigma: float = 2.5,
     align: bool = True,
-    align_prior: float = 100.0,
-    outlier: float = 10.0,
     fill_sigma_px: float = 3.0,
     depth_kind: DepthKind = DepthKind.RELATIVE,
 ) -> Tensor:
@@ -52,8 +51,7 @@ def stabilize_depth(
             cuts.
         radius: frames to either side that a value is fitted to; 0 only aligns the frames.
         sigma: of the Gaussian weight over those frames, in frames.
-        align: solve one scale and shift per frame first. align_prior: see `fit_frame_affines`.
-        outlier: a value this many noise standard deviations off the fit weighs a quarter.
+        align: solve one scale and shift per frame first, see `fit_frame_affines`.
         fill_sigma_px: reach of the corrections from trusted pixels into those without trusted neighbors, px.
         depth_kind: metric depth is treated as its logarithm, since its noise grows with depth, and gets a factor per
             frame in place of scale and shift.
@@ -66,10 +64,9 @@ def stabilize_depth(
     Raises ValueError on shapes that disagree. Runs on the CPU, frame by frame, in O(N·H·W) memory.
     """
     _check(depth, flow_fwd, flow_bwd, trusted_fwd, trusted_bwd)
-    if radius < 0 or sigma <= 0 or align_prior <= 0 or outlier <= 0 or fill_sigma_px <= 0:
+    if radius < 0 or sigma <= 0 or fill_sigma_px <= 0:
         raise ValueError(
-            "radius must be ≥ 0 and sigma, align_prior, outlier and fill_sigma_px > 0; got "
-            f"{radius}, {sigma}, {align_prior}, {outlier}, {fill_sigma_px}"
+            f"radius must be ≥ 0 and sigma and fill_sigma_px > 0; got {radius}, {sigma} and {fill_sigma_px}"
         )
     raw = depth.detach().float().cpu()[:, 0].numpy()  # [N,H,W]
     if len(raw) == 1:
@@ -82,8 +79,8 @@ def stabilize_depth(
         *(mask.detach().cpu().numpy()[:, 0] for mask in (trusted_fwd, trusted_bwd)),
     )
     if align:
-        tracks.rescale(*fit_frame_affines(tracks, prior=align_prior, fit_scale=not metric))
-    smooth = _smooth(tracks, radius, sigma, outlier, fill_sigma_px) if radius > 0 else tracks.depth
+        tracks.rescale(*fit_frame_affines(tracks, fit_scale=not metric))
+    smooth = _smooth(tracks, radius, sigma, fill_sigma_px) if radius > 0 else tracks.depth
     if metric:
         smooth = np.exp(smooth)
     return torch.from_numpy(np.where(np.isfinite(raw), smooth, raw))[:, None].to(depth.device)
@@ -121,13 +118,13 @@ def stabilize_clip(
     return stabilize_depth(depth, *flows, *trusted, radius=radius, sigma=sigma, depth_kind=depth_kind)
 
 
-def _smooth(tracks: ClipTracks, radius: int, sigma: float, outlier: float, fill_sigma_px: float) -> Floats:
+def _smooth(tracks: ClipTracks, radius: int, sigma: float, fill_sigma_px: float) -> Floats:
     """Return [N,H,W], every value moved to the robust local linear fit along its trajectory."""
     noise = _noise(tracks)
     smooth = tracks.depth.copy()
     for frame in range(tracks.shape[0]):
         depth, trust = tracks.follow(frame, radius)
-        correction, confidence = _local_linear_fit(depth, trust, sigma, outlier * noise)
+        correction, confidence = _local_linear_fit(depth, trust, sigma, OUTLIER * noise)
         smooth[frame] += _fill(correction, confidence, fill_sigma_px)
     return smooth
 

@@ -14,6 +14,8 @@ Doubles = NDArray[np.float64]
 SAMPLES = 500  # pixels per frame; plenty for two numbers
 MIN_SAMPLES = 16  # per triple
 NUM_UPDATES = 4  # of the robust weights
+STRIDES = (1, 2, 4)  # frames between those of a triple
+PRIOR = 100.0  # pull towards (1, 0): 1 / (independent samples per frame · variance of the jitter)
 OUTLIER = 2.0  # residual, in robust standard deviations, at which a pixel's weight is a quarter
 SLOW_FRAMES = 4.0  # std of the window over which change counts as slow
 SECOND_DIFFERENCE = np.array([0.5, -1.0, 0.5])
@@ -26,21 +28,18 @@ class _Triple(NamedTuple):
     depth: Doubles  # [3, P], centered and in units of the clip's spread
 
 
-def fit_frame_affines(
-    tracks: ClipTracks, strides: tuple[int, ...] = (1, 2, 4), prior: float = 100.0, fit_scale: bool = True
-) -> tuple[Doubles, Doubles]:
+def fit_frame_affines(tracks: ClipTracks, fit_scale: bool = True) -> tuple[Doubles, Doubles]:
     """Solve (s_t, b_t), so that s_t · d_t + b_t runs straight along trajectories: the flicker of whole frames goes.
 
-    Minimizes Σ_k Σ_t mean_p ρ(½ A_{t−k} − A_t + ½ A_{t+k}) + prior · σ² · Σ_t ((s_t − 1)² + b_t²) by reweighted least
-    squares on the normal equations, with A_t = s_t · d_t + b_t on the trajectory through p, d in units of the clip's
-    spread about its center, ρ Geman–McClure's and σ the robust residual. A first difference in place of the second
-    would take the true change of depth before a moving camera for a change of scale, and flatten it. Curved true change
-    still pulls (s_t, b_t) along, slowly: only the part of them that is fast in time is used. Slow changes of
-    scale and shift cannot be distinguished from motion and stay as the teacher has them.
+    Minimizes Σ_k Σ_t mean_p ρ(½ A_{t−k} − A_t + ½ A_{t+k}) + `PRIOR` · σ² · Σ_t ((s_t − 1)² + b_t²), k of `STRIDES`, by
+    reweighted least squares on the normal equations, with A_t = s_t · d_t + b_t on the trajectory through p, d in units
+    of the clip's spread about its center, ρ Geman–McClure's and σ the robust residual. A first difference in place of
+    the second would take the true change of depth before a moving camera for a change of scale, and flatten it. Curved
+    true change still pulls (s_t, b_t) along, slowly: only the part of them that is fast in time is used. Slow changes
+    of scale and shift cannot be distinguished from motion and stay as the teacher has them.
 
     Args:
-        tracks: of the clip. strides: k, frames.
-        prior: pull towards (1, 0), > 0: 1 / (independent samples per frame · variance of the jitter).
+        tracks: of the clip.
         fit_scale: False keeps every s_t = 1, for depth whose logarithm was taken.
 
     Returns:
@@ -49,12 +48,12 @@ def fit_frame_affines(
     """
     num_frames = tracks.shape[0]
     center, spread = _center_and_spread(tracks)
-    triples = _collect(tracks, strides, center, spread)
+    triples = _collect(tracks, center, spread)
     scale, shift = np.ones(num_frames), np.zeros(num_frames)
     if not triples:
         return scale, shift
     # Hardly any pull at first: what is left then is what no affine explains, the noise that the prior goes by.
-    for strength in (1e-3 * prior, *[prior] * (NUM_UPDATES - 1)):
+    for strength in (1e-3 * PRIOR, *[PRIOR] * (NUM_UPDATES - 1)):
         scale, shift = _solve(triples, scale, shift, strength, fit_scale)
     scale, shift = 1 + _fast_part(scale), _fast_part(shift)
     return scale, center * (1 - scale) + spread * shift
@@ -87,13 +86,13 @@ def _center_and_spread(tracks: ClipTracks) -> tuple[float, float]:
     return center, spread if spread > 0 else 1.0
 
 
-def _collect(tracks: ClipTracks, strides: tuple[int, ...], center: float, spread: float) -> list[_Triple]:
+def _collect(tracks: ClipTracks, center: float, spread: float) -> list[_Triple]:
     num_frames, height, width = tracks.shape
-    radius, step = max(strides), sample_step(height, width)
+    radius, step = max(STRIDES), sample_step(height, width)
     triples = []
     for frame in range(1, num_frames - 1):
         depth, trust = tracks.follow(frame, radius, step)
-        for stride in strides:
+        for stride in STRIDES:
             offsets = np.array([-stride, 0, stride])
             common = (trust[radius + offsets] > 0.5).all(0)
             if common.sum() >= MIN_SAMPLES:

@@ -122,10 +122,10 @@ def probe_video(path: str | Path, *, fps: float | None = None) -> VideoInfo:
         return _make_info(path, stream, first, pts, keyframes, Fraction(stream.time_base))
 
 
-def count_frames(path: str | Path, options: Mapping[str, str] | None = None) -> int | None:
+def count_frames(path: str | Path) -> int | None:
     """Return the number of frames that reading gives, quickly, or None where only decoding would tell.
 
-    For scanning large folders: opens the file (with FFmpeg's `options`) and reads no frame. It is known for the images
+    For scanning large folders: opens the file and reads no frame. It is known for the images
     of a folder, and for MP4 and MOV files with an index; damage is found by reading alone.
 
     Raises:
@@ -133,7 +133,7 @@ def count_frames(path: str | Path, options: Mapping[str, str] | None = None) -> 
     """
     if is_image_sequence(path):
         return probe_images(path).num_frames
-    with open_video(path, options=options) as (container, stream):
+    with open_video(path) as (container, stream):
         stated, structure = stated_frames(container, stream), _structure(path)
         return None if structure.damage or structure.second else stated
 
@@ -420,11 +420,10 @@ def _decoded_from(
     frames = _seek(container, stream, info, start, losses)
     index = start
     for frame in frames:
+        if frame.pts is None:
+            continue
         # Frames may be missing after damage: the timestamp, not the count, says which frame this is.
-        while index < info.num_frames and (frame.pts is None or info.pts[index] < frame.pts):
-            if frame.pts is None:
-                break
-            index += 1
+        index += int(np.searchsorted(info.pts[index:], frame.pts))
         if index >= info.num_frames:
             return
         if frame.pts == info.pts[index]:

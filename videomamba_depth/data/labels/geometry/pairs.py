@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.flow.estimators import FlowEstimator, both_ways
-from videomamba_depth.utils.flow_utils import backward_warp, sample_px
+from videomamba_depth.utils.flow_utils import ALPHA, BETA, backward_warp, sample_px
 
 DISTANCES = (1, 2, 4, 8, 16)  # frames
-ALPHA, BETA = 0.01, 0.5  # of the forward-backward check, see `consistency_mask`
 MAX_RGB_CHANGE = 0.1  # mean over channels; wider than between neighbors, since light and exposure drift
 
 
