@@ -232,7 +232,7 @@ def test_clip_motion_is_estimated_and_cuts_are_respected(generator: torch.Genera
     clip = torch.stack([first] * 6 + [second] * 6)
     truth = torch.cat([scene(generator).expand(6, -1, -1, -1), scene(generator).expand(6, -1, -1, -1) + 2])
     raw = truth + wobble(generator, 0.05)
-    # With the colour test off, only the cut itself can keep the two shots apart.
+    # With the color test off, only the cut itself can keep the two shots apart.
     smooth = stabilize_clip(raw, clip, NoMotion(), max_rgb_change=2.0)
     assert rms(smooth - truth) < 0.8 * rms(raw - truth)
     assert stabilize_clip(raw[:1], clip[:1], NoMotion()).equal(raw[:1])

@@ -1,4 +1,4 @@
-"""Augmentation of stills: colours change, depth is only cropped and flipped."""
+"""Augmentation of stills: colors change, depth is only cropped and flipped."""
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def test_crops_are_of_many_sizes_and_places() -> None:
     assert max(extents) > 52
 
 
-def test_colours_change_a_lot_but_the_picture_can_still_be_seen() -> None:
+def test_colors_change_a_lot_but_the_picture_can_still_be_seen() -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     inverse = np.ones((96, 128), np.float16)

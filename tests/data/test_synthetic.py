@@ -176,7 +176,7 @@ def sampled(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
     )
 
 
-def test_colours_follow_the_flow(videos: list[SyntheticVideo]) -> None:
+def test_colors_follow_the_flow(videos: list[SyntheticVideo]) -> None:
     warped, plain = [], []
     for video in videos:
         seen = video.visible_fwd[0]

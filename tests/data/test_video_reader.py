@@ -123,7 +123,7 @@ def test_deep_grey_and_alpha_video_become_rgb8_at_odd_sizes(tmp_path: Path, code
     assert [frame_number(frame) for frame in frames] == [0, 2]
 
 
-def test_colour_survives_reading_and_writing(tmp_path: Path) -> None:
+def test_color_survives_reading_and_writing(tmp_path: Path) -> None:
     rgb = np.full((48, 64, 3), (200, 40, 90), np.uint8)
     with VideoWriter(tmp_path / "c.mp4", size=(64, 48), fps=10) as writer:
         writer.write(rgb)

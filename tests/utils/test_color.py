@@ -1,4 +1,4 @@
-"""The colour range is steady, follows slowly, and forgets at a cut."""
+"""The color range is steady, follows slowly, and forgets at a cut."""
 
 from __future__ import annotations
 

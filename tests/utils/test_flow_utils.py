@@ -73,7 +73,7 @@ def test_consistency_threshold_is_as_published() -> None:
         assert bool(mask[0, 0, 2, 20]) is accepted
 
 
-def test_colour_difference() -> None:
+def test_color_difference() -> None:
     a, b = texture(20, 20), texture(20, 20, dx=1)
     assert rgb_consistency_mask(a, b, uniform_flow(20, 20, 1, 0))[..., :-2].all()
     darker = rgb_consistency_mask(a, b - 0.1, uniform_flow(20, 20, 1, 0))

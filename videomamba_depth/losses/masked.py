@@ -1,4 +1,4 @@
-"""What every loss shares: masking that stops NaN, full precision, and sums that survive any split of the batch."""
+"""Shared by all losses: masking that stops NaN, full precision, and sums that do not depend on the split of a batch."""
 
 from __future__ import annotations
 
