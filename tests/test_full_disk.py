@@ -71,7 +71,8 @@ def test_evaluation(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", num_frames=4, width=16, height=16)
     done = run_with_largest_file(
         12_000, tmp_path, "scripts/evaluate.py", "checkpoint=embedded", "input=clip.mp4", "output=out", "short_side=56",
-        "device=cpu", "threads=1", "palindrome=false", "cut_frames=0",
+        "device=cpu", "threads=1", "palindrome=false", "cut_frames=0", "cache=null",
+        "html.enabled=false",
     )  # fmt: skip
     assert_one_line(done)
     assert "cannot write out/evaluation" in done.errors[0]

@@ -83,6 +83,7 @@ def test_seeds_are_averaged_and_paired_with_the_recipe() -> None:
     assert paired["values"] == [20.0, 18.0]
     assert paired["std"] == pytest.approx(2**0.5)
     assert math.isnan(over_seeds([1.0, None])["std"])
+    assert math.isnan(found["recipe"]["change"]["moving"]["edge_ratio"]["mean"])  # nowhere measured
 
 
 def test_the_table_shows_spread_and_difference(monkeypatch: pytest.MonkeyPatch) -> None:

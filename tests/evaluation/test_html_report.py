@@ -156,6 +156,16 @@ def test_a_page_stays_small_and_says_what_it_left_out(room: Room) -> None:
     assert ClipPictures.from_json(asdict(whole)) == whole
 
 
+def test_the_page_leaves_out_what_does_not_fit(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [Method("teacher", lambda: brightness)]
+    evaluator = Evaluator(methods, DepthKind.RELATIVE, shown=["teacher"], video_frames=8)
+    result = evaluate_clips([EvaluationClip("room", room.rgb, motion=room.motion)], evaluator, draw=True)
+    assert "<video" in render(result)
+    monkeypatch.setattr("videomamba_depth.evaluation.pictures.MAX_VIDEO_BYTES", 100)
+    assert "<video" not in render(result)
+    assert "would make the page too large" in render(result)
+
+
 def test_slices_show_a_jump_and_nothing_where_depth_is_steady(room: Room) -> None:
     steady = np.repeat(1.0 / room.depth_m[:1], NUM_FRAMES, axis=0)
     jumping = steady * (1 + 0.1 * (np.arange(NUM_FRAMES) % 2))[:, None, None]

@@ -109,12 +109,9 @@ def _drawn(config: EvaluateConfig, sources: Sequence[ClipSource]) -> frozenset[s
 
 def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
     """Return the clips of the input: synthetic worlds, RGB-D sequences, or every video at or below it."""
-    kind = "synthetic" if config.input == "synthetic" else "videos" if config.rgbd.depth_scale is None else "rgbd"
-    sources = CLIP_SOURCES[kind](config, flow)
+    sources = next(listed for applies, listed in CLIP_SOURCES if applies(config))(config, flow)
     if not sources:
-        raise UserError(
-            f"nothing to evaluate: synthetic.kinds={list(config.synthetic.kinds)} names no kind with videos"
-        )
+        raise UserError(f"nothing to evaluate: synthetic.kinds={list(config.synthetic.kinds)} has no videos")
     return sources
 
 
@@ -147,8 +144,12 @@ def _rgbd(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
     return [ClipSource(sequence.name, partial(load, sequence)) for sequence in find_sequences(config.input)]
 
 
-CLIP_SOURCES: dict[str, Sources] = {"synthetic": _worlds, "videos": _videos, "rgbd": _rgbd}
-"""Kinds of input: functions that list the clips, which are opened when their turn comes."""
+CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig], bool], Sources], ...] = (
+    (lambda config: config.input == "synthetic", _worlds),
+    (lambda config: config.rgbd.depth_scale is not None, _rgbd),
+    (lambda config: True, _videos),
+)
+"""Kinds of input: when each applies, the first that does, and the function that lists its clips."""
 
 
 def load_students(

@@ -42,7 +42,7 @@ def summarize(
         result[variant] = {"change": {}, "minus_recipe": {}}
         for group, summary in groups.items():
             changes = summary["changes"]
-            metrics = next(iter(changes.values()))
+            metrics = dict.fromkeys([*next(iter(changes.values())), *(metric for _, metric in COLUMNS)])
             own = {m: {seed: _value(changes, name, m) for seed, name in students.items()} for m in metrics}
             base = {m: {seed: _value(changes, name, m) for seed, name in variants[reference].items()} for m in metrics}
             result[variant]["change"][group] = {m: over_seeds(list(v.values())) for m, v in own.items()}

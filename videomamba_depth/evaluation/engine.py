@@ -32,9 +32,8 @@ from videomamba_depth.evaluation.context import (
 )
 from videomamba_depth.evaluation.methods import TEACHER, Method
 from videomamba_depth.evaluation.metrics.registry import depth_flags, score_depth
-from videomamba_depth.evaluation.metrics.score import Score
 from videomamba_depth.evaluation.pictures import ClipPictures, draw_clip
-from videomamba_depth.evaluation.recurrence import Stream, run_palindrome, settle_after_own_cut
+from videomamba_depth.evaluation.recurrence import Stream, recurrence_scores
 from videomamba_depth.evaluation.summary import summarize_clips
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.flow.frame_view import Frames, FrameView, on_disk
@@ -179,7 +178,7 @@ class _KeptClip:
     def _result_path(self, method: Method) -> Path | None:
         if self._folder is None or not (method.digest and self._teacher):
             return None
-        code = code_digest(score_depth.__module__, build_context.__module__, run_palindrome.__module__)
+        code = code_digest(score_depth.__module__, build_context.__module__, recurrence_scores.__module__)
         return self._folder / f"{_file_name(method.name)}-{digest(method.digest, self._teacher, code)}.json"
 
     def _pictures_path(self, shown: Sequence[Method]) -> Path | None:
@@ -239,33 +238,16 @@ def _run_clip(
     # 3. What students remember.
     for method in missing:
         if method.trained:
-            found[method.name]["scores"] |= _recurrence(
-                protocol, method, streams[method.name], frames, depths[method.name], progress
+            found[method.name]["scores"] |= recurrence_scores(
+                method.open, streams[method.name], frames, depths[method.name], protocol.palindrome, protocol.cut_frames
             )
+            for again in [*(["palindrome"] * protocol.palindrome), *(["cut"] * (protocol.cut_frames > 0))]:
+                if progress is not None:
+                    progress(again, method.name)
     pictures = (
         draw_clip(clip, context, {m.name: depths[m.name] for m in drawn}, evaluator.video_frames) if drawn else None
     )
     return found, pictures
-
-
-def _recurrence(
-    protocol: Protocol,
-    method: Method,
-    stream: Stream,
-    frames: Sequence[np.ndarray] | FrameView,
-    depth: Frames,
-    progress: Progress | None,
-) -> dict[str, Score]:
-    """Run a student backwards from the end of the clip, where its stream stands, and across a cut."""
-    scores: dict[str, Score] = {}
-    if protocol.palindrome:
-        scores["palindrome_drift"] = run_palindrome(stream, frames, (depth.shape[1], depth.shape[2]), depth)
-    if protocol.cut_frames:
-        scores["settle_after_cut"] = settle_after_own_cut(method.open, frames, protocol.cut_frames)
-    for what in [*(["palindrome"] if protocol.palindrome else []), *(["cut"] if protocol.cut_frames else [])]:
-        if progress is not None:
-            progress(what, method.name)
-    return scores
 
 
 def _describe(clip: EvaluationClip, context: Context) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from videomamba_depth.flow.frame_view import Frames, first_frames, on_disk
 from videomamba_depth.utils.color import INFERNO
 
 MAX_TILE_PX = 320
+MAX_VIDEO_BYTES = 12_000_000
 MAX_SLICE_FRAMES = 240
 
 
@@ -149,9 +150,9 @@ def draw_clip(clip: EvaluationClip, context: Context, depths: Mapping[str, Frame
     return view.finish()
 
 
-def fit_videos(clips: Sequence[ClipPictures], max_bytes: int = 12_000_000) -> list[ClipPictures]:
+def fit_videos(clips: Sequence[ClipPictures], max_bytes: int | None = None) -> list[ClipPictures]:
     """Leave out the videos that do not fit into `max_bytes` of all together, and say so in their place."""
-    left, fitting = max_bytes, []
+    left, fitting = MAX_VIDEO_BYTES if max_bytes is None else max_bytes, []
     for pictures in clips:
         size = len(pictures.video) * 3 // 4
         if size > left:

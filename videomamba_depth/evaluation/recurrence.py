@@ -21,6 +21,27 @@ before.
 """
 
 
+def recurrence_scores(
+    new_stream: Callable[[], Stream],
+    stream: Stream,
+    frames: Sequence[np.ndarray] | FrameView,
+    depth: Frames,
+    palindrome: bool,
+    cut_frames: int,
+) -> dict[str, Score]:
+    """Return what a stream remembers: back from the end of the clip, and across a cut of `cut_frames` frames.
+
+    stream: stands at the end of the clip. frames: of the clip. depth: [F,H,W], what the stream gave for them.
+    palindrome, cut_frames: see `Protocol`.
+    """
+    scores: dict[str, Score] = {}
+    if palindrome:
+        scores["palindrome_drift"] = run_palindrome(stream, frames, (depth.shape[1], depth.shape[2]), depth)
+    if cut_frames:
+        scores["settle_after_cut"] = settle_after_own_cut(new_stream, frames, cut_frames)
+    return scores
+
+
 @torch.no_grad()
 def run_palindrome(
     stream: Stream,

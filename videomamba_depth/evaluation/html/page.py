@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from videomamba_depth.evaluation.cache import write_text
 from videomamba_depth.evaluation.html.pareto_plot import STUDENT_COLORS, pareto_plots
 from videomamba_depth.evaluation.methods import CONSTANT, FAMILIES
+from videomamba_depth.evaluation.pictures import fit_videos
 from videomamba_depth.evaluation.report import build_report
 from videomamba_depth.evaluation.summary import plain_scores
 
@@ -33,6 +34,7 @@ def render(result: Mapping[str, Any]) -> str:
     )
     environment.filters["emphasized"] = emphasized
     students = list(result["verdicts"])
+    result = {**result, "pictures": fit_videos(result["pictures"])}
     plots = {
         group: pareto_plots(
             [plain_scores(clip) for clip in result["clips"] if clip["group"] == group],
