@@ -201,7 +201,7 @@ def main() -> int:
     args.out.write_text(json.dumps(report, indent=1))
     for row in usage:
         write(
-            f"{row['kernel']:<15}{row['method']:<11}{row['registers']:>4} registers {row['spill_bytes']:>4} B spilt\n"
+            f"{row['kernel']:<15}{row['method']:<11}{row['registers']:>4} registers {row['spill_bytes']:>4} B spilled\n"
         )
     write(f"{report['gpu']}, torch {report['torch']}, copy {bandwidth / 1e3:.0f} GB/s\n")
     for row in records:

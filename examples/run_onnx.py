@@ -47,8 +47,8 @@ def main(model_path: str, video_path: str, out_path: str) -> None:
         depth, *state = session.run(None, feeds)
         feeds.update(zip(state_names, state, strict=True))
         low, high = np.percentile(depth, (2, 98))
-        grey = np.clip((depth[0, 0] - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-        writer.write(cv2.resize(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), (width, height)))
+        gray = np.clip((depth[0, 0] - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+        writer.write(cv2.resize(cv2.applyColorMap(gray, cv2.COLORMAP_INFERNO), (width, height)))
     writer.release()
 
 

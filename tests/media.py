@@ -14,7 +14,7 @@ _BITS = 8
 
 
 def numbered_frame(number: int, width: int = 64, height: int = 48, seed: int = 0) -> np.ndarray:
-    """uint8 RGB [height,width,3]: a moving colour ramp, with `number` (0..255) as bars in the top third.
+    """uint8 RGB [height,width,3]: a moving color ramp, with `number` (0..255) as bars in the top third.
 
     The bars survive compression; `frame_number` reads them back.
     """
@@ -32,8 +32,8 @@ def frame_number(rgb: np.ndarray) -> int:
     """Read the number back from a frame made by `numbered_frame`."""
     strip = rgb[1 : max(2, rgb.shape[0] // 3 - 2)].astype(float).mean((0, 2))
     width = len(strip)
-    centres = ((np.arange(_BITS) + 0.5) * width / _BITS).astype(int)
-    return int(sum(1 << bit for bit, c in enumerate(centres) if strip[c] > 127))
+    centers = ((np.arange(_BITS) + 0.5) * width / _BITS).astype(int)
+    return int(sum(1 << bit for bit, c in enumerate(centers) if strip[c] > 127))
 
 
 def write_video(

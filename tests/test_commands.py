@@ -179,7 +179,7 @@ def test_cache_is_verified(trained: Path, tiny_teacher_folder: str, videos: Path
 STREAM, PRECOMPUTE = "inference_streaming.py", "scripts/precompute_teacher_depth.py"
 
 MISTAKES = {
-    "train, misspelt key": ("train.py", ["data.rooot=x"], "no key 'data.rooot'"),
+    "train, misspelled key": ("train.py", ["data.rooot=x"], "no key 'data.rooot'"),
     "train, wrong type": ("train.py", ["trainer.steps=many"], "trainer.steps"),
     "train, no data folder given": ("train.py", ["data=video_folder"], "data.root"),
     "train, missing data folder": ("train.py", ["data=video_folder", "data.root=/no/such"], "does not exist"),
@@ -203,7 +203,7 @@ MISTAKES = {
         ["checkpoint={run}", "input={only}/headless/headless.mp4", "output=o"],
         "headless",
     ),
-    "stream, misspelt key": (STREAM, ["checkpont=x"], "no key 'checkpont'"),
+    "stream, misspelled key": (STREAM, ["checkpont=x"], "no key 'checkpont'"),
 }
 
 

@@ -117,7 +117,7 @@ def dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def last_axis_contiguous(x: Tensor) -> Tensor:
-    """Return x [T, L, *] with neighbouring channels side by side; the other strides may be any."""
+    """Return x [T, L, *] with neighboring channels side by side; the other strides may be any."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 

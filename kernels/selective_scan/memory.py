@@ -16,7 +16,7 @@ _MADV_HUGEPAGE = 14
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised contiguous tensor, in huge pages where it is large and the system offers them.
+    """Return an uninitialized contiguous tensor, in huge pages where it is large and the system offers them.
 
     The C library returns large blocks to the system when they are freed, so that every large result is in new pages,
     and the first write to a page of 4 KiB costs the kernel more time than the scan needs to fill it.

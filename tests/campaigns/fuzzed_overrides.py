@@ -150,7 +150,7 @@ def hydra_case(name: str, draw: random.Random) -> list[str]:
     """Return one or two fuzzed overrides of a command."""
     keys = list(declared(COMMANDS[name].schema))
     kind = draw.random()
-    if kind < 0.08:  # a misspelt key
+    if kind < 0.08:  # a misspelled key
         key = draw.choice(keys).name
         at = draw.randrange(len(key))
         return [f"{key[:at]}{draw.choice(['', 'x', '.', '-'])}{key[at + 1 :]}=1"]

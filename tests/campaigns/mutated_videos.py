@@ -179,7 +179,7 @@ def repeat_packets(packets: list[Any], rng: random.Random) -> list[Any]:
 
 
 def swap_packets(packets: list[Any], rng: random.Random) -> list[Any]:
-    """Swap two neighbours."""
+    """Swap two neighbors."""
     at = rng.randrange(len(packets) - 1)
     packets[at], packets[at + 1] = packets[at + 1], packets[at]
     return packets

@@ -87,7 +87,7 @@ def room(travel: float = 0.5, turn: float = 0.1, zoom: float = 1.0, noise_px: fl
 
 
 def distorted(inv_depth: Tensor, scale: float = 0.6, shift: float = 0.15) -> Tensor:
-    """Return a teacher of mean 1: another scale and shift, and a slow bend of up to 60 per cent over the picture."""
+    """Return a teacher of mean 1: another scale and shift, and a slow bend of up to 60 percent over the picture."""
     bend = (
         1
         + 0.6

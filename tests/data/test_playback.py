@@ -42,7 +42,7 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
         Playback(**options)
 
 
-def test_maps_of_the_frame_before_are_kept_for_forward_neighbours_only() -> None:
+def test_maps_of_the_frame_before_are_kept_for_forward_neighbors_only() -> None:
     maps = {"rgb": np.ones((3, 2, 2, 3)), "static": np.ones((3, 2, 2), bool), "flow_bwd": np.ones((3, 2, 2, 2))}
     kept = adapt_relative_maps(maps, range(5, 8))
     assert not kept["static"][0].any()

@@ -122,7 +122,7 @@ def test_a_cache_from_before_there_was_another_target_holds_stabilized_ones() ->
     stored = {"radius": 2, "sigma": 1.5, "flow": "dis"}
     assert TARGET_KEY.difference(stored) == ""
     assert StabilizeKey(2, 1.5, "dis", "geometry").difference(stored) == "target is stabilized, wanted geometry"
-    assert TARGET_KEY.difference({**stored, "target": "stabilised"}) == ""  # as version 0.1.0 spelt it
+    assert TARGET_KEY.difference({**stored, "target": "stabilised"}) == ""  # as version 0.1.0 spelled it
 
 
 def set_radius(group: Path) -> None:

@@ -45,7 +45,7 @@ def test_edges_of_depth_lie_where_those_of_the_picture_do() -> None:
             step = (axis >= axis.max() // 2).astype(np.uint8)
             image, target = _crop(rng, np.repeat(255 * step[..., None], 3, -1), step.astype(np.float16), 36, 46)
             flipped = target[0, 0] > target[0, -1]
-            # The mean shift of the step along the axis, in px, positive towards larger coordinates before the flip.
+            # The mean shift of the step along the axis, in px, positive toward larger coordinates before the flip.
             apart.append((image[..., 0] - target).sum() / (36 if axis is x else 46) * (1 if not flipped else -1))
     # Measured: 0.02 ± 0.02 and 0.01 ± 0.02 px; 0.49 down where OpenCV's INTER_NEAREST takes the wrong neighbor.
     assert abs(np.mean(apart_x)) < 0.08

@@ -71,7 +71,7 @@ def test_solids_hide_the_wall_at_the_right_depth() -> None:
     crate = Solid(BOX, (0, -2, 5), (1, 1, 0.25), (0,), 1.0, yaw=np.pi / 2)
     assert depth_at(solids_of(ball), view, 30, 20) == (pytest.approx(4.0, rel=1e-5), 1)
     assert depth_at(solids_of(column), view, 30, 24) == (pytest.approx(4.5, rel=1e-5), 1)
-    # Turned by 90°, the crate's long side points at the camera: 1 m towards it, 0.25 m to the sides.
+    # Turned by 90°, the crate's long side points at the camera: 1 m toward it, 0.25 m to the sides.
     assert depth_at(solids_of(crate), view, 30, 20) == (pytest.approx(4.0, rel=1e-5), 1)
     assert depth_at(solids_of(crate), view, 30 + 50 * 0.3 / 4, 20) == (pytest.approx(10, rel=1e-5), 0)
     # Beside the ball by hand: |t·d − c|² = 1 with d = (0.1, 0, 1), c = (0, 0, 5).

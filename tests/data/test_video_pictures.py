@@ -103,7 +103,7 @@ def test_highlights_are_rolled_off_in_order() -> None:
     assert shown[-1] == pytest.approx(1)
 
 
-def test_wide_sdr_keeps_greys_and_moves_colors(tmp_path: Path) -> None:
+def test_wide_sdr_keeps_grays_and_moves_colors(tmp_path: Path) -> None:
     rgb = np.zeros((48, 64, 3), np.uint8)
     rgb[:, :32], rgb[:, 32:] = 120, (200, 60, 60)
     tags = {"color_trc": 14, "color_primaries": BT2020, "colorspace": BT2020, "color_range": 1}

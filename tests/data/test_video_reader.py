@@ -115,7 +115,7 @@ def test_display_matrix_is_applied(tmp_path: Path, rotation: int, mirrored: bool
 
 
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("ffv1", "yuv420p10le"), ("ffv1", "gray"), ("ffv1", "bgra")])
-def test_deep_grey_and_alpha_video_become_rgb8_at_odd_sizes(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+def test_deep_gray_and_alpha_video_become_rgb8_at_odd_sizes(tmp_path: Path, codec: str, pix_fmt: str) -> None:
     path = write_video(tmp_path / "odd.mkv", 3, codec=codec, pix_fmt=pix_fmt, width=67, height=51)
     frames = read_frames(path, [0, 2])
     assert frames.shape == (2, 51, 67, 3)
@@ -140,16 +140,16 @@ def test_images_are_read_in_natural_order(tmp_path: Path) -> None:
     assert [frame.timestamp_s for frame in frames] == [0.0, 0.1, 0.2]
 
 
-@pytest.mark.parametrize("kind", ["grey", "alpha", "sixteen"])
-def test_grey_alpha_and_deep_images_become_rgb8(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["gray", "alpha", "sixteen"])
+def test_gray_alpha_and_deep_images_become_rgb8(tmp_path: Path, kind: str) -> None:
     rgb = numbered_frame(5)
     stored = {
-        "grey": rgb[..., 0],
+        "gray": rgb[..., 0],
         "alpha": np.dstack([rgb[..., ::-1], np.full(rgb.shape[:2], 7, np.uint8)]),
         "sixteen": rgb[..., ::-1].astype(np.uint16) * 257,
     }[kind]
     cv2.imwrite(str(tmp_path / "x.png"), stored)
-    expected = np.repeat(rgb[..., :1], 3, -1) if kind == "grey" else rgb
+    expected = np.repeat(rgb[..., :1], 3, -1) if kind == "gray" else rgb
     np.testing.assert_allclose(read_image(tmp_path / "x.png"), expected, atol=1)
 
 

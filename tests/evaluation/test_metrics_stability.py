@@ -59,11 +59,11 @@ def test_opw_per_clip_sees_scale_flicker_and_per_frame_does_not() -> None:
     assert optical_flow_warping(disparity, still_motion(3), rgb, per="frame").value < 1e-6
 
 
-def test_opw_weighs_by_colour() -> None:
+def test_opw_weighs_by_color() -> None:
     disparity = scaled([1.0, 1.0])
     disparity[1, :8] += 1.0
     rgb = np.zeros((2, 16, 16, 3), np.uint8)
-    rgb[1, :8] = 255  # where depth changes, so does colour: weight exp(−150)
+    rgb[1, :8] = 255  # where depth changes, so does color: weight exp(−150)
     assert optical_flow_warping(disparity, still_motion(2), rgb).value < 1e-6
 
 
@@ -114,7 +114,7 @@ def test_static_variation_splits_at_a_quarter_cycle_per_frame(cycles: int, band:
     x = np.log(picture())[None] + wave[:, None, None]
     scores = static_variation(x, still_motion(32))
     other = "flicker" if band == "change" else "change"
-    # Detrending takes a few per cent of a slow wave into the trend, which counts as change.
+    # Detrending takes a few percent of a slow wave into the trend, which counts as change.
     assert scores[band].value == pytest.approx(0.1 / math.sqrt(2), rel=1e-2)
     assert scores[other].value < 0.007  # the trend of the fast wave, exactly 0 for a long one
     assert scores["total"].value == pytest.approx(x.std(axis=0).mean(), rel=1e-2)
@@ -158,8 +158,8 @@ def test_palindrome() -> None:
 def moving_bump(num_frames: int = 30, delay: int = 0) -> np.ndarray:
     """Return a smooth bump that swings from side to side, `delay` frames late."""
     x = np.arange(64)
-    centres = 32 + 20 * np.sin(0.25 * (np.arange(num_frames) - delay))
-    row = np.exp(-(((x[None] - centres[:, None]) / 6.0) ** 2))
+    centers = 32 + 20 * np.sin(0.25 * (np.arange(num_frames) - delay))
+    row = np.exp(-(((x[None] - centers[:, None]) / 6.0) ** 2))
     return 1.0 + np.repeat(row[:, None, :], 32, axis=1)
 
 

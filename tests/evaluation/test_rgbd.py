@@ -78,15 +78,15 @@ def test_a_folder_of_sequences_shares_one_set_of_arguments(folder: Path) -> None
 
 def test_pose_matrix_turns_the_right_way() -> None:
     half = np.sqrt(0.5)
-    pose = pose_matrix(np.array([1.0, 2.0, 3.0]), np.array([0, 0, half, half]) * 2)  # 90° about z, not normalised
+    pose = pose_matrix(np.array([1.0, 2.0, 3.0]), np.array([0, 0, half, half]) * 2)  # 90° about z, not normalized
     np.testing.assert_allclose(pose @ [1, 0, 0, 1], [1, 3, 3, 1], atol=1e-12)
 
 
 def test_every_mistake_is_one_clear_line(folder: Path) -> None:
     with pytest.raises(UserError, match="depth_scale must be positive"):
         load_rgbd(folder, depth_scale=0)
-    with pytest.raises(UserError, match="colour does not exist"):
-        load_rgbd(folder, depth_scale=1, rgb_dir="colour")
+    with pytest.raises(UserError, match="color does not exist"):
+        load_rgbd(folder, depth_scale=1, rgb_dir="color")
     with pytest.raises(UserError, match="must have rows 'tx ty tz qx qy qz qw'"):
         load_rgbd(folder, depth_scale=1, poses=folder / "intrinsics.txt")
     with pytest.raises(UserError, match="or a text file with them or a 3x3 matrix"):
@@ -102,7 +102,7 @@ def test_every_mistake_is_one_clear_line(folder: Path) -> None:
 
 
 def tum_folder(root: Path, num_frames: int = 6, late_s: float = 0.012) -> Path:
-    """Write a sequence as the TUM and Bonn benchmarks do: colour at 10 Hz, depth a little later, poses at 100 Hz."""
+    """Write a sequence as the TUM and Bonn benchmarks do: color at 10 Hz, depth a little later, poses at 100 Hz."""
     for name in ("rgb", "depth"):
         (root / name).mkdir(parents=True)
     rows = ["# ground truth trajectory", "# timestamp tx ty tz qx qy qz qw"]
@@ -231,6 +231,6 @@ def test_poses_and_depth_of_a_real_sequence_agree() -> None:
         max_frames=4,
     )
     score = tae_z(clip.gt_depth_m, clip.intrinsics, clip.camera_to_world, clip.valid, gt_depth_m=clip.gt_depth_m)
-    # Sensor noise and rounding: around half a per cent; a swapped axis or an inverted pose is several times
+    # Sensor noise and rounding: around half a percent; a swapped axis or an inverted pose is several times
     # that.
     assert score.value < 1.5

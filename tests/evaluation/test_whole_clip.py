@@ -69,14 +69,14 @@ def test_the_floor_of_the_log(disparity: np.ndarray) -> None:
     np.testing.assert_allclose(x[:], np.log(np.maximum(low, np.float32(floor))), rtol=1e-6)
 
 
-def test_one_normalisation_per_clip(room: Room, disparity: np.ndarray) -> None:
+def test_one_normalization_per_clip(room: Room, disparity: np.ndarray) -> None:
     spread = np.mean(np.abs(disparity - np.median(disparity)), dtype=np.float64)
     whole = (disparity - np.median(disparity)) / spread
     pairs = []
     for t in range(1, NUM_FRAMES):
-        colours = room.rgb[t - 1 : t + 1].astype(np.float32).transpose(0, 3, 1, 2) / 255.0
-        warped = warp_frame(np.concatenate([whole[t - 1][None], colours[0]]), room.motion.flow_bwd[t])
-        weight = np.exp(-50.0 * np.square(colours[1] - warped[1:]).sum(axis=0))
+        colors = room.rgb[t - 1 : t + 1].astype(np.float32).transpose(0, 3, 1, 2) / 255.0
+        warped = warp_frame(np.concatenate([whole[t - 1][None], colors[0]]), room.motion.flow_bwd[t])
+        weight = np.exp(-50.0 * np.square(colors[1] - warped[1:]).sum(axis=0))
         mask = room.motion.trusted_bwd[t]
         pairs.append((weight * np.abs(whole[t] - warped[0]))[mask].sum() / weight[mask].sum())
     assert optical_flow_warping(disparity, room.motion, room.rgb).value == pytest.approx(np.mean(pairs), rel=1e-6)

@@ -42,7 +42,7 @@ def render_room(num_frames: int = 60, height: int = 48, width: int = 64, speed_m
             if 0 <= t + step < num_frames:
                 flows[step][t], seen[step][t] = _flow(points[t], depth[t + step], poses[t + step], k)
     motion = ClipMotion(flows[-1], flows[1], seen[-1], seen[1])
-    rgb = np.stack([_colour(p) for p in points])
+    rgb = np.stack([_color(p) for p in points])
     return Room(rgb, depth.astype(np.float32), motion, k, poses)
 
 
@@ -86,7 +86,7 @@ def _flow(
     return flow.astype(np.float32), in_bounds[0, 0].numpy() & agrees
 
 
-def _colour(points: np.ndarray) -> np.ndarray:
+def _color(points: np.ndarray) -> np.ndarray:
     x, y, z = np.moveaxis(points, -1, 0)
     waves = [np.sin(5 * x + 2 * z), np.sin(6 * y - 3 * x + z), np.cos(4 * z + 5 * y)]
     return (127 + 60 * np.stack(waves, -1) + 40 * np.sin(9 * (x + y))[..., None]).clip(0, 255).astype(np.uint8)

@@ -21,7 +21,7 @@ def mixer_and_inputs(method: str = "zoh", gain: float = 1.0) -> tuple[Innovation
         CHANNELS, d_state=4, d_control=8, initial_gain=gain, discretization=method, backend="reference"
     )
     tokens = torch.randn(HEIGHT * WIDTH, FRAMES, CHANNELS)
-    tokens[::3] *= 20  # neighbours that differ a lot: where bicubic interpolation overshoots
+    tokens[::3] *= 20  # neighbors that differ a lot: where bicubic interpolation overshoots
     return mixer, tokens, 4 * torch.randn(HEIGHT * WIDTH, FRAMES, 8)
 
 

@@ -113,7 +113,7 @@ def test_every_split_gives_the_same_with_motion(tiny_encoder: DepthAnythingEncod
                 torch.testing.assert_close(states.tensors()[name], tensor, rtol=1e-4, atol=1e-4)
 
 
-def test_a_single_image_gets_the_teachers_depth_whatever_was_learnt(tiny_encoder: DepthAnythingEncoder) -> None:
+def test_a_single_image_gets_the_teachers_depth_whatever_was_learned(tiny_encoder: DepthAnythingEncoder) -> None:
     model = moving_student(tiny_encoder)
     with torch.no_grad():
         clip = sliding_clip(1)

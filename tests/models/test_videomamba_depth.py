@@ -137,7 +137,7 @@ def test_interleaved_streams_equal_separate_ones(tiny_encoder: DepthAnythingEnco
                 torch.testing.assert_close(depth, separate[i][:, t], rtol=0, atol=1e-4)
 
 
-def test_a_single_image_passes_unchanged_whatever_was_learnt(tiny_encoder: DepthAnythingEncoder) -> None:
+def test_a_single_image_passes_unchanged_whatever_was_learned(tiny_encoder: DepthAnythingEncoder) -> None:
     model = tiny_student(tiny_encoder, "innovation")
     clip = random_clip(frames=1)
     with torch.no_grad():

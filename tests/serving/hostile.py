@@ -12,7 +12,7 @@ _ZERO_TREE = bytes([1] + [0] * 15)  # one code, of one bit
 
 
 def scans_jpeg(num_scans: int, width: int = 3840, height: int = 2160) -> bytes:
-    """Return a grey progressive JPEG whose scans say in a few bytes each that nothing changes.
+    """Return a gray progressive JPEG whose scans say in a few bytes each that nothing changes.
 
     A run of up to 32767 blocks without coefficients is one code (EOB14, ITU-T T.81, G.1.2.2), so that a scan over all
     blocks of a 4K picture takes 20 bytes; a decoder visits every block all the same.

@@ -123,7 +123,7 @@ def test_unusable_inputs(tmp_path: Path, checkpoint: Path, make, message: str) -
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("colour=red", "colour"),
+        ("tint=red", "tint"),
         ("precision=float64", "precision must be one of float32, bfloat16, float16; got 'float64'"),
         ("max_frames=many", "max_frames"),
         ("max_frames=0", "max_frames must be positive"),

@@ -55,14 +55,14 @@ def test_metric_points_project_back_to_their_pixels(tmp_path: Path) -> None:
     depth[0, 0], depth[5, 7] = np.nan, 0.0
     PointCloudSink(tmp_path, DepthKind.METRIC, _INTRINSICS).write(frame(0, depth))
     header, points = read_ply(tmp_path / "000000.ply")
-    assert "comment unit: metre" in header
+    assert "comment unit: meter" in header
     assert len(points) == 48 * 64 - 2
     fx, fy, cx, cy = _INTRINSICS
     columns = np.rint(points["x"] / points["z"] * fx + cx).astype(int)
     rows = np.rint(points["y"] / points["z"] * fy + cy).astype(int)
     np.testing.assert_allclose(points["z"], depth[rows, columns], rtol=1e-6)
-    colours = np.stack([points[c] for c in ("red", "green", "blue")], -1)
-    np.testing.assert_array_equal(colours, numbered_frame(0)[rows, columns])
+    colors = np.stack([points[c] for c in ("red", "green", "blue")], -1)
+    np.testing.assert_array_equal(colors, numbered_frame(0)[rows, columns])
     assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == len(points)
 
 
@@ -111,7 +111,7 @@ def test_key_frames_are_written_and_so_is_the_frame_that_a_cut_made_one(tmp_path
     assert set(read_ply(tmp_path / "000004.ply")[1]["z"].tolist()) == {5.0}
 
 
-def test_the_command_writes_metres_of_metric_checkpoints(tmp_path: Path) -> None:
+def test_the_command_writes_meters_of_metric_checkpoints(tmp_path: Path) -> None:
     teacher = save_tiny_teacher(tmp_path / "teacher", "metric")
     source = write_video(tmp_path / "clip.mp4", 5)
     options = ["short_side=42", "intrinsics=[50,40,31.5,23.5]", "ply_every=2", "raw=npz", "raw_precision=float32"]
@@ -119,7 +119,7 @@ def test_the_command_writes_metres_of_metric_checkpoints(tmp_path: Path) -> None
     assert [p.name for p in sorted(folder.iterdir())] == ["000000.ply", "000002.ply", "000004.ply"]
     depth = np.load(tmp_path / "out" / "clip_depth" / "depth_000000.npz")["depth"]
     header, points = read_ply(folder / "000002.ply")
-    assert "comment unit: metre" in header
+    assert "comment unit: meter" in header
     np.testing.assert_array_equal(points["z"], depth[2].ravel())
 
 

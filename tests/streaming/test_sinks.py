@@ -89,7 +89,7 @@ def test_source_picture_is_on_the_left(tmp_path: Path) -> None:
     sink.close()
     picture = decode(tmp_path / "a.mp4")[0][1].astype(int)
     assert np.abs(picture[4:-4, 4:60] - (200, 30, 30)).max() < 8
-    assert np.abs(picture[:, 68:] - picture[:, 68:, :1]).max() < 8  # grey
+    assert np.abs(picture[:, 68:] - picture[:, 68:, :1]).max() < 8  # gray
 
 
 def test_small_depth_gets_a_small_picture_beside_it(tmp_path: Path) -> None:

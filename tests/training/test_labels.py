@@ -25,7 +25,7 @@ SIDE = 42
 KEY = TeacherKey("hub/model", "a" * 64, SIDE, "float32", "affine_invariant_inverse_depth")
 TRANSFORMS = {
     "crop": ClipTransform((SIDE, SIDE)),
-    "crop, flip, colours, damage": ClipTransform(
+    "crop, flip, colors, damage": ClipTransform(
         (SIDE, SIDE), flip_probability=0.7, color=ColorJitter(0.4, 0.4, 0.4, 0.1), perturbations=Perturbations()
     ),
     "short side": ClipTransform(SIDE, flip_probability=0.5),

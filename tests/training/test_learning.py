@@ -119,7 +119,7 @@ def test_stabilizing_needs_flow(tiny_encoder: DepthAnythingEncoder) -> None:
 def test_a_trained_student_gives_single_images_the_teacher_s_depth(
     tmp_path: Path, tiny_teacher_folder: str, options: tuple[str, ...]
 ) -> None:
-    """N = 1 is the first frame of a stream: states and carried output have nothing to add, whatever was learnt."""
+    """N = 1 is the first frame of a stream: states and carried output have nothing to add, whatever was learned."""
     run = tmp_path / "run"
     assert train(run, tiny_teacher_folder, "optim.lr=0.05", "trainer.steps=4", *options)
     student = load_student(run / "last")

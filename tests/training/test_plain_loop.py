@@ -47,11 +47,11 @@ def small_trainer(folder: Path, teacher: str) -> Trainer:
 def plain_loop(trainer: Trainer) -> tuple[VideoMambaDepth, dict[str, Tensor], list[dict[str, float]]]:
     """Train a copy of the student from its public call alone; return it, its average and the records."""
     student = copy.deepcopy(trainer.student)
-    learnt = {name: p for name, p in student.named_parameters() if p.requires_grad}
-    still = [p for name, p in learnt.items() if p.ndim == 1 or name.endswith("A_log")]
+    learned = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    still = [p for name, p in learned.items() if p.ndim == 1 or name.endswith("A_log")]
     groups = [
         {
-            "params": [p for p in learnt.values() if all(p is not other for other in still)],
+            "params": [p for p in learned.values() if all(p is not other for other in still)],
             "weight_decay": WEIGHT_DECAY,
         },
         {"params": still, "weight_decay": 0.0},
@@ -79,7 +79,7 @@ def plain_loop(trainer: Trainer) -> tuple[VideoMambaDepth, dict[str, Tensor], li
             loss = torch.stack([mean_of_sums(*term) for term in sums.values()]).sum() / ACCUMULATE
             loss.backward()
             states, start, loss_sum = states.detach(), chunk.stop, loss_sum + loss.item()
-        norm = nn.utils.clip_grad_norm_(learnt.values(), CLIP)
+        norm = nn.utils.clip_grad_norm_(learned.values(), CLIP)
         optimizer.step()
         decay = min(DECAY, (1 + step) / (10 + step))
         for name, w in student_weights(student).items():

@@ -28,7 +28,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def processed(image: np.ndarray, side: int) -> torch.Tensor:
-    """Return what transformers' processor makes of an image before it normalises, [1, 3, h, w] in [0, 1]."""
+    """Return what transformers' processor makes of an image before it normalizes, [1, 3, h, w] in [0, 1]."""
     processor = DPTImageProcessor(
         size={"height": side, "width": side}, keep_aspect_ratio=True, ensure_multiple_of=PATCH, do_normalize=False,
         resample=3,
@@ -89,7 +89,7 @@ def test_other_devices_give_the_same_but_for_single_levels() -> None:
 PICTURES = {
     "bytes": (torch.randint(0, 256, (1, 3, 28, 42), dtype=torch.uint8), r"torch\.uint8: use rgb\.float\(\) / 255"),
     "0 to 255": (torch.rand(1, 3, 28, 42) * 255, r"got .* need rgb / 255"),
-    "normalised": (torch.randn(1, 3, 28, 42), "mean and standard deviation are the model's own"),
+    "normalized": (torch.randn(1, 3, 28, 42), "mean and standard deviation are the model's own"),
     "NaN": (torch.rand(1, 3, 28, 42).masked_fill(torch.eye(28, 42) > 0, torch.nan), "NaN or infinite"),
     "infinite": (torch.rand(1, 3, 28, 42).masked_fill(torch.eye(28, 42) > 0, torch.inf), "NaN or infinite"),
     "shape": (torch.rand(1, 4, 28, 42), r"must be a tensor \[B, (N, )?3, H, W\]"),
@@ -144,6 +144,6 @@ def test_fine_detail_that_moves_does_not_flicker(tiny_teacher_folder: str) -> No
     for encoder in encoders:
         with torch.no_grad():
             moved = encoder.encode_frame(stripes((320, 400)))["s2"]
-            grey = encoder.encode_frame(torch.stack([torch.zeros(3, 320, 400), torch.ones(3, 320, 400)]))["s2"]
+            gray = encoder.encode_frame(torch.stack([torch.zeros(3, 320, 400), torch.ones(3, 320, 400)]))["s2"]
         # Against black and white: measured 0.05 and 0.01; 0.7 and more without antialiasing.
-        assert (moved[0] - moved[1]).abs().mean() < 0.15 * (grey[0] - grey[1]).abs().mean()
+        assert (moved[0] - moved[1]).abs().mean() < 0.15 * (gray[0] - gray[1]).abs().mean()

@@ -1,4 +1,4 @@
-"""The parts of a layer: norms, stochastic depth, initialisation."""
+"""The parts of a layer: norms, stochastic depth, initialization."""
 
 from __future__ import annotations
 

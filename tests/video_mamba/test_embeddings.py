@@ -9,7 +9,7 @@ from small_backbones import clip, contract, image_model, masked_model, state_ten
 from videomamba_depth.video_mamba.embedding import Preprocessing, normalize_imagenet
 
 
-def test_preprocessing_resizes_crops_and_normalises() -> None:
+def test_preprocessing_resizes_crops_and_normalizes() -> None:
     prepare = Preprocessing(resize=256, crop=224, interpolation="bicubic")
     ramp = torch.linspace(0, 1, 320).expand(1, 3, 160, 320)
     out = prepare(ramp, (28, 28))

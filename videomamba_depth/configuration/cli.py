@@ -36,7 +36,7 @@ OmegaConf.register_new_resolver("without_plus", lambda overrides: re.sub(r"\+\+"
 def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema], None]) -> None:
     """Run `main(config)` as a Hydra command: overrides, `--multirun`, `--help` and `--cfg job` work as in Hydra.
 
-    A misspelt key, a wrong type or an unknown group option ends in one line on stderr and exit status 2, and so does
+    A misspelled key, a wrong type or an unknown group option ends in one line on stderr and exit status 2, and so does
     every `UserError` that `main` raises, and a scan backend that the environment asks for and that does not run here.
 
     Args:

@@ -95,7 +95,7 @@ def world_arrays(frames: Iterable[SyntheticFrame], keep: Keep) -> dict[str, Fram
 def world_clip(name: str, arrays: Mapping[str, Any], max_depth_m: float) -> EvaluationClip:
     """Build a clip from the arrays of `world_arrays`.
 
-    Beside them may be `estimated_bwd` [F,2,H,W] px and `estimated_trusted` [F,H,W]: the estimated motion towards the
+    Beside them may be `estimated_bwd` [F,2,H,W] px and `estimated_trusted` [F,H,W]: the estimated motion toward the
     past, which is all that a causal filter may read.
     """
     times, estimated = arrays["times_s"], None
@@ -120,7 +120,7 @@ def shrink_clip(clip: EvaluationClip, max_side: int) -> EvaluationClip:
     """Return the clip with ground truth, motion and intrinsics brought to a longer side of at most `max_side`
     px.
 
-    Nearest sampling at pixel centres, so that no depth is invented at edges. Frames are left alone: a model
+    Nearest sampling at pixel centers, so that no depth is invented at edges. Frames are left alone: a model
     sees them in full, and its depth is resized to the evaluation size. The smaller clip lies on disk; one that is
     small enough is returned as it is.
     """

@@ -1,4 +1,4 @@
-"""An average of the teacher's features that follows the motion: a student without anything learnt."""
+"""An average of the teacher's features that follows the motion: a student without anything learned."""
 
 from __future__ import annotations
 

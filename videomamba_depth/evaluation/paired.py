@@ -49,7 +49,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def change(method: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
-    """Return a method's change against the teacher on one clip: per cent, or a difference (`Column.difference`).
+    """Return a method's change against the teacher on one clip: percent, or a difference (`Column.difference`).
 
     Of `rtc_τ` it is the change of what is not consistent, 1 − rTC, so that less is better.
     """

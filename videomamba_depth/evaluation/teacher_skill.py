@@ -31,7 +31,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 def baseline(kind: str, height: int, width: int) -> Array:
-    """Return the inverse depth [h,w] of a constant, or of a ramp that grows towards the lower edge."""
+    """Return the inverse depth [h,w] of a constant, or of a ramp that grows toward the lower edge."""
     if kind == "constant":
         return np.ones((height, width), np.float32)
     return np.repeat(np.linspace(1, 2, height, dtype=np.float32)[:, None], width, axis=1)

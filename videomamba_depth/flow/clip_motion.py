@@ -26,7 +26,7 @@ class ClipMotion:
     flow_bwd: [F,2,H,W] px, frame t → t−1 on the pixels of t; zeros at 0.
     flow_fwd: [F,2,H,W] px, frame t → t+1 on the pixels of t; zeros at F−1.
     trusted_bwd: [F,H,W] bool, the pixel is seen in frame t−1 and its flow can be trusted; False at 0.
-    trusted_fwd: [F,H,W] bool, the same towards t+1; False at F−1.
+    trusted_fwd: [F,H,W] bool, the same toward t+1; False at F−1.
     cuts: frames t such that the clip is cut between t−1 and t; no pair across a cut is ever used.
     """
 

@@ -94,7 +94,7 @@ class InnovationMixer(nn.Module):
             x: tokens `[T, L, d_model]`, L ≥ 1.
             control: `[T, L, d_control]`, what Δ, B, C and the gate are computed from.
             state: what the previous chunk returned; None starts new sequences. Never written to.
-            memory: > 0, lengthens all time constants by that factor; 1: as trained; towards 0, h becomes x.
+            memory: > 0, lengthens all time constants by that factor; 1: as trained; toward 0, h becomes x.
         """
         conv_state, ssm_state = state if state is not None else (None, None)
         # 1. The control path sees the last d_conv frames: what is new shows in how they differ.

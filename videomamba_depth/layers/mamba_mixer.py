@@ -141,7 +141,7 @@ class MambaMixer(nn.Module):
 
 
 def init_dt_proj_(dt_proj: nn.Linear, dt_min: float, dt_max: float, dt_floor: float = 1e-4) -> None:
-    """Initialise so that softplus(bias) is log-uniform in [dt_min, dt_max] (Mamba, section 3.6)."""
+    """Initialize so that softplus(bias) is log-uniform in [dt_min, dt_max] (Mamba, section 3.6)."""
     bound = dt_proj.in_features**-0.5
     nn.init.uniform_(dt_proj.weight, -bound, bound)
     log_dt = torch.rand(dt_proj.out_features) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)

@@ -13,7 +13,7 @@ from torch import Tensor
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# In units of the residual, which the losses measure in spreads of the target: a tenth of a per cent of it.
+# In units of the residual, which the losses measure in spreads of the target: a tenth of a percent of it.
 HUBER_WIDTH = 1e-3
 
 

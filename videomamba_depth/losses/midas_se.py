@@ -1,6 +1,6 @@
 """The scale-and-shift-invariant loss of MiDaS, on clips, with closed-form alignment and masks throughout.
 
-Ranftl et al., "Towards Robust Monocular Depth Estimation" (2020), sections 5 and equations 4–7 and 11.
+Ranftl et al., "Toward Robust Monocular Depth Estimation" (2020), sections 5 and equations 4–7 and 11.
 Departures: the alignment is detached, residuals are in units of the *target's* spread (so that the loss does not
 depend on the teacher's units), they are rounded off near 0, and every mean divides by the number of elements summed.
 """

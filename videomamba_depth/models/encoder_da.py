@@ -37,7 +37,7 @@ class FrameEncoder(nn.Module):
         factors: cells of s0..s3 per patch and axis; halves are rounded up.
         patch_size: side of a patch in px.
         depth_kind: what the depth means, see `DepthKind`.
-        max_depth_m: upper bound of metric depth in metres; None for relative depth.
+        max_depth_m: upper bound of metric depth in meters; None for relative depth.
         short_side: px, see above; may be changed.
     """
 
@@ -228,7 +228,7 @@ def _hf_name(name: str) -> str:
 
 
 def _max_depth(value: object) -> float:
-    """Check the factor of the depth: metres in a metric checkpoint, without a unit (usually 1) in a relative one."""
+    """Check the factor of the depth: meters in a metric checkpoint, without a unit (usually 1) in a relative one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"max_depth must be a positive number (metres in a metric checkpoint); got {value}")
+        raise ValueError(f"max_depth must be a positive number (meters in a metric checkpoint); got {value}")
     return float(value)

@@ -16,7 +16,7 @@ from videomamba_depth.utils.settings import check_settings, ranged
 EDGE_PX = 2  # trust fades out this far from pixels that are not trusted, so that none of their edges is drawn
 CELL_PX = 14  # what is coarser than this is smoothed and continued as coarse: a token of Depth Anything
 SLOW_PX = CELL_PX / 2  # speed per frame at which the coarse correction counts half
-_FLOOR = 0.05  # trust below which a cell takes its correction from its neighbours
+_FLOOR = 0.05  # trust below which a cell takes its correction from its neighbors
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class OutputRefiner(nn.Module):
 
     def _step(self, x: Tensor, predicted: Tensor, seen: Tensor, speed_px: Tensor, memory: float) -> Tensor:
         """Return y_t `[B, 1, H, W]`; x, predicted, seen (bool) and speed_px are of that shape too."""
-        # 1. The innovation r, 0 without a past; trust in [0, 1] fades towards such pixels: their edges are not drawn.
+        # 1. The innovation r, 0 without a past; trust in [0, 1] fades toward such pixels: their edges are not drawn.
         trust = _fade(seen.to(x.dtype))
         innovation = torch.where(seen, x - predicted, 0.0)
         # 2. r in units of its mean over the trusted pixels, [B, 1, 1, 1]: free of depth's scale. The second term keeps
@@ -131,13 +131,13 @@ class OutputRefiner(nn.Module):
 
 
 def _fade(seen: Tensor) -> Tensor:
-    """Return the share of trusted pixels in a small neighbourhood, 0 where a pixel is not trusted itself."""
+    """Return the share of trusted pixels in a small neighborhood, 0 where a pixel is not trusted itself."""
     width = 2 * EDGE_PX + 1
     return seen * F.avg_pool2d(seen, width, stride=1, padding=EDGE_PX, count_include_pad=False)
 
 
 def _continued(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted mean over cells; where a cell has little weight, that of its neighbours, then of the frame.
+    """Return the weighted mean over cells; where a cell has little weight, that of its neighbors, then of the frame.
 
     Args:
         values, weight: `[B, 1, H, W]`.

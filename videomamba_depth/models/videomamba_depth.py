@@ -119,7 +119,7 @@ class VideoMambaDepth(nn.Module):
             dtype: of the features; states are float64 for float64 and float32 for all others, whatever precision the
                 layers compute in, unless a scale stores less. None: the dtype of the weights.
             memory: > 0; how long the streams remember: steadiness against reaction. It multiplies the time
-                constants of the innovation blocks and the past's odds in the carried output. 1: as trained; towards 0:
+                constants of the innovation blocks and the past's odds in the carried output. 1: as trained; toward 0:
                 the teacher's frames.
             device: None: the model's.
 

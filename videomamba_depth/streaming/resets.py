@@ -154,7 +154,7 @@ class ResetPolicy(StreamHook):
 
 
 def luma_histogram(luma: Tensor) -> Tensor:
-    """Return the normalised histogram `[B, 64]` of luma `[B, 1, H, W]` in [0, 1]."""
+    """Return the normalized histogram `[B, 64]` of luma `[B, 1, H, W]` in [0, 1]."""
     small = F.avg_pool2d(luma, max(1, min(luma.shape[-2:]) // _LUMA_SIDE)).flatten(1)
     level = small.clamp(0, 1) * (_BINS - 1)
     # Each pixel is shared between its two nearest bins: a slight change of exposure moves the histogram slightly.

@@ -106,7 +106,7 @@ class DepthStream:
 
     @property
     def max_depth_m(self) -> float | None:
-        """Upper bound of metric checkpoints in metres; None for relative ones."""
+        """Upper bound of metric checkpoints in meters; None for relative ones."""
         return self.model.encoder.max_depth_m
 
     @property

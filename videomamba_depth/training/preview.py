@@ -34,5 +34,5 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 def _colored(depth: Tensor, low: float, high: float) -> np.ndarray:
     scaled = (depth[0].float() - low) / max(high - low, 1e-6)
-    grey = (scaled.clamp(0, 1) * 255).byte().cpu().numpy()
-    return INFERNO.paint(grey)
+    gray = (scaled.clamp(0, 1) * 255).byte().cpu().numpy()
+    return INFERNO.paint(gray)

@@ -12,4 +12,4 @@ class DepthKind(str, Enum):
     """Inverse depth up to an unknown scale and shift; larger is nearer; no unit."""
 
     METRIC = "metric_depth_m"
-    """Depth along the optical axis in metres; larger is farther."""
+    """Depth along the optical axis in meters; larger is farther."""

@@ -1,4 +1,4 @@
-"""Alignment of depth by scale and shift, and the plain errors of depth in metres.
+"""Alignment of depth by scale and shift, and the plain errors of depth in meters.
 
 Relative depth is defined up to an affine map, so it is fitted to a reference before it is compared with it. The one
 closed form of that fit stands here in three forms: batched for tensors (`scale_and_shift`), frame by frame in float64
@@ -142,7 +142,7 @@ def delta1(depth_m: np.ndarray, true_m: np.ndarray) -> float:
 
 
 def rmse(depth_m: np.ndarray, true_m: np.ndarray) -> float:
-    """Return the root mean square error, in metres."""
+    """Return the root mean square error, in meters."""
     return float(np.sqrt(np.mean((depth_m - true_m) ** 2)))
 
 

@@ -117,7 +117,7 @@ def drop_path_rates(rate: float, num_layers: int) -> list[float]:
 def init_backbone_(model: nn.Module, layers: Iterable[Any]) -> None:
     """Initialize as published: truncated normal (0.02) projections and tables, output projections by 1/√layers.
 
-    The step-size projections keep Mamba's own initialisation, which the official backbones overwrite.
+    The step-size projections keep Mamba's own initialization, which the official backbones overwrite.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "dt_proj" not in name:

@@ -173,7 +173,7 @@ def _fit_tables(model: EmbedsFrames, file: WeightFile, source_grid: Grid | None,
     table = tensors.get("temporal_pos_embedding")
     if table is not None and "temporal_pos_embedding" in wanted and table.ndim == 3 and table.shape[1] > 0:
         tensors["temporal_pos_embedding"] = resize_temporal_table(table, wanted["temporal_pos_embedding"].shape[1])
-    for name in ("rope.freqs_cos", "rope.freqs_sin"):  # of another grid: computed, not learnt
+    for name in ("rope.freqs_cos", "rope.freqs_sin"):  # of another grid: computed, not learned
         if name in tensors and name in wanted and tensors[name].shape != wanted[name].shape:
             tensors[name] = wanted[name]
     return tensors

@@ -9,7 +9,7 @@ from videomamba_depth.video_mamba.positions import Grid
 
 
 class RotaryPositions(nn.Module):
-    """Cosines and sines by which neighbouring channel pairs of a patch turn, `[n, dim]` in `freqs_cos`, `freqs_sin`.
+    """Cosines and sines by which neighboring channel pairs of a patch turn, `[n, dim]` in `freqs_cos`, `freqs_sin`.
 
     Args:
         grid: of the patches that the buffers are made for; others are computed when they come.
@@ -58,7 +58,7 @@ def rotary_angles(grid: Grid, trained: Grid, dim: int, device: torch.device, the
 
 
 def rotate_patches(tokens: Tensor, cos: Tensor, sin: Tensor, still: int | None) -> Tensor:
-    """Rotate neighbouring channel pairs of tokens `[B, L, dim]` by `cos, sin [n, dim]`; the one at `still` keeps."""
+    """Rotate neighboring channel pairs of tokens `[B, L, dim]` by `cos, sin [n, dim]`; the one at `still` keeps."""
     if still is not None:  # an angle of 0 leaves a token alone
         row = cos.new_zeros(1, cos.shape[1])
         cos = torch.cat([cos[:still], row + 1, cos[still:]])

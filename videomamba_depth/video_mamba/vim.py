@@ -49,7 +49,7 @@ class Vim(EmbedsFrames):
         use_middle_cls_token: the CLS stands in the middle; False: in front. The two after it come before this one.
         use_tail_cls_token: the CLS stands at the end.
         use_double_cls_token: one CLS stands in front and one at the end; their mean is classified.
-        if_abs_pos_embed: add a learnt position table.
+        if_abs_pos_embed: add a learned position table.
         if_rope: rotate the tokens before every layer by their row and column.
         if_rope_residual: rotate the residual stream too; needs if_rope.
         pt_hw_seq_len: side in patches of the grid that rotary positions are stretched to.
@@ -57,7 +57,7 @@ class Vim(EmbedsFrames):
             the CLS stands, or the "cls" itself.
         flip_img_sequences_ratio: share of the training steps in which the whole sequence is reversed; ≤ 0: none.
         if_divide_out: average the two directions; False: sum.
-        init_layer_scale: start of a learnt factor per channel on each mixer's output; None: without.
+        init_layer_scale: start of a learned factor per channel on each mixer's output; None: without.
         final_pool_type: without a CLS: scores of the last token ("none"), of the "mean" token, "max" over the tokens'
             scores, or the scores of "all" tokens. With a CLS it says nothing and must be "mean" or "none".
         use_cuda_kernel: True: the compiled kernels on a GPU; False: plain PyTorch; None: choose.

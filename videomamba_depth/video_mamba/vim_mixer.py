@@ -26,7 +26,7 @@ class VimMixer(BidirectionalMixer):
             direction has its own A alone and reads what the first one's convolution and projections give. "none": one
             direction.
         halve: average the directions of "v2"; False: sum.
-        init_layer_scale: start of a learnt factor per channel on the output (`gamma`); None: without.
+        init_layer_scale: start of a learned factor per channel on the output (`gamma`); None: without.
         mixer: keyword arguments of `MambaMixer`; discretization may be `NON_CAUSAL`, but for "v1".
     """
 

@@ -10,7 +10,7 @@
 constexpr int kBlocksAhead = 8;  // blocks that are fetched ahead
 typedef std::make_index_sequence<W> Lanes;
 
-// Add up neighbours at distance kDistance: lane i holds sums of x where bit kDistance of i is 0, of y where it is 1.
+// Add up neighbors at distance kDistance: lane i holds sums of x where bit kDistance of i is 0, of y where it is 1.
 template <int kDistance, size_t... i>
 INLINE V add_across(V x, V y, std::index_sequence<i...>) {
   return SHUFFLE(x, y, ((i & kDistance) ? W + i : i)...) +

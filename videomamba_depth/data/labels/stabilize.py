@@ -2,7 +2,7 @@
 
 A per-frame teacher flickers in two ways: whole frames change scale and shift, and every region wobbles on its own. Both
 are noise about a trend: where the camera or an object moves, depth along a trajectory truly changes, and that must
-stay. So nothing here pulls values towards equality; everything pulls them towards a straight line in time:
+stay. So nothing here pulls values toward equality; everything pulls them toward a straight line in time:
 
 1. one (scale, shift) per frame, chosen so that depth along trajectories runs straight (`stabilize_align`);
 2. a robust local linear fit, in place of each value, to the values that the same point of the scene has in the frames

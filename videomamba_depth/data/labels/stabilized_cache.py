@@ -70,7 +70,7 @@ class StabilizeKey:
         """Name the first field in which what is stored does not fit; "" if it fits."""
         for name, wanted in asdict(self).items():
             found = stored.get(name, "stabilised" if name == "target" else None)  # caches before there was another
-            found = "stabilized" if found == "stabilised" else found  # as version 0.1.0 spelt it
+            found = "stabilized" if found == "stabilised" else found  # as version 0.1.0 spelled it
             if found != wanted:
                 return f"{name} is {found}, wanted {wanted}"
         return ""

@@ -17,7 +17,7 @@ class Appearance:
     direct, ambient: colors of the lamp or sun and of the light from everywhere; zenith, horizon: of the sky, None
     indoors (then the shell shows its textures); cloud: texture and how much of the sky it covers, 0 to 1; haze_m:
     distance at which 63 % is haze, inf for none; grain: texture of the fine detail that multiplies every surface, and
-    its strength; sun: unit vector towards it [3].
+    its strength; sun: unit vector toward it [3].
     """
 
     direct: Array

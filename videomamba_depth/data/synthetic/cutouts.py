@@ -28,7 +28,7 @@ def _point(x: float, y: float) -> tuple[int, int]:
 
 
 def _foliage(rng: np.random.Generator) -> Mask:
-    """Leaves around the middle, fewer towards the rim."""
+    """Leaves around the middle, fewer toward the rim."""
     image = _canvas()
     long = rng.uniform(3, 9)
     for _ in range(int(900 / long)):

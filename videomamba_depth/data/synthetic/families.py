@@ -138,7 +138,7 @@ def _furnish(rng: np.random.Generator, stands: list[Stand], textures: range, cei
 
 
 def _wall_pieces(rng: np.random.Generator, size: Vector, textures: range) -> list[Solid]:
-    """Hang pictures and doors on the walls, thin boxes that stand out by a few centimetres."""
+    """Hang pictures and doors on the walls, thin boxes that stand out by a few centimeters."""
     pieces = []
     for _ in range(rng.integers(0, 6)):
         axis, side = int(rng.choice([0, 2])), int(rng.choice([-1, 1]))

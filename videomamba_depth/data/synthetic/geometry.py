@@ -1,4 +1,4 @@
-"""Ray casting against boxes, ellipsoids, cylinders, cones and cut-out panels; exact, vectorised over rays.
+"""Ray casting against boxes, ellipsoids, cylinders, cones and cut-out panels; exact, vectorized over rays.
 
 Every solid is a unit shape under an affine map: `unit = A (world - center)` with A = diag(1/half) Rᵀ. One formula per
 shape then covers every size, and the normal in the world is Aᵀ times the normal of the unit shape.
@@ -102,15 +102,15 @@ def _subsets(solids: Solids, origin: Array, direction: Array, squared: Array, ne
         yield slice(None), range(1, len(solids.shape))
         return
     ends = np.append(groups.start[1:], len(solids.shape))
-    towards = groups.center - origin
-    distance = np.sqrt((towards * towards).sum(1))
+    toward = groups.center - origin
+    distance = np.sqrt((toward * toward).sum(1))
     length = np.sqrt(squared)
     for g in np.argsort(distance, kind="stable"):  # the near ones first: they hide the far ones
         radius, members = groups.radius[g], range(int(groups.start[g]), int(ends[g]))
         outside = distance[g] ** 2 - radius**2
         reached = nearest * length > distance[g] - radius
         if outside > 0:
-            along = towards[g, 0] * direction[0] + towards[g, 1] * direction[1] + towards[g, 2] * direction[2]
+            along = toward[g, 0] * direction[0] + toward[g, 1] * direction[1] + toward[g, 2] * direction[2]
             reached &= (along > 0) & (along * along >= squared * np.float32(outside * 0.9999))
         rays = np.flatnonzero(reached)
         if rays.size:
@@ -119,11 +119,11 @@ def _subsets(solids: Solids, origin: Array, direction: Array, squared: Array, ne
 
 def _meeting(solids: Solids, k: int, origin: Array, direction: Array, squared: Array) -> NDArray[np.int64]:
     """Return the rays [m] that meet a solid's bounding sphere."""
-    towards = solids.center[k] - origin
-    outside = np.float32(towards @ towards - solids.radius[k] ** 2)
+    toward = solids.center[k] - origin
+    outside = np.float32(toward @ toward - solids.radius[k] ** 2)
     if outside <= 0 and solids.groups is not None:
         return np.arange(direction.shape[1])
-    along = towards[0] * direction[0] + towards[1] * direction[1] + towards[2] * direction[2]
+    along = toward[0] * direction[0] + toward[1] * direction[1] + toward[2] * direction[2]
     return np.flatnonzero((along * along >= squared * outside) & (along > 0))
 
 

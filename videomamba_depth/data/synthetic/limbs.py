@@ -12,7 +12,7 @@ class Walk:
     """A body's way over the floor: on a circle, so that a stream can run for ever.
 
     center: x and z in m; radius in m; speed in m/s, negative for the other way round, 0 for standing; phase in rad;
-    stride: steps in rad per metre walked; sway: amplitude in rad and idle rate in rad/s of a standing body; height: of
+    stride: steps in rad per meter walked; sway: amplitude in rad and idle rate in rad/s of a standing body; height: of
     the ground that it stands on, in m.
     """
 

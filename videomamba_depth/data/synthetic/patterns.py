@@ -149,8 +149,8 @@ def _foliage(rng: np.random.Generator) -> Array:
 
 def _bark(rng: np.random.Generator) -> Array:
     stretched = np.repeat(tile_noise(rng, rough=True)[:: int(rng.choice([4, 8]))], 8, axis=0)[:TILE_PX]
-    fibre = cv2.GaussianBlur(np.resize(stretched, (TILE_PX, TILE_PX)), (1, 9), 0)
-    return _second(rng, 0.5 + (fibre - 0.5) * rng.uniform(1, 4))
+    fiber = cv2.GaussianBlur(np.resize(stretched, (TILE_PX, TILE_PX)), (1, 9), 0)
+    return _second(rng, 0.5 + (fiber - 0.5) * rng.uniform(1, 4))
 
 
 def _writing(rng: np.random.Generator) -> Array:

@@ -13,7 +13,7 @@ def rotation_x(angle: float) -> Matrix:
 
 
 def rotation_y(angle: float) -> Matrix:
-    """Yaw: positive turns from z (forward) towards x (right)."""
+    """Yaw: positive turns from z (forward) toward x (right)."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 

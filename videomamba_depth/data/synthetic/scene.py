@@ -1,6 +1,6 @@
 """A scene: solids that move as functions of time, their materials, a light, and a camera that moves as well.
 
-World frame: metres, x right, y down, z forward; the floor is the plane y = 0, so heights are negative y.
+World frame: meters, x right, y down, z forward; the floor is the plane y = 0, so heights are negative y.
 Camera frame: the OpenCV one, x right, y down, z forward (optical axis).
 """
 

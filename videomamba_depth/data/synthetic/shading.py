@@ -85,7 +85,7 @@ def _reflect_floor(scene: Scene, solids: Solids, view: View, rays: Array, color:
     chosen = np.flatnonzero(mirror > 0)
     if chosen.size == 0:
         return
-    # Fresnel's growth towards grazing angles, by Schlick's formula.
+    # Fresnel's growth toward grazing angles, by Schlick's formula.
     share = mirror[chosen] + (1 - mirror[chosen]) * np.float32(0.7) * (1 - surface.facing[chosen]) ** 5
     mirrored = View(view.intrinsics, view.camera_to_world * np.array([1, -1, 1, 1])[:, None])
     turned = rays[:, chosen] * np.array([[1], [-1], [1]], np.float32)

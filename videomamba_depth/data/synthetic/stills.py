@@ -55,7 +55,7 @@ def _memory_map(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
 
 
 def render_photograph(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Render still `index` with random camera defects; return rgb [h,w,3] and depth [h,w] in metres."""
+    """Render still `index` with random camera defects; return rgb [h,w,3] and depth [h,w] in meters."""
     seed = FIRST_SEED + index
     config = WorldConfig(height=STILL_SIZE[0], width=STILL_SIZE[1], family=FAMILIES[index % len(FAMILIES)])
     rgb, depth_m = render_still(seed, config)

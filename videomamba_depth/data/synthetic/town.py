@@ -13,7 +13,7 @@ from videomamba_depth.data.synthetic.stage import Part
 def car(rng: np.random.Generator, m: Materials) -> list[Part]:
     """Draw a car, a van or a lorry along x."""
     x, h, z = rng.uniform([1.7, 0.33, 0.75], [2.4, 0.45, 0.95])
-    body, glass, tyre = m.pick("paint"), m.pick("metal"), m.pick("metal")
+    body, glass, tire = m.pick("paint"), m.pick("metal"), m.pick("metal")
     tall = rng.random() < 0.3
     cabin = rng.uniform(0.5, 1.2) if tall else rng.uniform(0.24, 0.34)
     at, long = (0.1 * x, 0.85 * x) if tall else (rng.uniform(-0.2, 0.1) * x, x * rng.uniform(0.45, 0.6))
@@ -28,7 +28,7 @@ def car(rng: np.random.Generator, m: Materials) -> list[Part]:
         parts.append(Part(BOX, (side * x, -base - 1.2 * h, 0), (0.02, h * 0.3, z * 0.9), m.pick("paint"), 0.5))
         for end in (-0.6, 0.62):
             spot = (end * x, -0.32, side * z * 0.95)
-            parts.append(Part(CYLINDER, spot, (0.32, 0.1, 0.32), tyre, 0.3, tilt=(1.5708, 0.0)))
+            parts.append(Part(CYLINDER, spot, (0.32, 0.1, 0.32), tire, 0.3, tilt=(1.5708, 0.0)))
     return parts
 
 

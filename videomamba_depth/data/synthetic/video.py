@@ -41,7 +41,7 @@ class SyntheticVideo:
     """A rendered video with its exact ground truth.
 
     rgb: uint8 [N,H,W,3], as a camera records it; clean_rgb: the same without blur, flicker, noise and JPEG.
-    depth_m: float32 [N,H,W], z along the optical axis in metres, everywhere finite.
+    depth_m: float32 [N,H,W], z along the optical axis in meters, everywhere finite.
     flow_fwd, flow_bwd: float32 [N,H,W,2] in px (x right, y down), to the next and the previous frame, on this frame's
         pixels; zeros at the last and at the first frame.
     visible_fwd, visible_bwd: bool [N,H,W], the surface point is in view and unoccluded in the next / previous frame;
@@ -128,7 +128,7 @@ def iter_video(seed: int, config: WorldConfig, scene: Scene | None = None) -> It
 def render_still(seed: int, config: WorldConfig, time_s: float = 0.0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Render one clean picture of a scene at a world time, without flow: for training on many scenes.
 
-    Returns RGB uint8 [H,W,3] and z-depth float32 [H,W] in metres.
+    Returns RGB uint8 [H,W,3] and z-depth float32 [H,W] in meters.
     """
     scene = build_scene(seed, config.family)
     exposure = _exposure(scene, config)

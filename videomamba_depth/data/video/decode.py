@@ -23,7 +23,7 @@ from videomamba_depth.data.video.structure import CUT_OFF, Structure
 log = logging.getLogger(__name__)
 
 _REMEDY = "it is damaged, cut off or not a video: replace or remove it"
-# Decoders that honour a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
+# Decoders that honor a change of `skip_frame` from packet to packet; others (dav1d) lose frames over it.
 _SKIP_ON_REQUEST = {"h264", "hevc", "mpeg4", "mpeg2video"}
 # Here a packet that is marked corrupt may be whole: it stands where a recording was joined, or in a block that is cut
 # further on. Elsewhere the mark means that the file ends within the packet.

@@ -41,8 +41,8 @@ EDGE_OF_RANGE = 0.03  # of the true inverse depth's range: step between neighbor
 class Column:
     """How a metric is shown.
 
-    factor: 100 for per cent. better: "↓", "↑", "1", "0", or "" for a metric that the JSON alone shows. difference:
-    factor of the change against the teacher where that is a difference; None: the change is per cent of the
+    factor: 100 for percent. better: "↓", "↑", "1", "0", or "" for a metric that the JSON alone shows. difference:
+    factor of the change against the teacher where that is a difference; None: the change is percent of the
     teacher's value.
     """
 

@@ -266,9 +266,9 @@ def _split_energy(series: np.ndarray) -> np.ndarray:
     """
     length = len(series)
     time = np.arange(length) - (length - 1) / 2
-    centred = series - series.mean(axis=0)
-    slope = time @ centred / (time @ time)
-    residual = centred - time[:, None] * slope
+    centered = series - series.mean(axis=0)
+    slope = time @ centered / (time @ time)
+    residual = centered - time[:, None] * slope
     energy = np.square(np.abs(np.fft.rfft(residual, axis=0))).sum(axis=1) / length**2
     energy[1 : (length + 1) // 2] *= 2.0  # every frequency but 0 and Nyquist stands for two
     high = np.arange(len(energy)) / length > 0.25

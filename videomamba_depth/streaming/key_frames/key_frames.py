@@ -217,7 +217,7 @@ class KeyFrames(StreamHook):
         return kept.ring[best]
 
     def _blend(self, states: DepthState) -> DepthState:
-        """Move one frame's share towards the anchor's state: the stream's own part fades linearly."""
+        """Move one frame's share toward the anchor's state: the stream's own part fades linearly."""
         kept = self.kept
         key = kept.anchored()
         if key is None:

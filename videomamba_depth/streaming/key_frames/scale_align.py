@@ -40,7 +40,7 @@ def follow_scale(
     time_constant: float,
     max_scale: float,
 ) -> tuple[float, float]:
-    """Return (a, b) of shown depth = a · depth + b, moved towards a fit: slowly, and never far.
+    """Return (a, b) of shown depth = a · depth + b, moved toward a fit: slowly, and never far.
 
     Args:
         reference_mean: mean of the depth that was fitted to.

@@ -15,7 +15,7 @@ from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.intrinsics import camera_matrix
 
 Intrinsics = tuple[float, float, float, float]
-"""(fx, fy, cx, cy) in px of the source's frames as displayed; the centre of the first pixel lies at (0, 0)."""
+"""(fx, fy, cx, cy) in px of the source's frames as displayed; the center of the first pixel lies at (0, 0)."""
 
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 _FARTHEST = 20.0  # relative depth beyond that many medians is left out: near zero, the inverse means nothing
@@ -24,7 +24,7 @@ _FARTHEST = 20.0  # relative depth beyond that many medians is left out: near ze
 class PointCloudSink(NumberedFiles):
     """Binary PLY files, `000000.ply`: x to the right, y down, z forward, and the pixel's color.
 
-    Metric depth gives metres. Relative depth is an inverse depth up to an unknown scale and shift: z = m / depth, where
+    Metric depth gives meters. Relative depth is an inverse depth up to an unknown scale and shift: z = m / depth, where
     m is the median of the shot's first cloud, so that half of its points lie before z = 1. That has no unit, and as
     the shift is unknown, shapes are bent along z.
 
@@ -71,7 +71,7 @@ class PointCloudSink(NumberedFiles):
             depths = frame.depth[usable(frame.depth)]
             self._unit = float(np.median(depths)) if depths.size else None
         points = to_points(frame.rgb, frame.depth, self._intrinsics, self._unit)
-        unit = "metre" if self._kind is DepthKind.METRIC else "none, the scale and the shift of 1/z are unknown"
+        unit = "meter" if self._kind is DepthKind.METRIC else "none, the scale and the shift of 1/z are unknown"
         self.save(frame.index, _ply(points, unit))
 
 

@@ -107,7 +107,7 @@ def solve(
 def _stationary(view: View, pairs: FlowPairs, log_focal: tuple[float, float]) -> tuple[Poses, Tensor]:
     """Return how a camera that stays in its place explains the flow: its rotations, and its errors [N,S,P] px.
 
-    It may also zoom, and that is a motion along its axis towards a plane that it faces.
+    It may also zoom, and that is a motion along its axis toward a plane that it faces.
     """
     like = pairs.trust
     facing = Belief(torch.ones_like(like[:, 0]), like.new_tensor(1e-3), log_focal, (0.0, 0.0))
