@@ -119,11 +119,11 @@ def _print_worlds(flows: dict[str, FlowEstimator], pairs: list[Pair], size: int)
     scores: Scores = defaultdict(lambda: defaultdict(list))
     for pair in pairs:
         for name, flow in flows.items():
-            there, back = both_ways(flow, *pair.frames)
+            forth, back = both_ways(flow, *pair.frames)
             each = [
                 _score(estimated, other, exact, seen)
                 for estimated, other, exact, seen in zip(
-                    (there, back), (back, there), pair.flows, pair.seen, strict=True
+                    (forth, back), (back, forth), pair.flows, pair.seen, strict=True
                 )
             ]
             for setting in (pair.setting, "all"):
@@ -187,8 +187,8 @@ def _print_flow_pairs(flows: dict[str, FlowEstimator], folder: Path, size: int) 
         exact = _shrunk_flow(_tensor(_read_flo(path)), size)
         a, b = (_shrunk(_tensor(_read_image(path.parent / f"img{i}.png")) / 255, size) for i in (0, 1))
         for name, flow in flows.items():
-            there, back = both_ways(flow, a, b)
-            error, trusted = (there - exact).norm(dim=1, keepdim=True), consistency_mask(there, back)
+            forth, back = both_ways(flow, a, b)
+            error, trusted = (forth - exact).norm(dim=1, keepdim=True), consistency_mask(forth, back)
             row = [float(error.mean()), float(error[trusted].mean()), 100 * float(trusted.float().mean())]
             result[f"{path.parent.name} {name}"] = row
             print(f"{path.parent.name:24} {name:24} {row[0]:6.3f} {row[1]:6.3f} {row[2]:5.1f}")
@@ -213,10 +213,10 @@ def _print_clips(flows: dict[str, FlowEstimator], folder: Path, size: int, pairs
     return result
 
 
-def _warp_error(now: Tensor, before: Tensor, there: Tensor, back: Tensor) -> list[float]:
+def _warp_error(now: Tensor, before: Tensor, forth: Tensor, back: Tensor) -> list[float]:
     luma = [255 * (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]) for x in (now, before)]
-    warped, inside = backward_warp(luma[1], there)
-    trusted, change = consistency_mask(there, back), (luma[0] - warped).abs()
+    warped, inside = backward_warp(luma[1], forth)
+    trusted, change = consistency_mask(forth, back), (luma[0] - warped).abs()
     return [float(change[inside].mean()), float(change[trusted].mean()), 100 * float(trusted.float().mean())]
 
 

@@ -124,7 +124,7 @@ def test_plots_show_every_filter_and_the_student(text: str) -> None:
     figures = plots(text)
     assert len(figures) >= 9
     curves = {element.get("id") for element in figures[0].iter()}
-    assert {"ema", "affine_ema", "warped_ema", "teacher", "mine", "front"} <= curves
+    assert {"ema", "affine_ema", "warped_ema", "teacher", "mine", "pareto"} <= curves
     assert "constant" not in curves
     written = ["".join(element.itertext()).strip() for element in figures[0].iter() if element.tag.endswith("}text")]
     assert {"mine", "teacher"} <= set(written)

@@ -1,4 +1,4 @@
-"""The page's server: depth per frame, one state per connection, and limits on all that strangers may send."""
+"""The page's server: depth per frame, one state per connection, and limits on untrusted uploads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of a stream is taken as a whole or not at all, and only by a stream that goes on to the bit."""
+"""A file of a stream is loaded atomically, and only by a stream that goes on to the bit."""
 
 from __future__ import annotations
 

@@ -143,8 +143,8 @@ def pareto_gaps(
 ) -> dict[str, dict[str, float]]:
     """Return {point: {axis: flicker of a Pareto front at the point's cost, minus the point's own}}.
 
-    The front is the curve through the teacher and the methods of `curve`; it is read at the least flicker that it
-    reaches for at most the point's cost on the axis. NaN where nothing of it, not even the teacher, is as cheap.
+    The Pareto front is the curve through the teacher and the methods of `curve`; it is read at the least flicker that
+    it reaches for at most the point's cost on the axis. NaN where nothing of it, not even the teacher, is as cheap.
 
     Args:
         costs_by_method: what `costs` returned. curve: weak to strong.
@@ -171,8 +171,8 @@ def compare(clips: Sequence[ClipScores], students: Sequence[str]) -> dict[str, A
     Returns:
         {"flicker", "axes": see `axes_of`, "changes", "worst": {method: its largest change of accuracy}, "students":
         {student: "minus_method", "dominance", "pareto_gaps": {family of filters: {axis: points of flicker by which
-        the student lies below its front}}}, "memory_fronts": {student: {filter: {axis: points by which the front of
-        the student's memories lies below the filter}}}}. Positive gaps: the student is better.
+        the student lies below its Pareto front}}}, "memory_fronts": {student: {filter: {axis: points by which the
+        Pareto front of the student's memories lies below the filter}}}}. Positive gaps: the student is better.
     """
     metrics = measured(clips)
     flicker, axes = axes_of(metrics)

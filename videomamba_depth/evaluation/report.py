@@ -294,7 +294,7 @@ def _count_line(student: str, count: Mapping[str, Any]) -> str:
 
 
 def _statements(student: str, compared: Mapping[str, Any], group: Mapping[str, Any]) -> list[str]:
-    """Say for every axis whom the student dominates, who dominates it, and its distance from every family's front."""
+    """Say for every axis whom the student dominates, who dominates it, and its gap to each family's Pareto front."""
     lines = []
     flicker = BY_METRIC[group["flicker"]].heading
     for axis in group["axes"]:

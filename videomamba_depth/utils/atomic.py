@@ -1,4 +1,4 @@
-"""Atomic, durable writes: a file or folder appears whole or not at all, and stays after a power cut.
+"""Atomic and durable writes of files and folders.
 
 What is written goes to a hidden name beside the target, is flushed to the disk, renamed, and the folder's entry is
 flushed too. A kill or a power cut at any moment leaves the old content or the new one.

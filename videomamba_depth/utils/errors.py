@@ -1,4 +1,4 @@
-"""Errors that a person can cause, and how entry points report them."""
+"""User errors, and how entry points report them."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
         linestyle="--",
         linewidth=1.0,
         color=FRONT_COLOR,
-        gid="front",
+        gid="pareto",
     )
     axes.set_xlim(right=right)
 

@@ -20,8 +20,8 @@ class NpzSink:
     """Shards `depth_000000.npz` of up to `shard_frames` frames, named after their first frame.
 
     Each holds `depth [n, h, w]`, `frame_index [n]`, `pts [n]`, `timestamp_s [n]`, `time_base [2]` (numerator and
-    denominator), `depth_kind` and `scale` (depth in the unit of its kind = `depth · scale`; 1 here). A shard appears
-    whole or not at all; a kill loses the frames of the one in hand.
+    denominator), `depth_kind` and `scale` (depth in the unit of its kind = `depth · scale`; 1 here). Shards are
+    written atomically; a kill loses the frames of the one in hand.
 
     Args:
         dtype: "float16" or "float32" of the stored depth.

@@ -1,4 +1,4 @@
-"""Geometric targets: a clip's depth corrected by the parallax of a moving camera, then freed of its flicker."""
+"""Geometric targets: a clip's depth corrected by the parallax of a moving camera, then smoothed over time."""
 
 from __future__ import annotations
 
