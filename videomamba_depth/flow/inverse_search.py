@@ -82,12 +82,12 @@ def estimate(
     if frames.shape[0] == 0:
         return frames.new_zeros(0, 2, *frames.shape[-2:])
     sizes = level_sizes(frames.shape[-2], frames.shape[-1])
-    levels = [(frames, others)]
+    levels = [torch.cat([frames, others], 1)]  # [K, 2, h, w] each
     for size in sizes[1:]:
-        levels.append((_shrink(levels[-1][0], size), _shrink(levels[-1][1], size)))
+        levels.append(_shrink(levels[-1], size))
     flow = frames.new_zeros(frames.shape[0], 2, *sizes[-1])
     for order, level in enumerate(range(len(sizes) - 1, settings.finest - 1, -1)):
-        source, target = levels[level]
+        source, target = (x.contiguous() for x in levels[level].split(1, 1))
         flow = resize_flow(flow, sizes[level])
         flow = search(source, target, flow, _at(settings.steps, order), settings.candidate_stride)
         flow = refine(source, target, flow, _at(settings.warps, order), settings.sweeps)
@@ -126,9 +126,9 @@ def search_level(source: Tensor, target: Tensor, flow: Tensor, steps: int, candi
     u = torch.clamp(u, start - MAX_STEP_PX, start + MAX_STEP_PX)
     # What moved may have got lost: the start and what the neighbors found are tried as well.
     candidates = torch.stack([u, start, *grid.neighbors(u)], 1)  # [K, C, 2, N]
-    residual = grid.sample(target, candidates, every) - few_template  # [K, C, S, N]
-    residual = (residual - (residual * few_share).sum(2, keepdim=True)) * few_inside
-    best = residual.abs().clamp(max=MAX_RESIDUAL).sum(2).argmin(1)  # [K, N]
+    residual = grid.sample(target, candidates, every).sub_(few_template)  # [K, C, S, N]
+    residual.sub_((residual * few_share).sum(2, keepdim=True)).mul_(few_inside)
+    best = residual.abs_().clamp_(max=MAX_RESIDUAL).sum(2).argmin(1)  # [K, N]
     u = candidates.gather(1, best.view(K, 1, 1, -1).expand(-1, -1, 2, -1))[:, 0]
 
     residual = centered(grid.sample(target, u) - template)
@@ -189,10 +189,10 @@ def _jacobi(
     for _ in range(sweeps):
         padded = F.pad(u, (w, w))
         s = torch.addcmul(fixed, right, padded.narrow(2, w + 1, n))
-        s = torch.addcmul(s, left, padded.narrow(2, w - 1, n))
-        s = torch.addcmul(s, down, padded.narrow(2, 2 * w, n))
-        s = torch.addcmul(s, up, padded.narrow(2, 0, n))
-        swept = torch.addcmul(own * s, cross, s.flip(1))
+        s.addcmul_(left, padded.narrow(2, w - 1, n))
+        s.addcmul_(down, padded.narrow(2, 2 * w, n))
+        s.addcmul_(up, padded.narrow(2, 0, n))
+        swept = (own * s).addcmul_(cross, s.flip(1))
         u, before = torch.lerp(before, swept, OVERSHOOT), u
     return u.unflatten(2, (h, w))
 
@@ -293,7 +293,7 @@ def _robust_weight(difference: Tensor) -> Tensor:
 
 
 def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return [K,1,*size], half as large: binomial (1 2 1), then bilinear."""
+    """Return [K,C,*size], half as large: binomial (1 2 1), then bilinear."""
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
     x = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
     x = (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 16
