@@ -185,3 +185,42 @@ def test_detection(recipe: ModuleType, tmp_path: Path) -> None:
     options = ["--data", str(tmp_path / "data"), "--size", "64", "--lr", "1e-3", "--batch", "2"]
     found = run_and_resume(recipe, options, tmp_path / "out", 3)
     assert np.mean(found[-2:]) < np.mean(found[:2])
+
+
+def tiny_text_encoder(folder: Path) -> str:
+    """A CLIP text encoder with a vocabulary of a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "a", "red", "green", "blue", "clip"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=8)
+    fast.save_pretrained(folder)
+    config = CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8, projection_dim=16, eos_token_id=6, bos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    CLIPTextModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("recipe", ["video_text_retrieval"], indirect=True)
+def test_video_text_retrieval(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = recipe.transforms
+    monkeypatch.setattr(recipe, "transforms", lambda size, is_train: plain(size, False))  # augmented colors say little
+    colors = {"red": (240, 20, 20), "green": (20, 240, 20), "blue": (20, 20, 240)}
+    for name, color in colors.items():
+        for index in range(2):
+            picture(tmp_path / "data" / name / f"{index}.png", color, index)
+    lines = [f"{name}\ta {name} clip" for name in colors]
+    for split in ("train", "val"):
+        (tmp_path / "data" / f"{split}.tsv").write_text("\n".join(lines))
+    options = ["--data", str(tmp_path / "data"), "--text", tiny_text_encoder(tmp_path / "text"), "--frames", "2"]
+    found = run_and_resume(recipe, [*options, "--lr", "1e-2"], tmp_path / "out", 8)
+    assert np.mean(found[-3:]) < 0.9 * np.mean(found[:3])
+    vectors = np.eye(3)
+    assert recipe.recall(type("P", (), {"predictions": (vectors, vectors)})) == dict.fromkeys(
+        ("recall_at_1", "recall_at_5", "recall_at_10"), 100.0
+    )
+    assert recipe.recall(type("P", (), {"predictions": (vectors, vectors[[1, 2, 0]])}))["recall_at_1"] == 0
