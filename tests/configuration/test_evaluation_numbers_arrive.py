@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from media import write_images, write_video
+from tiny import tiny_teacher
 
 from videomamba_depth.configuration import build_evaluate
 from videomamba_depth.configuration.build_evaluate import Evaluation, build_evaluation
@@ -17,6 +18,7 @@ from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.data.synthetic import CameraMotion
 from videomamba_depth.evaluation.datasets.world_kinds import KINDS
 from videomamba_depth.evaluation.datasets.worlds import WorldSpec
+from videomamba_depth.utils.errors import UserError
 
 
 def evaluation(teacher: str, *overrides: str) -> Evaluation:
@@ -88,6 +90,10 @@ def test_worlds(tiny_teacher_folder: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert len({source.digest() for source in made.sources}) == 5  # type: ignore[misc]
     motions: Any = CameraMotion.__args__  # type: ignore[attr-defined]
     assert {s.config().camera_motion for s in specs} <= set(motions)
+    nearer = evaluation(tiny_teacher_folder, "synthetic.world=street", "synthetic.seed=500", "synthetic.frames=5",
+                        "synthetic.height=28", "synthetic.width=42", "synthetic.max_depth_m=16")  # fmt: skip
+    assert nearer.sources[0].name == made.sources[0].name
+    assert nearer.sources[0].digest() != made.sources[0].digest()  # type: ignore[misc]
     clip = made.sources[0].load()
     assert (clip.max_depth_m, np.asarray(clip.frames[0]).shape) == (17.0, (28, 42, 3))  # type: ignore[index]
 
@@ -112,3 +118,14 @@ def test_videos_and_pictures_with_depth(
     made.sources[0].load()
     wanted = {**values, "invalid_value": 9.0, "intrinsics": "k.txt", "poses": "p.txt", "max_frames": 6}
     assert {key: read[0][key] for key in wanted} == wanted
+
+
+def test_students_of_different_teachers_are_refused(tiny_teacher_folder: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tiny_teacher(seed=1).save_pretrained(other)
+    same = {"one": f"teacher:{tiny_teacher_folder}", "two": f"teacher:{tiny_teacher_folder}"}
+    teacher, students = build_evaluate.load_students(same, None)
+    assert list(students) == ["one", "two"]
+    assert teacher.weights_sha256() == students["two"].encoder.weights_sha256()
+    with pytest.raises(UserError, match="different teachers"):
+        build_evaluate.load_students({**same, "two": f"teacher:{other}"}, None)

@@ -46,8 +46,9 @@ CHANGES = {
     "the strength of the feature average": (r"(\nDEFAULT_ALPHA = )", r"\1 0.5 *", {"teacher"}),
     "how a frame is encoded": (r"(\n +)(def encode_frame\()", r"\1@changed\1\2", {"teacher", "student"}),
     "the C++ of the scan": (r"(\breturn )", r"\g<1>0 + ", {"student"}),
+    "the C++ of the flow": (r"(\breturn )", r"\g<1>0 + ", {"world", "scores", "teacher", "student"}),
 }
-UNTOUCHED = {"what is fast": {"world", "teacher"}, "the C++ of the scan": {"world", "scores"}}
+UNTOUCHED = {"what is fast": {"world", "teacher"}}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -56,7 +57,8 @@ def test_what_decides_numbers_changes_the_key(change: str, copy: dict[str, Path]
     pattern, replacement, kinds = CHANGES[change]
     native = "C++" in change
     files = [file for root in copy.values() for file in root.rglob("*.[ch]*" if native else "*.py")]
-    texts = {file: file.read_text() for file in files}
+    folder = {"the C++ of the scan": "selective_scan", "the C++ of the flow": "flow"}.get(change)
+    texts = {file: file.read_text() for file in files if folder is None or folder in file.parts}
     found = {f: re.sub(pattern, replacement, text, count=1, flags=re.DOTALL) for f, text in texts.items()}
     found = {f: text for f, text in found.items() if text != texts[f]}
     assert found

@@ -302,6 +302,27 @@ def test_a_baseline_that_breaks_a_guard_does_not_count_against_the_student() -> 
     assert found["baselines_not_beaten"] == ["blur"]
 
 
+@pytest.mark.parametrize(
+    ("broken", "guard"),
+    [
+        ({}, ""),
+        ({"edge_ratio": 0.85}, "edges_kept"),
+        ({"lag": -0.6}, "lag_kept"),
+        ({"abs_rel/video": 0.102}, "accuracy_kept"),
+        ({"lag": math.nan}, "lag_kept"),
+    ],
+)
+def test_a_steadier_student_must_keep_every_guard(broken: dict[str, float], guard: str) -> None:
+    def method(**changed: float) -> dict[str, dict[str, float]]:
+        values = {"tge": 1.0, "edge_ratio": 1.0, "lag": 0.0, "abs_rel/video": 0.1, **changed}
+        return {metric: {"value": value} for metric, value in values.items()}
+
+    found = verdict({"teacher": method(), "ema": method(tge=0.7), "student": method(tge=0.5, **broken)})
+    assert found["better"] == (not guard)
+    guards = {name: found[name] for name in ("edges_kept", "lag_kept", "accuracy_kept")}
+    assert [name for name, kept in guards.items() if not kept] == ([guard] if guard else [])
+
+
 def test_markdown_shows_guards_beside_stability(room: Room) -> None:
     result = evaluate_clips([clip_of(room)], evaluator({"student": averaging_stream}))
     head = next(line for line in to_markdown(result).splitlines() if line.startswith("| method |"))
