@@ -238,7 +238,7 @@ def test_weights_below_float32_are_refused_where_they_are_asked_for(
 ) -> None:
     model = tiny_student(tiny_encoder)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"float32 or float64; got torch\.\w+: give DepthStream dtype='\w+16'"):
+    with pytest.raises(ValueError, match=r"float32 or float64; got torch\.\w+: give DepthStream precision='\w+16'"):
         model.to(torch.float16) if lower == "to" else getattr(model, lower)()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     states = copy.deepcopy(model).double()(random_clip(frames=1).double()).states

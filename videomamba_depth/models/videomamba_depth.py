@@ -52,7 +52,7 @@ def _explain_mixed_weights(model: nn.Module) -> Iterator[None]:
             raise
         raise ValueError(
             f"the model's weights are {' and '.join(dtypes)}: a part of it was converted by itself; load it again, and"
-            " give DepthStream the dtype, or run it under torch.autocast"
+            " give DepthStream the precision, or run it under torch.autocast"
         ) from error
 
 
@@ -194,7 +194,7 @@ class VideoMambaDepth(nn.Module):
         kind = fn(torch.zeros((), device=self.device)).dtype
         if kind not in (torch.float32, torch.float64):
             raise ValueError(
-                f"a student's weights stay float32 or float64; got {kind}: give DepthStream dtype="
+                f"a student's weights stay float32 or float64; got {kind}: give DepthStream precision="
                 f"'{str(kind).removeprefix('torch.')}', or run the model under torch.autocast"
             )
         return super()._apply(fn, recurse)
