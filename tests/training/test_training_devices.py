@@ -18,7 +18,13 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 def test_two_steps_have_the_losses_of_the_cpu(
     tmp_path: Path, tiny_teacher_folder: str, device: str, options: tuple[str, ...]
 ) -> None:
-    common = ("trainer.steps=2", "data.p_single_frame=0", "model.scan_backend=auto", *options)
+    common = (
+        "trainer.steps=2",
+        "trainer.precision=float32",
+        "data.p_single_frame=0",
+        "model.scan_backend=auto",
+        *options,
+    )
     records = []
     for name in ("cpu", device):
         run = tmp_path / f"{len(records)}_{name}"
