@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.flow import inverse_search, inverse_search_cpp
-from videomamba_depth.flow.estimators import DISFlow, InverseSearchFlow, both_ways, build_flow
+from videomamba_depth.flow.estimators import DISFlow, InverseSearchFlow, PairsOnce, both_ways, build_flow
 from videomamba_depth.flow.inverse_search import InverseSearchSettings, estimate, level_sizes
 
 SMALL = InverseSearchSettings(steps=(1,), warps=(1,), sweeps=2)  # every operation, few times
@@ -68,6 +68,25 @@ def test_both_ways_of_any_estimator() -> None:
         back, forth = both_ways(flow, now, before)
         assert torch.equal(back, flow(now, before))
         assert torch.equal(forth, flow(before, now))
+
+
+def test_no_pair_is_estimated_twice() -> None:
+    calls: list[int] = []
+
+    def dis(source: Tensor, target: Tensor) -> Tensor:
+        calls.append(len(source))
+        return DISFlow("ultrafast")(source, target)
+
+    clip = noise(4, 32, 40)
+    flow = PairsOnce(dis)
+    back, forth = both_ways(flow, clip[1:], clip[:-1])
+    swapped = both_ways(flow, clip[:-1], clip[1:])
+    assert calls == [3, 3]
+    assert swapped[0] is forth
+    assert swapped[1] is back
+    assert torch.equal(back, DISFlow("ultrafast")(clip[1:], clip[:-1]))
+    both_ways(flow, clip[1:].clone(), clip[:-1])  # other frames, as far as it knows
+    assert calls == [3] * 4
 
 
 def test_always_float32() -> None:

@@ -82,12 +82,18 @@ def test_a_stabilized_target_flickers_less_than_the_teacher(tiny_encoder: DepthA
     picture = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 10, generator=generator), (56, 70), mode="bicubic")
     clip = (picture + 0.01 * torch.randn(8, 3, 56, 70, generator=generator)).clamp(0, 1).unsqueeze(0)
     batch = {"rgb": clip, "rgb_clean": clip, "meta": [ClipMeta("made", tuple(range(8)), tuple(map(float, range(8))))]}
-    change = {}
+    change, calls = {}, []
+
+    def flow(source: Tensor, target: Tensor) -> Tensor:
+        calls.append(len(source))
+        return DISFlow()(source, target)
+
     for stabilize in (False, True):
-        labeller = Labeller(
-            tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, "stabilized" if stabilize else "raw"
-        )
+        target = "stabilized" if stabilize else "raw"
+        labeller = Labeller(tiny_encoder, tiny_encoder, flow, 0.5, 0.06, 8, None, target)
         labels = labeller(batch, torch.device("cpu"))
+        assert calls == [7, 7]  # there and back once, for target and static mask together
+        calls.clear()
         assert labels.target.valid.all()
         change[stabilize] = float((labels.target.depth[:, 1:] - labels.target.depth[:, :-1]).abs().mean())
     assert 0 < change[True] < 0.5 * change[False]

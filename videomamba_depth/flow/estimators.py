@@ -44,6 +44,32 @@ def both_ways(flow: FlowEstimator, source: Tensor, target: Tensor) -> tuple[Tens
     return together(source, target) if together else (flow(source, target), flow(target, source))
 
 
+class PairsOnce:
+    """A flow estimator that estimates no pair twice that it is asked for by `both_ways`, in whatever order.
+
+    It lives while one batch is labeled and keeps the frames and the flows of its pairs until then. Pairs are known by
+    where they lie in memory: frames must not change meanwhile.
+    """
+
+    def __init__(self, flow: FlowEstimator) -> None:
+        self._flow = flow
+        self._pairs: dict[tuple[Any, Any], tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = {}
+
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        """Estimate source → target anew."""
+        return self._flow(source, target)
+
+    def both_ways(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return source → target and target → source."""
+        a, b = ((x.data_ptr(), x.shape, x.stride(), x.dtype) for x in (source, target))
+        if (b, a) in self._pairs:
+            back, forth = self._pairs[b, a][2]
+            return forth, back
+        if (a, b) not in self._pairs:  # the frames are kept too, so that no others can lie there
+            self._pairs[a, b] = (source, target, both_ways(self._flow, source, target))
+        return self._pairs[a, b][2]
+
+
 class DISFlow:
     """Dense Inverse Search (Kroeger et al., ECCV 2016) as in OpenCV, on 8-bit luma.
 

@@ -12,7 +12,7 @@ from videomamba_depth.data.clip import WholeFrames
 from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
 from videomamba_depth.data.transforms import transform_map
 from videomamba_depth.flow.clip_motion import static_mask
-from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
 from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.objective import ChunkTarget
@@ -111,11 +111,12 @@ class Labeller:
             depth = self._decode(features, clean)
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
+        flow = None if self.flow is None else PairsOnce(self.flow)  # targets and static masks ask for the same pairs
         if self.target != "raw" and depth.shape[1] > 1:
             cached = batch.get("stabilized_depth")
-            depth = self._offline_target(depth, clean) if cached is None else cached.to(device)
+            depth = self._offline_target(depth, clean, flow) if cached is None else cached.to(device)
         valid = torch.isfinite(depth)
-        static = batch["static"].to(device) if "static" in batch else self._static(clean)
+        static = batch["static"].to(device) if "static" in batch else self._static(clean, flow)
         video_ids = tuple(meta.video_id for meta in batch["meta"])
         motion = None if self.motion is None else self.motion(rgb)[0]
         return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, motion, video_ids)
@@ -142,20 +143,19 @@ class Labeller:
                 depth.append(self.teacher.decode({name: x[i] for name, x in flat.items()}, size).float())  # type: ignore[operator]
         return torch.cat(depth).unflatten(0, clip.shape[:2])
 
-    def _offline_target(self, depth: Tensor, clip: Tensor) -> Tensor:
-        assert self.flow is not None
+    def _offline_target(self, depth: Tensor, clip: Tensor, flow: FlowEstimator | None) -> Tensor:
+        assert flow is not None
         options = {"radius": self.target_radius, "sigma": self.target_sigma, "depth_kind": self.teacher.depth_kind}
         make = OFFLINE_TARGETS[self.target]
-        clips = [make(d, c, self.flow, **options) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
+        clips = [make(d, c, flow, **options) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
         return torch.stack(clips)
 
-    def _static(self, clip: Tensor) -> Tensor:
-        if self.flow is None or clip.shape[1] == 1:
+    def _static(self, clip: Tensor, flow: FlowEstimator | None) -> Tensor:
+        if flow is None or clip.shape[1] == 1:
             batch, frames, _, height, width = clip.shape
             return torch.zeros(batch, frames, 1, height, width, dtype=torch.bool, device=clip.device)
         masks = [
-            static_mask(one, self.flow, max_motion_px=self.max_motion_px, max_rgb_change=self.max_rgb_change)
-            for one in clip
+            static_mask(one, flow, max_motion_px=self.max_motion_px, max_rgb_change=self.max_rgb_change) for one in clip
         ]
         return torch.stack(masks)
 

@@ -19,7 +19,7 @@ from videomamba_depth.data.transforms import cover_size, resize_images
 from videomamba_depth.data.video.find import VideoSource, scan_sources, unique_ids
 from videomamba_depth.data.video.reader import Frame, VideoInfo, VideoReadError, iter_frames, probe_video
 from videomamba_depth.flow.clip_motion import static_mask
-from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
 
 log = logging.getLogger(__name__)
 
@@ -159,9 +159,10 @@ class _Labeller:
         clip = _to_tensor(small)
         with torch.inference_mode():
             flow_bwd = torch.zeros(len(clip), 2, *self.size)
+            flow = PairsOnce(self.flow)
             if len(clip) > 1:
-                flow_bwd[1:] = self.flow(clip[1:], clip[:-1]).cpu()
-            static = static_mask(clip, self.flow)[:, 0].cpu() if self.writer.layout.has_static else None
+                flow_bwd[1:] = flow.both_ways(clip[1:], clip[:-1])[0].cpu()
+            static = static_mask(clip, flow)[:, 0].cpu() if self.writer.layout.has_static else None
         skip = 0 if at_start else 1
         return flow_bwd[skip:].numpy(), None if static is None else static[skip:].numpy()
 
