@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plain_backbones as plain
 import pytest
 import torch
-from small_backbones import clip, contract, image_model, masked_model, randomize_, video_model, vim_model
+from small_backbones import Model, clip, contract, image_model, masked_model, randomize_, video_model, vim_model
 
 from videomamba_depth.video_mamba import BiMambaRefinerBlock
-from videomamba_depth.video_mamba.checkpoints import load_backbone
+from videomamba_depth.video_mamba.checkpoints import load_backbone, load_contract_weights
 
 TINY = {"embed_dim": 8, "depth": 2, "ssm_cfg": {"d_state": 2}}
 TOLERANCE = 1e-6  # measured: 3e-15
@@ -23,16 +25,28 @@ def agree(ours: torch.Tensor, golden: np.ndarray) -> None:
     np.testing.assert_allclose(ours.detach().numpy(), golden, atol=TOLERANCE, rtol=0)
 
 
+def through_a_file(make: Callable[..., Model], folder: Path, **options: Any) -> Model:
+    """A model with random weights that came from a file as its authors write it."""
+    saved, model = make(**options), make(seed=1, **options)
+    state = saved.state_dict()
+    torch.save(state if saved.family in ("contract", "videomamba_video") else {"model": state}, folder / "file.pth")
+    if saved.family == "contract":
+        load_contract_weights(model, folder / "file.pth", 4)
+    else:
+        load_backbone(model, folder / "file.pth", saved.family)
+    return model.double()
+
+
 @pytest.mark.parametrize("tubelet", [1, 2])
-def test_contract_class_agrees(tubelet: int) -> None:
-    model = contract(kernel_size=tubelet, num_frames=4, **TINY).double()
+def test_contract_class_agrees(tubelet: int, tmp_path: Path) -> None:
+    model = through_a_file(contract, tmp_path, kernel_size=tubelet, num_frames=4, **TINY)
     x = clip(4, batch=1).double()
     agree(model.forward_features(x)[0], plain.contract(x[0].numpy(), plain.weights_of(model), 2, 4, tubelet))
 
 
 @pytest.mark.parametrize("tubelet", [1, 2])
-def test_video_family_agrees(tubelet: int) -> None:
-    model = video_model(tubelet_size=tubelet, **TINY).double()
+def test_video_family_agrees(tubelet: int, tmp_path: Path) -> None:
+    model = through_a_file(video_model, tmp_path, tubelet_size=tubelet, **TINY)
     x = clip(4, batch=1).double()
     tokens, scores = plain.video(x[0].numpy(), plain.weights_of(model), 2, 4, tubelet)
     agree(model.forward_features(x)[0], tokens)
@@ -40,8 +54,8 @@ def test_video_family_agrees(tubelet: int) -> None:
 
 
 @pytest.mark.parametrize("tubelet", [1, 2])
-def test_masked_family_agrees_on_visible_tokens(tubelet: int) -> None:
-    model = masked_model(tubelet_size=tubelet, **{**TINY, "depth": 3}).double()
+def test_masked_family_agrees_on_visible_tokens(tubelet: int, tmp_path: Path) -> None:
+    model = through_a_file(masked_model, tmp_path, tubelet_size=tubelet, **{**TINY, "depth": 3})
     x = clip(4, batch=1).double()
     num_tokens = 1 + 4 * 4 // tubelet
     visible = [index for index in range(num_tokens) if index % 3 != 2]
@@ -52,8 +66,24 @@ def test_masked_family_agrees_on_visible_tokens(tubelet: int) -> None:
     agree(model(x, mask)[0], decoded)
 
 
-def test_image_family_agrees() -> None:
-    model = image_model(**TINY).double()
+@pytest.mark.parametrize("family", ["videomamba_masked", "videomamba_retrieval"])
+def test_classifiers_from_other_families_agree(family: str, tmp_path: Path) -> None:
+    source = masked_model(**TINY).state_dict()
+    if family == "videomamba_retrieval":
+        source = {f"vision_encoder.{name}": tensor for name, tensor in source.items()}
+    torch.save({"model": source}, tmp_path / "file.pth")
+    model = video_model(seed=1, **TINY)
+    load_backbone(model, tmp_path / "file.pth", family)
+    x = clip(4, batch=1).double()
+    tokens, scores = plain.video(x[0].numpy(), plain.weights_of(model.double()), 2, 4, 1)
+    agree(model.forward_features(x)[0], tokens)
+    agree(model(x)[0], scores)
+    assert torch.equal(model.cls_token.float(), masked_model(**TINY).cls_token)
+
+
+@pytest.mark.parametrize("teacher_dim", [None, 6])
+def test_image_family_agrees(teacher_dim: int | None, tmp_path: Path) -> None:
+    model = through_a_file(image_model, tmp_path, teacher_dim=teacher_dim, **TINY)
     x = clip(1, batch=1, seed=3)[:, :, 0].double()
     tokens, scores = plain.image(x[0].numpy(), plain.weights_of(model), 2, 4)
     agree(model.forward_features(x)[0], tokens)
@@ -79,15 +109,11 @@ VIM = {  # options of the model, options of the plain implementation
 @pytest.mark.parametrize("name", VIM)
 def test_vim_agrees(name: str, tmp_path: Path) -> None:
     options, plain_options = VIM[name]
-    options = {**TINY, "img_size": (8, 12), **options}
-    model = vim_model(**options).double()
+    model = through_a_file(vim_model, tmp_path, **{**TINY, "img_size": (8, 12), **options})
     x = clip(1, batch=1, size=(8, 12), seed=3)[:, :, 0].double()
-    torch.save({"model": model.state_dict()}, tmp_path / "vim.pth")  # as the released code saves it
-    loaded = vim_model(seed=1, **options).double()
-    load_backbone(loaded, tmp_path / "vim.pth", family="vim")
     tokens, scores = plain.vim(x[0].numpy(), plain.weights_of(model), 2, 4, **plain_options)
-    agree(loaded.forward_features(x)[0], tokens)
-    agree(loaded(x)[0], scores)
+    agree(model.forward_features(x)[0], tokens)
+    agree(model(x)[0], scores)
     assert ("rope.freqs_cos" in model.state_dict()) is (name == "rope")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selective_scan import ScanOutput, selective_scan
 from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer, MixerOutput, ScanBranch, init_dt_proj_
 
 STREAMING_STATEMENT = (
@@ -44,6 +45,11 @@ class BidirectionalMixer(MambaMixer):
     def forward(self, x: Tensor, state: LayerState | None = None) -> MixerOutput:
         """Refuse: use `mix`. A bidirectional layer has no state to return."""
         raise TypeError(f"BidirectionalMixer has no state; call mix(x) on the whole sequence. {STREAMING_STATEMENT}")
+
+    @staticmethod
+    def scan(*arguments: Any, **options: Any) -> ScanOutput:
+        """Scan without the summary, which nothing reads here and which costs a sixth to two thirds of the time."""
+        return selective_scan(*arguments, **{**options, "with_summary": False})
 
     def mix(self, x: Tensor) -> Tensor:
         """Mix whole sequences `x [T, L, d_model]`, L ≥ 1; same shape out."""

@@ -177,7 +177,7 @@ class VideoMamba(EmbedsFrames):
                 streams.append(add_residual(tokens, residual, self.residual_in_fp32))
             if passed < after[-1]:
                 recompute = self.use_checkpoint and self.training
-                tokens, residual, _ = self.layers[passed](tokens, residual, use_checkpoint=recompute)
+                tokens, residual = self.layers[passed](tokens, residual, recompute)
         return streams
 
     def _embed(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer
-from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer
-
-
-class LayerOutput(NamedTuple):
-    """What a layer hands to the next: `residual + branch` is the token stream after it."""
-
-    branch: Tensor  # [B, L, C] output of the mixer, not yet added
-    residual: Tensor  # [B, L, C] the stream that entered the norm
-    state: LayerState | None  # None for a bidirectional layer
+from videomamba_depth.layers.mamba_mixer import MambaMixer
 
 
 class RMSNorm(nn.RMSNorm):
@@ -48,7 +39,7 @@ class BackboneLayer(nn.Module):
     """Pre-norm layer: `residual += x; x = mixer(norm(residual))`; the sum is left to the next layer, as published.
 
     Args:
-        mixer: a `MambaMixer` (causal, carries a state) or a `BidirectionalMixer`.
+        mixer: of tokens `[B, L, C]`.
         norm: norm over channels.
         drop_path: rate of stochastic depth on the branch that comes in.
         residual_in_fp32: keep the residual in float32 at least.
@@ -56,32 +47,22 @@ class BackboneLayer(nn.Module):
 
     def __init__(self, mixer: MambaMixer, norm: nn.Module, drop_path: float, residual_in_fp32: bool) -> None:
         super().__init__()
-        self.mixer, self.norm = mixer, norm
+        self.mixer: Any = mixer
+        self.norm = norm
         self.drop_path = StochasticDepth(drop_path, mode="row")
         self.residual_in_fp32 = residual_in_fp32
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None = None,
-        state: LayerState | None = None,
-        use_checkpoint: bool = False,
-    ) -> LayerOutput:
-        """Run one layer.
+    def forward(self, x: Tensor, residual: Tensor | None = None, use_checkpoint: bool = False) -> tuple[Tensor, Tensor]:
+        """Run one bidirectional layer; returns its branch, not yet added, and the stream that entered its norm.
 
         Args:
             x: `[B, L, C]` branch of the layer before, or the tokens.
             residual: `[B, L, C]` stream of the layer before; None in the first layer.
-            state: of the causal mixer; None starts new sequences. Never written to.
             use_checkpoint: recompute the mixer in the backward pass instead of storing it.
         """
         residual = self.add(x, residual)  # [B, L, C]
         normed = self.norm(residual)
-        if isinstance(self.mixer, BidirectionalMixer):
-            mix = self.mixer.mix
-            return LayerOutput(recompute(mix, normed) if use_checkpoint else mix(normed), residual, None)
-        out = recompute(self.mixer, normed, state) if use_checkpoint else self.mixer(normed, state)
-        return LayerOutput(out.y, residual, out.state)
+        return recompute(self.mixer.mix, normed) if use_checkpoint else self.mixer.mix(normed), residual
 
     def add(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Return the stream that enters the norm."""

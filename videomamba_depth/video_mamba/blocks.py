@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer
 from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer
 from videomamba_depth.video_mamba.backbone_block import BackboneLayer, make_norm, recompute
 from videomamba_depth.video_mamba.ssm_config import mixer_arguments
@@ -35,6 +36,8 @@ class Mamba(MambaMixer):
         super().__init__(d_model, **mixer_arguments(ssm_cfg))
         self.layer_idx = layer_idx
         self.to(device=device, dtype=dtype)
+
+    scan = staticmethod(BidirectionalMixer.scan)  # nothing reads the summary here either
 
     def allocate_state(
         self, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
@@ -77,7 +80,6 @@ class Mamba(MambaMixer):
 class Block(BackboneLayer):
     """`BackboneLayer` with the published signature, on a `Mamba` mixer; see `create_block`."""
 
-    mixer: Mamba
     layer_idx: int | None
 
     def forward(  # type: ignore[override]

@@ -8,20 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomamba_depth.layers.mamba_mixer import LayerState, MambaMixer
-from videomamba_depth.video_mamba.backbone_block import (
-    BackboneLayer,
-    add_residual,
-    drop_path_rates,
-    init_backbone_,
-    make_norm,
-)
+from videomamba_depth.layers.mamba_mixer import LayerState
+from videomamba_depth.video_mamba.backbone_block import add_residual, drop_path_rates, init_backbone_, make_norm
+from videomamba_depth.video_mamba.blocks import create_block
 from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.masking import gather_tokens, visible_patches
 from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
 from videomamba_depth.video_mamba.pooling import POOL_TYPES, check_slices, pool_tokens
 from videomamba_depth.video_mamba.positions import TemporalPolicy, resize_spatial_table
-from videomamba_depth.video_mamba.ssm_config import mixer_arguments
 from videomamba_depth.video_mamba.streaming import (
     STREAMING_CONTRACT_VERSION,
     ForwardReturnSemantics,
@@ -107,12 +101,9 @@ class PretrainVideoMamba(EmbedsFrames):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim))
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, num_frames // kernel_size, embed_dim))
-        mixer = mixer_arguments(ssm_cfg)
         self.layers = nn.ModuleList(
-            BackboneLayer(
-                MambaMixer(embed_dim, **mixer), make_norm(embed_dim, norm_epsilon, rms_norm), rate, residual_in_fp32
-            )
-            for rate in drop_path_rates(drop_path_rate, depth)
+            create_block(embed_dim, ssm_cfg, norm_epsilon, rate, rms_norm, residual_in_fp32, layer_idx=index)
+            for index, rate in enumerate(drop_path_rates(drop_path_rate, depth))
         )
         self.norm = make_norm(embed_dim, norm_epsilon, rms_norm)
         if add_pool_norm:
@@ -309,7 +300,9 @@ class PretrainVideoMamba(EmbedsFrames):
         residual, streams, next_states = None, [], []
         for index, layer in enumerate(list(self.layers)[: None if state is not None else after[-1]]):
             recompute = self.training and index < self.checkpoint_num
-            tokens, residual, layer_state = layer(tokens, residual, states[index], recompute)
+            tokens, residual, layer_state = layer(
+                tokens, residual, use_checkpoint=recompute, state=states[index], return_state=True
+            )
             next_states.append(_like(layer_state, states[index]))
             if index + 1 in after:  # `tokens` is a branch, not yet added to the residual stream
                 streams.append(add_residual(tokens, residual, self.residual_in_fp32))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from videomamba_depth.video_mamba.pretrain import PretrainVideoMamba
+if TYPE_CHECKING:
+    from videomamba_depth.video_mamba.pretrain import PretrainVideoMamba
 
 
 class Variant(NamedTuple):
@@ -43,6 +44,8 @@ class StreamPreset:
 
         By default it pools with "avg", which every chunk can, and runs for ever (temporal_policy "clamp").
         """
+        from videomamba_depth.video_mamba.pretrain import PretrainVideoMamba  # the sizes alone are of use without it
+
         defaults: dict[str, Any] = {"pool_type": "avg", "temporal_policy": "clamp"}
         return PretrainVideoMamba(**{**VARIANTS[self.variant]._asdict(), **defaults, **options})
 

@@ -225,7 +225,7 @@ class Vim(EmbedsFrames):
             if self.if_bidirectional:
                 tokens, residual = self._run_pair(index, tokens, residual)
             else:
-                tokens, residual, _ = self.layers[index](tokens, residual)
+                tokens, residual = self.layers[index](tokens, residual)
         return streams
 
     def _embed(self, x: Tensor, grid: Grid) -> Tensor:
@@ -250,9 +250,9 @@ class Vim(EmbedsFrames):
         return turned.flip(1) if flipped else turned
 
     def _run_pair(self, index: int, tokens: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        ahead = self.layers[index](tokens, residual)
-        back = self.layers[index + 1](tokens.flip(1), None if residual is None else residual.flip(1))
-        return ahead.branch + back.branch.flip(1), ahead.residual + back.residual.flip(1)
+        branch, stream = self.layers[index](tokens, residual)
+        back, back_stream = self.layers[index + 1](tokens.flip(1), None if residual is None else residual.flip(1))
+        return branch + back.flip(1), stream + back_stream.flip(1)
 
 
 VisionMamba = Vim

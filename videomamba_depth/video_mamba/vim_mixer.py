@@ -64,6 +64,7 @@ class VimMixer(BidirectionalMixer):
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor, **options: Any
     ) -> ScanOutput:
         """Scan, and for "v1" and `NON_CAUSAL` scan the reversed sequence too."""
+        options["with_summary"] = False
         out = selective_scan(u, delta, A, B, C, z=z, **options)
         if self.bimamba_type != "v1" and not self.non_causal:
             return out
