@@ -1,4 +1,4 @@
-"""How alike two representations of the same things are: the share of nearest neighbours that they have in common."""
+"""How alike two representations of the same things are: the share of nearest neighbors that they have in common."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 
 def mknn(a: Tensor, b: Tensor, k: int = 10) -> float:
-    """Return the mean share of the k nearest neighbours by cosine that are the same in both spaces.
+    """Return the mean share of the k nearest neighbors by cosine that are the same in both spaces.
 
     Source: Huh et al., "The Platonic Representation Hypothesis", arXiv 2405.07987.
 
     Args:
-        a, b: `[n, C_a]`, `[n, C_b]`, row i of both of the same thing; n > k. A row is no neighbour of itself.
+        a, b: `[n, C_a]`, `[n, C_b]`, row i of both of the same thing; n > k. A row is no neighbor of itself.
         k: ≥ 1.
 
     Returns:
