@@ -96,6 +96,13 @@ def test_a_failing_sink_ends_and_the_others_are_closed(overlap: bool) -> None:
     assert source.taken < 30
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_sink_that_fails_at_the_last_frame_is_not_overheard(overlap: bool) -> None:
+    """Nothing is inferred after it: what still waits to be written is asked how it ended."""
+    with pytest.raises(OSError, match="sink"):
+        run_pipeline(Source(3), infer, [ListSink(fails_at=2)], overlap=overlap)
+
+
 def test_a_failing_close_is_raised_and_closes_the_others() -> None:
     class FailingClose(ListSink):
         def close(self) -> None:
