@@ -30,7 +30,7 @@ def test_registered_models_train_under_the_runner_and_resume(tmp_path: Path, mon
     options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--variant", "2,16", "--size", "32"]
     options += ["--workers", "0", "--batch", "2", "--lr", "5e-3"]
     recipe.main([*options, "--epochs", "2"])
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # the checkpoint is ours
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # a checkpoint of this test
     recipe.main([*options, "--epochs", "3", "--resume"])
     logs = sorted((tmp_path / "out").glob("*/vis_data/scalars.json"))
     found = [json.loads(line) for log in logs for line in log.read_text().splitlines()]

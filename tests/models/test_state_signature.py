@@ -10,6 +10,7 @@ import torch
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
+from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
@@ -39,3 +40,19 @@ def test_a_state_of_another_structure_is_refused(tiny_encoder: DepthAnythingEnco
     else:
         with pytest.raises(ValueError, match="the state belongs to another model"):
             other.step(frame, states)
+
+
+@torch.no_grad()
+def test_a_reset_zeroes_all_that_one_stream_carries(tiny_encoder: DepthAnythingEncoder) -> None:
+    """An all-zero state is a new stream: layers, maps and the frame's number; the other stream's stay."""
+    off = ScaleSpec(num_blocks=0)
+    parts = {"motion": MotionSpec(), "output": OutputSpec()}
+    model = VideoMambaDepth(tiny_encoder, tiny_encoder.head, TemporalSpec(off, BASE, off, BASE), **parts).eval()  # type: ignore[arg-type]
+    _, states = model.step(torch.rand(2, 3, 42, 56, generator=torch.Generator().manual_seed(0)))
+    reset = states.reset(torch.tensor([True, False])).tensors()
+    assert {name.partition(".")[0] for name in reset} == {"frame_index", "s1", "s3", "map"}
+    for name, tensor in states.tensors().items():
+        (before, kept), (zeroed, same) = (t.unflatten(0, (2, -1)) for t in (tensor, reset[name]))
+        assert bool(before.any()), name
+        assert not bool(zeroed.any()), name
+        assert torch.equal(same, kept), name
