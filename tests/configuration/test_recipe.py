@@ -9,7 +9,7 @@ from test_printed_commands import printed
 
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
-from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
+from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS
 
 TRAININGS = sorted(
     command.split("train.py", 1)[1].partition(";")[0]

@@ -16,7 +16,7 @@ from media import flat_depth, write_video
 from torch import Tensor
 
 from videomamba_depth.data.dataset_video import VideoClipDataset
-from videomamba_depth.data.labels import stabilized_cache
+from videomamba_depth.data.labels import cache_format, stabilized_cache
 from videomamba_depth.data.labels.cache_format import group_name
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
@@ -157,7 +157,7 @@ def test_damaged_labels_are_not_stabilized(videos: list[VideoSource], tmp_path: 
 def test_a_stop_at_any_frame_is_made_good(
     videos: list[VideoSource], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, real = label(videos, tmp_path / "c"), stabilized_cache.scaled
+    folder, real = label(videos, tmp_path / "c"), cache_format.scaled
     for number in (1, 3):
         calls = [0]
 
@@ -167,14 +167,14 @@ def test_a_stop_at_any_frame_is_made_good(
                 raise InterruptedError
             return real(depth)
 
-        monkeypatch.setattr(stabilized_cache, "scaled", dying)
+        monkeypatch.setattr(cache_format, "scaled", dying)
         with pytest.raises(InterruptedError):
             stabilize(videos, folder)
         assert verify_cache(folder, key=KEY).unfinished
         maps = TeacherCacheReader(folder, KEY, TARGET_KEY).lookup("a.mp4", [20])
         assert maps is not None
         assert "stabilized_depth" not in maps
-    monkeypatch.setattr(stabilized_cache, "scaled", real)
+    monkeypatch.setattr(cache_format, "scaled", real)
     stabilize(videos, folder)
     assert tree(folder) == tree(cache)
 

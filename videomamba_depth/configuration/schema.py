@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from selective_scan import DISCRETIZATIONS
 from selective_scan.backends import BACKENDS
-from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
+from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.flow.estimators import FlowSettings
 from videomamba_depth.models.encoder_video_mamba import VideoMambaSpec

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from videomamba_depth.data.clip import WholeFrames
-from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
+from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS
 from videomamba_depth.data.transforms import transform_map
 from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce

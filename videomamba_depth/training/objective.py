@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
+from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS
 from videomamba_depth.losses import (
     LossSums,
     midas_se_sums,

@@ -25,10 +25,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -36,7 +36,7 @@ from zarr.codecs import ZstdCodec
 
 from videomamba_depth.data.video.find import VideoSource, hash_source, source_stamp
 from videomamba_depth.data.video.info import VideoInfo, VideoReadError
-from videomamba_depth.utils.atomic import sync_tree
+from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.errors import UserError
 
 FORMAT_VERSION = 2
@@ -170,22 +170,28 @@ def chunk_digest(
 
 
 def store_chunk(
-    group: Any, kind: str, chunk: int, scale: float, maps: Mapping[str, np.ndarray], local: Path | None
+    group: Any, kind: str, chunk: int, depth: np.ndarray, others: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Write a chunk's maps as they are to be stored, then its digest, and its scale last, which makes it count.
+    """Write a chunk's maps, then its digest, and its scale last, which makes it count; on a local disk all are flushed.
 
     Args:
-        local: folder of the group, whose files are flushed to the disk; None where it is not on a local disk.
+        depth: float32 [K,h,w], stored divided by its scale.
+        others: the chunk's part of the other arrays in `ARRAYS`, as they are to be stored.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
     """
-    attributes = dict(group.attrs)
+    scale, half = scaled(depth)
+    maps, attributes = {ARRAYS[kind][0]: half, **(others or {})}, dict(group.attrs)
     rows = chunk_rows(chunk, attributes["storage"]["chunk_frames"], attributes["source"]["num_frames"])
-    for name, values in maps.items():
-        group[name][rows] = values
-    times = group["timestamps_s"][rows]
-    group[f"{kind}_digest"][chunk] = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": times})
-    _flush(local, [f"{name}/c/{chunk}" for name in maps] + [f"{kind}_digest/c"])
-    group[f"{kind}_scale"][chunk] = scale
-    _flush(local, [f"{kind}_scale/c"])
+    with disk_errors("the teacher cache"):
+        for name, values in maps.items():
+            group[name][rows] = values
+        times = group["timestamps_s"][rows]
+        group[f"{kind}_digest"][chunk] = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": times})
+        _flush(group, *(f"{name}/c/{chunk}" for name in maps), f"{kind}_digest/c")
+        group[f"{kind}_scale"][chunk] = scale
+        _flush(group, f"{kind}_scale/c")
 
 
 def read_chunk(
@@ -210,42 +216,94 @@ def read_chunk(
     return maps
 
 
+class StoredLabels:
+    """A video's labels, opened for reading; each chunk is compared with its digest when it is read first.
+
+    Args:
+        group: with its raw labels, finished or not.
+        kinds: `RAW`, and `STABILIZED` where these are there too.
+    """
+
+    def __init__(self, group: Any, kinds: Sequence[str] = (RAW,)) -> None:
+        self.attributes = dict(group.attrs)
+        names = ["timestamps_s", *(name for kind in kinds for name in ARRAYS[kind])]
+        self.arrays: dict[str, Any] = {name: group[name] for name in names if name in group}
+        for kind in kinds:
+            self.arrays |= {f"{kind}_{name}": group[f"{kind}_{name}"][:] for name in ("scale", "digest")}
+        self._verified: set[tuple[str, int]] = set()
+
+    def read(self, kind: str, indices: np.ndarray) -> dict[str, np.ndarray] | None:
+        """Return a kind's maps of the frames `indices` [N], depth float32 in its unit; None where one is not finished.
+
+        Raises:
+            ChunkError: see `read_chunk`.
+        """
+        chunk_frames, scales = self.attributes["storage"]["chunk_frames"], self.arrays[f"{kind}_scale"]
+        chunks, where = np.unique(indices // chunk_frames, return_inverse=True)
+        if (scales[chunks] == 0).any():
+            return None
+        parts = []
+        for chunk in chunks.tolist():  # Zarr decodes whole chunks anyway
+            is_new = (kind, chunk) not in self._verified
+            parts.append(read_chunk(self.arrays, self.attributes, kind, chunk, verify=is_new))
+            self._verified.add((kind, chunk))
+        first = np.cumsum([0, *(len(next(iter(part.values()))) for part in parts)])[where]
+        maps = {name: np.concatenate([p[name] for p in parts])[first + indices % chunk_frames] for name in parts[0]}
+        depth = ARRAYS[kind][0]
+        return maps | {depth: maps[depth].astype(np.float32) * scales[indices // chunk_frames][:, None, None]}
+
+
 def chunk_rows(chunk: int, chunk_frames: int, num_frames: int) -> slice:
     """Return the frames of a chunk."""
     return slice(chunk * chunk_frames, min((chunk + 1) * chunk_frames, num_frames))
 
 
-def create_maps(group: Any, name: str, shape: tuple[int, ...], chunk_frames: int) -> None:
-    """Create the array of one kind of maps if it is not there."""
-    if name not in group:
-        dtype, empty = ("bool", False) if name == "static" else ("float16", 0.0)
-        chunks = (chunk_frames, *shape[1:])
-        group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=_COMPRESSION, fill_value=empty)
+def create_arrays(group: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], chunk_frames: int) -> None:
+    """Create the arrays of a kind that are not there: maps of these shapes, digests, and last the scales.
 
-
-def create_bookkeeping(group: Any, kind: str, chunks: int) -> None:
-    """Create the arrays of digests and scales that are not there; the scales last, since they make the rest count."""
+    The scales make the rest count: when they are new, what is on a local disk is flushed.
+    """
+    is_new = f"{kind}_scale" not in group
+    for name, shape in shapes.items():
+        dtype, chunks = "bool" if name == "static" else "float16", (chunk_frames, *shape[1:])
+        if name not in group:
+            group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=_COMPRESSION)
+    count = -(-next(iter(shapes.values()))[0] // chunk_frames)
     if f"{kind}_digest" not in group:
-        group.create_array(f"{kind}_digest", shape=(chunks, 32), chunks=(chunks, 32), dtype="uint8", fill_value=0)
-    if f"{kind}_scale" not in group:
-        group.create_array(f"{kind}_scale", shape=(chunks,), chunks=(chunks,), dtype="float32", fill_value=0.0)
+        group.create_array(f"{kind}_digest", shape=(count, 32), chunks=(count, 32), dtype="uint8", fill_value=0)
+    if is_new:
+        group.create_array(f"{kind}_scale", shape=(count,), chunks=(count,), dtype="float32", fill_value=0.0)
+        _flush(group, ".")
 
 
-def local_folder(root: str | Path, name: str) -> Path | None:
+def local_folder(group: Any) -> Path | None:
     """Return a group's folder; None for a cache at a URL."""
-    return None if "://" in str(root) else Path(join_path(str(root), name))
+    return getattr(group.store, "root", None)
 
 
-def _flush(folder: Path | None, names: list[str]) -> None:
-    for name in names if folder is not None else []:
-        if (folder / name).is_dir():  # type: ignore[operator]
-            sync_tree(folder / name)  # type: ignore[operator]
+def _flush(group: Any, *names: str) -> None:
+    """Flush folders of a group to the disk; nothing to do where it is not on a local one."""
+    folder = local_folder(group)
+    for path in [folder / name for name in names] if folder is not None else []:
+        if path.is_dir():
+            sync_tree(path)
 
 
 def group_name(video_id: str) -> str:
     """Return a video's folder name: readable, safe on every file system, and unique through a digest."""
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", video_id).strip("._")[-60:] or "video"
     return f"{slug}-{hashlib.sha256(video_id.encode()).hexdigest()[:10]}"
+
+
+def group_address(cache_root: str | Path, video_id: str) -> str:
+    """Return where a video's group is: its folder, or its URL."""
+    root, name = str(cache_root), group_name(video_id)
+    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(os.path.expanduser(root)) / name)
+
+
+def open_group(cache_root: str | Path, video_id: str, mode: Literal["r", "r+"]) -> Any:
+    """Open a video's group; raises FileNotFoundError or KeyError where there is none."""
+    return zarr.open_group(group_address(cache_root, video_id), mode=mode, zarr_format=3)
 
 
 def source_unchanged(attributes: Mapping[str, Any], path: str | Path) -> bool:
@@ -303,10 +361,6 @@ def content_difference(
     if stored != info.num_frames:
         return f"source.num_frames is {stored}, wanted {info.num_frames}"
     return ""
-
-
-def join_path(root: str, name: str) -> str:
-    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(os.path.expanduser(root)) / name)
 
 
 def _short(value: object) -> str:

@@ -100,9 +100,13 @@ def _verify_group(
         scales = group[f"{kind}_scale"][:] if f"{kind}_scale" in group else np.zeros(1)
         finished &= bool((scales != 0).all())
         for chunk in np.flatnonzero(scales):
-            problem = _chunk_problem(group, attributes, kind, int(chunk))
-            if problem:
-                return problem
+            try:
+                read_chunk(group, attributes, kind, int(chunk))
+            except ChunkError as error:
+                return str(error)
+            except Exception as error:  # see verify_cache
+                arrays, reason = " or ".join(ARRAYS[kind]), " ".join(str(error).split())
+                return f"chunk {chunk} of {arrays} cannot be read ({reason})"
     if not finished:
         report.unfinished.append(attributes["source"]["video_id"])
     else:
@@ -120,14 +124,4 @@ def _shape_problem(group: Any, attributes: dict[str, Any]) -> str:
             return f"array {name} is missing"
         if group[name].shape != shape:
             return f"array {name} has shape {group[name].shape}, expected {shape}"
-    return ""
-
-
-def _chunk_problem(group: Any, attributes: dict[str, Any], kind: str, chunk: int) -> str:
-    try:
-        read_chunk(group, attributes, kind, chunk)
-    except ChunkError as error:
-        return str(error)
-    except Exception as error:  # see verify_cache
-        return f"chunk {chunk} of {' or '.join(ARRAYS[kind])} cannot be read ({' '.join(str(error).split())})"
     return ""

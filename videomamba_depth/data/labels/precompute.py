@@ -89,14 +89,13 @@ def precompute_videos(
                 has_flow = flow is not None
                 layout = StorageLayout(*label_size(info, image_size), chunk_frames, has_flow, has_static=has_flow)
                 writer = TeacherCacheWriter(cache_root, source, info, key, layout)
-                labeller = _Labeller(source, info, writer, predict_depth, batch_frames, flow)
-                summary.frames += _label_video(labeller, bar)
+                labelled = _Labeller(source, info, writer, predict_depth, batch_frames, flow).label_video(bar)
             except (VideoReadError, LabelError) as error:
                 _fail(summary, source.video_id, str(error))
             else:
-                done_before = not labeller.missing
-                summary.already_finished += done_before
-                summary.finished += not done_before
+                summary.frames += labelled
+                summary.already_finished += not writer.missing
+                summary.finished += bool(writer.missing)
     return summary
 
 
@@ -120,7 +119,6 @@ class _Labeller:
         flow: FlowEstimator | None,
     ) -> None:
         self.path, self.info, self.writer = source.path, info, writer
-        self.missing = writer.missing_chunks()
         self.predict_depth, self.flow = predict_depth, flow
         self.batch_frames = batch_frames
         self.size = (writer.layout.height, writer.layout.width)
@@ -128,9 +126,21 @@ class _Labeller:
         self._next = -1
         self._last: tuple[int, np.ndarray] = (-1, np.empty(0))  # the frame before, at the stored size
 
-    def label(self, chunk: int) -> int:
-        """Label and store one chunk; returns its number of frames."""
-        start, stop = self.writer.chunk_range(chunk)
+    def label_video(self, bar: tqdm) -> int:
+        """Label and store what is missing, with progress; returns the number of frames labelled."""
+        ranges = {chunk: self.writer.chunk_range(chunk) for chunk in self.writer.missing}
+        waiting = sum(stop - start for start, stop in ranges.values())
+        found = self.info.num_frames - waiting
+        if not bar.disable:
+            bar.n, bar.initial = bar.n + found, bar.initial + found  # not work of this run: keeps the time left honest
+            bar.refresh()
+        for chunk, (start, stop) in ranges.items():
+            self.writer.write_chunk(chunk, self._label(start, stop))
+            bar.update(stop - start)
+        return waiting
+
+    def _label(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return the maps of the frames from `start` to before `stop`, see `TeacherCacheWriter.write_chunk`."""
         depth, small = [], []
         if self.flow is not None and start > 0:
             small.append(self._before(start))
@@ -139,12 +149,12 @@ class _Labeller:
             depth.append(self._predict(frames))
             if self.flow is not None:
                 small.append(frames)
-        flow_bwd = static = None
+        maps = {"depth": np.concatenate(depth)}
         if self.flow is not None:
-            flow_bwd, static = self._motion(np.concatenate(small), at_start=start == 0)
+            motion = _motion(np.concatenate(small), self.flow)
+            maps |= {name: values[start > 0 :] for name, values in motion.items()}
             self._last = (stop - 1, small[-1][-1:])
-        self.writer.write_chunk(chunk, np.concatenate(depth), flow_bwd, static)
-        return stop - start
+        return maps
 
     def _predict(self, frames: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -152,19 +162,6 @@ class _Labeller:
         if depth.shape != (len(frames), 1, *self.size):
             raise ValueError(f"predict_depth must return {[len(frames), 1, *self.size]}; got {list(depth.shape)}")
         return depth[:, 0].float().cpu().numpy()
-
-    def _motion(self, small: np.ndarray, at_start: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a chunk's flow to the frame before [K,2,h,w] and static [K,h,w]; `small` begins one frame earlier."""
-        assert self.flow is not None
-        clip = _to_tensor(small)
-        with torch.inference_mode():
-            flow_bwd = torch.zeros(len(clip), 2, *self.size)
-            flow = PairsOnce(self.flow)
-            if len(clip) > 1:
-                flow_bwd[1:] = flow.both_ways(clip[1:], clip[:-1])[0].cpu()
-            static = static_mask(clip, flow)[:, 0].cpu() if self.writer.layout.has_static else None
-        skip = 0 if at_start else 1
-        return flow_bwd[skip:].numpy(), None if static is None else static[skip:].numpy()
 
     def _before(self, start: int) -> np.ndarray:
         if self._last[0] != start - 1:
@@ -183,17 +180,14 @@ class _Labeller:
         return np.stack([frame.rgb for frame in frames])
 
 
-def _label_video(labeller: _Labeller, bar: tqdm) -> int:
-    """Label what is missing of a video, with progress; returns the number of frames labelled."""
-    writer = labeller.writer
-    waiting = sum(stop - start for start, stop in map(writer.chunk_range, labeller.missing))
-    found = labeller.info.num_frames - waiting
-    if not bar.disable:
-        bar.n, bar.initial = bar.n + found, bar.initial + found  # not work of this run: keeps the time left honest
-        bar.refresh()
-    for chunk in labeller.missing:
-        bar.update(labeller.label(chunk))
-    return waiting
+@torch.inference_mode()
+def _motion(frames: np.ndarray, flow: FlowEstimator) -> dict[str, np.ndarray]:
+    """Return flow to the frame before [N,2,h,w], 0 for the first one, and the static mask [N,h,w]."""
+    clip, pairs = _to_tensor(frames), PairsOnce(flow)
+    flow_bwd = torch.zeros(len(clip), 2, *clip.shape[-2:])
+    if len(clip) > 1:
+        flow_bwd[1:] = pairs.both_ways(clip[1:], clip[:-1])[0].cpu()
+    return {"flow_bwd": flow_bwd.numpy(), "static": static_mask(clip, pairs)[:, 0].cpu().numpy()}
 
 
 def _fail(summary: PrecomputeSummary, video_id: str, reason: str) -> None:

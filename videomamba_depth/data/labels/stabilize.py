@@ -26,6 +26,7 @@ from videomamba_depth.utils.flow_utils import trust_mask
 SLOPE_RIDGE = 0.5  # frames²; holds the slope back where a window is too short to tell a slope from noise
 ENOUGH_WEIGHT = 1.0  # of trusted neighbors, each 0 to 1, from which on a fit stands alone
 OUTLIER = 10.0  # noise standard deviations off the fit at which a value weighs a quarter
+FILL_SIGMA_PX = 3.0  # reach of the corrections from trusted pixels into those without trusted neighbors
 MIN_METRIC_DEPTH_M = 1e-3
 
 
@@ -38,8 +39,6 @@ def stabilize_depth(
     *,
     radius: int = 4,
     sigma: float = 2.5,
-    align: bool = True,
-    fill_sigma_px: float = 3.0,
     depth_kind: DepthKind = DepthKind.RELATIVE,
 ) -> Tensor:
     """Return the clip's depth without its flicker, with the teacher's scale and shift.
@@ -51,8 +50,6 @@ def stabilize_depth(
             cuts.
         radius: frames to either side that a value is fitted to; 0 only aligns the frames.
         sigma: of the Gaussian weight over those frames, in frames.
-        align: solve one scale and shift per frame first, see `fit_frame_affines`.
-        fill_sigma_px: reach of the corrections from trusted pixels into those without trusted neighbors, px.
         depth_kind: metric depth is treated as its logarithm, since its noise grows with depth, and gets a factor per
             frame in place of scale and shift.
 
@@ -64,10 +61,8 @@ def stabilize_depth(
     Raises ValueError on shapes that disagree. Runs on the CPU, frame by frame, in O(N·H·W) memory.
     """
     _check(depth, flow_fwd, flow_bwd, trusted_fwd, trusted_bwd)
-    if radius < 0 or sigma <= 0 or fill_sigma_px <= 0:
-        raise ValueError(
-            f"radius must be ≥ 0 and sigma and fill_sigma_px > 0; got {radius}, {sigma} and {fill_sigma_px}"
-        )
+    if radius < 0 or sigma <= 0:
+        raise ValueError(f"radius must be ≥ 0 and sigma > 0; got {radius} and {sigma}")
     raw = depth.detach().float().cpu()[:, 0].numpy()  # [N,H,W]
     if len(raw) == 1:
         return depth.detach().float().clone()
@@ -78,9 +73,8 @@ def stabilize_depth(
         *(flow.detach().float().cpu().numpy() for flow in (flow_fwd, flow_bwd)),
         *(mask.detach().cpu().numpy()[:, 0] for mask in (trusted_fwd, trusted_bwd)),
     )
-    if align:
-        tracks.rescale(*fit_frame_affines(tracks, fit_scale=not metric))
-    smooth = _smooth(tracks, radius, sigma, fill_sigma_px) if radius > 0 else tracks.depth
+    tracks.rescale(*fit_frame_affines(tracks, fit_scale=not metric))
+    smooth = _smooth(tracks, radius, sigma) if radius > 0 else tracks.depth
     if metric:
         smooth = np.exp(smooth)
     return torch.from_numpy(np.where(np.isfinite(raw), smooth, raw))[:, None].to(depth.device)
@@ -91,7 +85,6 @@ def stabilize_clip(
     clip: Tensor,
     flow: FlowEstimator,
     *,
-    max_rgb_change: float = 0.06,
     radius: int = 4,
     sigma: float = 2.5,
     depth_kind: DepthKind = DepthKind.RELATIVE,
@@ -100,7 +93,7 @@ def stabilize_clip(
 
     Args:
         depth: [N,1,H,W]. clip: [N,3,H,W] RGB in [0,1] of the same size: what the teacher saw.
-        flow: the estimator. max_rgb_change: see `trust_mask`. The others: see `stabilize_depth`.
+        flow: the estimator. The others: see `stabilize_depth`.
     """
     if clip.ndim != 4 or clip.shape[1] != 3 or clip.shape[0] != depth.shape[0] or clip.shape[-2:] != depth.shape[-2:]:
         raise ValueError(f"clip must be [N,3,H,W] of depth's size {list(depth.shape)}; got {list(clip.shape)}")
@@ -110,22 +103,22 @@ def stabilize_clip(
         now, following = clip[:-1], clip[1:]
         forth, back = both_ways(flow, now, following)
         flows[0][:-1], flows[1][1:] = forth, back
-        trusted[0][:-1] = trust_mask(now, following, forth, back, max_rgb_change)
-        trusted[1][1:] = trust_mask(following, now, back, forth, max_rgb_change)
+        trusted[0][:-1] = trust_mask(now, following, forth, back)
+        trusted[1][1:] = trust_mask(following, now, back, forth)
         for cut in detect_cuts((clip.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()):
             trusted[0][cut - 1] = False
             trusted[1][cut] = False
     return stabilize_depth(depth, *flows, *trusted, radius=radius, sigma=sigma, depth_kind=depth_kind)
 
 
-def _smooth(tracks: ClipTracks, radius: int, sigma: float, fill_sigma_px: float) -> Floats:
+def _smooth(tracks: ClipTracks, radius: int, sigma: float) -> Floats:
     """Return [N,H,W], every value moved to the robust local linear fit along its trajectory."""
     noise = _noise(tracks)
     smooth = tracks.depth.copy()
     for frame in range(tracks.shape[0]):
         depth, trust = tracks.follow(frame, radius)
         correction, confidence = _local_linear_fit(depth, trust, sigma, OUTLIER * noise)
-        smooth[frame] += _fill(correction, confidence, fill_sigma_px)
+        smooth[frame] += _fill(correction, confidence)
     return smooth
 
 
@@ -183,10 +176,10 @@ def _weighted_line(y: Floats, weight: Floats, time: Floats) -> tuple[Floats, Flo
     return value.reshape(y.shape[1:]), slope.reshape(y.shape[1:])
 
 
-def _fill(correction: Floats, confidence: Floats, sigma_px: float) -> Floats:
+def _fill(correction: Floats, confidence: Floats) -> Floats:
     """Let corrections fade out over a few px where there is no confidence, rather than end in an edge."""
     spread, share = (
-        cv2.GaussianBlur(x, (0, 0), sigma_px, borderType=cv2.BORDER_REPLICATE)
+        cv2.GaussianBlur(x, (0, 0), FILL_SIGMA_PX, borderType=cv2.BORDER_REPLICATE)
         for x in (correction * confidence, confidence)
     )
     filled: Floats = confidence * correction + (1 - confidence) * spread / (share + 0.05)

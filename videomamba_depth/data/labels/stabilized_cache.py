@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,28 +29,36 @@ from videomamba_depth.data.labels.cache_format import (
     RAW,
     STABILIZED,
     ChunkError,
+    StoredLabels,
     TeacherKey,
-    create_bookkeeping,
-    create_maps,
+    create_arrays,
     group_difference,
-    group_name,
-    join_path,
-    local_folder,
-    read_chunk,
-    scaled,
+    open_group,
     store_chunk,
 )
-from videomamba_depth.data.labels.offline_targets import OFFLINE_TARGETS
+from videomamba_depth.data.labels.geometry import geometric_clip
+from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.data.transforms import resize_images
 from videomamba_depth.data.video.find import VideoSource
 from videomamba_depth.data.video.reader import iter_frames
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
 BLOCK_CHUNKS = 4
 MARGIN_FRAMES = 24
+
+
+class OfflineTarget(Protocol):
+    """Anything that makes a clip's targets [N,1,H,W] of the teacher's depth [N,1,H,W] and the clip [N,3,H,W]."""
+
+    def __call__(
+        self, depth: Tensor, clip: Tensor, flow: FlowEstimator, *, radius: int, sigma: float, depth_kind: DepthKind
+    ) -> Tensor: ...
+
+
+OFFLINE_TARGETS: dict[str, OfflineTarget] = {"stabilized": stabilize_clip, "geometry": geometric_clip}
+"""By the names that `loss.target` has for them."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,9 @@ def precompute_stabilized(
         group = _open(cache_root, source.video_id, key, wanted)
         if group is None:
             continue
-        folder = local_folder(cache_root, group_name(source.video_id))
         chunk_frames, num_frames = group["depth"].chunks[0], group["depth"].shape[0]
-        missing = sorted({int(chunk) // BLOCK_CHUNKS for chunk in np.flatnonzero(group["stabilised_scale"][:] == 0)})
-        for block in missing:
+        missing = {int(chunk) // BLOCK_CHUNKS for chunk in np.flatnonzero(group[f"{STABILIZED}_scale"][:] == 0)}
+        for block in sorted(missing):
             inner, outer = block_range(block, chunk_frames, num_frames)
             try:
                 depth = _stabilize(source, group, outer, key, wanted, flow)[inner.start - outer.start :][: len(inner)]
@@ -119,21 +125,18 @@ def precompute_stabilized(
                 part = depth[start - inner.start :][:chunk_frames]
                 if not np.isfinite(part).all():
                     raise UserError(f"stabilized depth of {source.video_id} is not finite from frame {start} on")
-                scale, half = scaled(part)
-                with disk_errors("the teacher cache"):
-                    store_chunk(group, STABILIZED, start // chunk_frames, scale, {"stabilised": half}, folder)
+                store_chunk(group, STABILIZED, start // chunk_frames, part)
     return frames
 
 
 def _open(cache_root: str | Path, video_id: str, key: TeacherKey, wanted: StabilizeKey) -> Any:
     """Return a video's group with the arrays for stabilized targets, or None if its raw labels are not finished."""
-    store = join_path(str(cache_root), group_name(video_id))
     try:
-        group = zarr.open_group(store, mode="r+", zarr_format=3)
+        group = open_group(cache_root, video_id, "r+")
     except (FileNotFoundError, KeyError):
         return None
     problem = group_difference(dict(group.attrs), key)
-    stored = group.attrs.get("stabilised")
+    stored = group.attrs.get(STABILIZED)
     if not problem and stored is not None:
         problem = wanted.difference(stored)
     if problem:
@@ -145,13 +148,8 @@ def _open(cache_root: str | Path, video_id: str, key: TeacherKey, wanted: Stabil
         return None
     depth = group["depth"]
     if stored is None:
-        group.attrs["stabilised"] = asdict(wanted)
-    create_maps(group, "stabilised", depth.shape, depth.chunks[0])
-    if "stabilised_scale" not in group:
-        create_bookkeeping(group, STABILIZED, group["chunk_scale"].shape[0])
-        folder = local_folder(cache_root, group_name(video_id))
-        if folder is not None:
-            sync_tree(folder)
+        group.attrs[STABILIZED] = asdict(wanted)
+    create_arrays(group, STABILIZED, {STABILIZED: depth.shape}, depth.chunks[0])
     return group
 
 
@@ -159,11 +157,9 @@ def _stabilize(
     source: VideoSource, group: Any, frames: range, key: TeacherKey, wanted: StabilizeKey, flow: FlowEstimator
 ) -> np.ndarray:
     """Return stabilized depth, float32 [N,h,w], of a block with its margins."""
-    attributes, scales = dict(group.attrs), group["chunk_scale"][:]
-    chunk_frames = attributes["storage"]["chunk_frames"]
-    chunks = range(frames.start // chunk_frames, (frames.stop - 1) // chunk_frames + 1)
-    parts = [read_chunk(group, attributes, RAW, c)["depth"].astype(np.float32) * scales[c] for c in chunks]
-    raw = np.concatenate(parts)[frames.start - chunks.start * chunk_frames :][: len(frames)]
+    labels = StoredLabels(group).read(RAW, np.asarray(frames))
+    assert labels is not None  # `_open` has seen to it
+    raw = labels["depth"]
     small = []
     for frame in iter_frames(source.path, start=frames.start):
         small.append(resize_images(frame.rgb[None], raw.shape[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,23 @@ from videomamba_depth.data.labels.cache_format import (
     STABILIZED,
     LabelError,
     StorageLayout,
+    StoredLabels,
     TeacherKey,
     chunk_rows,
     content_difference,
-    create_bookkeeping,
-    create_maps,
+    create_arrays,
+    group_address,
     group_attributes,
     group_difference,
     group_name,
-    join_path,
     local_folder,
-    read_chunk,
-    scaled,
+    open_group,
     source_unchanged,
     store_chunk,
 )
 from videomamba_depth.data.labels.stabilized_cache import StabilizeKey
 from videomamba_depth.data.video.find import VideoSource
 from videomamba_depth.data.video.info import VideoInfo
-from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.errors import UserError
 
 __all__ = ["LabelError", "StorageLayout", "TeacherCacheReader", "TeacherCacheWriter", "TeacherKey"]
@@ -64,12 +62,11 @@ class TeacherCacheWriter:
         self, cache_root: str | Path, source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout
     ) -> None:
         self.layout, self.num_frames = layout, info.num_frames
-        self.num_chunks = -(-info.num_frames // layout.chunk_frames)
-        self._folder = local_folder(cache_root, group_name(source.video_id))
         try:
-            self._group = self._open_group(str(cache_root), source, info, key)
+            self._group = self._open_group(cache_root, source, info, key)
             self._create_arrays(info)
-            self._scales: np.ndarray = self._group["chunk_scale"][:]
+            self.missing: list[int] = np.flatnonzero(self._group["chunk_scale"][:] == 0).tolist()
+            """The chunks still to be written when the group was opened, ascending."""
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             # Attributes that make no sense show as whatever reading them raises.
             reason = " ".join(str(error).split())
@@ -77,29 +74,18 @@ class TeacherCacheWriter:
                 reason = f"its metadata are damaged ({error!r}); delete the group {group_name(source.video_id)}"
             raise UserError(f"cannot write {source.video_id} to the teacher cache {cache_root}: {reason}") from error
 
-    def missing_chunks(self) -> list[int]:
-        """Return the chunks still to be written, ascending."""
-        return [int(chunk) for chunk in np.flatnonzero(self._scales == 0)]
-
     def chunk_range(self, chunk: int) -> tuple[int, int]:
         """Return the frames [start, stop) of a chunk."""
         rows = chunk_rows(chunk, self.layout.chunk_frames, self.num_frames)
         return rows.start, rows.stop
 
-    def write_chunk(
-        self,
-        chunk: int,
-        depth: np.ndarray,
-        flow_bwd: np.ndarray | None = None,
-        static: np.ndarray | None = None,
-    ) -> None:
+    def write_chunk(self, chunk: int, maps: Mapping[str, np.ndarray]) -> None:
         """Store a whole chunk and mark it complete, in this order.
 
         Args:
             chunk: number of the chunk.
-            depth: float32 [K,h,w] with K the chunk's frames.
-            flow_bwd: float32 [K,2,h,w], exactly when the layout has flow.
-            static: bool [K,h,w], exactly when the layout has it.
+            maps: those of the layout, of the chunk's K frames: "depth" float32 [K,h,w], "flow_bwd" float32 [K,2,h,w],
+                "static" bool [K,h,w].
 
         Raises:
             ValueError: a wrong shape or a missing map.
@@ -107,35 +93,28 @@ class TeacherCacheWriter:
             UserError: the disk is full or cannot be written.
         """
         start, stop = self.chunk_range(chunk)
-        maps = {"depth": depth, "flow_bwd": flow_bwd, "static": static}
-        for name, shape in self.layout.map_shapes(stop - start).items():
-            got = None if maps[name] is None else maps[name].shape  # type: ignore[union-attr]
-            if got != shape:
-                raise ValueError(f"{name} of chunk {chunk} must have shape {shape}; got {got}")
-        for name, values in (("depth", depth), ("optical flow", flow_bwd)):
-            if values is not None and not np.isfinite(values).all():
-                raise LabelError(f"the teacher's {name} of frames {start} to {stop - 1} is not finite")
-        scale, half = scaled(depth)
-        stored = {"depth": half}
-        if flow_bwd is not None and self.layout.has_flow:
-            stored["flow_bwd"] = np.clip(flow_bwd, -6e4, 6e4).astype(np.float16)
-        if static is not None and self.layout.has_static:
-            stored["static"] = static
-        with disk_errors("the teacher cache"):
-            store_chunk(self._group, RAW, chunk, scale, stored, self._folder)
-        self._scales[chunk] = scale
+        expected, got = self.layout.map_shapes(stop - start), {name: values.shape for name, values in maps.items()}
+        if got != expected:
+            raise ValueError(f"the maps of chunk {chunk} must have the shapes {expected}; got {got}")
+        for name, values in maps.items():
+            if not np.isfinite(values).all():
+                shown = "optical flow" if name == "flow_bwd" else name
+                raise LabelError(f"the teacher's {shown} of frames {start} to {stop - 1} is not finite")
+        others = {name: values for name, values in maps.items() if name != "depth"}
+        if "flow_bwd" in others:
+            others["flow_bwd"] = np.clip(others["flow_bwd"], -6e4, 6e4).astype(np.float16)
+        store_chunk(self._group, RAW, chunk, maps["depth"], others)
 
-    def _open_group(self, root: str, source: VideoSource, info: VideoInfo, key: TeacherKey) -> Any:
-        name = group_name(source.video_id)
-        store = join_path(root, name)
+    def _open_group(self, root: str | Path, source: VideoSource, info: VideoInfo, key: TeacherKey) -> Any:
         try:
-            group = zarr.open_group(store, mode="r+", zarr_format=3)
+            group = open_group(root, source.video_id, "r+")
         except (FileNotFoundError, KeyError):
             attributes = group_attributes(source, info, key, self.layout)
+            store = group_address(root, source.video_id)
             group = zarr.create_group(store, zarr_format=3, attributes=attributes)
-        if "://" not in root:
-            for left_over in Path(root, name).rglob("*.partial"):  # of a write that was killed
-                left_over.unlink(missing_ok=True)
+        folder = local_folder(group)
+        for left_over in folder.rglob("*.partial") if folder is not None else ():  # of a write that was killed
+            left_over.unlink(missing_ok=True)
         stored = dict(group.attrs)
         problem = group_difference(stored, key) or content_difference(stored, source, info, self.layout)
         if problem:
@@ -151,21 +130,17 @@ class TeacherCacheWriter:
         Raises:
             ValueError: an array is gone, or the frames' times are not those that are stored.
         """
-        complete = "chunk_scale" in self._group
         frames, shapes = self.num_frames, self.layout.map_shapes(self.num_frames)
-        gone = [name for name in (*shapes, "timestamps_s") if name not in self._group]
-        if complete and gone:
-            raise ValueError(f"array {gone[0]} is missing; delete this one to make it anew")
-        for name, shape in shapes.items():
-            create_maps(self._group, name, shape, self.layout.chunk_frames)
-        if not complete:
+        if "chunk_scale" not in self._group:
             times = self._group.require_array("timestamps_s", shape=(frames,), chunks=(frames,), dtype="float64")
             times[:] = info.timestamps_s
-        elif not np.array_equal(self._group["timestamps_s"][:], np.asarray(info.timestamps_s, np.float64)):
-            raise ValueError("timestamps_s are not those of the video; delete this one to make it anew")
-        create_bookkeeping(self._group, RAW, self.num_chunks)
-        if not complete and self._folder is not None:
-            sync_tree(self._folder)
+        else:
+            gone = [name for name in (*shapes, "timestamps_s") if name not in self._group]
+            if gone:
+                raise ValueError(f"array {gone[0]} is missing; delete this one to make it anew")
+            if not np.array_equal(self._group["timestamps_s"][:], np.asarray(info.timestamps_s, np.float64)):
+                raise ValueError("timestamps_s are not those of the video; delete this one to make it anew")
+        create_arrays(self._group, RAW, shapes, self.layout.chunk_frames)
 
 
 class _Misfit(Exception):
@@ -193,8 +168,7 @@ class TeacherCacheReader:
     def __init__(self, cache_root: str | Path, key: TeacherKey, stabilized: StabilizeKey | None = None) -> None:
         self.cache_root, self.key, self.stabilized = str(cache_root), key, stabilized
         self._warned = SharedFlags(len(self._KINDS))
-        self._open: dict[str, Any] = {}
-        self._verified: set[tuple[str, str, int]] = set()  # (video, kind, chunk) that this process has compared
+        self._open: dict[str, StoredLabels | _Misfit] = {}
         self._owner = os.getpid()
 
     def lookup(
@@ -222,12 +196,12 @@ class TeacherCacheReader:
             UserError: there are stabilized targets, but of other parameters.
         """
         try:
-            arrays = self._arrays(video_id, path)
-            stored = (arrays["depth"].shape[1], arrays["depth"].shape[2])
+            labels = self._labels(video_id, path)
+            stored = labels.arrays["depth"].shape[1:]
             if size is not None and stored != size:
                 problem = f"{video_id} was labelled at {stored} (height, width) px, training resizes it to {size}"
                 raise _Misfit("other size", problem)
-            return self._read(arrays, video_id, np.asarray(frame_indices, np.int64))
+            return self._read(labels, video_id, np.asarray(frame_indices, np.int64))
         except UserError:
             raise
         except _Misfit as misfit:
@@ -237,11 +211,11 @@ class TeacherCacheReader:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_verified": set(), "_owner": -1}
+        return {**self.__dict__, "_open": {}, "_owner": -1}
 
-    def _arrays(self, video_id: str, path: str | None) -> dict[str, Any]:
+    def _labels(self, video_id: str, path: str | None) -> StoredLabels:
         if self._owner != os.getpid():  # handles do not cross a fork
-            self._open, self._verified, self._owner = {}, set(), os.getpid()
+            self._open, self._owner = {}, os.getpid()
         if video_id not in self._open:
             if len(self._open) >= _OPEN_VIDEOS:
                 self._open.clear()
@@ -249,16 +223,16 @@ class TeacherCacheReader:
                 self._open[video_id] = self._open_video(video_id, path)
             except _Misfit as misfit:  # remembered: finding out may have meant hashing the file
                 self._open[video_id] = misfit
-        arrays = self._open[video_id]
-        if isinstance(arrays, _Misfit):
-            raise arrays
-        return arrays
+        labels = self._open[video_id]
+        if isinstance(labels, _Misfit):
+            raise labels
+        return labels
 
-    def _open_video(self, video_id: str, path: str | None) -> dict[str, Any]:
+    def _open_video(self, video_id: str, path: str | None) -> StoredLabels:
         if "://" not in self.cache_root and not Path(os.path.expanduser(self.cache_root)).is_dir():
             raise _Misfit("no cache", f"there is no folder {self.cache_root}")
         try:
-            group = zarr.open_group(join_path(self.cache_root, group_name(video_id)), mode="r", zarr_format=3)
+            group = open_group(self.cache_root, video_id, "r")
         except (FileNotFoundError, KeyError):
             raise _Misfit("no entry", f"{video_id} is not in it") from None
         attributes = dict(group.attrs)
@@ -271,63 +245,37 @@ class TeacherCacheReader:
             raise _Misfit("other source", f"{video_id} has changed since it was cached")
         if "chunk_scale" not in group:
             raise _Misfit("not finished", f"{video_id} is not finished")
-        names = ["depth", "flow_bwd", "static", "timestamps_s"]
-        stored = attributes.get("stabilised")
-        if self.stabilized is not None and stored is not None and "stabilised_scale" in group:
-            problem = self.stabilized.difference(stored)
-            if problem:
-                raise UserError(
-                    f"stabilized targets of {video_id} in the teacher cache {self.cache_root} do not fit: {problem};"
-                    " set loss.target, loss.target_radius, loss.target_sigma and flow.name like the cache, or use"
-                    " another cache"
-                )
-            names.append("stabilised")
-        elif self.stabilized is not None and stored is not None:
+        stored = attributes.get(STABILIZED)
+        if self.stabilized is None or stored is None:
+            return StoredLabels(group)
+        if f"{STABILIZED}_scale" not in group:
             self._say(_Misfit("not finished", f"stabilized targets of {video_id} are not finished"))
-        arrays = {name: group[name] for name in names if name in group}
-        for kind in (RAW, *([STABILIZED] if "stabilised" in arrays else [])):
-            arrays |= {f"{kind}_{name}": group[f"{kind}_{name}"][:] for name in ("scale", "digest")}
-        return {**arrays, "attributes": attributes}
+            return StoredLabels(group)
+        problem = self.stabilized.difference(stored)
+        if problem:
+            raise UserError(
+                f"stabilized targets of {video_id} in the teacher cache {self.cache_root} do not fit: {problem};"
+                " set loss.target, loss.target_radius, loss.target_sigma and flow.name like the cache, or use"
+                " another cache"
+            )
+        return StoredLabels(group, (RAW, STABILIZED))
 
-    def _read(self, arrays: dict[str, Any], video_id: str, indices: np.ndarray) -> dict[str, np.ndarray]:
-        if indices.min() < 0 or indices.max() >= arrays["attributes"]["source"]["num_frames"]:
+    def _read(self, labels: StoredLabels, video_id: str, indices: np.ndarray) -> dict[str, np.ndarray]:
+        if indices.min() < 0 or indices.max() >= labels.attributes["source"]["num_frames"]:
             raise _Misfit("other source", f"{video_id} has frames that were not cached")
-        raw = self._rows(arrays, video_id, RAW, indices)
+        raw = labels.read(RAW, indices)
         if raw is None:
             raise _Misfit("not finished", f"{video_id} is not finished")
-        maps = {"teacher_depth": raw["depth"]}
-        if "flow_bwd" in raw:
-            maps["flow_bwd"] = np.moveaxis(raw["flow_bwd"].astype(np.float32), 1, -1)
-        if "static" in raw:
-            maps["static"] = raw["static"]
-        if "stabilised" in arrays:
-            stabilized = self._rows(arrays, video_id, STABILIZED, indices)
+        maps = {"teacher_depth": raw.pop("depth"), **raw}
+        if "flow_bwd" in maps:
+            maps["flow_bwd"] = np.moveaxis(maps["flow_bwd"].astype(np.float32), 1, -1)
+        if STABILIZED in labels.arrays:
+            stabilized = labels.read(STABILIZED, indices)
             if stabilized is None:
                 self._say(_Misfit("not finished", f"stabilized targets of {video_id} are not finished"))
             else:
-                maps["stabilized_depth"] = stabilized["stabilised"]
+                maps["stabilized_depth"] = stabilized[STABILIZED]
         return maps
-
-    def _rows(
-        self, arrays: dict[str, Any], video_id: str, kind: str, indices: np.ndarray
-    ) -> dict[str, np.ndarray] | None:
-        """Return a kind's maps of some frames, depth in its unit; None where one is not finished.
-
-        Zarr decodes whole chunks anyway; a process compares each with its digest when it reads it first.
-        """
-        chunk_frames, scales = arrays["attributes"]["storage"]["chunk_frames"], arrays[f"{kind}_scale"]
-        chunks, where = np.unique(indices // chunk_frames, return_inverse=True)
-        if (scales[chunks] == 0).any():
-            return None
-        parts = []
-        for chunk in chunks.tolist():
-            known = (video_id, kind, chunk)
-            parts.append(read_chunk(arrays, arrays["attributes"], kind, chunk, verify=known not in self._verified))
-            self._verified.add(known)
-        first = np.cumsum([0, *(len(next(iter(part.values()))) for part in parts)])[where]
-        rows = {name: np.concatenate([p[name] for p in parts])[first + indices % chunk_frames] for name in parts[0]}
-        depth = next(iter(rows))
-        return rows | {depth: rows[depth].astype(np.float32) * scales[indices // chunk_frames][:, None, None]}
 
     def _say(self, misfit: _Misfit) -> None:
         if self._warned.first(self._KINDS.index(misfit.kind)):

@@ -8,8 +8,6 @@ length.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -22,14 +20,6 @@ LESS, MORE = 4.0, 8.0  # by how much damping changes after a step that was kept,
 ALL_FREE = (True, True, True)
 
 
-class Adjustment(NamedTuple):
-    """The result of `adjust`: the scene, and what flow says of it there."""
-
-    scene: Scene
-    residuals: Residuals
-    damping: float
-
-
 def adjust(
     scene: Scene,
     view: View,
@@ -39,8 +29,10 @@ def adjust(
     num_steps: int,
     free: tuple[bool, bool, bool] = ALL_FREE,
     damping: float = FIRST_DAMPING,
-) -> Adjustment:
-    """Return the scene after so many Levenberg–Marquardt steps: a step that makes the sum larger is taken back.
+) -> tuple[Scene, Residuals, float]:
+    """Return the scene after so many Levenberg–Marquardt steps, what flow says of it, and the damping to go on with.
+
+    A step that makes the sum larger is taken back.
 
     Args:
         noise_px: [S], standard deviation of the flow per slot; three of it is where a flow weighs a quarter.
@@ -56,7 +48,7 @@ def adjust(
             scene, linear, cost, damping = following, new_linear, new_cost, max(damping / LESS, MIN_DAMPING)
         else:
             damping = min(damping * MORE, MAX_DAMPING)
-    return Adjustment(scene, linear.residuals, damping)
+    return scene, linear.residuals, damping
 
 
 def _cost(scene: Scene, found: Residuals, pairs: FlowPairs, belief: Belief, noise_px: Tensor) -> float:
@@ -72,8 +64,3 @@ def _cost(scene: Scene, found: Residuals, pairs: FlowPairs, belief: Belief, nois
         if std > 0:
             total = total + ((value.double() - middle) / std).square()
     return float(total)
-
-
-def residuals(scene: Scene, view: View, pairs: FlowPairs, noise_px: Tensor) -> Residuals:
-    """Return how far flow is from what the scene says, and what it says of the inverse depth; see `adjust`."""
-    return linearize(scene, view, pairs, noise_px).residuals

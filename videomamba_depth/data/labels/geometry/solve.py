@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.data.labels.geometry.adjust import adjust, residuals
+from videomamba_depth.data.labels.geometry.adjust import adjust
 from videomamba_depth.data.labels.geometry.camera import Poses
+from videomamba_depth.data.labels.geometry.equations import linearize
 from videomamba_depth.data.labels.geometry.pairs import FlowPairs, Grid
 from videomamba_depth.data.labels.geometry.scene import RELATIVE_FLOOR, Belief, Scene, View
 from videomamba_depth.data.labels.geometry.trust import (
@@ -86,21 +87,20 @@ def solve(
             break
     assert best is not None
     scene, noise, start = best
-    error = residuals(scene, few_view, few, noise).error_px
+    error = linearize(scene, few_view, few, noise).residuals.error_px
     found = support(scene, Belief(start.teacher, loose, log_focal, shift), error, few.trust, noise, stationary)
     belief = start._replace(teacher=maps)
     # The coarse correction, as a ratio so that it stays positive, brought to the whole grid.
     ratio = (scene.inv_depth / start.mean(scene.shift)).log().view(len(maps), 1, len(rows), len(columns))
     ratio = F.interpolate(ratio, grid.shape, mode="bilinear", align_corners=False).flatten(1)
     scene = scene._replace(inv_depth=belief.mean(scene.shift).clamp(min=RELATIVE_FLOOR) * ratio.exp())
-    spread = spread_of_teacher(scene, belief, residuals(scene, view, pairs, noise))
+    spread = spread_of_teacher(scene, belief, linearize(scene, view, pairs, noise).residuals)
     # All information counts a ninth: the same as a teacher that is trusted three times as much.
     belief = belief._replace(spread=maps.new_tensor(spread * INDEPENDENT_SHARE**0.5))
-    adjusted = adjust(scene, view, pairs, belief, noise, WHOLE_GRID_STEPS)
-    scene = adjusted.scene
+    scene, residuals, _ = adjust(scene, view, pairs, belief, noise, WHOLE_GRID_STEPS)
     correction = (scene.inv_depth / belief.mean(scene.shift).clamp(min=RELATIVE_FLOOR)).log()
-    known = confidence(scene, belief, adjusted.residuals, pairs.trust, noise, spread)
-    frames = evidence_of_frames(adjusted.residuals, pairs.trust, noise)
+    known = confidence(scene, belief, residuals, pairs.trust, noise, spread)
+    frames = evidence_of_frames(residuals, pairs.trust, noise)
     return Solution(scene, correction, known, found, frames, spread, noise)
 
 
@@ -114,11 +114,11 @@ def _stationary(view: View, pairs: FlowPairs, log_focal: tuple[float, float]) ->
     scene = _start(facing)
     for distance, steps in STATIONARY_STEPS:
         some = _subset(pairs, distance)
-        scene = adjust(scene, view, some, facing, _unit(some), steps, free=(False, False, True)).scene
+        scene, *_ = adjust(scene, view, some, facing, _unit(some), steps, free=(False, False, True))
         # The same plane in all frames: 1 away from a frame that did not move.
         plane = (1 / (1 + scene.poses.translation[:, 2:]).clamp(min=0.1)).expand_as(facing.teacher)
         scene, facing = scene._replace(inv_depth=plane), facing._replace(teacher=plane)
-    error = residuals(scene, view, pairs, _unit(pairs)).error_px
+    error = linearize(scene, view, pairs, _unit(pairs)).residuals.error_px
     return scene.poses._replace(translation=torch.zeros_like(scene.poses.translation)), error
 
 
@@ -146,7 +146,7 @@ def _subset(pairs: FlowPairs, distance: int | None = None, points: Tensor | None
 
 
 def _noise(scene: Scene, view: View, pairs: FlowPairs) -> Tensor:
-    error = residuals(scene, view, pairs, _unit(pairs)).error_px
+    error = linearize(scene, view, pairs, _unit(pairs)).residuals.error_px
     return _noise_of(error, pairs.trust).clamp(MIN_NOISE_PX, MAX_NOISE_PX)
 
 

@@ -48,8 +48,6 @@ def geometric_clip(
     clip: Tensor,
     flow: FlowEstimator,
     *,
-    focal_px: float | None = None,
-    max_rgb_change: float = 0.06,
     radius: int = 4,
     sigma: float = 2.5,
     depth_kind: DepthKind = DepthKind.RELATIVE,
@@ -60,24 +58,15 @@ def geometric_clip(
 
     Args:
         depth: [N,1,H,W], a teacher's; values that are not finite stay and are used nowhere. clip: [N,3,H,W] RGB in
-            [0,1]: what the teacher saw. focal_px: focal length, where it is known. The others: see `stabilize_clip`.
+            [0,1]: what the teacher saw. The others: see `stabilize_clip`.
     """
-    corrected = torch.cat(
-        [shot.depth for shot in geometric_shots(depth, clip, flow, focal_px=focal_px, depth_kind=depth_kind)]
-    )
-    return stabilize_clip(
-        corrected[:, None], clip, flow, max_rgb_change=max_rgb_change, radius=radius, sigma=sigma, depth_kind=depth_kind
-    )
+    corrected = torch.cat([shot.depth for shot in geometric_shots(depth, clip, flow, depth_kind)])
+    return stabilize_clip(corrected[:, None], clip, flow, radius=radius, sigma=sigma, depth_kind=depth_kind)
 
 
 @torch.no_grad()
 def geometric_shots(
-    depth: Tensor,
-    clip: Tensor,
-    flow: FlowEstimator,
-    *,
-    focal_px: float | None = None,
-    depth_kind: DepthKind = DepthKind.RELATIVE,
+    depth: Tensor, clip: Tensor, flow: FlowEstimator, depth_kind: DepthKind = DepthKind.RELATIVE
 ) -> list[GeometricShot]:
     """Return the shots of a clip, corrected each on its own; arguments as in `geometric_clip`."""
     if clip.ndim != 4 or clip.shape[1] != 3 or depth.shape != (len(clip), 1, *clip.shape[-2:]):
@@ -86,7 +75,7 @@ def geometric_shots(
     cuts = [t for t in detect_cuts(frames) if not _goes_on(clip[t - 1 : t + 1], flow)]
     bounds = [0, *cuts, len(clip)]
     return [
-        correct_shot(depth[start:stop, 0], clip[start:stop], flow, focal_px=focal_px, depth_kind=depth_kind)
+        correct_shot(depth[start:stop, 0], clip[start:stop], flow, depth_kind)
         for start, stop in itertools.pairwise(bounds)
     ]
 
@@ -109,14 +98,7 @@ def _grid_step(height: int, width: int) -> int:
     return max(1, round(min(height, width) / GRID_CELLS))
 
 
-def correct_shot(
-    depth: Tensor,
-    clip: Tensor,
-    flow: FlowEstimator,
-    *,
-    focal_px: float | None = None,
-    depth_kind: DepthKind = DepthKind.RELATIVE,
-) -> GeometricShot:
+def correct_shot(depth: Tensor, clip: Tensor, flow: FlowEstimator, depth_kind: DepthKind) -> GeometricShot:
     """Return the depth of one shot, corrected by parallax, in the teacher's unit and to its scale and shift.
 
     1. Flow between frames 1 to 16 apart (`chained_flow_pairs`). 2. Poses, focal length, the shift of the teacher and
@@ -142,11 +124,7 @@ def correct_shot(
     pairs = pairs._replace(trust=pairs.trust * grid.sample(valid.float())[:, None])
     low = float(grid.sample(teacher).flatten().kthvalue(max(1, grid.sample(teacher).numel() // 100)).values)
     shift = (0.0, 0.0) if metric else (SHIFT_OF_LOW * low, SHIFT_STD)
-    focal = (
-        (math.log(FOCAL_OF_LONG_SIDE * max(height, width)), FOCAL_LOG_STD)
-        if focal_px is None
-        else (math.log(focal_px), 0.0)
-    )
+    focal = (math.log(FOCAL_OF_LONG_SIDE * max(height, width)), FOCAL_LOG_STD)
     found = solve(teacher, grid, pairs, focal, shift)
     evidence = found.support.evidence
     if evidence == 0:

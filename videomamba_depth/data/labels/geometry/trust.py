@@ -24,6 +24,7 @@ INLIERS = (0.65, 0.8)  # share of the flow within four standard deviations: the 
 INLIER_DEVIATIONS = 4.0
 FRAME_INLIERS = (0.5, 0.65)  # the same share, of one frame
 AGREEING = (0.0, 0.35)  # mean robust weight of the flow of one point
+SPREAD_UPDATES = 5  # of the fixed point
 SURPRISE = (3.0, 2.0)  # by how many standard deviations focal length and shift left what was believed of them
 
 
@@ -63,7 +64,7 @@ def _rise(x: Any, low: float, high: float) -> Any:
     return share * share * (3 - 2 * share)
 
 
-def spread_of_teacher(scene: Scene, belief: Belief, found: Residuals, num_updates: int = 5) -> float:
+def spread_of_teacher(scene: Scene, belief: Belief, found: Residuals) -> float:
     """Return the relative standard deviation of the true inverse depth about the teacher's, from the clip itself.
 
     Flow alone says y = D − gradient / information, with variance 1 / information; log y about log (a + b) has that
@@ -77,7 +78,7 @@ def spread_of_teacher(scene: Scene, belief: Belief, found: Residuals, num_update
     variance = 1 / (information * scene.inv_depth.square()).clamp(min=1e-6)
     correction = (flow_alone / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION)
     spread = correction.new_tensor(MAX_SPREAD)
-    for _ in range(num_updates):
+    for _ in range(SPREAD_UPDATES):
         # E: the correction shrunk by how much flow knows, and what remains uncertain; M: their mean square.
         gain = spread.square() / (spread.square() + variance)
         spread = ((gain * correction).square() + gain * variance).mean().sqrt().clamp(MIN_SPREAD, MAX_SPREAD)
