@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -218,7 +219,7 @@ class MaskedVideoMamba(VideoMamba):
     def forward(self, x: Tensor, mask: Tensor | None = None, ssm_state: object = None) -> Tensor:  # type: ignore[override]
         """Return the imitated features `[B, 1 + V, clip_dim]` of unit length of the visible tokens, the CLS first."""
         tokens = self.forward_features(x, mask, ssm_state)
-        num_tokens = 1 + _product(self.patch_embed.token_shape(x))
+        num_tokens = 1 + math.prod(self.patch_embed.token_shape(x))
         table = sinusoid_table(num_tokens, self.embed_dim, tokens.device).to(tokens.dtype)
         if mask is not None:
             visible = visible_patches(mask, x.shape[0], num_tokens - 1, True, x.device)
@@ -250,7 +251,3 @@ def sinusoid_table(num_positions: int, dim: int, device: torch.device) -> Tensor
         2 * (channel // 2) / dim
     )
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
-
-
-def _product(size: tuple[int, int, int]) -> int:
-    return size[0] * size[1] * size[2]
