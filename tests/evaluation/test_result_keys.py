@@ -61,7 +61,7 @@ def kept(tmp_path: Path) -> Evaluator:
         {"depth_kind": DepthKind.METRIC},
         {"methods": [method("teacher", "other weights"), method("student", "weights")]},
     ],
-    ids=str,
+    ids=["flow", "side", "frames", "palindrome", "kind of depth", "teacher"],
 )
 def test_another_setting_runs_all(kept: Evaluator, changed: dict[str, object]) -> None:
     assert set(runs(replace(kept, **changed), source())) == {"student", "teacher"}  # type: ignore[arg-type]
