@@ -20,6 +20,7 @@ from media import frame_number, write_video
 
 from videomamba_depth.data.video.clock import Clock
 from videomamba_depth.data.video.decode import Losses, decode_frames
+from videomamba_depth.data.video.info import BROKEN, CUT_OFF
 from videomamba_depth.data.video.reader import (
     Frame,
     VideoReadError,
@@ -29,7 +30,7 @@ from videomamba_depth.data.video.reader import (
     probe_video,
     read_frames,
 )
-from videomamba_depth.data.video.structure import BROKEN, CUT_OFF, find_damage
+from videomamba_depth.data.video.structure import find_damage
 from videomamba_depth.streaming.sources.files import FileSource, UrlSource
 from videomamba_depth.streaming.sources.network import NetworkCamera
 
@@ -328,10 +329,11 @@ def test_packets_without_a_frame_and_of_unknown_streams() -> None:
                 raise item
             yield item
 
-    container = SimpleNamespace(format=SimpleNamespace(name="flv"), demux=demux)
-    stream = SimpleNamespace(codec_context=SimpleNamespace(name="h264", sample_aspect_ratio=None), decode=lambda _: [])
+    container = SimpleNamespace(name="x.flv", format=SimpleNamespace(name="flv"), demux=demux)
+    codec = SimpleNamespace(name="h264", sample_aspect_ratio=None)
+    stream = SimpleNamespace(codec_context=codec, decode=lambda _: [], container=container)
     losses = Losses()
-    assert [f.pts for f in decode_frames(container, stream, losses=losses)] == [0, 2]
+    assert [f.pts for f in decode_frames(stream, losses=losses)] == [0, 2]
     assert losses.described() == "1 packets cannot be decoded"
 
 

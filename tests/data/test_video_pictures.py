@@ -17,9 +17,9 @@ from PIL import Image
 
 from videomamba_depth.data.video.color import _rolled_off
 from videomamba_depth.data.video.decode import _video_stream
+from videomamba_depth.data.video.probe import displayed_geometry
 from videomamba_depth.data.video.reader import (
     VideoReadError,
-    _geometry,
     count_frames,
     iter_frames,
     probe_video,
@@ -222,7 +222,7 @@ def test_absurd_pixels_are_taken_as_square(tmp_path: Path, caplog: pytest.LogCap
         frame = next(container.decode(video=0))
     for aspect, width in ((Fraction(900), 64), (Fraction(1, 900), 64), (Fraction(2), 128), (None, 64)):
         stream = SimpleNamespace(sample_aspect_ratio=aspect, container=SimpleNamespace(name="x.mp4"))
-        assert _geometry(frame, stream)[1:] == (width, 48)
+        assert displayed_geometry(frame, stream)[1:] == (width, 48)
     assert caplog.text.count("taken as square") == 2
 
 

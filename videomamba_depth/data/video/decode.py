@@ -17,8 +17,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from videomamba_depth.data.video.info import Orientation, VideoReadError
-from videomamba_depth.data.video.structure import CUT_OFF, Structure
+from videomamba_depth.data.video.info import CUT_OFF, Orientation, Structure, VideoReadError
 
 log = logging.getLogger(__name__)
 
@@ -71,22 +70,22 @@ class Losses:
     stated_end_s: float | None = None
     unknown_length: bool = False
 
-    def expect(self, container: Any, stream: Any, structure: Structure) -> None:
+    def expect(self, stream: Any, structure: Structure) -> None:
         """Note what there should be in `stream`, by the index and by the structure of the file."""
-        films = [film for film in container.streams.video if not film.disposition & Disposition.attached_pic]
-        is_matroska = "matroska" in container_names(container)
+        films = [film for film in stream.container.streams.video if not film.disposition & Disposition.attached_pic]
+        is_matroska = "matroska" in container_names(stream)
         track = films.index(stream) if is_matroska and stream in films else stream.id
-        self.stated, self.structure = stated_frames(container, stream), structure.damage
+        self.stated, self.structure = stated_frames(stream), structure.damage
         self.expected_packets, self.second = structure.packets.get(track), structure.second
         if self.expected_packets and not is_matroska:  # FFmpeg's edit list has no say in fragments
             self.expected_packets -= sum(entry.is_discard for entry in islice(stream.index_entries, stream.frames))
 
-    def expect_end(self, container: Any, stream: Any) -> None:
+    def expect_end(self, stream: Any) -> None:
         """Note where a video at a URL ends by its header, where the server does not say how long it is."""
-        self.unknown_length = container.size <= 0
-        if self.unknown_length and container.duration and container_names(container) & _STATE_THEIR_END:
+        self.unknown_length = stream.container.size <= 0
+        if self.unknown_length and stream.container.duration and container_names(stream) & _STATE_THEIR_END:
             slack_s = 2 / (stream.average_rate or 10) + 0.05  # of a last frame of unknown duration, and of rounding
-            self.stated_end_s = float(container.duration / av.time_base - slack_s)
+            self.stated_end_s = float(stream.container.duration / av.time_base - slack_s)
 
     @property
     def may_be_cut_off(self) -> bool:
@@ -139,8 +138,8 @@ def open_video(
     options: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
     max_pixels: int | None = None,
-) -> Iterator[tuple[Any, Any]]:
-    """Open a file's best video stream; yields (container, stream) and closes both.
+) -> Iterator[Any]:
+    """Open a file's best video stream; yields it, with its `container`, and closes both.
 
     Args:
         path: file or URL.
@@ -170,12 +169,10 @@ def open_video(
             stream.codec_context.options = {"max_pixels": str(max_pixels)}
         if threads != 1:
             stream.thread_type = "AUTO"
-        yield container, stream
+        yield stream
 
 
-def decode_frames(
-    container: Any, stream: Any, skip_before: int | None = None, losses: Losses | None = None
-) -> Iterator[Any]:
+def decode_frames(stream: Any, skip_before: int | None = None, losses: Losses | None = None) -> Iterator[Any]:
     """Decode from the current position to the end; what cannot be decoded is counted in `losses`, never raised.
 
     A packet cut off by the end of the file is not shown to the decoder, so that no concealed frame comes out.
@@ -183,11 +180,11 @@ def decode_frames(
     at them, and the frames from `skip_before` on are the same bit for bit.
     """
     losses = Losses() if losses is None else losses
-    decoding_times: deque[int | None] | None = deque() if container.format.name == "avi" else None
+    decoding_times: deque[int | None] | None = deque() if stream.container.format.name == "avi" else None
     aspects: list[Any] = []  # of pixels, that there were
     early: list[int] = []  # times of packets up to the first frame
     one_to_one, num_given = stream.codec_context.name in _ONE_TO_ONE, 0
-    for packet in demux_packets(container, stream, losses):
+    for packet in demux_packets(stream, losses):
         if skip_before is not None and stream.codec_context.name in _SKIP_ON_REQUEST:
             skipped = packet.pts is not None and packet.pts < skip_before
             stream.codec_context.skip_frame = "NONREF" if skipped else "DEFAULT"
@@ -211,7 +208,7 @@ def decode_frames(
                 aspects.append(aspect)
                 log.warning(
                     "%s: its pixels change from %s : 1 to %s : 1 midway, which is not followed",
-                    without_password(container.name),
+                    without_password(stream.container.name),
                     *(shape or 1 for shape in (aspects[0], aspect)),
                 )
             one_to_one = one_to_one and not frame.interlaced_frame
@@ -247,23 +244,23 @@ def _check(frame: Any, losses: Losses, decoding_times: deque[int | None] | None,
     losses.damaged += frame.is_corrupt
 
 
-def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> Iterator[Any]:
+def demux_packets(stream: Any, losses: Losses | None = None) -> Iterator[Any]:
     """Yield the whole packets of `stream`; ends where the file cannot be read further, `losses` says why."""
     losses = Losses() if losses is None else losses
-    loosely = bool(container_names(container) & _MARKED_LOOSELY)
+    loosely = bool(container_names(stream) & _MARKED_LOOSELY)
     wanted = [] if losses.stated_end_s is not None else [stream]  # the last packet may be one of sound
-    packets, failures = container.demux(*wanted), 0
+    packets, failures = stream.container.demux(*wanted), 0
     while failures < _READ_ATTEMPTS:
         try:
             packet = next(packets)
         except (StopIteration, av.error.EOFError):
             return
         except IndexError:  # PyAV, of a packet of a stream that began after the header: none of ours
-            packets = container.demux(*wanted)
+            packets = stream.container.demux(*wanted)
             continue
         except av.error.InvalidDataError as error:
             losses.broken, failures = error.strerror, failures + 1
-            packets = container.demux(*wanted)
+            packets = stream.container.demux(*wanted)
             continue
         except av.error.FFmpegError as error:
             losses.broken = error.strerror or str(error)
@@ -275,26 +272,26 @@ def demux_packets(container: Any, stream: Any, losses: Losses | None = None) -> 
             if packet.stream is not stream:
                 continue
         losses.num_packets += packet.size > 0 and not packet.is_discard
-        if packet.is_corrupt and container.format.name != "mpegts":
+        if packet.is_corrupt and stream.container.format.name != "mpegts":
             losses.structure = CUT_OFF
         # A packet without data is PyAV's flush mark, or a null frame.
         if packet.size and (loosely or not packet.is_corrupt):
             yield packet
 
 
-def stated_frames(container: Any, stream: Any) -> int | None:
+def stated_frames(stream: Any) -> int | None:
     """Return how many frames an MP4 or MOV file's index lists and its edit list shows; None where there is no index.
 
     The number in the header also counts what an edit list hides.
     """
-    if "mp4" not in container_names(container) or not stream.frames:
+    if "mp4" not in container_names(stream) or not stream.frames:
         return None
     return sum(1 for entry in stream.index_entries if entry.size and not entry.is_discard)
 
 
-def container_names(container: Any) -> set[str]:
-    """Return FFmpeg's names of a container's format."""
-    return set(container.format.name.split(","))
+def container_names(stream: Any) -> set[str]:
+    """Return FFmpeg's names of the format of a stream's container."""
+    return set(stream.container.format.name.split(","))
 
 
 def frame_orientation(frame: Any) -> Orientation:

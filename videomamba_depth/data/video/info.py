@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -17,6 +18,29 @@ log = logging.getLogger(__name__)
 
 class VideoReadError(UserError):
     """A video or image that cannot be read; one line with the path, the reason and what to do."""
+
+
+CUT_OFF, BROKEN = "it is cut off", "its structure is broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What the sizes in a file say.
+
+    Attributes:
+        damage: `CUT_OFF` or `BROKEN` where they do not lead from its start to its end, else "".
+        packets: of video that a fragmented MP4 or a Matroska file holds, as far as it is whole: by the track's id (MP4)
+            or by its place among the tracks of video (Matroska).
+        is_edited: whether a track of video has an edit list (MP4).
+        pauses: whether such a list shows nothing for a while after its beginning.
+        second: what follows that demuxers pass over: a second recording that was joined on; "" for nothing.
+    """
+
+    damage: str = ""
+    packets: Counter[int] = field(default_factory=Counter)
+    second: str = ""
+    is_edited: bool = False
+    pauses: bool = False
 
 
 @dataclass(frozen=True, eq=False)

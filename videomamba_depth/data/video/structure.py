@@ -11,21 +11,19 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-CUT_OFF = "it is cut off"
-BROKEN = "its structure is broken"
+from videomamba_depth.data.video.info import BROKEN, CUT_OFF, Structure
+from videomamba_depth.data.video.structure_mp4 import check_boxes, is_mp4, read_at
 
 _BLOCK = 188 * 192 * 50  # bytes read at a time; a multiple of both packet sizes of MPEG-TS
 _TAIL = 1 << 16  # bytes looked through for the last page of an Ogg file: more than a page can hold
 _PNG_TAIL = 64  # bytes in which the last chunk of a PNG begins, and what may follow it
-_FIRST_MP4_BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"sidx", b"pnot"}
-_MP4_PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
-_EBML, _SEGMENT, _TRACK_NUMBER = 0x1A45DFA3, 0x18538067, 0xD7
+_EBML = bytes.fromhex("1a45dfa3")
+_SEGMENT, _TRACK_NUMBER = 0x18538067, 0xD7
 _EBML_PARENTS = {_SEGMENT, 0x1F43B675, 0x1654AE6B, 0xAE, 0xA0}  # Cluster, Tracks, TrackEntry, BlockGroup
 _EBML_BLOCKS = {0xA3, 0xA1}  # SimpleBlock, Block; they begin with the number of their track
 _TRACKS, _TRACK_TYPE, _VIDEO_TRACK = 0x1654AE6B, 0x83, b"\x01"
@@ -34,26 +32,6 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _MXF = bytes.fromhex("060e2b34020501010d010201")  # a partition
 _NUT = b"nut/multimedia container\0"  # once per file
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-
-
-@dataclass(frozen=True, slots=True)
-class Structure:
-    """What the sizes in a file say.
-
-    Attributes:
-        damage: `CUT_OFF` or `BROKEN` where they do not lead from its start to its end, else "".
-        packets: of video that a fragmented MP4 or a Matroska file holds, as far as it is whole: by the track's id (MP4)
-            or by its place among the tracks of video (Matroska).
-        is_edited: whether a track of video has an edit list (MP4).
-        pauses: whether such a list shows nothing for a while after its beginning.
-        second: what follows that demuxers pass over: a second recording that was joined on; "" for nothing.
-    """
-
-    damage: str = ""
-    packets: Counter[int] = field(default_factory=Counter)
-    second: str = ""
-    is_edited: bool = False
-    pauses: bool = False
 
 
 def find_damage(path: str | Path) -> str:
@@ -71,124 +49,14 @@ def read_structure(path: str | Path) -> Structure:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(4096)
-        for recognizes, check in _CHECKS:
-            if recognizes(head):
-                file.seek(0)
-                found = check(file, size)
-                return found if isinstance(found, Structure) else Structure(found)
-    return Structure()
-
-
-def _check_boxes(file: BinaryIO, size: int) -> Structure:
-    """MP4: boxes of 32-bit size and type, 64-bit where the size is 1, to the end where it is 0."""
-    at, fragments, waiting = 0, False, False
-    samples = _Samples()
-    while at + 8 <= size:
-        file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        if length == 1:
-            length = int.from_bytes(file.read(8), "big")
-        if length < 8 or not kind.isascii():
-            return samples.structure("")  # to the end, or something else after it
-        if kind in _MP4_PARENTS and at + length <= size:
-            if not _are_boxes(file, at + 8, at + length):
-                return samples.structure(BROKEN)
-            samples.count(file, kind, at + 8, at + length)
-        if kind == b"mdat" and fragments and not waiting:
-            return samples.structure(BROKEN)  # a fragment's data without its index
-        fragments |= kind == b"moof"
-        waiting = kind == b"moof" or (waiting and kind != b"mdat")
-        at += length
-    cut = at > size or waiting or (fragments and at < size)
-    return samples.structure(CUT_OFF if cut else "")
-
-
-class _Samples:
-    """Counts the samples that an MP4 file's boxes state."""
-
-    def __init__(self) -> None:
-        self._indexed: Counter[int] = Counter()  # by the first index, of every track
-        self._in_fragments: Counter[int] = Counter()
-        self._video: set[int] = set()  # tracks, by the index that was read last
-        self._num_indices = self._second = 0
-        self._is_edited = self._pauses = False
-
-    def count(self, file: BinaryIO, kind: bytes, at: int, end: int) -> None:
-        """Count those of a `moov` or a `moof` box, whose content is from `at` to `end`."""
-        if kind == b"moov":
-            self._num_indices, self._video = self._num_indices + 1, set()
-            for start, stop in _find_boxes(file, at, end, b"trak"):
-                self._count_track(file, start, stop)
-        for start, stop in _find_boxes(file, at, end, b"traf") if kind == b"moof" else ():
-            track = _number(file, start, stop, 4, b"tfhd")
-            stated = sum(_number(file, *run, 4) for run in _find_boxes(file, start, stop, b"trun"))
-            if track in self._indexed:
-                self._in_fragments[track] += stated
-            elif track in self._video:
-                self._second += stated
-
-    def _count_track(self, file: BinaryIO, at: int, end: int) -> None:
-        header = next(_find_boxes(file, at, end, b"tkhd"), (at, at))
-        file.seek(header[0])
-        track = _number(file, *header, 20 if file.read(1) == b"\1" else 12)
-        stated = max(_number(file, at, end, 8, b"mdia", b"minf", b"stbl", name) for name in (b"stsz", b"stz2"))
-        is_video = _number(file, at, end, 8, b"mdia", b"hdlr") == int.from_bytes(b"vide", "big")
-        self._video |= {track} if is_video else set()
-        if is_video:
-            self._read_edits(file, at, end)
-        if self._num_indices == 1:
-            self._indexed[track] = stated
-        elif is_video:
-            self._second += stated
-
-    def _read_edits(self, file: BinaryIO, at: int, end: int) -> None:
-        for start, stop in _find_boxes(file, at, end, b"edts", b"elst"):
-            file.seek(start)
-            data = file.read(stop - start)
-            layout = ">Qqi" if data[:1] == b"\1" else ">Iii"  # duration, time in the medium or -1, rate
-            whole = 8 + (len(data) - 8) // struct.calcsize(layout) * struct.calcsize(layout)
-            times = [time for _, time, _ in struct.iter_unpack(layout, data[8:whole])]
-            self._is_edited |= bool(times)
-            self._pauses |= -1 in times[1:]
-
-    def structure(self, damage: str) -> Structure:
-        """Return what was found."""
-        packets = Counter({track: count + self._indexed[track] for track, count in self._in_fragments.items()})
-        second = f"a second index of {self._second} frames" if self._second else ""
-        return Structure(damage, packets, second, self._is_edited, self._pauses)
-
-
-def _find_boxes(file: BinaryIO, at: int, end: int, *path: bytes) -> Iterator[tuple[int, int]]:
-    """Yield from where to where the contents of the boxes of that path of types reach."""
-    while at + 8 <= end:
-        file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        if length < 8:
-            return
-        if kind == path[0]:
-            content = (at + 8, min(at + length, end))
-            yield from _find_boxes(file, *content, *path[1:]) if path[1:] else iter([content])
-        at += length
-
-
-def _number(file: BinaryIO, at: int, end: int, offset: int, *path: bytes) -> int:
-    """Return the 32-bit number in a stretch, or in the first box of that path in it; 0 where it is not there."""
-    start, stop = next(_find_boxes(file, at, end, *path), (at, at)) if path else (at, end)
-    file.seek(start + offset)
-    return int.from_bytes(file.read(4), "big") if start + offset + 4 <= stop else 0
-
-
-def _are_boxes(file: BinaryIO, at: int, end: int) -> bool:
-    """Tell whether boxes of a type and a length fill a stretch; those that hold the index are gone into."""
-    while at + 8 <= end:
-        file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        if length < 8 or at + length > end or not kind.isascii():
-            return False
-        if kind in _MP4_PARENTS and not _are_boxes(file, at + 8, at + length):
-            return False
-        at += length
-    return True
+        file.seek(0)
+        check = next((check for mark, check in _CHECKS.items() if head.startswith(mark)), None)
+        if is_mp4(head):
+            check = check_boxes
+        elif check is None and _transport_packet(head):
+            check = _check_transport
+        found = check(file, size) if check else ""
+    return found if isinstance(found, Structure) else Structure(found)
 
 
 def _check_elements(file: BinaryIO, size: int) -> Structure:
@@ -202,10 +70,9 @@ def _walk_elements(file: BinaryIO, size: int, packets: Counter[int]) -> str:
     at, ends = 0, [size]  # of the parents that are open
     tracks: list[bytes] = []  # their numbers
     video: list[bytes] = []
-    while at < ends[0] or _begins_with(file, at, _EBML.to_bytes(4, "big")):
+    while at < ends[0] or read_at(file, at, 4) == _EBML:
         ends = ends if at < ends[0] else [size]
-        file.seek(at)
-        head = file.read(16)
+        head = read_at(file, at, 16)
         id_length = 9 - head[0].bit_length()
         size_length = 9 - head[id_length].bit_length() if len(head) > id_length else 9
         if id_length > 4 or size_length > 8:
@@ -248,17 +115,11 @@ def _track(number: bytes) -> bytes:
     return bytes([number[0] | 0x80]) if number else b""
 
 
-def _begins_with(file: BinaryIO, at: int, mark: bytes) -> bool:
-    file.seek(at)
-    return file.read(len(mark)) == mark
-
-
 def _check_riff(file: BinaryIO, size: int) -> str:
     """AVI and WebP: one or several RIFF chunks; a recorder that was killed leaves a size of 0."""
     at = 0
     while at + 12 <= size:
-        file.seek(at)
-        kind, length, form = struct.unpack("<4sI4s", file.read(12))
+        kind, length, form = struct.unpack("<4sI4s", read_at(file, at, 12))
         if kind != b"RIFF" or length == 0:
             return ""
         if at + 8 + length > size + 1:  # the last chunk's padding may be missing
@@ -275,8 +136,7 @@ def _are_chunks(file: BinaryIO, at: int, end: int, names: set[bytes] | None) -> 
     names: that there may be; None: any that are printable.
     """
     while at + 8 <= end:
-        file.seek(at)
-        kind, length, form = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+        kind, length, form = struct.unpack("<4sI4s", read_at(file, at, 12).ljust(12, b"\0"))
         known = all(32 <= byte < 127 for byte in kind) if names is None else kind in names
         if not known or at + 8 + length > end + 1:
             return False
@@ -292,29 +152,32 @@ def _check_flv(file: BinaryIO, size: int) -> str:
         return CUT_OFF
     at = 13
     while at + 11 <= size:
-        file.seek(at)
-        tag = file.read(4)
+        tag = read_at(file, at, 4)
         if tag[0] & 0x1F not in (8, 9, 18):
             return BROKEN
         at += 15 + int.from_bytes(tag[1:], "big")
     return CUT_OFF if at != size else ""
 
 
-def _check_transport(packet: int) -> Callable[[BinaryIO, int], Structure]:
+def _check_transport(file: BinaryIO, size: int) -> Structure:
     """MPEG-TS: packets of one size that begin with 0x47 (after four bytes, on Blu-ray)."""
+    packet = _transport_packet(file.read(4096))
+    whole = size - size % packet
+    starts: dict[int, list[int]] = {}  # of frames of video, by PID
+    for start in range(0, whole, _BLOCK):
+        data = np.frombuffer(read_at(file, start, min(_BLOCK, whole - start)), np.uint8)
+        packets = data.reshape(-1, packet)[:, -188:]
+        if (packets[:, 0] != 0x47).any():
+            return Structure(BROKEN, second=_following(starts))
+        for number, pid in _video_starts(packets):
+            starts.setdefault(pid, []).append(start // packet + number)
+    return Structure(CUT_OFF if size % packet else "", second=_following(starts))
 
-    def check(file: BinaryIO, size: int) -> Structure:
-        whole = size - size % packet
-        starts: dict[int, list[int]] = {}  # of frames of video, by PID
-        for start in range(0, whole, _BLOCK):
-            data = np.frombuffer(file.read(min(_BLOCK, whole - start)), np.uint8).reshape(-1, packet)[:, -188:]
-            if (data[:, 0] != 0x47).any():
-                return Structure(BROKEN, second=_following(starts))
-            for number, pid in _video_starts(data):
-                starts.setdefault(pid, []).append(start // packet + number)
-        return Structure(CUT_OFF if size % packet else "", second=_following(starts))
 
-    return check
+def _transport_packet(head: bytes) -> int:
+    """Return the size of the packets of MPEG-TS, 0 where a file is none."""
+    marks = {packet: head[packet - 188 :][: 3 * packet : packet] for packet in (188, 192)}
+    return next((packet for packet, found in marks.items() if found == b"\x47\x47\x47"), 0)
 
 
 def _video_starts(packets: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -344,8 +207,7 @@ def _check_asf(file: BinaryIO, size: int) -> Structure:
         return Structure(CUT_OFF)
     at = 0
     while at + 24 <= size:
-        file.seek(at)
-        kind, length = struct.unpack("<16sQ", file.read(24))
+        kind, length = struct.unpack("<16sQ", read_at(file, at, 24))
         if at and kind == _ASF:
             return Structure(second="a second header")
         if length < 24:
@@ -364,16 +226,13 @@ def _check_mxf(file: BinaryIO, size: int) -> str:
     """MXF: a key of 16 bytes, a length (BER), a value, to the end; the first partition says where the last one is."""
     at = 0
     while at < size:
-        file.seek(at)
-        head = file.read(25)
+        head = read_at(file, at, 25)
         more = head[16] & 0x7F if len(head) == 25 and head[16] & 0x80 else 0  # bytes of the length
         if head[:4] != _MXF[:4][: len(head)] or more > 8:
             return BROKEN
         value = at + 17 + more
-        if at == 0:
-            file.seek(value + 24)
-            if int.from_bytes(file.read(8), "big") >= size:
-                return CUT_OFF
+        if at == 0 and int.from_bytes(read_at(file, value + 24, 8), "big") >= size:
+            return CUT_OFF
         at = value + (int.from_bytes(head[17 : 17 + more], "big") if more else head[16] if len(head) > 16 else 0)
     return CUT_OFF if at > size else ""
 
@@ -382,8 +241,7 @@ def _check_ivf(file: BinaryIO, size: int) -> str:
     """IVF: a header that states its length, frames with their length in front."""
     at = int.from_bytes(file.read(8)[6:], "little")
     while at + 12 <= size:
-        file.seek(at)
-        at += 12 + int.from_bytes(file.read(4), "little")
+        at += 12 + int.from_bytes(read_at(file, at, 4), "little")
     return CUT_OFF if at != size else ""
 
 
@@ -410,8 +268,7 @@ def _check_y4m(file: BinaryIO, size: int) -> str:
 
 def _check_ogg(file: BinaryIO, size: int) -> str:
     """Ogg: pages whose lacing values add up to their size."""
-    file.seek(max(0, size - _TAIL))
-    tail = file.read()
+    tail = read_at(file, max(0, size - _TAIL), _TAIL)
     at = tail.rfind(b"OggS")
     if at < 0:
         return ""
@@ -444,32 +301,20 @@ def _color_table(flags: int) -> int:
 
 def _check_png(file: BinaryIO, size: int) -> str:
     """PNG: the last chunk."""
-    file.seek(max(0, size - _PNG_TAIL))
-    return "" if b"IEND" in file.read() else CUT_OFF
+    return "" if b"IEND" in read_at(file, max(0, size - _PNG_TAIL), _PNG_TAIL) else CUT_OFF
 
 
-def _starts_with(mark: bytes) -> Callable[[bytes], bool]:
-    return lambda head: head.startswith(mark)
-
-
-def _is_transport(packet: int) -> Callable[[bytes], bool]:
-    first = packet - 188
-    return lambda head: head[first : first + 3 * packet : packet] == b"\x47\x47\x47"
-
-
-_CHECKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], str | Structure]], ...] = (
-    (lambda head: head[4:8] in _FIRST_MP4_BOXES, _check_boxes),
-    (_starts_with(_EBML.to_bytes(4, "big")), _check_elements),
-    (_starts_with(b"RIFF"), _check_riff),
-    (_starts_with(b"FLV"), _check_flv),
-    (_is_transport(188), _check_transport(188)),
-    (_is_transport(192), _check_transport(192)),
-    (_starts_with(_ASF), _check_asf),
-    (_starts_with(_NUT), _check_nut),
-    (_starts_with(_MXF), _check_mxf),
-    (_starts_with(b"DKIF"), _check_ivf),
-    (_starts_with(b"YUV4MPEG2 "), _check_y4m),
-    (_starts_with(b"OggS"), _check_ogg),
-    (_starts_with(b"GIF8"), _check_gif),
-    (_starts_with(b"\x89PNG"), _check_png),
-)
+_CHECKS: dict[bytes, Callable[[BinaryIO, int], str | Structure]] = {
+    _EBML: _check_elements,
+    b"RIFF": _check_riff,
+    b"FLV": _check_flv,
+    _ASF: _check_asf,
+    _NUT: _check_nut,
+    _MXF: _check_mxf,
+    b"DKIF": _check_ivf,
+    b"YUV4MPEG2 ": _check_y4m,
+    b"OggS": _check_ogg,
+    b"GIF8": _check_gif,
+    b"\x89PNG": _check_png,
+}
+"""By how a file begins."""
