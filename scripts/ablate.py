@@ -27,6 +27,7 @@ from videomamba_depth.evaluation.cache import write_text
 from videomamba_depth.evaluation.report import write_json
 from videomamba_depth.evaluation.summary import versions
 from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.utils.arguments import called_command
 from videomamba_depth.utils.checkpoint import list_steps
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.settings import to_values
@@ -136,7 +137,7 @@ def report(
         "groups": groups,
         "variants": summarize(evaluated["groups"], {name: seeds for name, seeds in variants.items() if seeds}, RECIPE),
         "failed": failed,
-        "command": " ".join(["python", *sys.argv]),
+        "command": called_command(),
         "versions": versions(),
     }
 

@@ -1,83 +1,9 @@
-"""Score students beside their teacher and its filters: `python scripts/evaluate.py checkpoint=...`."""
+"""Score students beside their teacher and its filters: `python scripts/evaluate.py checkpoint=...`.
 
-from __future__ import annotations
+The story is `videomamba_depth/commands/evaluate.py`, which an installed package runs as videomamba-depth evaluate.
+"""
 
-import os
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, by workers too; its idle threads spin
-
-import multiprocessing
-import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any
-
-from videomamba_depth.configuration.build_evaluate import (
-    Evaluation,
-    build_evaluation,
-    evaluate_in_worker,
-    start_worker,
-)
-from videomamba_depth.configuration.cli import hydra_entry
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
-from videomamba_depth.evaluation.engine import ClipResult, collect
-from videomamba_depth.evaluation.html.page import write_html
-from videomamba_depth.evaluation.progress import EvaluationBar
-from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
-from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.lock import exclusive
-
-
-def main(config: EvaluateConfig) -> None:
-    """Evaluate, print the table, write JSON, Markdown and HTML; exit with 1 where clips had to be left out."""
-    evaluation = build_evaluation(config)
-    checkpoints = list(evaluation.metadata["checkpoints"].values())
-    folder = Path(config.output or Path(checkpoints[0] if checkpoints else "runs/teacher/last").parent / "evaluation")
-    so_far = [folder / f"{config.name}.so_far{suffix}" for suffix in (".json", ".md")]
-
-    def keep(result: Mapping[str, Any]) -> None:
-        write_json(result, so_far[0])
-        write_markdown(result, so_far[1])
-
-    with exclusive(folder / f".{config.name}.lock", f"evaluation '{folder / config.name}'"):
-        result = collect(
-            outcomes(evaluation, config),
-            evaluation.evaluator,
-            metadata={**evaluation.metadata, "command": " ".join(["python", *sys.argv])},
-            keep=keep,
-            skip_unusable=True,
-        )
-        paths = [
-            write_json(result, folder / f"{config.name}.json"),
-            write_markdown(result, folder / f"{config.name}.md"),
-        ]
-        if config.html.enabled:
-            paths.append(write_html(result, folder / f"{config.name}.html"))
-        for path in so_far:
-            path.unlink()
-    print(to_markdown(result, per_clip=False))
-    print(f"\nwrote {', '.join(map(str, paths))}", flush=True)
-    if result["skipped"]:
-        sys.exit(1)
-
-
-def outcomes(evaluation: Evaluation, config: EvaluateConfig) -> Iterator[tuple[str, ClipResult | UserError]]:
-    """Yield name and result of every clip in order, from this process or from several."""
-    evaluator, sources = evaluation.evaluator, evaluation.sources
-    protocol, students = evaluator.protocol, sum(method.trained for method in evaluator.methods)
-    again = (int(protocol.palindrome) + int(protocol.cut_frames > 0)) * students
-    bar = EvaluationBar(len(sources), len(evaluator.methods), again)
-    if config.workers == 1:
-        for source in bar.over(sources):
-            yield source.name, evaluator.attempt(source, bar, draw=source.name in evaluation.drawn)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.workers, spawn, initializer=start_worker, initargs=(config,)) as pool:
-        results = pool.map(evaluate_in_worker, range(len(sources)))
-        for source in bar.over(sources):
-            yield source.name, next(results)
-
+from videomamba_depth.commands.console import run_command
 
 if __name__ == "__main__":
-    hydra_entry("evaluate", EvaluateConfig, main)
+    run_command("evaluate")

@@ -11,8 +11,6 @@ import torch
 
 # `import tiny`, `import media`, `import commands`; the other test files are imported by their own names.
 sys.path.insert(0, str(Path(__file__).parent))
-_ROOT = Path(__file__).parents[1]
-sys.path += [str(_ROOT), str(_ROOT / "scripts")]  # `import inference_streaming`, `import serve`
 
 torch.set_num_threads(1)
 

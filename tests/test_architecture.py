@@ -45,6 +45,17 @@ MAY_IMPORT = {
         "utils",
         "selective_scan",
     },
+    "commands": {
+        "configuration",
+        "training",
+        "streaming",
+        "serving",
+        "evaluation",
+        "export",
+        "models",
+        "data",
+        "utils",
+    },
 }
 FOLDERS_BELOW = {
     "data": {"labels", "labels/geometry", "synthetic", "video"},

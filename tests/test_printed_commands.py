@@ -34,6 +34,7 @@ PROGRAMS = [
     ROOT / "inference_streaming.py",
     *sorted(path for folder in ("scripts", "benchmarks", "examples") for path in (ROOT / folder).glob("*.py")),
     *sorted(ROOT.glob("tests/campaigns/*.py")),
+    *sorted(ROOT.glob("videomamba_depth/commands/[!_]*.py")),
 ]
 NOT_RUN = {
     "pip install torch torchvision": "installs several GB",
@@ -44,7 +45,7 @@ NOT_RUN = {
     "python train.py [group=choice] [key=value]": "names its arguments, gives none",
     "python examples/run_onnx.py depth.onnx clip.mp4 depth.mp4": "reads its arguments itself; tests/export runs it",
 }
-COMMAND = r"(?:[A-Z_]+=\S+ |nice -n \d+ )*(?:python|torchrun|pytest|make|pip)\s"
+COMMAND = r"(?:[A-Z_]+=\S+ |nice -n \d+ )*(?:python|torchrun|pytest|make|pip|videomamba-depth)\s"
 
 
 class WorkBegins(BaseException):
@@ -138,6 +139,8 @@ def test_a_printed_command_is_understood(command: str, monkeypatch: pytest.Monke
     elif words[0] == "pytest":
         assert words[1:3] in (["-m", "slow"], ["-m", "gpu"])
         assert all((ROOT / path).exists() for path in words[3:] if path != "-s")
+    elif words[0] == "videomamba-depth":
+        check_program(f"videomamba_depth/commands/{words[1]}.py", words[2:], monkeypatch)
     else:
         script = next(i for i, word in enumerate(words) if word.endswith(".py"))
         check_program(words[script], words[script + 1 :], monkeypatch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,8 @@ import pytest
 import torch
 from media import write_video
 
+from videomamba_depth.commands import serve
+from videomamba_depth.commands import stream as stream_command
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
@@ -23,7 +24,6 @@ from videomamba_depth.streaming.sources.live import LatestFrames
 from videomamba_depth.streaming.sources.open import open_source
 from videomamba_depth.utils.depth_kind import DepthKind
 
-ROOT = Path(__file__).resolve().parents[2]
 FRAMES = SimpleNamespace(name="x", num_frames=3, fps=30.0, time_base=Fraction(1, 30))
 
 
@@ -33,7 +33,7 @@ class Recorded(Exception):
 
 def stream_parts(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> SimpleNamespace:
     """Run the command up to its job; return what stream and job were made with, and what its sinks would be."""
-    command, parts = runpy.run_path(str(ROOT / "inference_streaming.py")), SimpleNamespace(stream={}, job={})
+    parts = SimpleNamespace(stream={}, job={})
 
     def stream(checkpoint: str, **given: Any) -> SimpleNamespace:
         parts.stream = {"checkpoint": checkpoint, **given}
@@ -47,12 +47,11 @@ def stream_parts(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> SimpleName
             raise Recorded
 
     threads: list[int] = []
-    names = command["main"].__globals__
-    monkeypatch.setitem(names, "DepthStream", stream)
-    monkeypatch.setitem(names, "StreamJob", Job)
+    monkeypatch.setattr(stream_command, "DepthStream", stream)
+    monkeypatch.setattr(stream_command, "StreamJob", Job)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     with pytest.raises(Recorded):
-        command["main"](load_config("stream", StreamConfig, ["checkpoint=student", *overrides]))
+        stream_command.main(load_config("stream", StreamConfig, ["checkpoint=student", *overrides]))
     parts.threads = threads
     return parts
 
@@ -156,7 +155,7 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["checkpoint=student", "device=cpu", "precision=bfloat16", "short_side=77", "reset_at_cuts=false",
              "max_gap_s=4", "allowed_hosts=[mybox.lan]", "host=0.0.0.0", "color.map=magma"]  # fmt: skip
     config = load_config("serve", ServeConfig, [*given, *overrides])
-    command, made = runpy.run_path(str(ROOT / "scripts/serve.py")), SimpleNamespace()
+    made = SimpleNamespace()
 
     class Stream:
         def __init__(self, model: Any, **options: Any) -> None:
@@ -169,11 +168,10 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
         made.settings, made.app = settings, options
         return "page"
 
-    names = command["build_page"].__globals__
-    monkeypatch.setitem(names, "DepthStream", Stream)
-    monkeypatch.setitem(names, "load_student", lambda *arguments: arguments)
+    monkeypatch.setattr(serve, "DepthStream", Stream)
+    monkeypatch.setattr(serve, "load_student", lambda *arguments: arguments)
     monkeypatch.setattr(app, "build_app", build_app)
-    assert command["build_page"](config) == "page"
+    assert serve.build_page(config) == "page"
     assert made.model == ("student", 77)
     assert (made.options["device"], made.options["precision"]) == ("cpu", "bfloat16")
     assert (made.options["resets"].cuts, made.options["resets"].max_gap_s) == (False, 4.0)

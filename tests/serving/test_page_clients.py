@@ -28,10 +28,10 @@ pytest.importorskip("uvicorn", reason="the page needs the extra [serve]")
 from starlette.datastructures import Headers
 
 sys.path.insert(0, str(Path(__file__).parent))
-import serve
 from hostile import scans_video
 from live_page import LivePage, StandIn, frame_bytes, live_page, status_of, wait_until
 
+from videomamba_depth.commands import serve
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.serving import uploads

@@ -15,10 +15,10 @@ import av
 import cv2
 import numpy as np
 import pytest
-import serve
 from media import numbered_frame, write_empty, write_headless, write_text, write_truncated, write_video
 from tiny import tiny_student
 
+from videomamba_depth.commands import serve
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.data.video.reader import Frame
@@ -336,6 +336,6 @@ def test_wrong_options(override: str) -> None:
 
 
 def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(UserError, match=r"pip install 'videomamba-depth\[serve\]'"):
         serve.main(load_config("serve", ServeConfig, ["checkpoint=a"]))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from media import write_empty, write_headless, write_images, write_text, write_truncated, write_video
 
-from inference_streaming import main
+from videomamba_depth.commands.stream import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.reader import iter_frames

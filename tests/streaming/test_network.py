@@ -14,7 +14,7 @@ import pytest
 from media import frame_number
 from mjpeg_server import MjpegServer
 
-from inference_streaming import main
+from videomamba_depth.commands.stream import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.reader import VideoReadError

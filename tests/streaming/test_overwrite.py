@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from media import write_images, write_video
 
-from inference_streaming import main
+from videomamba_depth.commands.stream import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming import job

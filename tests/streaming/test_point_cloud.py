@@ -10,7 +10,7 @@ import pytest
 from media import numbered_frame, write_video
 from tiny import save_tiny_teacher
 
-from inference_streaming import main
+from videomamba_depth.commands.stream import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.depth_frame import DepthFrame

@@ -16,7 +16,7 @@ import pytest
 from commands import ROOT
 from media import write_video
 
-from inference_streaming import main
+from videomamba_depth.commands.stream import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.depth_frame import DepthFrame

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_streaming import main
+from videomamba_depth.commands.stream import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.streaming.sinks.open import RAW_SINKS

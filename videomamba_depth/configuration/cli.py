@@ -12,21 +12,27 @@ from typing import TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from selective_scan.backends import BackendError, check_environment
+from videomamba_depth.configuration.help_page import help_page
 from videomamba_depth.configuration.old_keys import renamed
 from videomamba_depth.configuration.overrides import quote_overrides
+from videomamba_depth.utils.arguments import called_program
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging
 from videomamba_depth.utils.settings import read_settings
 from videomamba_depth.utils.signals import STOPPED_STATUS, on_stop
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-"""The folder of YAML files at the root of the repository."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "configs"
+CONFIG_DIR = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+"""The folder of YAML files: at the root of the repository, which an installed package holds inside."""
 
 Schema = TypeVar("Schema")
 
@@ -34,7 +40,9 @@ OmegaConf.register_new_resolver("without_plus", lambda overrides: re.sub(r"\+\+"
 
 
 def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema], None]) -> None:
-    """Run `main(config)` as a Hydra command: overrides, `--multirun`, `--help` and `--cfg job` work as in Hydra.
+    """Run `main(config)` as a Hydra command: overrides, `--multirun` and `--cfg job` work as in Hydra.
+
+    `--help` prints the docstring of `main`'s module, the groups and the keys with their comments.
 
     A misspelled key, a wrong type or an unknown group option ends in one line on stderr and exit status 2, and so does
     every `UserError` that `main` raises, and a scan backend that the environment asks for and that does not run here.
@@ -53,6 +61,10 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
             main(to_schema(config, schema))
 
     with exit_on_user_error(BackendError), _stopped_in_one_line():
+        if "--help" in flags or "-h" in flags:
+            about = sys.modules[main.__module__].__doc__ or ""
+            print(help_page(CONFIG_DIR, config_name, about, called_program()))
+            return
         check_environment()
         configure_logging()
         arguments = renamed(given[1:], schema)
@@ -64,6 +76,12 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
         entry = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_main)
         with _one_line_errors():
             entry()
+
+
+def sweep_folder() -> str | None:
+    """Return the folder of this run of a `--multirun`; None outside of one. To be asked for within `main`."""
+    current = HydraConfig.get()
+    return current.runtime.output_dir if current.mode == RunMode.MULTIRUN else None
 
 
 def load_config(config_name: str, schema: type[Schema], overrides: Sequence[str]) -> Schema:

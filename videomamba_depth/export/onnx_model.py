@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import time
@@ -18,6 +17,7 @@ from torch.export import Dim
 from videomamba_depth.export.explicit_step import ExplicitStep, evaluate_shape, exportable, state_shapes
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.extras import require
 
 OPSET = 20
 _MAX_PATCHES = 1024  # per side; an upper bound that the exporter asks for
@@ -59,8 +59,8 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
             "a student that estimates motion cannot be exported: its optical flow is no ONNX operator;"
             " train one with model.flow=null"
         )
-    onnx = require("onnx")
-    require("onnxscript")
+    onnx = require("onnx", "the export")
+    require("onnxscript", "the export")
     patch = model.encoder.patch_size
     size = image_size or (_TRACED_PATCHES[0] * patch, _TRACED_PATCHES[1] * patch)
     if size[0] % patch or size[1] % patch:
@@ -133,8 +133,7 @@ def quantize_int8(path: Path, target: Path) -> None:
     Raises:
         UserError: onnxruntime is not installed.
     """
-    require("onnxruntime")
-    quantization = importlib.import_module("onnxruntime.quantization")
+    quantization = require("onnxruntime.quantization", "--int8")
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime warns of a preparation that changes nothing here
     try:
@@ -155,22 +154,10 @@ def open_session(path: Path, threads: int = 1) -> Any:
     Raises:
         UserError: onnxruntime is not installed.
     """
-    runtime = require("onnxruntime")
+    runtime = require("onnxruntime", "the comparison")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def require(package: str) -> Any:
-    """Import a package of the extra [export].
-
-    Raises:
-        UserError: it is not there.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"{package} is not installed; pip install 'videomamba-depth[export]'") from error
 
 
 def _zeros(session: Any, shapes: dict[str, Any], height: int, width: int) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from videomamba_depth.training.trainer_state import resuming
 from videomamba_depth.utils.atomic import disk_errors, to_json, write_text
 from videomamba_depth.utils.checkpoint import list_steps, step_folder, verify_files, whole_folder
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.extras import require
 from videomamba_depth.utils.lock import exclusive
 from videomamba_depth.utils.logger import JsonLines
 
@@ -136,6 +137,7 @@ class RunLog:
         self._board: Any = None
         self._wandb: Any = None
         if backend == "tensorboard":
+            require("tensorboard", "trainer.logger=tensorboard (or take trainer.logger=none)")
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step)
@@ -168,10 +170,7 @@ class RunLog:
 
 
 def _start_wandb(run: RunFolder, config: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("trainer.logger=wandb needs the extra: pip install 'videomamba-depth[wandb]'") from error
+    wandb = require("wandb", "trainer.logger=wandb")
     return wandb.init(dir=str(run.path), name=run.path.name, id=run.path.name, resume="allow", config=config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,3 +46,14 @@ def named_path(text: str) -> str:
     """Return a folder's path, or `teacher:PATH`, as text; a leading `~` is the home folder."""
     kind, colon, rest = text.partition(":") if text.startswith("teacher:") else ("", "", text)
     return f"{kind}{colon}{os.path.expanduser(rest)}"
+
+
+def called_program() -> str:
+    """Return how this program was called: `python FILE`, or the name of an installed command."""
+    name = sys.argv[0]
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def called_command() -> str:
+    """Return the whole command line, for records."""
+    return " ".join([called_program(), *sys.argv[1:]])

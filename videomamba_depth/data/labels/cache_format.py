@@ -31,22 +31,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import zarr
-from zarr.codecs import ZstdCodec
 
 from videomamba_depth.data.video.find import VideoSource, hash_source, source_stamp
 from videomamba_depth.data.video.info import VideoInfo, VideoReadError
 from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.extras import require
 
 FORMAT_VERSION = 2
 _SCALED_MAX = 1024.0
-_COMPRESSION = ZstdCodec(level=3, checksum=True)
 
 RAW, STABILIZED = "chunk", "stabilised"
 """Kinds of labels: the first words of the arrays of their scales and digests."""
 ARRAYS = {RAW: ("depth", "flow_bwd", "static"), STABILIZED: ("stabilised",)}
 """The arrays of each kind that are stored in chunks of frames; the first is divided by the chunk's scale."""
+
+
+def zarr_library() -> Any:
+    """Import Zarr, which whoever trains without a cache can do without."""
+    return require("zarr", "a teacher cache")
 
 
 class LabelError(ValueError):
@@ -128,7 +131,7 @@ def open_groups(cache_root: str | Path) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         try:
-            groups[folder.name] = zarr.open_group(str(folder), mode="r", zarr_format=3)
+            groups[folder.name] = zarr_library().open_group(str(folder), mode="r", zarr_format=3)
         except (OSError, KeyError, ValueError):
             groups[folder.name] = None
     if not groups:
@@ -267,7 +270,8 @@ def create_arrays(group: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], 
     for name, shape in shapes.items():
         dtype, chunks = "bool" if name == "static" else "float16", (chunk_frames, *shape[1:])
         if name not in group:
-            group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=_COMPRESSION)
+            zstd = require("zarr.codecs").ZstdCodec(level=3, checksum=True)
+            group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=zstd)
     count = -(-next(iter(shapes.values()))[0] // chunk_frames)
     if f"{kind}_digest" not in group:
         group.create_array(f"{kind}_digest", shape=(count, 32), chunks=(count, 32), dtype="uint8", fill_value=0)
@@ -303,7 +307,7 @@ def group_address(cache_root: str | Path, video_id: str) -> str:
 
 def open_group(cache_root: str | Path, video_id: str, mode: Literal["r", "r+"]) -> Any:
     """Open a video's group; raises FileNotFoundError or KeyError where there is none."""
-    return zarr.open_group(group_address(cache_root, video_id), mode=mode, zarr_format=3)
+    return zarr_library().open_group(group_address(cache_root, video_id), mode=mode, zarr_format=3)
 
 
 def source_unchanged(attributes: Mapping[str, Any], path: str | Path) -> bool:

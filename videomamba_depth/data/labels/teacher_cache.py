@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from videomamba_depth.data.clip import SharedFlags
 from videomamba_depth.data.labels.cache_format import (
@@ -30,6 +29,7 @@ from videomamba_depth.data.labels.cache_format import (
     open_group,
     source_unchanged,
     store_chunk,
+    zarr_library,
 )
 from videomamba_depth.data.labels.stabilized_cache import StabilizeKey
 from videomamba_depth.data.video.find import VideoSource
@@ -111,7 +111,7 @@ class TeacherCacheWriter:
         except (FileNotFoundError, KeyError):
             attributes = group_attributes(source, info, key, self.layout)
             store = group_address(root, source.video_id)
-            group = zarr.create_group(store, zarr_format=3, attributes=attributes)
+            group = zarr_library().create_group(store, zarr_format=3, attributes=attributes)
         folder = local_folder(group)
         for left_over in folder.rglob("*.partial") if folder is not None else ():  # of a write that was killed
             left_over.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from videomamba_depth.streaming.sinks.images import ExrSink, Png16Sink, require_
 from videomamba_depth.streaming.sinks.npz import NpzSink
 from videomamba_depth.streaming.sinks.point_cloud import Intrinsics, PointCloudSink
 from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, VideoSink
-from videomamba_depth.streaming.sinks.zarr_group import ZarrSink
+from videomamba_depth.streaming.sinks.zarr_group import ZarrSink, require_zarr
 from videomamba_depth.utils.color import ColorSettings, DepthColors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.settings import Range, choice, path, ranged
@@ -62,7 +62,7 @@ RAW_SINKS = {
     "npz": SinkEntry("_depth", lambda p, o: NpzSink(p, o.kind, o.settings.raw_precision, o.settings.shard_frames)),
     "png16": SinkEntry("_depth", lambda p, o: Png16Sink(p, o.kind, o.max_depth_m)),
     "exr": SinkEntry("_depth", lambda p, o: ExrSink(p, o.kind, o.settings.raw_precision), check=require_exr),
-    "zarr": SinkEntry("_depth.zarr", lambda p, o: ZarrSink(p, o.kind, o.settings.raw_precision)),
+    "zarr": SinkEntry("_depth.zarr", lambda p, o: ZarrSink(p, o.kind, o.settings.raw_precision), check=require_zarr),
 }
 """What `raw` may be besides "none"."""
 

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.codecs import ZstdCodec
 
 from videomamba_depth.streaming.depth_frame import DepthFrame, to_storage
 from videomamba_depth.utils.atomic import disk_errors, sync_tree
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.extras import require
 
 _CHUNK_BYTES = 16 * 2**20
+
+
+def require_zarr() -> None:
+    """Raise UserError where Zarr is not installed."""
+    require("zarr", "raw=zarr")
 
 
 class ZarrSink:
@@ -65,10 +69,10 @@ class ZarrSink:
 
     def _create(self, frame: DepthFrame) -> None:
         attributes = {"depth_kind": self._kind.value, "time_base": str(frame.time_base), "num_frames": 0}
-        self._group = zarr.create_group(self.path, zarr_format=3, attributes=attributes)
+        self._group = require("zarr").create_group(self.path, zarr_format=3, attributes=attributes)
         height, width = frame.depth.shape
         per_chunk = max(1, min(self._chunk_frames, _CHUNK_BYTES // (frame.depth.size * self._dtype.itemsize)))
-        options: dict[str, Any] = {"compressors": ZstdCodec(level=1)}
+        options: dict[str, Any] = {"compressors": require("zarr.codecs").ZstdCodec(level=1)}
         self._group.create_array(
             "depth", shape=(0, height, width), chunks=(per_chunk, height, width), dtype=self._dtype, **options
         )

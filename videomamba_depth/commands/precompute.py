@@ -1,0 +1,112 @@
+"""Label a folder of videos once, so that training need not run the teacher.
+
+    videomamba-depth precompute root=videos cache=cache                      # the embedded teacher
+    videomamba-depth precompute teacher=depth_anything_v2 root=videos cache=cache batch_frames=8
+    videomamba-depth precompute root=videos cache=cache verify=true          # only read it all again
+
+Run it again to continue; run it under torchrun to share the videos among processes. Training reads the cache with
+data.teacher_cache=cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from fsspec.core import url_to_fs
+from torch import Tensor
+
+from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
+from videomamba_depth.configuration.cli import hydra_entry
+from videomamba_depth.configuration.schema import PrecomputeConfig
+from videomamba_depth.data.labels.cache_verify import verify_cache
+from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, precompute_stabilized
+from videomamba_depth.data.labels.teacher_cache import TeacherKey
+from videomamba_depth.data.video.decode import is_url
+from videomamba_depth.data.video.find import VideoSource, find_sources
+from videomamba_depth.training.distributed import start_ranks, stop_ranks
+from videomamba_depth.utils.errors import UserError, building
+from videomamba_depth.utils.lock import exclusive
+
+log = logging.getLogger(__name__)
+
+
+def main(config: PrecomputeConfig) -> None:
+    """Fill, or verify, the cache that `config` describes."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if is_url(config.cache):
+        with building("cache"):
+            url_to_fs(config.cache)
+    videos = find_sources(config.root)
+    ranks = start_ranks(config.device)
+    held = ExitStack()
+    try:
+        with ranks.together():
+            if ranks.is_main and not config.verify and "://" not in config.cache:  # one lock for all ranks
+                lock = Path(config.cache) / ".lock"
+                held.enter_context(exclusive(lock, f"teacher cache '{config.cache}'"))
+        teacher = build_teacher(config.teacher, ranks.device)
+        key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
+        if config.verify:
+            verify(config, key, videos)
+            return
+
+        def predict_depth(rgb: Tensor) -> Tensor:
+            return teacher.predict_depth(rgb.to(ranks.device)).float()
+
+        summary = precompute_videos(
+            videos,
+            predict_depth,
+            key,
+            config.cache,
+            batch_frames=config.batch_frames,
+            image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            flow=build_flow_estimator(config.reference_flow, ranks.device) if config.store_flow else None,
+            progress=ranks.is_main,
+        )
+        if config.stabilize:
+            flow, flow_name = build_flow_estimator(config.reference_flow, ranks.device), flow_key(config.reference_flow)
+            stabilized = StabilizeKey(config.target_radius, config.target_sigma, flow_name, config.target)
+            mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
+            frames = precompute_stabilized(mine, config.cache, key, stabilized, flow, progress=ranks.is_main)
+            log.info("%d frames given %s targets", frames, config.target)
+    finally:
+        held.close()
+        stop_ranks()
+    log.info(
+        "%d videos labelled, %d were already, %d frames, %d failed",
+        summary.finished, summary.already_finished, summary.frames, len(summary.failed),
+    )  # fmt: skip
+    if summary.failed:
+        sys.exit(1)
+
+
+def verify(config: PrecomputeConfig, key: TeacherKey, videos: list[VideoSource]) -> None:
+    """Read every chunk again and name what does not fit."""
+    report = verify_cache(config.cache, key=key, sources=videos)
+    for problem in report.problems:
+        log.error("%s", problem)
+    for video_id in report.unfinished:
+        log.warning("%s: unfinished", video_id)
+    log.info("%d videos and %d frames are whole", report.videos, report.frames)
+    if not report.ok or report.unfinished:
+        raise UserError(
+            f"the cache '{config.cache}' has {len(report.problems)} faults and {len(report.unfinished)} unfinished"
+            " videos, see above; run again without verify=true to finish it, delete the faulty groups to make them anew"
+        )
+
+
+def run() -> None:
+    """Run the command line."""
+    hydra_entry("precompute", PrecomputeConfig, main)
+
+
+if __name__ == "__main__":
+    run()
