@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def build_student(form: str) -> VideoMambaDepth:
-    """Return a student of Small size with the temporal stacks of configs/model/base.yaml or plain.yaml."""
+    """Return a student of Small size with the temporal stacks of configs/model/plain_stack.yaml or plain.yaml."""
     _, encoder = small_models(None)
     spec = TemporalSpec()
     if form == "plain":
