@@ -241,3 +241,12 @@ def test_recurrence_norms_biases_and_tables_do_not_decay(
     assert still <= rest
     assert all(name.endswith(("weight", "proj_b", "_embedding")) for name in decay)
     assert {name for name in rest if made.student.get_parameter(name).ndim > 1} <= still
+
+
+def test_the_seed_decides_the_weights_and_the_data(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    made = [trainer_of(tmp_path, tiny_teacher_folder, f"trainer.seed={seed}") for seed in (3, 3, 4)]
+    weights = [torch.cat([p.flatten() for p in trainer.student.temporal.parameters()]) for trainer in made]
+    pictures = [next(trainer._batches_from(0))["rgb"] for trainer in made]
+    for one, same, other in (weights, pictures):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
