@@ -1,6 +1,6 @@
 """Stream a video through a student, frame by frame: `python inference_streaming.py checkpoint=… input=… output=…`.
 
-The story is `videomamba_depth/commands/stream.py`, which an installed package runs as videomamba-depth stream.
+See `videomamba_depth/commands/stream.py`; an installed package runs it as videomamba-depth stream.
 """
 
 from videomamba_depth.commands.console import run_command

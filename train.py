@@ -1,6 +1,6 @@
 """Train a streaming student: `python train.py [group=choice] [key=value]`; the README lists examples.
 
-The story is `videomamba_depth/commands/train.py`, which an installed package runs as videomamba-depth train.
+See `videomamba_depth/commands/train.py`; an installed package runs it as videomamba-depth train.
 """
 
 from videomamba_depth.commands.console import run_command

@@ -1,6 +1,6 @@
 """Export one step of a student to ONNX: `python scripts/export_onnx.py runs/x/last depth.onnx`.
 
-The story is `videomamba_depth/commands/export.py`, which an installed package runs as videomamba-depth export.
+See `videomamba_depth/commands/export.py`; an installed package runs it as videomamba-depth export.
 """
 
 from videomamba_depth.commands.console import run_command

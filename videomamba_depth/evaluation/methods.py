@@ -1,4 +1,4 @@
-"""Every way to depth over time that is scored: the teacher, causal filters of its output, streams, students.
+"""The methods that are scored: the teacher, causal filters of its output, recorded depth, students.
 
 A filter goes over the teacher's depth of a clip (inverse depth or meters) and gives one [H,W] for each frame as it
 comes; frame t of its output depends on frames 0 … t alone. `alpha` is the weight of the newest frame: alpha = 0.1

@@ -1,4 +1,4 @@
-"""Keep the recurrent state still where the picture is still."""
+"""State smoothness: the recurrent state changes little on static pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a depth model learns single pictures with: relative, scale-and-shift-invariant, gradient and edge terms.
+"""Losses of single pictures, for training a teacher: relative, scale-and-shift-invariant, gradient and edge terms.
 
 Prediction p and target y are inverse depth [B,1,H,W], sides of at least 2 px, y ≥ 0 of any positive scale. Everything
 is computed in the precision of its input; give float32.

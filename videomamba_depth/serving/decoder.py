@@ -1,4 +1,4 @@
-"""Decode what strangers send in a process of its own, which can be ended at any moment.
+"""Decode untrusted uploads in a process of its own, which can be ended at any moment.
 
 A picture of a few kilobytes can keep a decoder busy for minutes, a damaged one can crash it, and a thread cannot be
 ended. So every connection has a process (`decoder_process`), which ends itself when one frame takes longer than

@@ -1,4 +1,4 @@
-"""Depth as colors whose meaning does not flicker."""
+"""Depth as colors, with a range that is smoothed over time."""
 
 from __future__ import annotations
 

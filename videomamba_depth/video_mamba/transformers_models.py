@@ -1,4 +1,4 @@
-"""Faces of Vim and VideoMamba for Hugging Face transformers: configs, models, classifiers and backbones.
+"""Vim and VideoMamba under the conventions of Hugging Face transformers: configs, models, classifiers and backbones.
 
 Importing this module registers them with transformers' Auto classes, so that its Trainer, pipelines, hub and the heads
 that take a `backbone_config` (UperNet, DPT) work with them. The models themselves are `Vim` and `VideoMamba`, held as

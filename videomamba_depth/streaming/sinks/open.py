@@ -1,4 +1,4 @@
-"""What a stream writes. A new sink is a file here and an entry of `RAW_SINKS`, or of `SINKS`."""
+"""The sinks of a stream, from its settings. A new sink is a file here and an entry of `RAW_SINKS`, or of `SINKS`."""
 
 from __future__ import annotations
 

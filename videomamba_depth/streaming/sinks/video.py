@@ -1,4 +1,4 @@
-"""What a person looks at, as a video or in a window, and the per-frame log that says what its colors mean."""
+"""Depth as colors, in a video or a window, and the per-frame log with the range of the colors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where frames come from."""
+"""Sources of recorded frames: video files, image folders and URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a person names to a source. A new source is a file here and an entry of `SOURCES`."""
+"""The source of a stream, from its settings. A new source is a file here and an entry of `SOURCES`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth from the parallax of a moving camera: offline targets that know more than their teacher.
+"""Depth from the parallax of a moving camera: offline targets that are more accurate than the teacher.
 
 pairs     flow between frames 1 to 16 apart, on a grid      scene, camera   what is solved for; poses, projection
 equations, adjust   dense bundle adjustment                 solve           its course, from a stationary camera on
