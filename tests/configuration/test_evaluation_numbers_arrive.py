@@ -16,6 +16,8 @@ from videomamba_depth.configuration.build_evaluate import Evaluation, build_eval
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.data.synthetic import CameraMotion
+from videomamba_depth.evaluation.datasets import rgbd
+from videomamba_depth.evaluation.datasets.recording import Recording
 from videomamba_depth.evaluation.datasets.world_kinds import KINDS
 from videomamba_depth.evaluation.datasets.worlds import WorldSpec
 from videomamba_depth.utils.errors import UserError
@@ -109,15 +111,23 @@ def test_videos_and_pictures_with_depth(
     assert len({source.digest() for source in made.sources}) == 2  # type: ignore[misc]
     read: list[dict[str, Any]] = []
     monkeypatch.setattr(build_evaluate, "find_sequences", lambda path: [Path(path)])
-    monkeypatch.setattr(build_evaluate, "load_rgbd", lambda path, **options: read.append({"path": path, **options}))
-    values = {"depth_scale": 500.0, "max_depth_m": 7.0, "crop_px": 3}
-    made = evaluation(
-        tiny_teacher_folder, f"input={tmp_path / 'videos'}", *(f"rgbd.{key}={value}" for key, value in values.items()),
-        "rgbd.invalid=9", "rgbd.intrinsics=k.txt", "rgbd.poses=p.txt", "max_frames=6",
-    )  # fmt: skip
-    made.sources[0].load()
-    wanted = {**values, "invalid_value": 9.0, "intrinsics": "k.txt", "poses": "p.txt", "max_frames": 6}
-    assert {key: read[0][key] for key in wanted} == wanted
+    recording = Recording(folder=tmp_path, frames=[])
+    monkeypatch.setattr(build_evaluate, "folder_recording", lambda path: recording)
+
+    def keep(name: str, recording: Recording, *options: Any, refuse_far: bool) -> None:
+        read.append({**vars(recording), "options": options, "refuse_far": refuse_far})
+
+    monkeypatch.setattr(rgbd, "read_recording", keep)
+    values = {"depth_scale": 500.0, "max_depth_m": 7.0}
+    paths = ("rgbd.invalid=9", "rgbd.intrinsics=k.txt", "rgbd.poses=p.txt", "max_frames=6")
+    for given, crop in (("rgbd.crop_px=3", (3, 3, 3, 3)), ("rgbd.crop=[1,2,3,4]", (1, 2, 3, 4))):
+        made = evaluation(
+            tiny_teacher_folder, f"input={tmp_path / 'videos'}", given, *paths,
+            *(f"rgbd.{key}={value}" for key, value in values.items()),
+        )  # fmt: skip
+        made.sources[0].load()
+        wanted = {**values, "invalid_value": 9.0, "crop": crop, "options": ("k.txt", "p.txt", 6), "refuse_far": True}
+        assert {key: read[-1][key] for key in wanted} == wanted
 
 
 def test_students_of_different_teachers_are_refused(tiny_teacher_folder: str, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from videomamba_depth.evaluation import load_rgbd
-from videomamba_depth.evaluation.datasets.rgbd import find_sequences, pose_matrix
+from videomamba_depth.evaluation.datasets.recording import pose_matrix
+from videomamba_depth.evaluation.datasets.rgbd import find_sequences
 from videomamba_depth.evaluation.datasets.timestamps import associate
 from videomamba_depth.evaluation.metrics.geometry import tae_z, usable_poses
 from videomamba_depth.utils.errors import UserError
@@ -214,7 +215,7 @@ def test_ground_truth_beyond_the_range_is_counted_and_most_of_it_refused(
     assert "33.3 % of the ground truth lies beyond max_depth_m=5" in caplog.text
     with pytest.raises(UserError, match=r"67 % of the ground truth lies beyond max_depth_m=10 .* rgbd\.max_depth_m=80"):
         load_rgbd(folder, depth_scale=150.0, invalid_value=65535)  # 7, 13 and 67 m
-    with pytest.raises(UserError, match="crop_px=10 leaves nothing"):
+    with pytest.raises(UserError, match=r"crop=\[10, 10, 10, 10\] leaves nothing"):
         load_rgbd(folder, depth_scale=1000.0, crop_px=10)
 
 

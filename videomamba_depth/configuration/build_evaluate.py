@@ -18,7 +18,9 @@ from videomamba_depth.data.video.reader import iter_frames, probe_video
 from videomamba_depth.evaluation.cache import digest
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.code_digest import code_digest
-from videomamba_depth.evaluation.datasets.rgbd import find_sequences, load_rgbd
+from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
+from videomamba_depth.evaluation.datasets.recording import Recording
+from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
 from videomamba_depth.evaluation.methods import Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
@@ -108,7 +110,7 @@ def _drawn(config: EvaluateConfig, sources: Sequence[ClipSource]) -> frozenset[s
 
 
 def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
-    """Return the clips of the input: synthetic worlds, RGB-D sequences, or every video at or below it."""
+    """Return the clips of the input: worlds, sequences of a data set, or every video at or below it."""
     sources = next(listed for applies, listed in CLIP_SOURCES if applies(config))(config, flow)
     if not sources:
         raise UserError(f"nothing to evaluate: synthetic.kinds={list(config.synthetic.kinds)} has no videos")
@@ -139,15 +141,30 @@ def open_video(source: VideoSource) -> EvaluationClip:
 
 
 def _rgbd(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
-    values = asdict(config.rgbd)
-    load = partial(load_rgbd, invalid_value=values.pop("invalid"), max_frames=config.max_frames, **values)
-    return [ClipSource(sequence.name, partial(load, sequence)) for sequence in find_sequences(config.input)]
+    return _recordings(
+        config, [Found(folder.name, partial(folder_recording, folder)) for folder in find_sequences(config.input)]
+    )
+
+
+def _layout_or_videos(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+    given = config.rgbd
+    known = given.layout is not None or Path(config.input).exists()
+    found = find_layout(config.input, given.layout, given.depth_root) if known else []
+    return _recordings(config, found) or _videos(config, flow)
+
+
+def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSource]:
+    return [ClipSource(name, partial(_open_recording, config, name, open)) for name, open in found]
+
+
+def _open_recording(config: EvaluateConfig, name: str, open: Callable[[], Recording]) -> EvaluationClip:
+    return config.rgbd.clip(name, open(), config.max_frames)
 
 
 CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig], bool], Sources], ...] = (
     (lambda config: config.input == "synthetic", _worlds),
-    (lambda config: config.rgbd.depth_scale is not None, _rgbd),
-    (lambda config: True, _videos),
+    (lambda config: config.rgbd.depth_scale is not None and config.rgbd.layout is None, _rgbd),
+    (lambda config: True, _layout_or_videos),
 )
 """Kinds of input: when each applies, the first that does, and the function that lists its clips."""
 

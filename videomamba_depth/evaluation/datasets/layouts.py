@@ -1,0 +1,609 @@
+"""Layouts of public data sets as they are unpacked: which files belong together, and what their numbers mean.
+
+A layout is a function that lists the sequences at or below a folder, and an entry of `LAYOUTS`. Depth scale, invalid
+value, greatest depth, crop and intrinsics are those of the data set's own documentation or of the protocol that is
+published on it; `RgbdFormat` overrides them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videomamba_depth.evaluation.datasets import formats
+from videomamba_depth.evaluation.datasets.recording import (
+    IMAGE_SUFFIXES,
+    Recording,
+    RgbdFrame,
+    listed,
+    pose_matrix,
+    read_depth,
+    read_numbers,
+)
+from videomamba_depth.evaluation.datasets.timestamps import associate
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.intrinsics import camera_matrix
+
+log = logging.getLogger(__name__)
+
+LEVELS = 7  # of folders below the input
+NO_DEPTH = "have no depth map"
+TUM_CAMERAS = {  # the benchmark's own calibration; its default where the name tells no camera
+    "freiburg1": (517.3, 516.5, 318.6, 255.3),
+    "freiburg2": (520.9, 521.0, 325.1, 249.7),
+    "freiburg3": (535.4, 539.2, 320.1, 247.6),
+    "": (525.0, 525.0, 319.5, 239.5),
+}
+BONN_CAMERA = (542.822841, 542.576870, 315.593520, 237.756098)
+BONN_ROS = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+BONN_MARKERS = np.array(  # from the camera to the markers that were tracked, depth in the sensor's scale
+    [[1.0157, 0.1828, -0.2389, 0.0113], [0.0009, -0.8431, -0.6413, -0.0098], [-0.3009, 0.6147, -0.8085, 0.0111],
+     [0, 0, 0, 1]]
+)  # fmt: skip
+NYU_CAMERA = (518.8579, 519.4696, 325.5824, 253.7362)
+NYU_CROP = (45, 9, 41, 39)  # leaves rows 45:471 and columns 41:601, where the projected depth is
+NED_FROM_CAMERA = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+UPWARD_FROM_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # cameras that look along −z with y up
+UNKNOWN = np.full((4, 4), np.nan)  # a pose
+HYPERSIM_FOCAL_PX, HYPERSIM_WIDTH = 886.81, 1024
+
+
+class Found(NamedTuple):
+    """A sequence: its name, from the input on, and what reads its lists."""
+
+    name: str
+    open: Callable[[], Recording]
+
+
+class Tree:
+    """The folders at and below one, at most `LEVELS` deep; depth may lie in a tree of its own."""
+
+    def __init__(self, root: Path, depth_root: Path | None = None) -> None:
+        self.root = root
+        self.depth = self if depth_root is None else Tree(depth_root)
+
+    @cached_property
+    def folders(self) -> list[Path]:
+        """All folders, sorted, each before those inside it; hidden ones are left out."""
+        return [] if self.root.is_file() else list(self._below(self.root, LEVELS))
+
+    def _below(self, folder: Path, levels: int) -> Iterator[Path]:
+        yield folder
+        if levels:
+            inside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
+            for path in sorted(inside):
+                yield from self._below(path, levels - 1)
+
+    def having(self, *marks: str) -> Iterator[Path]:
+        """Yield the folders in which every mark is there: a path, or a pattern of paths."""
+        for folder in self.folders:
+            if all(any(folder.glob(m)) if "*" in m else (folder / m).exists() for m in marks):
+                yield folder
+
+    def name(self, folder: Path) -> str:
+        """Return the path from the input on; of the input itself, what it is called."""
+        inside = folder.relative_to(self.root).as_posix()
+        return folder.resolve().name if inside == "." else inside
+
+
+def sintel(tree: Tree, images: str = "clean") -> Iterator[Found]:
+    """MPI Sintel: clean|final/SCENE/frame_0001.png, depth/SCENE/frame_0001.dpt, camdata_left/SCENE/frame_0001.cam."""
+    depths = {path.name: path for folder in tree.depth.folders if folder.name == "depth" for path in folder.iterdir()}
+    for folder in tree.folders:
+        if folder.name == images:
+            for scene in sorted(folder.iterdir()):
+                if any(depths.get(scene.name, scene).glob("*.dpt")):
+                    yield Found(f"{tree.name(folder)}/{scene.name}", partial(_sintel, scene, depths[scene.name]))
+
+
+def _sintel(scene: Path, depths: Path) -> Recording:
+    frames, left_out = _paired(listed(scene, (".png",)), lambda image: depths / f"{image.stem}.dpt")
+    cameras = [depths.parents[1] / "camdata_left" / scene.name / f"{frame.name}.cam" for frame in frames]
+    known = [formats.read_cam(path) for path in cameras if path.is_file()]
+    complete = len(known) == len(frames) > 0
+    return Recording(
+        folder=scene,
+        frames=frames,
+        left_out=left_out,
+        max_depth_m=70.0,
+        invalid_value=1e11,  # the sky
+        fps=24.0,
+        intrinsics=known[0][0] if complete else None,
+        poses=np.linalg.inv([pose for _, pose in known]) if complete else None,
+        read_depth=formats.read_dpt,
+    )
+
+
+def tum(tree: Tree) -> Iterator[Found]:
+    """TUM RGB-D and what is like it (ETH3D SLAM): rgb.txt, depth.txt with rows "stamp file", groundtruth.txt."""
+    for folder in tree.having("rgb.txt", "depth.txt"):
+        if "rgbd_bonn" not in folder.resolve().name:
+            known = next(numbers for key, numbers in TUM_CAMERAS.items() if key in folder.resolve().name)
+            own = folder / "calibration.txt"  # of ETH3D SLAM: fx fy cx cy
+            matrix = camera_matrix(own if own.is_file() else known)
+            yield Found(tree.name(folder), partial(_by_stamps, folder, matrix))
+
+
+def bonn(tree: Tree) -> Iterator[Found]:
+    """Bonn RGB-D Dynamic: as TUM in folders rgbd_bonn_*; groundtruth.txt is of the tracked markers."""
+    for folder in tree.having("rgb.txt", "depth.txt"):
+        if "rgbd_bonn" in folder.resolve().name:
+            matrix = camera_matrix(BONN_CAMERA)
+            yield Found(tree.name(folder), partial(_by_stamps, folder, matrix, BONN_ROS, BONN_MARKERS))
+
+
+def _by_stamps(
+    folder: Path, matrix: np.ndarray, world: np.ndarray | None = None, camera: np.ndarray | None = None
+) -> Recording:
+    """Associate three lists by time; poses P become world⁻¹ · P · world · camera."""
+    stamps, images, missing = formats.read_list(folder / "rgb.txt")
+    times, depths, _ = formats.read_list(folder / "depth.txt")
+    partners = associate(stamps, times)
+    frames = [
+        RgbdFrame(image, depths[j], image.stem, i, stamps[i])
+        for i, (image, j) in enumerate(zip(images, partners, strict=True))
+        if j >= 0
+    ]
+    alone = [image.name for image, j in zip(images, partners, strict=True) if j < 0]
+    left_out = {"have no depth map within 20 ms": alone, "are listed in rgb.txt and missing": missing}
+    poses, trajectory = None, folder / "groundtruth.txt"
+    if trajectory.is_file():
+        poses = _posed(trajectory, [frame.stamp or 0.0 for frame in frames])
+        if world is not None and camera is not None:
+            poses = np.linalg.inv(world) @ poses @ world @ camera
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out={reason: names for reason, names in left_out.items() if names},
+        depth_scale=5000.0,
+        intrinsics=matrix,
+        poses=poses,
+    )
+
+
+def icl(tree: Tree) -> Iterator[Found]:
+    """ICL-NUIM, the PNG form: rgb/0.png, depth/0.png, *.gt.freiburg with rows "frame tx ty tz qx qy qz qw"."""
+    for folder in tree.having("rgb", "depth", "*.gt.freiburg"):
+        yield Found(tree.name(folder), partial(_icl, folder))
+
+
+def _icl(folder: Path) -> Recording:
+    frames, left_out = _paired(
+        listed(folder / "rgb", IMAGE_SUFFIXES), lambda image: folder / "depth" / f"{image.stem}.png"
+    )
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out=left_out,
+        depth_scale=5000.0,
+        intrinsics=camera_matrix((481.2, -480.0, 319.5, 239.5)),
+        poses=_posed(next(folder.glob("*.gt.freiburg")), [float(frame.name) for frame in frames]),
+    )
+
+
+def kitti(tree: Tree) -> Iterator[Found]:
+    """KITTI raw with annotated depth: DRIVE/image_02/data/N.png, DRIVE/proj_depth/groundtruth/image_02/N.png."""
+    depths = {
+        (folder.parents[2].name, folder.name): folder
+        for folder in tree.depth.folders
+        if folder.parts[-3:-1] == ("proj_depth", "groundtruth")
+    }
+    for folder in tree.folders:
+        drive, camera = folder.parents[1] if len(folder.parts) > 2 else folder, folder.parent.name
+        if folder.name == "data" and (drive.name, camera) in depths:
+            yield Found(f"{drive.name}/{camera}", partial(_kitti, drive, folder, depths[drive.name, camera]))
+
+
+def _kitti(drive: Path, images: Path, depths: Path) -> Recording:
+    frames, left_out = _paired(listed(images, IMAGE_SUFFIXES), lambda image: depths / f"{image.stem}.png")
+    projection = formats.read_fields(drive.parent / "calib_cam_to_cam.txt").get(f"P_rect_{images.parent.name[-2:]}")
+    return Recording(
+        folder=drive,
+        frames=frames,
+        left_out=left_out,
+        intrinsics=None if projection is None else np.reshape(projection, (3, 4))[:, :3],
+        **KITTI,
+    )
+
+
+KITTI: dict[str, Any] = {"depth_scale": 256.0, "max_depth_m": 80.0, "fps": 10.0}
+
+
+def kitti_selection(tree: Tree) -> Iterator[Found]:
+    """KITTI's val_selection_cropped: image, groundtruth_depth and intrinsics, one sequence per drive and camera."""
+    for folder in tree.having("image", "groundtruth_depth", "intrinsics"):
+        drives: dict[tuple[str, ...], list[Path]] = {}
+        for image in listed(folder / "image", IMAGE_SUFFIXES):
+            if match := re.fullmatch(r"(.+)_image_\d+_(image_0\d)", image.stem):
+                drives.setdefault(match.groups(), []).append(image)
+        for (drive, camera), images in sorted(drives.items()):
+            yield Found(f"{drive}/{camera}", partial(_kitti_selection, folder, images))
+
+
+def _kitti_selection(folder: Path, images: Sequence[Path]) -> Recording:
+    def depth_of(image: Path) -> Path:
+        return folder / "groundtruth_depth" / re.sub(r"_image_(\d+)_", r"_groundtruth_depth_\1_", image.name)
+
+    frames, left_out = _paired(images, depth_of)
+    matrix = camera_matrix(folder / "intrinsics" / f"{images[0].stem}.txt")
+    return Recording(folder=folder, frames=frames, left_out=left_out, intrinsics=matrix, **KITTI)
+
+
+def scannet(tree: Tree) -> Iterator[Found]:
+    """ScanNet as its exporter writes it: color/0.jpg, depth/0.png, pose/0.txt, intrinsic/intrinsic_depth.txt."""
+    for folder in tree.having("color", "depth", "intrinsic/intrinsic_depth.txt"):
+        yield Found(tree.name(folder), partial(_scannet, folder))
+
+
+def _scannet(scene: Path) -> Recording:
+    frames, left_out = _paired(
+        listed(scene / "color", IMAGE_SUFFIXES), lambda image: scene / "depth" / f"{image.stem}.png"
+    )
+    return Recording(
+        folder=scene,
+        frames=frames,
+        left_out=left_out,
+        depth_scale=1000.0,
+        intrinsics=read_numbers(scene / "intrinsic" / "intrinsic_depth.txt")[:3, :3],
+        poses=_matrices(scene / "pose" / f"{frame.name}.txt" for frame in frames),
+    )
+
+
+def seven_scenes(tree: Tree) -> Iterator[Found]:
+    """7-Scenes: seq-01/frame-000000.color.png, .depth.png (not registered to color), .pose.txt."""
+    for folder in tree.having("frame-000000.color.*", "frame-000000.depth.png"):
+        yield Found(tree.name(folder), partial(_seven_scenes, folder))
+
+
+def _seven_scenes(folder: Path) -> Recording:
+    def stem(image: Path) -> str:
+        return image.name.partition(".")[0]
+
+    images = [path for path in listed(folder, IMAGE_SUFFIXES) if ".color." in path.name]
+    frames, left_out = _paired(images, lambda image: folder / f"{stem(image)}.depth.png", stem)
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out=left_out,
+        depth_scale=1000.0,
+        invalid_value=65535.0,
+        intrinsics=camera_matrix((585.0, 585.0, 320.0, 240.0)),
+        poses=_matrices(folder / f"{frame.name}.pose.txt" for frame in frames),
+    )
+
+
+def nyu(tree: Tree) -> Iterator[Found]:
+    """NYU Depth v2: nyu_depth_v2_labeled.mat (with splits.mat: its test split); folders rgb_N.jpg, sync_depth_N.png."""
+    files = [tree.root] if tree.root.name == "nyu_depth_v2_labeled.mat" else tree.root.glob("nyu_depth_v2_labeled.mat")
+    for file in files:
+        yield Found(file.stem, partial(_nyu_labeled, file))
+    for folder in tree.having("rgb_*.jpg", "sync_depth_*.png"):
+        yield Found(tree.name(folder), partial(_nyu_folder, folder))
+
+
+NYU: dict[str, Any] = {"intrinsics": camera_matrix(NYU_CAMERA), "crop": NYU_CROP}
+
+
+def _nyu_folder(folder: Path) -> Recording:
+    images = [path for path in listed(folder, IMAGE_SUFFIXES) if path.name.startswith("rgb_")]
+    frames, left_out = _paired(images, lambda image: folder / f"sync_depth_{image.stem.removeprefix('rgb_')}.png")
+    return Recording(folder=folder, frames=frames, left_out=left_out, depth_scale=1000.0, **NYU)
+
+
+def _nyu_labeled(file: Path) -> Recording:
+    images, depths = (formats.h5_array(file, name) for name in ("images", "depths"))
+    split = file.parent / "splits.mat"
+    chosen: Iterable[int] = formats.nyu_test_split(split) if split.is_file() else range(len(images))
+    return Recording(
+        folder=file.parent,
+        frames=[RgbdFrame(i, i, f"{i + 1:04d}", i) for i in chosen],
+        read_image=lambda i: np.ascontiguousarray(images[i].transpose(2, 1, 0)),  # stored as [3, W, H]
+        read_depth=lambda i: np.ascontiguousarray(depths[i].T, dtype=np.float32),
+        **NYU,
+    )
+
+
+def tartanair(tree: Tree) -> Iterator[Found]:
+    """TartanAir: image_left, depth_left/*.npy, pose_left.txt; v2: image_lcam_front, depth_lcam_front/*.png."""
+    for camera in ("left", "lcam_front"):
+        for folder in tree.having(f"image_{camera}", f"depth_{camera}"):
+            yield Found(tree.name(folder), partial(_tartanair, folder, camera))
+
+
+def _tartanair(folder: Path, camera: str) -> Recording:
+    suffix, center = (".npy", 240.0) if camera == "left" else (".png", 320.0)
+    images = listed(folder / f"image_{camera}", IMAGE_SUFFIXES)
+    frames, left_out = _paired(images, lambda image: folder / f"depth_{camera}" / f"{image.stem}_depth{suffix}")
+    poses, trajectory = None, folder / f"pose_{camera}.txt"
+    if trajectory.is_file():
+        rows = read_numbers(trajectory)[[frame.place for frame in frames]]
+        poses = _stacked(pose_matrix(row[:3], row[3:]) for row in rows) @ NED_FROM_CAMERA
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out=left_out,
+        max_depth_m=80.0,
+        intrinsics=camera_matrix((320.0, 320.0, 320.0, center)),
+        poses=poses,
+        read_depth=read_depth if camera == "left" else formats.read_float_png,
+    )
+
+
+def virtual_kitti(tree: Tree) -> Iterator[Found]:
+    """Virtual KITTI 2: frames/rgb/Camera_0/rgb_00000.jpg, frames/depth/…/depth_00000.png, extrinsic.txt."""
+    for folder in tree.having("frames/rgb/Camera_0"):
+        depths = tree.depth.root / folder.relative_to(tree.root) / "frames/depth/Camera_0"
+        if depths.is_dir():
+            yield Found(tree.name(folder), partial(_virtual_kitti, folder, depths))
+
+
+def _virtual_kitti(folder: Path, depths: Path) -> Recording:
+    images = listed(folder / "frames/rgb/Camera_0", IMAGE_SUFFIXES)
+    frames, left_out = _paired(images, lambda image: depths / f"{image.stem.replace('rgb', 'depth')}.png")
+    matrix = poses = None
+    if (folder / "intrinsic.txt").is_file() and (folder / "extrinsic.txt").is_file():
+        numbers, cameras = (read_numbers(folder / f"{name}.txt", skip=1) for name in ("intrinsic", "extrinsic"))
+        matrix = camera_matrix(numbers[0, 2:].tolist())
+        by_frame = {int(row[0]): row[2:].reshape(4, 4) for row in cameras if row[1] == 0}
+        poses = _stacked(_inverse(by_frame.get(int(frame.name[-5:]), UNKNOWN)) for frame in frames)
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out=left_out,
+        depth_scale=100.0,
+        invalid_value=65535.0,  # the sky
+        max_depth_m=80.0,
+        fps=10.0,
+        intrinsics=matrix,
+        poses=poses,
+    )
+
+
+def point_odyssey(tree: Tree) -> Iterator[Found]:
+    """PointOdyssey: rgbs/rgb_00000.jpg, depths/depth_00000.png, anno.npz with cameras."""
+    for folder in tree.having("rgbs", "depths", "anno.npz"):
+        yield Found(tree.name(folder), partial(_point_odyssey, folder))
+
+
+def _point_odyssey(folder: Path) -> Recording:
+    images = listed(folder / "rgbs", IMAGE_SUFFIXES)
+    frames, left_out = _paired(images, lambda image: folder / "depths" / f"{image.stem.replace('rgb', 'depth')}.png")
+    with np.load(folder / "anno.npz", allow_pickle=False) as annotations:
+        intrinsics, world_to_camera = annotations["intrinsics"], annotations["extrinsics"]
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out=left_out,
+        depth_scale=65.535,  # 65535 stands for 1000 m
+        invalid_value=65535.0,
+        max_depth_m=80.0,
+        intrinsics=np.asarray(intrinsics[0], dtype=np.float64),
+        poses=_stacked(_inverse(world_to_camera[frame.place]) for frame in frames),
+    )
+
+
+def dynamic_replica(tree: Tree) -> Iterator[Found]:
+    """DynamicReplica: SEQ_left/images, SEQ_left/depths/*.geometric.png, frame_annotations_SPLIT.jgz beside them."""
+    for folder in tree.having("images", "depths/*.geometric.png"):
+        if folder.resolve().name.endswith("_left"):
+            yield Found(tree.name(folder), partial(_dynamic_replica, folder))
+
+
+def _dynamic_replica(folder: Path) -> Recording:
+    images = listed(folder / "images", IMAGE_SUFFIXES)
+    frames, left_out = _paired(
+        images, lambda image: folder / "depths" / f"{'_'.join(image.stem.rsplit('-', 1))}.geometric.png"
+    )
+    cameras: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for file in folder.parent.glob("frame_annotations_*.jgz"):
+        cameras |= formats.read_frame_annotations(file, folder.name)
+    known = [cameras.get(image.image.name) for image in frames]
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out=left_out,
+        max_depth_m=80.0,
+        intrinsics=next((camera[0] for camera in known if camera is not None), None),
+        poses=_stacked(UNKNOWN if camera is None else camera[1] for camera in known) if cameras else None,
+        read_depth=formats.read_half_png,
+    )
+
+
+def hypersim(tree: Tree) -> Iterator[Found]:
+    """Hypersim: images/scene_cam_00_final_preview/frame.0000.*.jpg, …_geometry_hdf5/frame.0000.depth_meters.hdf5."""
+    for folder in tree.folders:
+        match = re.fullmatch(r"scene_(cam_\d+)_final_preview", folder.name)
+        if match and any(_hypersim_geometry(folder).glob("*.depth_meters.hdf5")):
+            yield Found(f"{tree.name(folder.parents[1])}/{match[1]}", partial(_hypersim, folder, match[1]))
+
+
+def _hypersim_geometry(preview: Path) -> Path:
+    return preview.with_name(preview.name.replace("final_preview", "geometry_hdf5"))
+
+
+def _hypersim(preview: Path, camera: str) -> Recording:
+    def stem(image: Path) -> str:
+        return ".".join(image.name.split(".")[:2])
+
+    every = listed(preview, IMAGE_SUFFIXES)
+    images = [path for path in every if ".tonemap." in path.name] or [path for path in every if ".color." in path.name]
+    frames, left_out = _paired(
+        images, lambda image: _hypersim_geometry(preview) / f"{stem(image)}.depth_meters.hdf5", stem
+    )
+    detail = preview.parents[1] / "_detail"
+    poses = formats.hypersim_poses(detail, camera, [int(frame.name[-4:]) for frame in frames])
+    height, width = formats.h5_array(frames[0].depth, "dataset").shape if frames else (768, HYPERSIM_WIDTH)
+    focal = HYPERSIM_FOCAL_PX * width / HYPERSIM_WIDTH
+    matrix = camera_matrix((focal, focal, (width - 1) / 2, (height - 1) / 2))
+    return Recording(
+        folder=preview.parents[1],
+        frames=frames,
+        left_out=left_out,
+        intrinsics=matrix,
+        poses=None if poses is None else poses @ UPWARD_FROM_CAMERA,
+        max_depth_m=20.0,
+        read_depth=partial(formats.read_ray_length, matrix),
+    )
+
+
+def eth3d(tree: Tree) -> Iterator[Found]:
+    """ETH3D: images/dslr_images/*.JPG with ground_truth_depth/dslr_images, files of the same names."""
+    for folder in tree.having("images/dslr_images"):
+        depths = tree.depth.root / folder.relative_to(tree.root) / "ground_truth_depth/dslr_images"
+        if depths.is_dir():
+            yield Found(tree.name(folder), partial(_eth3d, folder, depths))
+
+
+def _eth3d(folder: Path, depths: Path) -> Recording:
+    images = listed(folder / "images/dslr_images", IMAGE_SUFFIXES)
+    frames, left_out = _paired(images, lambda image: depths / image.name)
+    sized = [frame._replace(depth=(frame.depth, frame.image)) for frame in frames]
+    return Recording(
+        folder=folder,
+        frames=sized,
+        left_out=left_out,
+        max_depth_m=80.0,
+        read_depth=lambda both: formats.read_raw_depth(both[0], formats.image_size(both[1])),
+    )
+
+
+VDA_CUTS = {  # rows and columns of the depth maps that its evaluation reads
+    "scannet": (slice(8, -8), slice(11, -11)),
+    "nyuv2": (slice(45, 471), slice(41, 601)),
+    "kitti": (slice(374), slice(1242)),
+}
+VDA_FAR_M = {"kitti": 80.0, "sintel": 70.0}
+
+
+def vda(tree: Tree) -> Iterator[Found]:
+    """The extraction of DepthCrafter and Video Depth Anything: JSON lists of {image, gt_depth, factor[, K, pose]}."""
+    files = [tree.root] if tree.root.suffix == ".json" else sorted(tree.root.glob("*.json"))
+    for file in files:
+        for dataset, sequences in formats.read_vda_list(file).items():
+            for sequence in sequences:
+                for name, rows in sequence.items():
+                    yield Found(
+                        f"{file.stem}/{name}" if len(files) > 1 else name, partial(_vda, file.parent, dataset, rows)
+                    )
+
+
+def _vda(root: Path, dataset: str, rows: Sequence[dict[str, Any]]) -> Recording:
+    whole = any("color_origin" in row["image"] for row in rows)  # of the list for TAE: pictures are not cut either
+    cut = (slice(None), slice(None)) if whole else VDA_CUTS.get(dataset, (slice(None), slice(None)))
+    frames = [
+        RgbdFrame(root / row["image"], root / row["gt_depth"], Path(row["image"]).stem, i) for i, row in enumerate(rows)
+    ]
+    factors = {float(row["factor"]) for row in rows}
+    if len(factors) != 1:
+        raise UserError(f"{root}: the factors of one sequence differ: {sorted(factors)[:3]}")
+    matrix = None
+    if all("K" in row for row in rows):
+        matrix = np.array(rows[0]["K"], dtype=np.float64)[:3, :3]
+        matrix[:2, 2] -= [cut[1].start or 0, cut[0].start or 0]
+    return Recording(
+        folder=root,
+        frames=frames,
+        depth_scale=factors.pop(),
+        max_depth_m=VDA_FAR_M.get(dataset, 10.0),
+        intrinsics=matrix,
+        poses=np.array([row["pose"] for row in rows], dtype=np.float64) if all("pose" in row for row in rows) else None,
+        read_depth=lambda path: read_depth(path)[cut],
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout: its title, what lists its sequences, and what a person must know of it."""
+
+    title: str
+    find: Callable[[Tree], Iterator[Found]]
+    note: str = ""
+
+
+_UNREGISTERED = "depth is not registered to color and is evaluated as it is"
+LAYOUTS = {
+    "vda": Layout("Video Depth Anything's lists", vda),
+    "sintel": Layout("MPI Sintel, clean", sintel),
+    "sintel_final": Layout("MPI Sintel, final", partial(sintel, images="final")),
+    "bonn": Layout("Bonn RGB-D Dynamic", bonn),
+    "tum": Layout("TUM RGB-D", tum),
+    "kitti": Layout("KITTI raw with annotated depth", kitti, "frames without annotated depth are left out"),
+    "kitti_selection": Layout("KITTI val_selection_cropped", kitti_selection),
+    "scannet": Layout("ScanNet export", scannet),
+    "nyu": Layout("NYU Depth v2", nyu),
+    "7scenes": Layout("7-Scenes", seven_scenes, _UNREGISTERED),
+    "icl": Layout("ICL-NUIM", icl),
+    "tartanair": Layout("TartanAir", tartanair),
+    "virtual_kitti": Layout("Virtual KITTI 2", virtual_kitti),
+    "point_odyssey": Layout("PointOdyssey", point_odyssey),
+    "dynamic_replica": Layout("DynamicReplica", dynamic_replica),
+    "hypersim": Layout("Hypersim", hypersim),
+    "eth3d": Layout("ETH3D", eth3d, "pictures are distorted: no intrinsics, no poses"),
+}
+"""Data sets by the name that `rgbd.layout` takes, in the order in which they are recognized."""
+
+
+def find_layout(root: str | Path, layout: str | None = None, depth_root: str | Path | None = None) -> list[Found]:
+    """Return the sequences at or below `root`, of one layout or of the first that has any; log which it is.
+
+    Raises:
+        UserError: `layout` is given and has no sequence there, or a folder does not exist.
+    """
+    for path in (root, depth_root or root):
+        if not Path(path).exists():
+            raise UserError(f"'{path}' does not exist")
+    tree = Tree(Path(root), None if depth_root is None else Path(depth_root))
+    for name in LAYOUTS if layout is None else [layout]:
+        found = list(LAYOUTS[name].find(tree))
+        if found:
+            kind, note = LAYOUTS[name], f"; {LAYOUTS[name].note}" if LAYOUTS[name].note else ""
+            log.info("'%s' is %s (rgbd.layout=%s), sequences: %d%s", root, kind.title, name, len(found), note)
+            return found
+    if layout is not None:
+        wanted = (getattr(LAYOUTS[layout].find, "func", LAYOUTS[layout].find).__doc__ or "").splitlines()[0]
+        raise UserError(f"'{root}' holds no sequence of rgbd.layout={layout}; it must have: {wanted}")
+    return []
+
+
+def _paired(
+    images: Sequence[Path], depth_of: Callable[[Path], Path], name_of: Callable[[Path], str] = lambda path: path.stem
+) -> tuple[list[RgbdFrame], dict[str, list[str]]]:
+    """Return the images whose depth map is there, and the names of the others."""
+    pairs = [(i, image, depth_of(image)) for i, image in enumerate(images)]
+    alone = [image.name for _, image, depth in pairs if not depth.is_file()]
+    frames = [RgbdFrame(image, depth, name_of(image), i) for i, image, depth in pairs if depth.is_file()]
+    return frames, {NO_DEPTH: alone} if alone else {}
+
+
+def _posed(trajectory: Path, stamps: Sequence[float]) -> np.ndarray:
+    """Return [F,4,4] from rows "stamp tx ty tz qx qy qz qw", the closest in time within 20 ms; NaN without one."""
+    rows = read_numbers(trajectory)
+    if rows.shape[1] != 8:
+        raise UserError(f"{trajectory} must have rows 'stamp tx ty tz qx qy qz qw'; found {rows.shape[1]} columns")
+    partners = associate(stamps, rows[:, 0].tolist())
+    return _stacked(pose_matrix(rows[j, 1:4], rows[j, 4:]) if j >= 0 else UNKNOWN for j in partners)
+
+
+def _matrices(paths: Iterable[Path]) -> np.ndarray:
+    """Return [F,4,4] from text files of 4×4 numbers, NaN where one is missing."""
+    found = {path: read_numbers(path) if path.is_file() else UNKNOWN for path in paths}
+    if broken := [path for path, matrix in found.items() if matrix.shape != (4, 4)]:
+        raise UserError(f"{broken[0]} must hold a 4×4 matrix")
+    return _stacked(found.values())
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    """Return the inverse, NaN where there is none."""
+    return np.linalg.inv(matrix) if np.isfinite(matrix).all() else UNKNOWN
+
+
+def _stacked(poses: Iterable[np.ndarray]) -> np.ndarray:
+    """Return [F,4,4], also of no pose."""
+    return np.array(list(poses), dtype=np.float64).reshape(-1, 4, 4)
