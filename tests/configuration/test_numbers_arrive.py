@@ -16,6 +16,7 @@ from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.layers.temporal_block import InnovationBlock, MambaBlock
+from videomamba_depth.models.checkpoint import load_student, student_weights
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.training.trainer import Trainer
@@ -250,3 +251,11 @@ def test_the_seed_decides_the_weights_and_the_data(tmp_path: Path, tiny_teacher_
     for one, same, other in (weights, pictures):
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
+
+
+def test_a_checkpoint_keeps_the_size_that_was_trained_at(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    made = trainer_of(tmp_path, tiny_teacher_folder, "data.short_side=42")
+    folder = tmp_path / "checkpoints" / "step"
+    folder.mkdir(parents=True)
+    made._save_student(folder, student_weights(made.student), 0)
+    assert load_student(folder).encoder.short_side == 42
