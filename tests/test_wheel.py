@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
     assert b"videomamba-depth = videomamba_depth.commands.console:main" in entry_points
 
 
-@pytest.mark.parametrize("name", [name for name in console.COMMANDS if name != "export"])
+@pytest.mark.parametrize("name", [name for name in console.COMMANDS if name not in ("export", "push")])
 def test_help_is_a_page_for_newcomers(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,17 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from videomamba_depth.commands.push import push_to_hub
     from videomamba_depth.models.checkpoint import load_student
     from videomamba_depth.models.videomamba_depth import VideoMambaDepth
     from videomamba_depth.streaming.stream import DepthStream
 
 __version__ = "0.1.0"
-__all__ = ["DepthStream", "VideoMambaDepth", "load_student"]
+__all__ = ["DepthStream", "VideoMambaDepth", "load_student", "push_to_hub"]
 
 _MODULES = {
     "DepthStream": "videomamba_depth.streaming.stream",
     "VideoMambaDepth": "videomamba_depth.models.videomamba_depth",
     "load_student": "videomamba_depth.models.checkpoint",
+    "push_to_hub": "videomamba_depth.commands.push",
 }
 
 

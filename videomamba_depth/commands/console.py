@@ -14,6 +14,7 @@ COMMANDS = {
     "precompute": "label a folder of videos once, so that training need not run the teacher",
     "evaluate": "score students beside their teacher and its filters: stability with its guards",
     "export": "write one step of a student as an ONNX file, and compare it",
+    "push": "publish a finished run on the Hugging Face hub, with a model card",
     "serve": "a page in the browser that shows depth beside a file or the camera",
 }
 """What each command does; it lies in the module of this folder that is named like it."""

@@ -15,6 +15,7 @@ from videomamba_depth import __version__
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.models.hub import download_student, is_hub_name
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
@@ -96,8 +97,16 @@ def describe_video_mamba(encoder: VideoMambaEncoder, teacher: DepthAnythingEncod
     return {"video_mamba": encoder.description(), "decoder": decoder, "teacher": describe_encoder(teacher, folder)}
 
 
-def student_folder(checkpoint: str | Path) -> Path:
-    """Return the folder of a checkpoint: "embedded" names the student that is shipped."""
+def student_folder(checkpoint: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint: "embedded" names the student that is shipped, "owner/name" one of the hub.
+
+    Raises:
+        UserError: a student of the hub cannot be had, or `revision` is given for a folder.
+    """
+    if isinstance(checkpoint, str) and is_hub_name(checkpoint):
+        return download_student(checkpoint, revision)
+    if revision is not None:
+        raise UserError(f"revision={revision} is for a student of the hub, owner/name; got '{checkpoint}'")
     return EMBEDDED_STUDENT if str(checkpoint) == "embedded" else Path(checkpoint)
 
 
@@ -124,15 +133,16 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return description
 
 
-def load_student(folder: str | Path, short_side: int | None = None) -> VideoMambaDepth:
+def load_student(folder: str | Path, short_side: int | None = None, *, revision: str | None = None) -> VideoMambaDepth:
     """Load a student in eval mode with float32 weights.
 
     A frozen encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
 
     Args:
-        folder: what `save_student` wrote, e.g. `runs/NAME/last`; "embedded" for the student that is shipped; or
-            "teacher:NAME_OR_PATH", see `TEACHER_PREFIX`.
+        folder: what `save_student` wrote, e.g. `runs/NAME/last`; "embedded" for the student that is shipped;
+            "teacher:NAME_OR_PATH", see `TEACHER_PREFIX`; or "owner/name" or "owner/name@REVISION" of the hub.
         short_side: short side in px that frames are resized to; None: the checkpoint's (a teacher: the frame's own).
+        revision: of the hub's repository: branch, tag or commit.
 
     Raises:
         UserError: missing or damaged files, or an encoder with other weights.
@@ -140,7 +150,7 @@ def load_student(folder: str | Path, short_side: int | None = None) -> VideoMamb
     if str(folder).startswith(TEACHER_PREFIX):
         teacher = DepthAnythingEncoder.from_pretrained(str(folder).removeprefix(TEACHER_PREFIX), short_side=short_side)
         return bare_teacher(teacher)
-    folder = student_folder(folder)
+    folder = student_folder(folder, revision)
     description = read_description(folder)
     with _damaged(folder):
         student = _build_student(folder, description, short_side or description.get("input_size"))

@@ -34,7 +34,7 @@ def load_depth_anything(name_or_path: str, dtype: torch.dtype) -> DepthAnythingF
     if Path(source).is_dir():
         verify_files(Path(source))
     try:
-        with _no_bar() if Path(source).is_dir() else nullcontext(), _errors_alone("transformers"):
+        with _no_bar() if Path(source).is_dir() else nullcontext(), errors_alone("transformers"):
             model, report = DepthAnythingForDepthEstimation.from_pretrained(
                 source,
                 dtype=dtype,
@@ -85,7 +85,7 @@ def _check_is_depth_anything(name_or_path: str) -> None:
     if is_local and not Path(name_or_path).is_dir():
         raise UserError(f"folder '{name_or_path}' does not exist; give a folder with config.json or a hub id")
     try:
-        with _errors_alone("huggingface_hub"):
+        with errors_alone("huggingface_hub"):
             config, _ = PretrainedConfig.get_config_dict(name_or_path)
     except Exception as error:  # OSError of many kinds, HTTP errors, broken JSON
         raise loading_error(name_or_path, error) from error
@@ -99,7 +99,7 @@ def _check_is_depth_anything(name_or_path: str) -> None:
 
 
 @contextmanager
-def _errors_alone(library: str) -> Iterator[None]:
+def errors_alone(library: str) -> Iterator[None]:
     """Silence a library's line per retry and its reports of many lines: a failure becomes one clear line of ours."""
     logger = logging.getLogger(library)
     level = logger.level

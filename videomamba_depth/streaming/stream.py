@@ -40,8 +40,9 @@ class DepthStream:
     Everything that is carried lies in this object, not in the model: streams may share a model.
 
     Args:
-        checkpoint: a student's folder, "teacher:NAME_OR_PATH", or a model that is loaded already (it is moved, frozen
-            and, below float32, its encoder's and decoder's weights are converted in place).
+        checkpoint: a student's folder, "owner/name" of the hub, "teacher:NAME_OR_PATH", or a model that is loaded
+            already (it is moved, frozen and, below float32, its encoder's and decoder's weights are converted in
+            place).
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "float32", or "bfloat16" / "float16" under autocast.
         short_side: short side in px that frames are resized to; None: the checkpoint's.
@@ -50,6 +51,7 @@ class DepthStream:
         resets: when a stream is reset by itself; None: never.
         hooks: called around every frame, in this order, `resets` before them; they belong to this stream alone.
         memory: how long the stream remembers, relative to the student's training: 2 is steadier, 0.5 reacts faster.
+        revision: of the hub's repository: branch, tag or commit.
         compile: compile encoder and decoder (`torch.compile`, on CUDA as graphs), in the model.
 
     Raises:
@@ -69,6 +71,7 @@ class DepthStream:
         hooks: Sequence[StreamHook] = (),
         memory: float = 1.0,
         compile: bool = False,
+        revision: str | None = None,
     ) -> None:
         if precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(DTYPES)}; got '{precision}'")
@@ -80,7 +83,7 @@ class DepthStream:
         self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
         self.model: VideoMambaDepth
         if isinstance(checkpoint, str | Path):
-            self.model = load_student(checkpoint, short_side)
+            self.model = load_student(checkpoint, short_side, revision=revision)
         elif isinstance(checkpoint, VideoMambaDepth):
             self.model = checkpoint
         else:

@@ -1,0 +1,123 @@
+"""Students go to the hub and come back, against a stand-in of its HTTP interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import TOKEN, Hub, running_hub
+from tiny import tiny_student
+
+from videomamba_depth.commands.push import push_to_hub
+from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.hub import is_hub_name
+from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: DepthAnythingEncoder) -> Path:
+    """The folder of a finished run of a teacher that lies in a local folder."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    tiny_encoder.save_pretrained(folder / "encoder")
+    (folder / "checkpoints" / "step_00000007").mkdir(parents=True)
+    (folder / "last").symlink_to("checkpoints/step_00000007")
+    spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
+    encoder = describe_encoder(tiny_encoder, "../../encoder")
+    weights = student_weights(tiny_student(tiny_encoder))
+    save_student((folder / "last").resolve(), weights, spec, encoder, short_side=None, extra={"step": 7})
+    config = {"name": "mine", "run_dir": str(folder), "data": {"root": "videos"}, "trainer": {"steps": 7}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub() -> Hub:
+    with running_hub() as served:
+        yield served
+
+
+def ask(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with a hub of its own environment, which huggingface_hub reads when it is imported."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    settings = {"HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={**kept, **settings}, capture_output=True, text=True, timeout=300
+    )
+
+
+PUSH_AND_LOAD = """
+import json
+from videomamba_depth import DepthStream, load_student, push_to_hub
+print(push_to_hub(RUN, "me/student", revision="v1"))
+print(push_to_hub(RUN, "me/student"))
+signatures = [load_student(name, revision=r).signature for name, r in (
+    ("me/student", None), ("me/student@v1", None), ("me/student", "v1"))]
+print(json.dumps([signatures, DepthStream("me/student", device="cpu").model.signature]))
+for name, revision in (("me/nothing", None), ("me/student@v2", None)):
+    try:
+        load_student(name, revision=revision)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path) -> None:
+    code = PUSH_AND_LOAD.replace("RUN", repr(str(run)))
+    done = ask(code, tmp_path, HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert all(line.startswith(f"{hub.address}/me/student/commit/") for line in lines[:2])
+    signature = load_student(run / "last").signature
+    assert json.loads(lines[2]) == [[signature] * 3, signature]
+    assert lines[3].startswith("UserError 'me/nothing' is neither a folder here nor a repository")
+    assert lines[4].startswith("UserError 'me/student' on the hub has no revision 'v2'")
+    files = hub.commits[hub.branches["me/student"]["main"]]
+    assert {name.rpartition(".")[2] for name in files} <= {"safetensors", "json", "md", "gitattributes"}
+    assert {"student.safetensors", "encoder/model.safetensors", "README.md"} < set(files)
+    assert not any(str(run.parent).encode() in data for data in files.values())  # no path of this machine
+
+    offline = "from videomamba_depth import load_student; print(load_student('me/student').signature)"
+    without = ask(offline, tmp_path, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
+    assert without.stdout.strip() == signature, without.stderr
+
+
+def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "from videomamba_depth.utils.errors import exit_on_user_error; from videomamba_depth import load_student\n"
+        "with exit_on_user_error(): load_student('me/student')"
+    )
+    done = ask(code, tmp_path, HF_ENDPOINT="http://127.0.0.1:1")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: 'me/student' is no folder here, and cannot be had from the hub")
+
+
+def test_without_a_token_nothing_is_pushed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videomamba_depth.commands.push.get_token", lambda: None)
+    with pytest.raises(UserError, match="needs a token of the hub that may write"):
+        push_to_hub(run, "me/student")
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a finished run"):
+        push_to_hub(tmp_path, "me/student", token="x")
+    with pytest.raises(UserError, match="OWNER/NAME"):
+        push_to_hub(tmp_path, "student", token="x")
+    with pytest.raises(UserError, match="revision=v1 is for a student of the hub"):
+        load_student(tmp_path, revision="v1")
+
+
+def test_a_folder_is_no_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert is_hub_name("owner/name")
+    assert is_hub_name("owner/name@v1.0")
+    for text in ("runs/lost", "embedded", "runs/x/last", "/owner/name", "./name", "teacher:a/b", Path("owner/name")):
+        assert not is_hub_name(text)

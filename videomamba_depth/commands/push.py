@@ -1,0 +1,194 @@
+"""Publish a finished run on the Hugging Face hub, with a model card.
+
+    videomamba-depth push runs/mine owner/name                     # then: checkpoint=owner/name, on any machine
+    videomamba-depth push runs/mine owner/name --revision v1       # then: checkpoint=owner/name@v1
+
+Only JSON, safetensors, a picture and the card are uploaded. The teacher's weights are not where they can be had by
+name; those of a local folder are. It needs a token that may write: `hf auth login`, or HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, get_token
+
+from videomamba_depth.evaluation.report import to_markdown
+from videomamba_depth.models.checkpoint import STUDENT_JSON, STUDENT_WEIGHTS, load_student, read_description
+from videomamba_depth.models.hub import HUB_NAME
+from videomamba_depth.utils.arguments import path_argument
+from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.checkpoint import write_manifest
+from videomamba_depth.utils.errors import UserError, exit_on_user_error
+
+_LICENSES = {
+    "embedded": "apache-2.0",
+    "LiheYoung/depth-anything-": "apache-2.0",
+    "depth-anything/Depth-Anything-V2-Small": "apache-2.0",
+    "depth-anything/Depth-Anything-V2-Metric-Indoor-Small": "apache-2.0",
+    "depth-anything/Depth-Anything-V2-Metric-Outdoor-Small": "apache-2.0",
+    "depth-anything/Depth-Anything-V2-": "cc-by-nc-4.0",
+}  # of teachers' weights by how their names begin, the longest first; docs/training.md
+_CARD = """---
+license: {license}
+library_name: videomamba-depth
+pipeline_tag: depth-estimation
+tags: [video, streaming, monocular-depth]
+{base_model}---
+
+# {title}
+
+A streaming video depth model, distilled without ground truth from `{teacher}` by videomamba-depth {version}: frames
+go in one by one, a small state is carried.
+
+{picture}```python
+from videomamba_depth import DepthStream
+
+stream = DepthStream("{repository}")
+depth = stream.step(frame)  # frame: uint8 RGB [H, W, 3]; depth: float32 [H, W]; unit: stream.depth_kind
+```
+
+## Teacher and license
+
+The student starts from, and was trained on the depth of, `{teacher}`; license of its weights: {teacher_license}.
+{license_note}
+
+## Data
+
+```yaml
+{data}```
+
+## Recipe
+
+Step {step} of the run `{run}`. All settings:
+
+```yaml
+{recipe}```
+
+## Metrics
+
+{metrics}
+"""
+
+
+def push_to_hub(
+    run: str | Path, repository: str, *, private: bool = False, revision: str | None = None, token: str | None = None
+) -> str:
+    """Upload the last checkpoint of a run with a card of its recipe, data, teacher, license and metrics.
+
+    Args:
+        run: folder of the run, `runs/NAME`. An `evaluation/*.json` and the last of its `pictures/` come along.
+        repository: `owner/name`; it is made where it does not exist, `private` or not.
+        revision: branch to upload to, made where it does not exist; None: the main one.
+        token: of the hub; None: HF_TOKEN, or that of `hf auth login`.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        UserError: no run, no token, or the hub refuses.
+    """
+    run = Path(run)
+    token = token or get_token()
+    if not HUB_NAME.fullmatch(repository):
+        raise UserError(f"a repository of the hub is called OWNER/NAME; got '{repository}'")
+    if not (run / "last").is_dir():
+        raise UserError(f"'{run}' is not a finished run (no {run / 'last'}); give a folder such as runs/NAME")
+    if not token:
+        raise UserError("pushing needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
+    with TemporaryDirectory() as staging:
+        prepare(run, repository, Path(staging))
+        api = HfApi(token=token)
+        try:
+            api.create_repo(repository, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repository, branch=revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=staging, revision=revision, commit_message=f"Student of {run.name}"
+            )
+        except Exception as error:  # HTTP and network errors of many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise UserError(f"the hub did not take '{repository}' ({reason})") from error
+    return str(commit.commit_url)
+
+
+def prepare(run: Path, repository: str, folder: Path) -> None:
+    """Write what is uploaded into an empty folder, and load the student from there."""
+    checkpoint = (run / "last").resolve()
+    description = read_description(checkpoint)
+    about = description["encoder"].get("teacher", description["encoder"])
+    copy = (checkpoint / about["folder"]).resolve()
+    about["folder"] = "encoder"
+    name = str(about["model_id"])
+    if name != "embedded" and not HUB_NAME.fullmatch(name):  # nobody else can have it by its name
+        about["model_id"] = Path(name).name
+        (folder / "encoder").mkdir()
+        for file in sorted(file for file in copy.iterdir() if file.suffix in (".json", ".safetensors")):
+            shutil.copyfile(file, folder / "encoder" / file.name)
+    shutil.copyfile(checkpoint / STUDENT_WEIGHTS, folder / STUDENT_WEIGHTS)
+    write_json(folder / STUDENT_JSON, description)
+    write_manifest(folder)
+    load_student(folder)
+    pictures = sorted((run / "pictures").glob("*.png"))
+    if pictures:
+        shutil.copyfile(pictures[-1], folder / "picture.png")
+    (folder / "README.md").write_text(model_card(run, repository, description, bool(pictures)), encoding="utf-8")
+
+
+def model_card(run: Path, repository: str, description: Mapping[str, Any], has_picture: bool) -> str:
+    """Return the card of a run's student; metrics stand with their guards, or it is said that there are none."""
+    about = description["encoder"].get("teacher", description["encoder"])
+    teacher = str(about["model_id"])
+    known = next((name for start, name in _LICENSES.items() if teacher.startswith(start)), None)
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    reports = sorted((run / "evaluation").glob("*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in reports if ".so_far" not in path.name]
+    tables = [to_markdown(result, per_clip=False).replace("\n#", "\n##").lstrip("# ") for result in results]
+    public = {**config, "run_dir": None}
+    return _CARD.format(
+        license=known or "other",
+        base_model=f"base_model: {teacher}\n" if HUB_NAME.fullmatch(teacher) else "",
+        title=repository.partition("/")[2],
+        repository=repository,
+        teacher=teacher,
+        version=description["version"],
+        picture="![frame, the student's depth and the teacher's](picture.png)\n\n" if has_picture else "",
+        teacher_license=known or "not known here, see its page",
+        license_note="No commercial use."
+        if known and "-nc-" in known
+        else "The student's weights are bound by it too.",
+        data=yaml.safe_dump(config["data"], sort_keys=False),
+        step=description.get("step", "unknown"),
+        run=run.resolve().name,
+        recipe=yaml.safe_dump({key: value for key, value in public.items() if value is not None}, sort_keys=False),
+        metrics="\n\n".join(f"### {text}" for text in tables) or "Not evaluated: no report lay beside the run.",
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Push, then say where it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=path_argument, help="folder of a run, runs/NAME")
+    parser.add_argument("repository", help="owner/name")
+    parser.add_argument("--private", action="store_true", help="make the repository private, where it is new")
+    parser.add_argument("--revision", help="branch; default: the main one")
+    args = parser.parse_args(arguments)
+    address = push_to_hub(args.run, args.repository, private=args.private, revision=args.revision)
+    print(f"pushed {args.run} to {address}")
+
+
+def run() -> None:
+    """Run the command line."""
+    with exit_on_user_error():
+        main()
+
+
+if __name__ == "__main__":
+    run()
