@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from videomamba_depth.configuration import build
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.perturbations import Perturbations
+from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.layers.temporal_block import InnovationBlock, MambaBlock
 from videomamba_depth.models.checkpoint import load_student, student_weights
 from videomamba_depth.training.distributed import Ranks
@@ -78,7 +79,7 @@ def test_labeller(tmp_path: Path, tiny_teacher_folder: str) -> None:
         "trainer.chunk_frames=3", "model.flow.short_side=77",
     )  # fmt: skip
     labeller = made.labeller
-    assert (labeller.target, labeller.target_radius, labeller.target_sigma) == ("geometry", 6, 3.5)
+    assert (labeller.target.target, labeller.target.target_radius, labeller.target.target_sigma) == ("geometry", 6, 3.5)
     assert (labeller.max_motion_px, labeller.max_rgb_change, labeller.frames_per_pass) == (0.7, 0.09, 6)
     assert labeller.encoder is labeller.teacher is made.student.encoder
     assert labeller.motion is made.student.motion
@@ -88,7 +89,7 @@ def test_labeller(tmp_path: Path, tiny_teacher_folder: str) -> None:
         tmp_path, tiny_teacher_folder, "loss=raw", "loss.temporal_gradient_weight=0", "loss.state_smoothness_weight=0",
         "model.flow=null",
     )  # fmt: skip
-    assert (still.labeller.flow, still.labeller.motion, still.labeller.target) == (None, None, "raw")
+    assert (still.labeller.flow, still.labeller.motion, still.labeller.target.target) == (None, None, "raw")
 
 
 @pytest.mark.parametrize("form", ["innovation", "plain"])
@@ -144,28 +145,15 @@ def test_output_and_motion(tmp_path: Path, tiny_teacher_folder: str) -> None:
     assert made.gain_net[0].out_channels == 5
 
 
-def test_transform() -> None:
+def test_transform(tiny_teacher_folder: str) -> None:
     config = load_config(
-        "train", TrainConfig, ["data.crop=[28,42]", "data.color_jitter=0.4", "data.perturb.probability=0.6",
-                               "data.perturb.exposure=0.1", "data.perturb.noise=0.2", "data.perturb.jpeg=33",
-                               "data.perturb.blur=0.9"],
-    ).data  # fmt: skip
-    made = build.build_transform(config)
-    assert (made.image_size, made.random_crop, made.flip_probability) == ((28, 42), True, 0.5)
-    assert made.color is not None
-    assert list(asdict(made.color).values()) == pytest.approx([0.4, 0.4, 0.4, 0.06])
-    kinds = ("exposure", "noise", "jpeg", "blur")
-    shares = {f"{kind}_probability": 0.6 for kind in kinds}
-    assert isinstance(made.perturbations, Perturbations)
-    found = asdict(made.perturbations)
-    assert {key: found[key] for key in shares} == shares
-    assert {key: found[key] for key in ("exposure", "noise", "jpeg_quality", "blur")} == {
-        "exposure": 0.1, "noise": 0.2, "jpeg_quality": 33, "blur": 0.9,
-    }  # fmt: skip
-    undamaged = replace(config.perturb, probability=0.0)
-    off = replace(config, crop=None, short_side=56, flip=False, color_jitter=0.0, perturb=undamaged)
-    made = build.build_transform(off)
-    assert (made.image_size, made.flip_probability, made.color, made.perturbations) == (56, 0.0, None, None)
+        "train", TrainConfig, ["data.crop=[28,42]", "data.color_jitter=0.4", "data.flip=true",
+                               "data.perturb.probability=0.6", "data.perturb.exposure=0.1", "data.perturb.noise=0.2",
+                               "data.perturb.jpeg=33", "data.perturb.blur=0.9", f"teacher.name={tiny_teacher_folder}"],
+    )  # fmt: skip
+    made: Any = build.build_dataset(config.data, 3, build.build_teacher(config.teacher, CPU))
+    damage = Perturbations(0.6, exposure=0.1, noise=0.2, jpeg=33, blur=0.9)
+    assert made.transform == ClipTransform(112, (28, 42), flip=True, color_jitter=0.4, perturb=damage)
 
 
 def test_videos(tmp_path: Path, tiny_teacher_folder: str) -> None:
@@ -177,7 +165,7 @@ def test_videos(tmp_path: Path, tiny_teacher_folder: str) -> None:
     made: Any = build.build_dataset(config.data, 41, build.build_teacher(config.teacher, CPU))
     assert (made.clip_frames, made.seed) == (5, 41)
     assert (made.playback.strides, made.playback.reverse_probability) == ((1, 2), 0.3)
-    assert made.transform.image_size == (252, 252)
+    assert made.transform.crop == (252, 252)
 
 
 def test_worlds(tiny_teacher_folder: str) -> None:

@@ -116,13 +116,13 @@ def test_lists_of_texts() -> None:
     more = load_config("ablate", AblateConfig, ["+ablations.mine=['optim.lr=3e-4','data.stride=[1,2]']"])
     assert more.ablations["mine"] == ["optim.lr=3e-4", "data.stride=[1,2]"]
     assert load_config("evaluate", EvaluateConfig, ["preset=held_out", "kinds=[fast]"]).synthetic.kinds == ("fast",)
-    assert load_config("train", TrainConfig, ["data.stride=[1,2]"]).data.stride == [1, 2]
+    assert load_config("train", TrainConfig, ["data.stride=[1,2]"]).data.playback.stride == (1, 2)
     assert stream(intrinsics="[9,9,1,1]").intrinsics == [9, 9, 1, 1]
 
 
 def test_null_and_unquoted_values_stay() -> None:
     config = load_config("train", TrainConfig, ["model.encoder=null", "data.crop=null", "trainer.threads=null"])
-    assert (config.model.encoder, config.data.crop, config.trainer.threads) == (None, None, None)
+    assert (config.model.encoder, config.data.transform.crop, config.trainer.threads) == (None, None, None)
     assert load_config("train", TrainConfig, ["name=null"]).name == "null"  # a key that takes no null
     plain = ["name=x", "experiment=demo", "optim.lr=1e-3", "~experiment", "hydra.verbose=true", "run_dir=/a/b-c"]
     assert quote_overrides(plain, TrainConfig, CONFIG_DIR) == plain

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 
 from videomamba_depth.data.perturbations import Perturbations
-from videomamba_depth.data.transforms import ColorJitter
+from videomamba_depth.data.transforms import draw_color_change
 
 DRAWS = 200
 GRAY = np.array([0.5, 0.5, 0.5, 1.0])
@@ -16,9 +14,9 @@ GRAY = np.array([0.5, 0.5, 0.5, 1.0])
 
 def jitter_matrices(**ranges: float) -> np.ndarray:
     """Return [200, 3, 4] draws of a jitter that has these ranges alone, about a mean of 0.25."""
-    jitter = ColorJitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, **ranges})
+    given = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, **ranges}
     rng = np.random.default_rng(0)
-    return np.stack([jitter.draw(rng, mean=0.25) for _ in range(DRAWS)])
+    return np.stack([draw_color_change(rng, 0.25, **given) for _ in range(DRAWS)])
 
 
 def assert_fills(values: np.ndarray, low: float, high: float) -> None:
@@ -53,9 +51,7 @@ def test_brightness_scales_and_contrast_pivots_on_the_mean() -> None:
 
 def perturbed(frames: np.ndarray, name: str, value: float) -> list[np.ndarray]:
     """Return 60 copies of a clip under one defect."""
-    off = {field.name: 0.0 for field in fields(Perturbations) if field.name.endswith("_probability")}
-    strength = {"jpeg_quality" if name == "jpeg" else name: value, f"{name}_probability": 1.0}
-    made = Perturbations(**{**off, **strength})  # type: ignore[arg-type]
+    made = Perturbations(1.0, **{**dict.fromkeys(("exposure", "noise", "jpeg", "blur"), 0), name: value})  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     return [made(frames, rng) for _ in range(60)]
 

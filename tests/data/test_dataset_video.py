@@ -17,14 +17,15 @@ from videomamba_depth.data.clip import ClipMeta, WholeFrames, collate_clips
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.perturbations import Perturbations
+from videomamba_depth.data.playback import Playback
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
 from videomamba_depth.data.synthetic import WorldConfig, render_video
-from videomamba_depth.data.transforms import ClipTransform, ColorJitter
+from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.utils.errors import UserError
 
-RANDOM = ClipTransform((28, 36), flip_probability=0.5, color=ColorJitter(), perturbations=Perturbations())
-PLAIN = ClipTransform((48, 64))
+RANDOM = ClipTransform(crop=(28, 36), flip=True, color_jitter=0.2, perturb=Perturbations())
+PLAIN = ClipTransform(crop=(48, 64))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_hidden_files_depth_folders_and_link_loops_are_left_out(tmp_path: Path) 
 
 @pytest.mark.parametrize("stride", [1, 2, (1, 3)])
 def test_clip_holds_the_frames_that_its_meta_names(root: Path, stride: Any) -> None:
-    dataset = VideoClipDataset(root, clip_frames=3, stride=stride, transform=PLAIN)
+    dataset = VideoClipDataset(root, clip_frames=3, playback=Playback(stride), transform=PLAIN)
     strides, videos = set(), set()
     for index in range(30):
         item = dataset[index]

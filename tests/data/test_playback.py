@@ -16,7 +16,7 @@ from videomamba_depth.data.synthetic import WorldConfig
 from videomamba_depth.data.transforms import ClipTransform
 
 WORLD = WorldConfig(height=28, width=42)
-BOTH_WAYS: dict[str, Any] = {"stride": (1, 2), "reverse_probability": 0.5}
+BOTH_WAYS = Playback((1, 2), 0.5)
 
 
 def test_draws_cover_strides_and_directions_and_stay_inside() -> None:
@@ -36,9 +36,9 @@ def test_plain_play_draws_as_if_there_were_no_choice() -> None:
     assert ours.random() == plain.random()
 
 
-@pytest.mark.parametrize("options", [{"strides": ()}, {"strides": (0,)}, {"reverse_probability": 1.5}])
+@pytest.mark.parametrize("options", [{"stride": ()}, {"stride": (0,)}, {"reverse_probability": 1.5}])
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="stride must be at least 1 and reverse_probability in"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
         Playback(**options)
 
 
@@ -57,7 +57,7 @@ def test_maps_of_the_frame_before_are_kept_for_forward_neighbors_only() -> None:
 def test_synthetic_clips_show_the_frames_that_they_name(num_worlds: int | None) -> None:
     """Every map is that of the named frame, in playing order; found by rendering the whole world once more."""
     transform = ClipTransform(random_crop=False)
-    dataset = SyntheticClipDataset(WORLD, clip_frames=3, transform=transform, num_worlds=num_worlds, **BOTH_WAYS)
+    dataset = SyntheticClipDataset(WORLD, clip_frames=3, transform=transform, num_worlds=num_worlds, playback=BOTH_WAYS)
     whole: dict[str, Any] = {}
     if num_worlds is not None:
         whole = {rendered.name: rendered.maps for rendered in map(dataset._keep, range(num_worlds))}
@@ -77,9 +77,9 @@ def test_synthetic_clips_show_the_frames_that_they_name(num_worlds: int | None) 
 
 def test_backward_clips_of_a_video_are_forward_ones_turned_round(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", num_frames=12)
-    plain = {"transform": ClipTransform(random_crop=False), "clip_frames": 3}
+    plain: dict[str, Any] = {"transform": ClipTransform(random_crop=False), "clip_frames": 3}
     forth = VideoClipDataset(tmp_path, **plain)
-    back = VideoClipDataset(tmp_path, reverse_probability=1.0, **plain)
+    back = VideoClipDataset(tmp_path, playback=Playback(reverse_probability=1.0), **plain)
     for index in range(4):
         a, b = forth[index], back[index]
         assert a["meta"].frame_indices == b["meta"].frame_indices[::-1]

@@ -196,7 +196,7 @@ def test_blocks_agree_with_the_whole_video_but_for_scale_and_shift(
 
 
 def test_clips_carry_the_target(videos: list[VideoSource], cache: Path) -> None:
-    options: dict[str, Any] = {"transform": ClipTransform((48, 64)), "clip_frames": 4}
+    options: dict[str, Any] = {"transform": ClipTransform(crop=(48, 64)), "clip_frames": 4}
     dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(cache, KEY, TARGET_KEY), **options)
     item = dataset[0]
     assert item["stabilized_depth"].shape == item["teacher_depth"].shape

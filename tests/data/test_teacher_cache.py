@@ -27,6 +27,7 @@ from videomamba_depth.data.labels.cache_format import chunk_scale, group_name
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
+from videomamba_depth.data.playback import Playback
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
 from videomamba_depth.data.video.reader import read_frames
@@ -374,7 +375,7 @@ def test_misfit_falls_back_and_says_so_once(videos: list[VideoSource], tmp_path:
 def test_data_set_adds_cached_labels_in_the_clip_s_geometry(
     videos: list[VideoSource], tmp_path: Path, caplog: Any
 ) -> None:
-    transform, cache = ClipTransform((28, 42), flip_probability=0.5), tmp_path / "cache"
+    transform, cache = ClipTransform(crop=(28, 42), flip=True), tmp_path / "cache"
     run(videos, cache, image_size=(28, 42), flow=shifted_flow)
     reader = TeacherCacheReader(cache, KEY)
     dataset = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=reader)
@@ -385,7 +386,7 @@ def test_data_set_adds_cached_labels_in_the_clip_s_geometry(
         assert item["flow_bwd"].shape == (3, 2, 28, 42)
         assert (item["flow_bwd"][0] == 0).all()
         assert not item["static"][0].any()
-    strided = VideoClipDataset(videos, clip_frames=3, stride=2, transform=transform, teacher_cache=reader)
+    strided = VideoClipDataset(videos, clip_frames=3, playback=Playback(2), transform=transform, teacher_cache=reader)
     assert {"teacher_depth"} == strided[0].keys() & {"teacher_depth", "flow_bwd", "static"}
     other = TeacherCacheReader(cache, replace(KEY, input_size=98))
     fallback = VideoClipDataset(videos, clip_frames=3, transform=transform, teacher_cache=other)

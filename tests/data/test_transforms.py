@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from videomamba_depth.data.perturbations import Perturbations
-from videomamba_depth.data.transforms import ClipTransform, ColorJitter, fit_size, resize_images
+from videomamba_depth.data.transforms import ClipTransform, Geometry, draw_color_change, fit_size, resize_images
 
 H, W, N = 40, 60, 3
 
@@ -32,7 +34,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def test_shapes_types_and_range() -> None:
-    out = ClipTransform((28, 36), flip_probability=0.5)(ramp_clip(), rng())
+    out = ClipTransform(crop=(28, 36), flip=True)(ramp_clip(), rng())
     channels = {"rgb": 3, "rgb_clean": 3, "flow_bwd": 2}
     for name, value in out.items():
         assert value.shape == (N, channels.get(name, 1), 28, 36), name
@@ -43,7 +45,7 @@ def test_shapes_types_and_range() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_maps_follow_the_image_through_resize_crop_and_flip(seed: int) -> None:
-    out = ClipTransform((28, 36), flip_probability=0.5)(ramp_clip(), rng(seed))
+    out = ClipTransform(crop=(28, 36), flip=True)(ramp_clip(), rng(seed))
     x = out["rgb_clean"][:, 0] * 255 / 4  # the source column that each pixel shows
     inner = (..., slice(2, -2), slice(2, -2))
     torch.testing.assert_close(out["teacher_depth"][:, 0][inner], x[inner], atol=0.5, rtol=0)
@@ -58,8 +60,10 @@ def test_maps_follow_the_image_through_resize_crop_and_flip(seed: int) -> None:
 
 
 def test_flip_happens_and_negates_u_only() -> None:
-    straight = ClipTransform((H, W), flip_probability=0.0)(ramp_clip(), rng())
-    flipped = ClipTransform((H, W), flip_probability=1.0)(ramp_clip(), rng())
+    transform = ClipTransform(crop=(H, W), flip=True)
+    drawn = {transform.draw_geometry(H, W, rng(seed)) for seed in range(10)}
+    assert drawn == {Geometry((H, W), 0, 0, (H, W), flip) for flip in (False, True)}
+    straight, flipped = (transform(ramp_clip(), rng(), geometry) for geometry in sorted(drawn, key=lambda g: g.flip))
     torch.testing.assert_close(flipped["rgb"], straight["rgb"].flip(-1))
     torch.testing.assert_close(flipped["flow_bwd"][:, 0], -straight["flow_bwd"][:, 0].flip(-1))
     torch.testing.assert_close(flipped["flow_bwd"][:, 1], straight["flow_bwd"][:, 1].flip(-1))
@@ -67,48 +71,44 @@ def test_flip_happens_and_negates_u_only() -> None:
 
 def test_resize_scales_flow_from_its_own_grid() -> None:
     clip = {"rgb": np.zeros((1, 20, 30, 3), np.uint8), "flow_bwd": np.ones((1, 10, 10, 2), np.float32)}
-    flow = ClipTransform((40, 60))(clip, rng())["flow_bwd"]
+    flow = ClipTransform(crop=(40, 60))(clip, rng())["flow_bwd"]
     assert flow[0, :, 0, 0].tolist() == [6.0, 4.0]  # x: 10 → 60, y: 10 → 40
 
 
-@pytest.mark.parametrize("perturbations", [None, Perturbations(noise_probability=1.0)])
-def test_all_frames_share_the_draw(perturbations: Perturbations | None) -> None:
-    transform = ClipTransform((28, 28), color=ColorJitter(), perturbations=perturbations)
+@pytest.mark.parametrize("damage", [0.0, 1.0])
+def test_all_frames_share_the_draw(damage: float) -> None:
+    transform = ClipTransform(crop=(28, 28), color_jitter=0.2, perturb=Perturbations(damage))
     out = transform(ramp_clip(), rng(3))
     for t in range(1, N):
         torch.testing.assert_close(out["rgb_clean"][t], out["rgb_clean"][0], rtol=0, atol=0)
-        assert torch.equal(out["rgb"][t], out["rgb"][0]) is (perturbations is None)
+        assert torch.equal(out["rgb"][t], out["rgb"][0]) is (damage == 0)
 
 
 def test_color_changes_both_inputs_alike_and_nothing_else() -> None:
-    plain = ClipTransform((28, 42))(ramp_clip(), rng(1))
-    colored = ClipTransform((28, 42), color=ColorJitter(0.4, 0.4, 0.4, 0.1))(ramp_clip(), rng(1))
+    plain = ClipTransform(crop=(28, 42))(ramp_clip(), rng(1))
+    colored = ClipTransform(crop=(28, 42), color_jitter=0.4)(ramp_clip(), rng(1))
     assert (colored["rgb"] - plain["rgb"]).abs().max() > 0.02
     torch.testing.assert_close(colored["rgb"], colored["rgb_clean"])
     torch.testing.assert_close(colored["teacher_depth"], plain["teacher_depth"])
 
 
 def test_color_jitter_of_strength_zero_is_the_identity() -> None:
-    change = ColorJitter(0, 0, 0, 0).draw(rng(), mean=0.3)
+    change = draw_color_change(rng(), 0.3, brightness=0, contrast=0, saturation=0, hue=0)
     np.testing.assert_allclose(change, np.eye(3, 4), atol=1e-6)
-    gray = ColorJitter(0, 0, 1, 0.5).draw(rng(), mean=0.3) @ np.array([0.4, 0.4, 0.4, 1])
+    change = draw_color_change(rng(), 0.3, brightness=0, contrast=0, saturation=1, hue=0.5)
+    gray = change @ np.array([0.4, 0.4, 0.4, 1])
     np.testing.assert_allclose(gray, 0.4, atol=1e-6)  # hue and saturation leave gray alone
 
 
-DEFECTS = {
-    "exposure": {"exposure": 0.3, "exposure_probability": 1.0},
-    "noise": {"noise": 0.1, "noise_probability": 1.0},
-    "jpeg": {"jpeg_quality": 20, "jpeg_probability": 1.0},
-    "blur": {"blur": 2.0, "blur_probability": 1.0},
-}
-OFF = {f"{name}_probability": 0.0 for name in DEFECTS}
+DEFECTS: dict[str, Any] = {"exposure": 0.3, "noise": 0.1, "jpeg": 20, "blur": 2.0}
+OFF: dict[str, Any] = dict.fromkeys(DEFECTS, 0)
 
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_each_defect_changes_each_frame_by_itself(name: str) -> None:
     texture = rng(5).random((1, 32, 48, 3), dtype=np.float32).repeat(4, 0)
     before = texture.copy()
-    out = Perturbations(**{**OFF, **DEFECTS[name]})(texture, rng(2))
+    out = Perturbations(1.0, **{**OFF, name: DEFECTS[name]})(texture, rng(2))
     np.testing.assert_array_equal(texture, before)
     assert out.dtype == np.float32
     assert 0 <= out.min() <= out.max() <= 1
@@ -119,13 +119,12 @@ def test_each_defect_changes_each_frame_by_itself(name: str) -> None:
 
 def test_defects_switched_off_change_nothing() -> None:
     clip = rng(5).random((2, 16, 16, 3), dtype=np.float32)
-    np.testing.assert_array_equal(Perturbations(**OFF)(clip, rng()), clip)
-    zero = Perturbations(0, 1, 0, 1, None, 1, 0, 1)
-    np.testing.assert_array_equal(zero(clip, rng()), clip)
+    for off in (Perturbations(0.0), Perturbations(1.0, **OFF)):
+        np.testing.assert_array_equal(off(clip, rng()), clip)
 
 
 def test_same_generator_state_gives_the_same_clip() -> None:
-    transform = ClipTransform((28, 28), color=ColorJitter(), perturbations=Perturbations())
+    transform = ClipTransform(crop=(28, 28), color_jitter=0.2, perturb=Perturbations())
     one, same, other = (transform(ramp_clip(), rng(seed))["rgb"] for seed in (4, 4, 5))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -137,9 +136,9 @@ def test_static_needs_everything_under_the_pixel_and_holes_do_not_leak() -> None
     depth = np.full((1, 40, 40), 2.0, np.float32)
     depth[0, :, 20:] = 0.0
     clip = {"rgb": np.zeros((1, 40, 40, 3), np.uint8), "static": static, "inv_depth": depth, "valid": depth > 0}
-    out = ClipTransform((10, 10))(clip, rng())
+    out = ClipTransform(crop=(20, 20))(clip, rng())
     assert (~out["static"]).sum() == 1
-    assert not out["static"][0, 0, 5, 5]
+    assert not out["static"][0, 0, 10, 10]
     assert set(out["inv_depth"].unique().tolist()) == {0.0, 2.0}  # never the mean of both
     assert torch.equal(out["valid"], out["inv_depth"] > 0)
 
@@ -172,10 +171,10 @@ def test_short_side_keeps_the_whole_frame() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown map 'normals'"):
-        ClipTransform((28, 28))({**ramp_clip(), "normals": np.zeros((N, H, W))}, rng())
+        ClipTransform(crop=(28, 28))({**ramp_clip(), "normals": np.zeros((N, H, W))}, rng())
     with pytest.raises(ValueError, match="noise must"):
         Perturbations(noise=-1)
-    with pytest.raises(ValueError, match="jpeg_probability"):
-        Perturbations(jpeg_probability=2)
-    with pytest.raises(ValueError, match="hue"):
-        ColorJitter(hue=0.7)
+    with pytest.raises(ValueError, match="jpeg must"):
+        Perturbations(jpeg=96)
+    with pytest.raises(ValueError, match="color_jitter must"):
+        ClipTransform(color_jitter=1.7)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.data.clip import ClipMeta
+from videomamba_depth.data.labels.stabilized_cache import TargetSettings
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionEstimator, MotionSpec
 from videomamba_depth.training.labeller import Labeller
@@ -32,7 +33,9 @@ def test_masks_and_targets_are_of_the_clean_frames_and_motion_of_the_student_s(
     for target in ("raw", "stabilized"):
         flow, motion = RecordingFlow(), MotionEstimator(MotionSpec())
         motion.flow = RecordingFlow()
-        labeller = Labeller(tiny_encoder, tiny_encoder, flow, 0.5, 0.06, 8, None, target, motion=motion)
+        labeller = Labeller(
+            tiny_encoder, tiny_encoder, flow, 0.5, 0.06, 8, None, TargetSettings(target, 4, 2.5), motion=motion
+        )
         made = labeller(batch, torch.device("cpu"))
         assert flow.means == {0.25}
         assert motion.flow.means == {0.75}

@@ -16,7 +16,8 @@ from videomamba_depth.data.labels.cache_format import TeacherKey
 from videomamba_depth.data.labels.precompute import precompute_videos
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.perturbations import Perturbations
-from videomamba_depth.data.transforms import ClipTransform, ColorJitter
+from videomamba_depth.data.playback import Playback
+from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import find_sources
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.training.labeller import Labeller
@@ -24,11 +25,11 @@ from videomamba_depth.training.labeller import Labeller
 SIDE = 42
 KEY = TeacherKey("hub/model", "a" * 64, SIDE, "float32", "affine_invariant_inverse_depth")
 TRANSFORMS = {
-    "crop": ClipTransform((SIDE, SIDE)),
+    "crop": ClipTransform(crop=(SIDE, SIDE)),
     "crop, flip, colors, damage": ClipTransform(
-        (SIDE, SIDE), flip_probability=0.7, color=ColorJitter(0.4, 0.4, 0.4, 0.1), perturbations=Perturbations()
+        crop=(SIDE, SIDE), flip=True, color_jitter=0.4, perturb=Perturbations()
     ),
-    "short side": ClipTransform(SIDE, flip_probability=0.5),
+    "short side": ClipTransform(SIDE, flip=True),
 }
 
 
@@ -47,7 +48,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def precompute(videos: Path, folder: Path, teacher: DepthAnythingEncoder, transform: ClipTransform) -> Path:
-    options: dict[str, Any] = {"image_size": transform.image_size, "progress": False}
+    options: dict[str, Any] = {"image_size": transform.crop or transform.short_side, "progress": False}
     precompute_videos(find_sources(videos), teacher.predict_depth, KEY, folder, **options)
     return folder
 
@@ -61,7 +62,7 @@ def test_cached_and_live_labels_are_the_same(
     made = TRANSFORMS[transform]
     cache = precompute(videos, tmp_path / "cache", tiny_encoder, made)
     options: dict[str, Any] = {
-        "clip_frames": frames, "stride": [1, 2], "reverse_probability": 0.5, "transform": made,
+        "clip_frames": frames, "playback": Playback((1, 2), 0.5), "transform": made,
     }  # fmt: skip
     live = VideoClipDataset(videos, **options)
     cached = VideoClipDataset(videos, **options, teacher_cache=TeacherCacheReader(cache, KEY))
@@ -82,7 +83,7 @@ def test_a_label_made_at_another_size_is_not_taken(
     videos: Path, tmp_path: Path, tiny_encoder: DepthAnythingEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = precompute(videos, tmp_path / "cache", tiny_encoder, TRANSFORMS["crop"])
-    options: dict[str, Any] = {"transform": ClipTransform((56, 56))}
+    options: dict[str, Any] = {"transform": ClipTransform(crop=(56, 56))}
     larger = VideoClipDataset(videos, clip_frames=2, teacher_cache=TeacherCacheReader(cache, KEY), **options)
     items = [larger[index] for index in range(4)]
     assert all("teacher_depth" not in item and "whole" in item for item in items)
@@ -99,7 +100,7 @@ def test_the_teacher_never_sees_the_damage(
     rgb = (clean + 0.3 * torch.rand_like(clean)).clamp(0, 1)
     batch: dict[str, Any] = {"rgb": rgb, "rgb_clean": clean, "meta": [ClipMeta("x", (0, 1, 2), (0.0, 0.1, 0.2))]}
     if whole:
-        damaged = ClipTransform((SIDE, SIDE), perturbations=Perturbations(noise=0.3, noise_probability=1.0))
+        damaged = ClipTransform(crop=(SIDE, SIDE), perturb=Perturbations(1.0, noise=0.3))
         batch = collate_clips([VideoClipDataset(videos, clip_frames=3, transform=damaged)[0]])
         frames, geometry = batch["whole"][0]
         depth = tiny_encoder.predict_depth(frames.permute(0, 3, 1, 2) / 255)

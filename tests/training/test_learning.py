@@ -11,6 +11,7 @@ from tiny import tiny_teacher
 from torch import Tensor
 
 from videomamba_depth.data.clip import ClipMeta
+from videomamba_depth.data.labels.stabilized_cache import TargetSettings
 from videomamba_depth.flow.estimators import DISFlow
 from videomamba_depth.models.checkpoint import load_student, read_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
@@ -89,7 +90,7 @@ def test_a_stabilized_target_flickers_less_than_the_teacher(tiny_encoder: DepthA
         return DISFlow()(source, target)
 
     for stabilize in (False, True):
-        target = "stabilized" if stabilize else "raw"
+        target = TargetSettings("stabilized" if stabilize else "raw", target_radius=4, target_sigma=2.5)
         labeller = Labeller(tiny_encoder, tiny_encoder, flow, 0.5, 0.06, 8, None, target)
         labels = labeller(batch, torch.device("cpu"))
         assert calls == [7, 7]  # there and back once, for target and static mask together
@@ -110,7 +111,7 @@ def test_the_labeller_makes_geometric_targets_of_the_clean_clip_each_on_its_own(
     monkeypatch.setitem(labeller_module.OFFLINE_TARGETS, "geometry", first_red)
     clean = torch.rand(2, 3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     meta = [ClipMeta("made", (0, 1, 2), (0.0, 1.0, 2.0))] * 2
-    labeller = Labeller(tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, "geometry", 8, 5.0)
+    labeller = Labeller(tiny_encoder, tiny_encoder, DISFlow(), 0.5, 0.06, 8, None, TargetSettings("geometry"))
     depth = labeller({"rgb": 1 - clean, "rgb_clean": clean, "meta": meta}, torch.device("cpu")).target.depth
     for sample in range(2):
         assert torch.allclose(depth[sample], clean[sample, 0, 0, 0, 0] + 13)
@@ -118,7 +119,7 @@ def test_the_labeller_makes_geometric_targets_of_the_clean_clip_each_on_its_own(
 
 def test_stabilizing_needs_flow(tiny_encoder: DepthAnythingEncoder) -> None:
     with pytest.raises(ValueError, match="flow"):
-        Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, target="stabilized")
+        Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None, target=TargetSettings("stabilized"))
 
 
 @pytest.mark.parametrize("options", [("model=plain_stack",), ()])

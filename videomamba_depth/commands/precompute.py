@@ -19,12 +19,12 @@ import torch
 from fsspec.core import url_to_fs
 from torch import Tensor
 
-from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
+from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, stabilize_key
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import PrecomputeConfig
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
-from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, precompute_stabilized
+from videomamba_depth.data.labels.stabilized_cache import precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherKey
 from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import VideoSource, find_sources
@@ -65,15 +65,15 @@ def main(config: PrecomputeConfig) -> None:
             key,
             config.cache,
             batch_frames=config.batch_frames,
-            image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
+            image_size=config.crop or config.short_side,
             rank=ranks.rank,
             world_size=ranks.world_size,
             flow=build_flow_estimator(config.reference_flow, ranks.device) if config.store_flow else None,
             progress=ranks.is_main,
         )
         if config.stabilize:
-            flow, flow_name = build_flow_estimator(config.reference_flow, ranks.device), flow_key(config.reference_flow)
-            stabilized = StabilizeKey(config.target_radius, config.target_sigma, flow_name, config.target)
+            flow = build_flow_estimator(config.reference_flow, ranks.device)
+            stabilized = stabilize_key(config, config.reference_flow)
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
             frames = precompute_stabilized(mine, config.cache, key, stabilized, flow, progress=ranks.is_main)
             log.info("%d frames given %s targets", frames, config.target)

@@ -21,12 +21,10 @@ from videomamba_depth.configuration.schema import (
 )
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
-from videomamba_depth.data.labels.stabilized_cache import StabilizeKey
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, TargetSettings
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
-from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
-from videomamba_depth.data.transforms import ClipTransform, ColorJitter
 from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import hash_source
 from videomamba_depth.flow.estimators import FlowEstimator, FlowSettings, build_flow
@@ -78,29 +76,9 @@ def flow_key(config: FlowSettings) -> str:
     return config.estimator if config.weights is None else f"{config.estimator}-{hash_source(config.weights)[:12]}"
 
 
-@building("data")
-def build_transform(config: DataConfig) -> ClipTransform:
-    """Return the clip transform."""
-    p, share = config.perturb, config.perturb.probability
-    jitter = config.color_jitter
-    return ClipTransform(
-        image_size=(config.crop[0], config.crop[1]) if config.crop else config.short_side,
-        random_crop=True,
-        flip_probability=0.5 if config.flip else 0.0,
-        color=ColorJitter(jitter, jitter, jitter, 0.15 * jitter) if jitter > 0 else None,
-        perturbations=Perturbations(
-            exposure=p.exposure,
-            exposure_probability=share,
-            noise=p.noise,
-            noise_probability=share,
-            jpeg_quality=int(p.jpeg) or None,
-            jpeg_probability=share,
-            blur=p.blur,
-            blur_probability=share,
-        )
-        if share > 0
-        else None,
-    )
+def stabilize_key(target: TargetSettings, flow: FlowSettings) -> StabilizeKey:
+    """Return what says how cached targets are made."""
+    return StabilizeKey(target.target_radius, target.target_sigma, flow_key(flow), target.target)
 
 
 @building("data")
@@ -108,21 +86,20 @@ def build_dataset(
     config: DataConfig, seed: int, teacher: DepthAnythingEncoder, stabilized: StabilizeKey | None = None
 ) -> Dataset[dict[str, Any]]:
     """Return the clips to train on; with `stabilized`, targets made like that are taken from the teacher cache."""
-    transform = build_transform(config)
     if config.kind == "synthetic":
         if config.teacher_cache is not None:
             raise UserError("data.teacher_cache is for data=video_folder; the synthetic world has no cache")
-        height, width = config.crop or (config.short_side, config.short_side * 5 // 4)
+        short_side = config.transform.short_side or 0
+        height, width = config.transform.crop or (short_side, short_side * 5 // 4)
         motions = get_args(CameraMotion) if config.camera_motion == "mixed" else (config.camera_motion,)
         worlds = [WorldConfig(height=height, width=width, family=config.world, camera_motion=m) for m in motions]  # type: ignore[arg-type]
         return SyntheticClipDataset(
             worlds,
             clip_frames=config.clip_frames,
             seed=seed,
-            transform=transform,
+            transform=config.transform,
             num_worlds=config.num_worlds,
-            stride=config.strides(),
-            reverse_probability=config.reverse_probability,
+            playback=config.playback,
         )
     cache = None
     if config.teacher_cache is not None:
@@ -131,15 +108,14 @@ def build_dataset(
                 f"data.teacher_cache: '{config.teacher_cache}' is not a folder; make it with"
                 " scripts/precompute_teacher_depth.py, or set data.teacher_cache=null"
             )
-        key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
+        key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.transform.short_side})
         cache = TeacherCacheReader(config.teacher_cache, key, stabilized)
     return VideoClipDataset(
         config.root or "",
         clip_frames=config.clip_frames,
-        stride=config.strides(),
-        reverse_probability=config.reverse_probability,
+        playback=config.playback,
         seed=seed,
-        transform=transform,
+        transform=config.transform,
         teacher_cache=cache,
     )
 
@@ -200,14 +176,12 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         config.reference_flow.max_rgb_change,
         frames_per_pass=config.data.batch_size * config.trainer.chunk_frames,
         autocast_dtype=None if computed == torch.float32 else computed,
-        target=loss.target,
-        target_radius=loss.target_radius,
-        target_sigma=loss.target_sigma,
+        target=loss,
         motion=student.motion,
     )
     cached = None
     if loss.target != "raw":
-        cached = StabilizeKey(loss.target_radius, loss.target_sigma, flow_key(config.reference_flow), loss.target)
+        cached = stabilize_key(loss, config.reference_flow)
     dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
     with ranks.together():
         if ranks.is_main:
@@ -232,7 +206,7 @@ def student_writer(
     """Return the function that writes `student.*` and the resolved config into a checkpoint."""
 
     def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
-        model, size = config.model, config.data.short_side
+        model, size = config.model, config.data.transform.short_side
         save_student(folder, weights, temporal, encoder, size, {"step": step}, model.flow, model.output)
         write_json(folder / CONFIG_JSON, resolved)
 

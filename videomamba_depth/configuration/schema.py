@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 
 from selective_scan import DISCRETIZATIONS
 from selective_scan.backends import BACKENDS
-from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS
+from videomamba_depth.data.labels.stabilized_cache import TargetSettings
+from videomamba_depth.data.playback import Playback
 from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
+from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.flow.estimators import FlowSettings
 from videomamba_depth.models.encoder_video_mamba import VideoMambaSpec
 from videomamba_depth.models.input_size import MAX_PIXELS
@@ -19,7 +21,7 @@ from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.settings import OptimSettings, TrainerSettings
 from videomamba_depth.utils.device import DTYPES
-from videomamba_depth.utils.settings import choice, file_name, like, path, ranged
+from videomamba_depth.utils.settings import choice, file_name, inlined, like, path, ranged
 
 # Bounds are far beyond what makes sense, so that what is refused is a slip of the keyboard and not an experiment.
 _DEVICES = ("auto", "cpu", "cuda")
@@ -84,32 +86,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbConfig:
-    """Per-frame damage to the student's input; the teacher sees the clean frames."""
-
-    probability: float = ranged(0, 1)
-    exposure: float = ranged(0, 8)
-    noise: float = ranged(0, 1)
-    jpeg: float = ranged(0, 100)
-    blur: float = ranged(0, 100)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where clips come from and how they are cut."""
 
     kind: str = choice("synthetic", "video_folder")
     root: str | None = path()
     clip_frames: int = ranged(1, 100_000)
-    stride: int | list[int] = ranged(1, 100_000)
-    reverse_probability: float = ranged(0, 1)
-    short_side: int = ranged(14, _PX)
-    crop: list[int] | None = ranged(14, _PX, None, length=2)
+    playback: Playback = inlined()
+    transform: ClipTransform = inlined()
     batch_size: int = ranged(1, 4096)
     p_single_frame: float = ranged(0, 1)
-    flip: bool
-    color_jitter: float = ranged(0, 1)
-    perturb: PerturbConfig
     teacher_cache: str | None = path(None)
     num_workers: int = ranged(0, 256)
     world: str = choice(*get_args(SceneFamily), default="rooms")
@@ -117,13 +103,11 @@ class DataConfig:
     num_worlds: int | None = ranged(1, _COUNT, None)
 
     def __post_init__(self) -> None:
+        if self.transform.short_side is None:  # a batch's clips are of one size
+            raise ValueError("data.short_side must be a number; got null")
         frames = self.clip_frames * self.batch_size
         keys = f"data.clip_frames={self.clip_frames} with data.batch_size={self.batch_size}"
-        _check_sizes("data.", self.crop, self.short_side, frames, keys)
-
-    def strides(self) -> tuple[int, ...]:
-        """Return the distances between frames that a clip may have."""
-        return (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
+        _check_sizes("data.", self.transform.crop, self.transform.short_side, frames, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +126,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig:
+class PrecomputeConfig(TargetSettings):
     """`configs/precompute.yaml`."""
 
     teacher: TeacherConfig
@@ -150,16 +134,15 @@ class PrecomputeConfig:
     root: str = path()
     cache: str = path()
     short_side: int = ranged(14, _PX)
-    crop: list[int] | None = ranged(14, _PX, None, length=2)
+    crop: tuple[int, int] | None = ranged(14, _PX, None, length=2)
     batch_frames: int = ranged(1, 4096)
     store_flow: bool
     stabilize: bool
-    target: str = choice(*OFFLINE_TARGETS)
-    target_radius: int = ranged(1, 1000)
-    target_sigma: float = ranged(0, 1000, open="low")
     verify: bool
     device: str = choice(*_DEVICES)
     threads: int | None = ranged(1, 1024, None)
 
     def __post_init__(self) -> None:
+        if self.target == "raw" and self.stabilize:
+            raise ValueError("target=raw is the teacher's depth itself; choose another one, or set stabilize=false")
         _check_sizes("", self.crop, self.short_side, self.batch_frames, f"batch_frames={self.batch_frames}")

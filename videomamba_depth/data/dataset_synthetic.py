@@ -37,8 +37,7 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         transform: resize, crop, color and perturbations; default: the world's own size, rounded to the patch.
         num_worlds: draw from this many videos of `2 · clip_frames` frames each (more where a stride needs them),
             rendered when first needed and kept in memory, instead of rendering a new one for every item.
-        stride: distance between the clip's frames in frames of the render; with several, each clip draws one.
-        reverse_probability: of playing a clip backwards.
+        playback: which frames of a render make a clip.
     """
 
     def __init__(
@@ -49,20 +48,18 @@ class SyntheticClipDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         transform: ClipTransform | None = None,
         num_worlds: int | None = None,
-        stride: int | Sequence[int] = 1,
-        reverse_probability: float = 0.0,
+        playback: Playback = Playback(),
     ) -> None:
         self.worlds = (worlds,) if isinstance(worlds, WorldConfig) else tuple(worlds)
         if not self.worlds:
             raise ValueError("worlds must hold at least one WorldConfig; got none")
         if clip_frames < 1 or seed < 0:
             raise ValueError(f"clip_frames must be at least 1 and seed not negative; got {clip_frames} and {seed}")
-        self.clip_frames, self.seed = clip_frames, seed
+        self.clip_frames, self.playback, self.seed = clip_frames, playback, seed
         self.transform = ClipTransform() if transform is None else transform
         if num_worlds is not None and num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1 or None; got {num_worlds}")
         self.num_worlds = num_worlds
-        self.playback = Playback((stride,) if isinstance(stride, int) else tuple(stride), reverse_probability)
         self._kept: dict[int, _Rendered] = {}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:

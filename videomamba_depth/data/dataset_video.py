@@ -37,10 +37,9 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
     Args:
         sources: the data root, a folder searched recursively; or a list of sources.
         clip_frames: frames per clip N where the key does not say otherwise.
-        stride: distance between the clip's frames in frames of the video; with several, each clip draws one that fits.
+        playback: which frames make a clip.
         seed: not negative.
         transform: resize, crop, color and perturbations; default: the video's own size, rounded to the patch.
-        reverse_probability: of playing a clip backwards.
         teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored, for clips that play
             forwards at stride 1.
 
@@ -56,17 +55,14 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         sources: str | Path | Sequence[VideoSource],
         *,
         clip_frames: int = 8,
-        stride: int | Sequence[int] = 1,
-        reverse_probability: float = 0.0,
+        playback: Playback = Playback(),
         seed: int = 0,
         transform: ClipTransform | None = None,
         teacher_cache: TeacherCacheReader | None = None,
     ) -> None:
-        strides = (stride,) if isinstance(stride, int) else tuple(stride)
-        self.playback = Playback(strides, reverse_probability)
         if clip_frames < 1 or seed < 0:
             raise ValueError(f"clip_frames must be at least 1 and seed not negative; got {clip_frames} and {seed}")
-        self.clip_frames, self.seed = clip_frames, seed
+        self.clip_frames, self.playback, self.seed = clip_frames, playback, seed
         self.transform = ClipTransform() if transform is None else transform
         self.teacher_cache = teacher_cache
         self.skipped: dict[str, str] = {}

@@ -7,47 +7,34 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from videomamba_depth.utils.settings import check_settings, ranged
+
 
 @dataclass(frozen=True)
 class Perturbations:
-    """Strength of each defect and the probability that a clip has it; every frame of that clip draws its own amount.
+    """Strength of each defect; the settings of `data.perturb`. Every frame of a clip that has one draws its own amount.
 
+    probability: that a clip has a defect, of each by itself.
     exposure: std of the exposure's change, in stops (photographic powers of two).
     noise: largest std of Gaussian noise, in units of full scale; drawn per clip, the noise itself per frame.
-    jpeg_quality: lowest JPEG quality, 1 to 100; drawn per frame from here to 95.
+    jpeg: lowest JPEG quality, 1 to 95; drawn per frame from here to 95.
     blur: largest std of a Gaussian blur, px.
-    A strength of 0 (jpeg_quality None) or a probability of 0 switches a defect off.
+    A strength of 0 switches a defect off.
     """
 
-    exposure: float = 0.15
-    exposure_probability: float = 0.5
-    noise: float = 0.03
-    noise_probability: float = 0.5
-    jpeg_quality: int | None = 40
-    jpeg_probability: float = 0.3
-    blur: float = 1.0
-    blur_probability: float = 0.3
+    probability: float = ranged(0, 1, 0.5)
+    exposure: float = ranged(0, 8, 0.15)
+    noise: float = ranged(0, 1, 0.03)
+    jpeg: int = ranged(0, 95, 40)
+    blur: float = ranged(0, 100, 0.7)
 
     def __post_init__(self) -> None:
-        for name in ("exposure", "noise", "blur"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be ≥ 0; got {getattr(self, name)}")
-        for name in ("exposure", "noise", "jpeg", "blur"):
-            if not 0 <= getattr(self, f"{name}_probability") <= 1:
-                raise ValueError(f"{name}_probability must be in [0, 1]; got {getattr(self, f'{name}_probability')}")
-        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 95:
-            raise ValueError(f"jpeg_quality must be None or in 1..95; got {self.jpeg_quality}")
+        check_settings(self)
 
     def __call__(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a perturbed copy of `clip`, float32 RGB [N,H,W,3] in [0,1]; in the order of a camera: lens first."""
-        probabilities = (
-            self.blur_probability,
-            self.exposure_probability,
-            self.noise_probability,
-            self.jpeg_probability,
-        )
         # Five draws, of which the third is not used: a seed keeps the clips that it has always given.
-        has_blur, has_exposure, has_noise, has_jpeg = np.delete(rng.random(5), 2) < probabilities
+        has_blur, has_exposure, has_noise, has_jpeg = np.delete(rng.random(5), 2) < self.probability
         sigma = rng.uniform(0, self.noise) if has_noise else 0.0
         out = np.empty_like(clip)
         for t, frame in enumerate(clip):
@@ -57,8 +44,8 @@ class Perturbations:
                 frame = frame * np.float32(2.0 ** rng.normal(0, self.exposure))
             if sigma > 0:
                 frame = frame + np.float32(sigma) * rng.standard_normal(frame.shape, np.float32)
-            if has_jpeg and self.jpeg_quality is not None:
-                frame = _jpeg(frame, int(rng.integers(self.jpeg_quality, 96)))
+            if has_jpeg and self.jpeg > 0:
+                frame = _jpeg(frame, int(rng.integers(self.jpeg, 96)))
             out[t] = np.clip(frame, 0, 1)
         return out
 

@@ -6,27 +6,30 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from videomamba_depth.utils.settings import check_settings, ranged
+
 # Maps that refer to the frame before in the video.
 _RELATIVE = ("flow_bwd", "static")
 
 
 @dataclass(frozen=True)
 class Playback:
-    """How clips are played.
+    """How clips are played; settings of `data`.
 
-    strides: distances in frames of the video, each ≥ 1; each clip draws one of those that fit.
+    stride: distance in frames of the video, or several: each clip draws one of those that fit.
     reverse_probability: of playing a clip backwards, in [0, 1]: a camera's way and its reverse are equally likely.
     """
 
-    strides: tuple[int, ...] = (1,)
-    reverse_probability: float = 0.0
+    stride: int | tuple[int, ...] = ranged(1, 100_000, 1)
+    reverse_probability: float = ranged(0, 1, 0.0)
 
     def __post_init__(self) -> None:
-        if not self.strides or min(self.strides) < 1 or not 0 <= self.reverse_probability <= 1:
-            raise ValueError(
-                "stride must be at least 1 and reverse_probability in [0, 1]; got "
-                f"{self.strides} and {self.reverse_probability}"
-            )
+        check_settings(self)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """All distances."""
+        return (self.stride,) if isinstance(self.stride, int) else self.stride
 
     def fitting(self, frames: int, available: int) -> tuple[int, ...]:
         """Return the strides at which a clip of `frames` fits into a video of `available` frames."""
@@ -34,7 +37,7 @@ class Playback:
 
     def one_stride(self, rng: np.random.Generator) -> Playback:
         """Draw one of the strides, whatever fits; a choice of one draws nothing from the generator."""
-        return replace(self, strides=(self.strides[int(rng.integers(len(self.strides)))],))
+        return replace(self, stride=self.strides[int(rng.integers(len(self.strides)))])
 
     def draw(self, frames: int, available: int, rng: np.random.Generator) -> range:
         """Draw a clip's frame indices in playing order; a choice of one draws nothing from the generator.

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.utils.images import shrink_images, shrinks
+from videomamba_depth.utils.settings import check_settings, derived, ranged
 
+PATCH_PX = 14
+"""Sides are multiples of an encoder's patch where nothing else fixes them."""
 _SMOOTH = ("teacher_depth", "stabilized_depth")
 _NEAREST = ("inv_depth",)
 _FLOW = "flow_bwd"
@@ -27,41 +30,6 @@ _STRICT_MASKS = ("static",)
 _AREA_BELOW = 0.5
 # A strict mask averages 0/1 in float32: everything under the pixel is set.
 _ALL = 0.999
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Ranges of a color change that all frames of a clip share.
-
-    brightness, contrast, saturation: factors are drawn from [1 - x, 1 + x]; each in [0, 1].
-    hue: rotation of colors about the gray axis, drawn from ±x turns; in [0, 0.5].
-    """
-
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.03
-
-    def __post_init__(self) -> None:
-        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be in [0, {most}]; got {getattr(self, name)}")
-
-    def draw(self, rng: np.random.Generator, mean: float) -> np.ndarray:
-        """Draw a change as an affine map of RGB, float32 [3,4]; contrast pivots on `mean`."""
-        brightness, contrast, saturation = (1 + rng.uniform(-x, x) for x in self._factors())
-        angle = 2 * np.pi * rng.uniform(-self.hue, self.hue)
-        gray = np.full((3, 3), 1 / 3)
-        # Rodrigues' rotation about (1,1,1)/√3; its cross-product matrix has entries ±1/√3.
-        cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-        rotation = gray + np.cos(angle) * (np.eye(3) - gray) + np.sin(angle) * cross
-        color = gray + saturation * (rotation - gray)
-        matrix = brightness * contrast * color
-        offset = np.full((3, 1), brightness * (1 - contrast) * mean)
-        return np.concatenate([matrix, offset], axis=1).astype(np.float32)
-
-    def _factors(self) -> tuple[float, float, float]:
-        return self.brightness, self.contrast, self.saturation
 
 
 @dataclass(frozen=True)
@@ -85,26 +53,28 @@ class Geometry:
 class ClipTransform:
     """Resize, crop, flip and recolor a clip; the same draw for all frames and maps.
 
-    Args:
-        image_size: (height, width) px of the result; or the short side as one number, the aspect then being kept and
-            both sides rounded to `multiple`; or None to keep each video's size, rounded to `multiple`.
-        multiple: sides are multiples of this where `image_size` does not fix them; 14 is the encoder's patch.
+    The settings of `data`, but for `random_crop`.
+
+    Attributes:
+        short_side: px of the result's, the aspect being kept and both sides rounded to `PATCH_PX`; None keeps each
+            video's own size, rounded alike.
+        crop: (height, width) px of the result, in place of `short_side`.
+        flip: mirror half of the clips.
+        color_jitter: strength of a color change shared by all frames, seen by teacher and student alike: brightness,
+            contrast and saturation are multiplied by factors in 1 ± it, and the hue turns by ±0.15 of it, in turns.
+        perturb: per-frame defects of the student's input `rgb`; `rgb_clean` stays free of them.
         random_crop: crop at a random place; otherwise at the center.
-        flip_probability: probability of a horizontal flip.
-        color: color change shared by all frames, seen by teacher and student alike.
-        perturbations: per-frame defects of the student's input `rgb`; `rgb_clean` stays free of them.
     """
 
-    image_size: tuple[int, int] | int | None = None
-    multiple: int = 14
-    random_crop: bool = True
-    flip_probability: float = 0.0
-    color: ColorJitter | None = None
-    perturbations: Perturbations | None = None
+    short_side: int | None = ranged(14, 8192, None)
+    crop: tuple[int, int] | None = ranged(14, 8192, None, length=2)
+    flip: bool = False
+    color_jitter: float = ranged(0, 1, 0.0)
+    perturb: Perturbations = Perturbations(probability=0.0)
+    random_crop: bool = derived(True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must be in [0, 1]; got {self.flip_probability}")
+        check_settings(self)
 
     def __call__(
         self, clip: Mapping[str, np.ndarray], rng: np.random.Generator, geometry: Geometry | None = None
@@ -129,42 +99,45 @@ class ClipTransform:
             height, width = clip["rgb"].shape[1:3]
             geometry = self.draw_geometry(height, width, rng)
         clean = geometry.crop(resize_images(clip["rgb"], geometry.resized)).astype(np.float32) / np.float32(255)
-        if self.color is not None:
-            clean = _recolor(clean, self.color.draw(rng, float(clean.mean())))
-        perturbed = clean if self.perturbations is None else self.perturbations(clean, rng)
+        if self.color_jitter > 0:
+            x = self.color_jitter
+            change = draw_color_change(rng, float(clean.mean()), brightness=x, contrast=x, saturation=x, hue=0.15 * x)
+            clean = _recolor(clean, change)
+        perturbed = self.perturb(clean, rng) if self.perturb.probability > 0 else clean
         maps = {name: transform_map(name, clip[name], geometry) for name in clip if name != "rgb"}
         return {"rgb": _channels_first(perturbed), "rgb_clean": _channels_first(clean), **maps}
 
     def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
         """Draw resize, crop and flip for frames of the given size in px."""
         rng.random()  # of a draw that is no longer made: a seed keeps the clips that it has always given
-        size, resized = cover_size(height, width, self.image_size, self.multiple)
+        size, resized = cover_size(height, width, self.crop or self.short_side)
         if self.random_crop:
             top, left = int(rng.integers(resized[0] - size[0] + 1)), int(rng.integers(resized[1] - size[1] + 1))
         else:
             top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
-        return Geometry(resized, top, left, size, bool(rng.random() < self.flip_probability))
+        return Geometry(resized, top, left, size, bool(rng.random() < 0.5 * self.flip))
 
 
 def cover_size(
-    height: int, width: int, image_size: tuple[int, int] | int | None, multiple: int = 14
+    height: int, width: int, image_size: tuple[int, int] | int | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size of a crop, and the size that a frame is resized to so that it covers it, both (height, width) px.
 
-    image_size, multiple: see `ClipTransform`.
+    image_size: (height, width) px of the crop, or what its short side is to be, see `fit_size`.
     """
-    size = image_size if isinstance(image_size, tuple) else fit_size(height, width, image_size, multiple)
+    size = image_size if isinstance(image_size, tuple) else fit_size(height, width, image_size)
     ratio = max(size[0] / height, size[1] / width)
     return size, (max(size[0], round(height * ratio)), max(size[1], round(width * ratio)))
 
 
-def fit_size(height: int, width: int, short_side: int | None, multiple: int = 14) -> tuple[int, int]:
-    """Return (height, width) with the given short side and the aspect kept, both rounded to `multiple` (never to 0).
+def fit_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Return (height, width) with the given short side and the aspect kept, both rounded to `PATCH_PX` (never to 0).
 
     `short_side` None keeps the size apart from the rounding.
     """
     scale = 1.0 if short_side is None else short_side / min(height, width)
-    return _round_to(height * scale, multiple), _round_to(width * scale, multiple)
+    height, width = (max(1, round(side * scale / PATCH_PX)) * PATCH_PX for side in (height, width))
+    return height, width
 
 
 def resize_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -179,6 +152,28 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a teacher's depth, float32 [N,H,W], to `size` (height, width): bilinear, or area below half."""
     below_half = min(size[0] / depth.shape[1], size[1] / depth.shape[2]) < _AREA_BELOW
     return _resize(depth, size, cv2.INTER_AREA if below_half else cv2.INTER_LINEAR)
+
+
+def draw_color_change(
+    rng: np.random.Generator, mean: float, *, brightness: float, contrast: float, saturation: float, hue: float
+) -> np.ndarray:
+    """Draw a change of colors as an affine map of RGB, float32 [3,4].
+
+    Args:
+        mean: of the clip, in [0, 1], on which contrast pivots.
+        brightness, contrast, saturation: factors are drawn from [1 - x, 1 + x]; each in [0, 1].
+        hue: rotation of colors about the gray axis, drawn from ±x turns; in [0, 0.5].
+    """
+    bright, steep, colorful = (1 + rng.uniform(-x, x) for x in (brightness, contrast, saturation))
+    angle = 2 * np.pi * rng.uniform(-hue, hue)
+    gray = np.full((3, 3), 1 / 3)
+    # Rodrigues' rotation about (1,1,1)/√3; its cross-product matrix has entries ±1/√3.
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    rotation = gray + np.cos(angle) * (np.eye(3) - gray) + np.sin(angle) * cross
+    color = gray + colorful * (rotation - gray)
+    matrix = bright * steep * color
+    offset = np.full((3, 1), bright * (1 - steep) * mean)
+    return np.concatenate([matrix, offset], axis=1).astype(np.float32)
 
 
 def transform_map(name: str, maps: np.ndarray, geometry: Geometry) -> Tensor:
@@ -201,10 +196,6 @@ def transform_map(name: str, maps: np.ndarray, geometry: Geometry) -> Tensor:
         known = ("rgb", *_SMOOTH, *_NEAREST, *_NEAREST_MASKS, *_STRICT_MASKS, _FLOW)
         raise ValueError(f"clip holds the unknown map {name!r}; known are {', '.join(known)}")
     return _channels_first(geometry.crop(resized)[..., None])
-
-
-def _round_to(length: float, multiple: int) -> int:
-    return max(1, round(length / multiple)) * multiple
 
 
 def _resize(maps: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from videomamba_depth.data.clip import WholeFrames
-from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS
+from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS, TargetSettings
 from videomamba_depth.data.transforms import transform_map
 from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
@@ -71,8 +71,7 @@ class Labeller:
         max_motion_px, max_rgb_change: see `static_mask`.
         frames_per_pass: frames encoded at once.
         autocast_dtype: None for none.
-        target: "raw", the teacher's depth frame by frame, or what `OFFLINE_TARGETS` makes of it over the whole clip.
-        target_radius, target_sigma: frames, see `stabilize_depth`.
+        target: what is made of the teacher's depth.
         motion: the student's own estimator, which sees what the student sees; None where it has none.
     """
 
@@ -85,18 +84,15 @@ class Labeller:
         max_rgb_change: float,
         frames_per_pass: int,
         autocast_dtype: torch.dtype | None,
-        target: str = "raw",
-        target_radius: int = 4,
-        target_sigma: float = 2.5,
+        target: TargetSettings = TargetSettings(),
         motion: MotionEstimator | None = None,
     ) -> None:
-        if target != "raw" and flow is None:
-            raise ValueError(f"target {target!r} needs an optical flow estimator; got flow=None")
+        if target.target != "raw" and flow is None:
+            raise ValueError(f"target {target.target!r} needs an optical flow estimator; got flow=None")
         self.encoder, self.teacher, self.flow = encoder, teacher, flow
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
         self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
-        self.target, self.target_radius, self.target_sigma = target, target_radius, target_sigma
-        self.motion = motion
+        self.target, self.motion = target, motion
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
@@ -112,7 +108,7 @@ class Labeller:
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
         flow = None if self.flow is None else PairsOnce(self.flow)  # targets and static masks ask for the same pairs
-        if self.target != "raw" and depth.shape[1] > 1:
+        if self.target.target != "raw" and depth.shape[1] > 1:
             cached = batch.get("stabilized_depth")
             depth = self._offline_target(depth, clean, flow) if cached is None else cached.to(device)
         valid = torch.isfinite(depth)
@@ -145,10 +141,10 @@ class Labeller:
 
     def _offline_target(self, depth: Tensor, clip: Tensor, flow: FlowEstimator | None) -> Tensor:
         assert flow is not None
-        options = {"radius": self.target_radius, "sigma": self.target_sigma, "depth_kind": self.teacher.depth_kind}
-        make = OFFLINE_TARGETS[self.target]
-        clips = [make(d, c, flow, **options) for d, c in zip(depth, clip, strict=True)]  # type: ignore[arg-type]
-        return torch.stack(clips)
+        make, wanted = OFFLINE_TARGETS[self.target.target], self.target
+        options: dict[str, Any] = {"radius": wanted.target_radius, "sigma": wanted.target_sigma}
+        options["depth_kind"] = self.teacher.depth_kind
+        return torch.stack([make(d, c, flow, **options) for d, c in zip(depth, clip, strict=True)])
 
     def _static(self, clip: Tensor, flow: FlowEstimator | None) -> Tensor:
         if flow is None or clip.shape[1] == 1:

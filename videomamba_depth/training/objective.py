@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS
+from videomamba_depth.data.labels.stabilized_cache import TargetSettings
 from videomamba_depth.losses import (
     LossSums,
     midas_se_sums,
@@ -17,7 +17,7 @@ from videomamba_depth.losses import (
     temporal_gradient_sums,
 )
 from videomamba_depth.utils.metrics import CLIP_DIMS, scale_and_shift
-from videomamba_depth.utils.settings import choice, ranged
+from videomamba_depth.utils.settings import ranged
 
 
 class Tail(NamedTuple):
@@ -40,20 +40,16 @@ class ChunkTarget(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(TargetSettings):
     """Weighted sum of the loss terms; the settings of `loss`. A weight of 0 leaves a term out.
 
+    Temporal gradients of raw targets are mostly flicker: they are matched on static pixels only, where depth rests.
+
     Attributes:
-        target: "raw", the teacher's depth frame by frame, or what `OFFLINE_TARGETS` makes of it over a clip. Temporal
-            gradients of raw targets are mostly flicker: they are matched on static pixels only, where depth rests.
-        target_radius, target_sigma: frames to either side that an offline target looks at, and their Gaussian's std.
         ssi_alignment: "frame" solves (s, t) per frame and is blind to scale flicker; "clip" solves one pair on the
             first chunk of a clip and keeps it; "none" pins (1, 0), the teacher's own scale and shift.
     """
 
-    target: str = choice("raw", *OFFLINE_TARGETS, default="raw")
-    target_radius: int = ranged(1, 1000, 8)
-    target_sigma: float = ranged(0, 1000, 5.0, open="low")
     ssi_weight: float = ranged(0, 1e6, 1.0)
     ssi_alignment: Literal["frame", "clip", "none"] = "clip"
     ssi_gradient_weight: float = ranged(0, 1e6, 0.5)

@@ -27,7 +27,7 @@ REQUIRED: Any = dataclasses.MISSING
 """Stands for a default where there is none."""
 
 T = TypeVar("T")
-_ALLOWED, _LIKE, _DERIVED = "allowed", "like", "derived"
+_ALLOWED, _LIKE, _DERIVED, _INLINED = "allowed", "like", "derived", "inlined"
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,11 @@ def derived(default: Any) -> Any:
     return field(default=default, metadata={_DERIVED: True})
 
 
+def inlined() -> Any:
+    """Declare settings of a component whose keys stand among those of the group that holds it."""
+    return field(metadata={_INLINED: True})
+
+
 class Key(NamedTuple):
     """One key of a schema.
 
@@ -182,7 +187,9 @@ def declared(schema: type, prefix: str = "", may_lack: bool = False) -> Iterator
     """Yield every key of a schema, nested ones too."""
     for item, hint in _keys(schema):
         name, group = prefix + item.name, _group(hint)
-        if group is None:
+        if group is not None and _INLINED in item.metadata:
+            yield from declared(group, prefix, may_lack)
+        elif group is None:
             yield _key(name, hint, item.metadata.get(_ALLOWED), may_lack)
         else:
             yield from declared(group, f"{name}.", may_lack or _is_optional(hint) or _LIKE in item.metadata)
@@ -200,7 +207,7 @@ def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "", 
             name.
     """
     keys = _keys(schema)
-    unknown = sorted(set(values) - {item.name for item, _ in keys})
+    unknown = sorted(set(values) - _names(schema))
     if unknown:
         raise UserError(f"config: there is no key '{prefix}{unknown[0]}'; '--cfg job' prints all keys and values")
     read: dict[str, Any] = {}
@@ -208,7 +215,10 @@ def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "", 
         name, value = item.name, values.get(item.name)
         if value is None and _LIKE in item.metadata:
             value = {}
-        if value is None and base is not None:
+        if _INLINED in item.metadata:
+            own = {key: values[key] for key in _names(hint) & values.keys()}
+            read[name] = read_settings(hint, own, prefix, getattr(base, name, None))
+        elif value is None and base is not None:
             read[name] = getattr(base, name)
         elif name in values or value is not None:
             group = _group(hint)
@@ -231,8 +241,12 @@ def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "", 
 
 def to_values(settings: Any) -> dict[str, Any]:
     """Return settings as plain values, nested as they are: what `read_settings` reads."""
-    values = {item.name: getattr(settings, item.name) for item, _ in _keys(type(settings))}
-    return {name: to_values(value) if is_dataclass(value) else value for name, value in values.items()}
+    values: dict[str, Any] = {}
+    for item, _ in _keys(type(settings)):
+        value = getattr(settings, item.name)
+        plain = to_values(value) if is_dataclass(value) else value
+        values |= plain if _INLINED in item.metadata else {item.name: plain}
+    return values
 
 
 def check_settings(settings: Any) -> None:
@@ -253,6 +267,11 @@ def _keys(schema: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     """Return the fields of a schema that are keys, with their types."""
     hints = get_type_hints(schema)
     return [(item, hints[item.name]) for item in fields(schema) if _DERIVED not in item.metadata]
+
+
+def _names(schema: type) -> set[str]:
+    """Return the names of the keys and groups of a schema, without those in its groups."""
+    return set().union(*(_names(hint) if _INLINED in item.metadata else {item.name} for item, hint in _keys(schema)))
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

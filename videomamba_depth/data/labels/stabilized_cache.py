@@ -44,6 +44,7 @@ from videomamba_depth.data.video.reader import iter_frames
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import choice, ranged
 
 BLOCK_CHUNKS = 4
 MARGIN_FRAMES = 24
@@ -58,7 +59,21 @@ class OfflineTarget(Protocol):
 
 
 OFFLINE_TARGETS: dict[str, OfflineTarget] = {"stabilized": stabilize_clip, "geometry": geometric_clip}
-"""By the names that `loss.target` has for them."""
+"""By the names that `target` has for them."""
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """What the student's depth is compared with; settings that training and the precomputing have in common.
+
+    Attributes:
+        target: "raw", the teacher's depth frame by frame, or what `OFFLINE_TARGETS` makes of it over a clip.
+        target_radius, target_sigma: frames to either side that an offline target looks at, and their Gaussian's std.
+    """
+
+    target: str = choice("raw", *OFFLINE_TARGETS, default="raw")
+    target_radius: int = ranged(1, 1000, 8)
+    target_sigma: float = ranged(0, 1000, 5.0, open="low")
 
 
 @dataclass(frozen=True)
