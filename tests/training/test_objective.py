@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 import torch
 
-from videomamba_depth.losses import mean_of_sums
-from videomamba_depth.training.objective import ChunkTarget, Objective, Tail
+from videomamba_depth.losses import LossSums, mean_of_sums
+from videomamba_depth.training.objective import ChunkTarget, Objective, Tail, weight_of
 from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.settings import read_settings, to_values
 
 FRAMES, SIZE = 6, (6, 8)
 
@@ -104,3 +107,19 @@ def test_schedule_and_average() -> None:
     assert average.average["w"].item() == pytest.approx(0.9)
     average.update({"w": torch.zeros(1)}, step=1000)
     assert average.average["w"].item() == pytest.approx(0.45)
+
+
+def test_one_field_adds_a_term_and_its_weight() -> None:
+    @dataclass(frozen=True)
+    class More(Objective):
+        brightness_weight: float = weight_of(lambda _, chunk: LossSums(chunk.prediction.sum(), torch.tensor(2.0)), 3.0)
+
+    prediction, target, summaries = make_clip()
+    off = {"ssi_weight": 0.0, "temporal_gradient_weight": 0.0, "state_smoothness_weight": 0.0}
+    terms, _ = More(**off)(prediction, target, summaries, None)  # type: ignore[arg-type]
+    assert list(terms) == ["brightness"]
+    torch.testing.assert_close(terms["brightness"].numerators, 3 * prediction.sum())
+    assert not More(**off).needs_flow  # type: ignore[arg-type]
+    assert read_settings(More, {**to_values(More()), "brightness_weight": 0.0}).brightness_weight == 0
+    with pytest.raises(UserError, match="brightness_weight must be in"):
+        read_settings(More, {"brightness_weight": -1})

@@ -278,10 +278,10 @@ def test_a_file_of_another_step_is_refused(
     [
         ("student", lambda t: {k: v.half() for k, v in t.items()}, "is torch.float16, not torch.float32"),
         ("trainer", lambda t: {k: v.half() for k, v in t.items()}, "is torch.float16, not torch.float32"),
-        ("trainer", lambda t: {k: v.half() if "exp_avg" in k else v for k, v in t.items()}, r"optimizer\.\d+\.exp_avg"),
-        ("trainer", lambda t: {k: v for k, v in t.items() if k != "optimizer.0.exp_avg"}, "exp_avg is missing"),
-        ("trainer", lambda t: {**t, "optimizer.0.exp_avg": t["optimizer.0.exp_avg"][:1]}, r"optimizer\.0\.exp_avg is"),
-        ("trainer", lambda t: {**t, "optimizer.0.more": t["optimizer.0.step"] + 1}, r"optimizer\.0\.more is"),
+        ("trainer", lambda t: {k: v.half() if "exp_avg" in k else v for k, v in t.items()}, r"exp_avg.* must be"),
+        ("trainer", lambda t: {k: v for k, v in t.items() if k != "optimizer.0.exp_avg"}, r"no tensor exp_avg \(opt"),
+        ("trainer", lambda t: {**t, "optimizer.0.exp_avg": t["optimizer.0.exp_avg"][:1]}, r"exp_avg .*0\) must be"),
+        ("trainer", lambda t: {**t, "optimizer.0.more": t["optimizer.0.step"] + 1}, r"unknown tensor more \(opt"),
         ("trainer", lambda t: {**t, "optimizer.999.step": t["optimizer.0.step"] + 1}, "IndexError"),
     ],
 )  # fmt: skip

@@ -46,10 +46,6 @@ class DepthState:
         """Number of streams B."""
         return self.frame_index.shape[0]
 
-    def num_bytes(self) -> int:
-        """Return the memory that the tensors take."""
-        return sum(t.numel() * t.element_size() for t in self.tensors().values())
-
     def map(self, function: Callable[[Tensor], Tensor]) -> DepthState:
         """Return a state with `function` applied to every tensor but the frame index."""
         layers = {

@@ -18,14 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from videomamba_depth.losses import mean_of_sums
-from videomamba_depth.models.checkpoint import (
-    STUDENT_WEIGHTS,
-    check_student_weights,
-    load_student_weights,
-    read_description,
-    read_weights,
-    student_weights,
-)
+from videomamba_depth.models.checkpoint import STUDENT_WEIGHTS, read_description, read_weights, student_weights
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.labeller import LabelledClip, Labeller
@@ -38,13 +31,12 @@ from videomamba_depth.training.settings import OptimSettings, TrainerSettings
 from videomamba_depth.training.trainer_state import (
     Carry,
     Position,
-    carry_file,
+    TrainingState,
     load_carry,
-    load_shared,
-    optimizer_state,
+    read_shared,
     resuming,
     save_carry,
-    save_shared,
+    saved_ranks,
 )
 from videomamba_depth.utils.checkpoint import (
     point_last,
@@ -108,6 +100,7 @@ class Trainer:
         self._clip_batch = -1  # which batch _clip is
         self._stop_signal: int | None = None
         self._average = WeightAverage(student_weights(student), optim.ema_decay)
+        self._state = TrainingState(student, self._optimizer, self._scaler, self._average)
 
     def fit(self) -> bool:
         """Train to `settings.steps`; return False if a signal ended the run before, after saving it.
@@ -256,7 +249,7 @@ class Trainer:
             return "there is no checkpoint yet"
         try:
             verify_files(folder)
-            load_shared(folder)
+            read_shared(folder)
             read_weights(folder / STUDENT_WEIGHTS)
         except Exception as error:
             return f"the last checkpoint is damaged too ({error}): delete that folder to go back to the one before"
@@ -292,8 +285,7 @@ class Trainer:
                 with self.ranks.together():
                     if self.ranks.is_main:
                         self._save_student(staging, self._average.average, self.step)
-                        scaler = self._scaler.state_dict()
-                        save_shared(staging, self.step, self._position, self._shared_tensors(), scaler)
+                        self._state.save(staging, self.step, self._position)
                 with self.ranks.together():  # the folder is there: every rank writes its part
                     save_carry(staging, self.ranks.rank, self._carry, self.step)
             with self.ranks.together():
@@ -302,12 +294,6 @@ class Trainer:
                     prune_steps(self.run.checkpoints, self.settings.keep_checkpoints)
         except UserError as error:
             raise UserError(f"the checkpoint of step {self.step} failed: {error}; {self._last_checkpoint()}") from error
-
-    def _shared_tensors(self) -> dict[str, Tensor]:
-        tensors = {f"weight.{name}": t for name, t in student_weights(self.student).items()}
-        for i, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        return tensors
 
     def _resume(self) -> None:
         """Take up the newest checkpoint, if there is one.
@@ -320,29 +306,16 @@ class Trainer:
             return
         with resuming(folder):
             verify_files(folder)
-        ranks = len(list(folder.glob(carry_file(folder, 0).name.replace("0", "*"))))
+        ranks = saved_ranks(folder)
         if ranks != self.ranks.world_size:
             raise UserError(
                 f"'{folder}' holds the states of {ranks} processes, not {self.ranks.world_size}; resume with {ranks}"
             )
         with resuming(folder):
-            self._take_up(folder)
+            read_description(folder)
+            self.step, self._position = self._state.take_up(folder)
+            self._carry = load_carry(folder, self.ranks.rank, self.ranks.device, self.step)
         log.info("continuing '%s' from step %d", self.run.path, self.step)
-
-    def _take_up(self, folder: Path) -> None:
-        read_description(folder)
-        self.step, self._position, tensors, scaler = load_shared(folder)
-        weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
-        own = student_weights(self.student)
-        check_student_weights(own, weights, str(folder), same_dtype=True)
-        load_student_weights(self.student, weights, str(folder))
-        state = optimizer_state(self._optimizer, tensors)
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        self._scaler.load_state_dict(scaler)
-        average = read_weights(folder / STUDENT_WEIGHTS, self.step)
-        check_student_weights(own, average, str(folder / STUDENT_WEIGHTS), same_dtype=True)
-        self._average.average = {name: t.to(self.ranks.device) for name, t in average.items()}
-        self._carry = load_carry(folder, self.ranks.rank, self.ranks.device, self.step)
 
 
 class _Meter:
