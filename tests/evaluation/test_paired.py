@@ -101,3 +101,10 @@ def test_checkpoints_get_names() -> None:
     assert name_checkpoints([]) == {}
     with pytest.raises(UserError, match="twice"):
         name_checkpoints(["a:x", "a:y"])
+
+
+def test_stills_that_share_no_view_have_no_flicker_and_are_compared_all_the_same() -> None:
+    clip = {name: {"abs_rel/video": error, "edge_ratio": 1.0} for name, error in (("teacher", 0.2), ("student", 0.1))}
+    compared = compare([clip, clip], ["student"])
+    assert compared["axes"] == {}
+    assert compared["students"]["student"]["dominance"] == {"teacher": {}}

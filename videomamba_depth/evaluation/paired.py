@@ -81,7 +81,9 @@ def measured(clips: Sequence[ClipScores]) -> list[str]:
 
 def axes_of(metrics: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return the metric of flicker that decides, and the axes {name: metric} that it is traded for."""
-    flicker = next((metric for metric in FLICKER if metric in metrics), FLICKER[0])
+    flicker = next((metric for metric in FLICKER if metric in metrics), None)
+    if flicker is None:  # no two frames see the same, as in stills
+        return FLICKER[0], {}
     axes = {name: metric for name, metric in AXES.items() if metric in metrics}
     if "accuracy" in axes:
         axes.pop("distance from the teacher", None)
