@@ -83,7 +83,10 @@ def temporal_call(student: VideoMambaDepth, size: int, dtype: str) -> Call:
     @torch.inference_mode()
     def call() -> object:
         with autocast(student.device, precision):
-            return student._refine(features, states, None)
+            return [
+                scale(features[name], states.frame_index, states.layers[name], None, states.memory)
+                for name, scale in student.temporal.items()
+            ]
 
     with torch.inference_mode(), autocast(student.device, precision):
         features = student.encode(clip)

@@ -180,8 +180,16 @@ def _time_stages(rows: list[Row], index: int, stream: DepthStream, frame: np.nda
     with autocast(stream.device, stream.dtype):
         motion = None if model.motion is None else model.motion(clip, states.maps["frame"])[0]
         features = _timed(rows[0], index, stream.device, lambda: model.encode(clip))
-        refined, *_ = _timed(rows[1], index, stream.device, lambda: model._refine(features, states, motion))
-        _timed(rows[2], index, stream.device, lambda: model._decode(refined, size))
+
+        def refine() -> dict[str, torch.Tensor]:
+            stepped = {
+                name: scale(features[name], states.frame_index, states.layers[name], motion, states.memory)[0]
+                for name, scale in model.temporal.items()
+            }
+            return {name: x.squeeze(1) for name, x in {**features, **stepped}.items()}
+
+        refined = _timed(rows[1], index, stream.device, refine)
+        _timed(rows[2], index, stream.device, lambda: model.head(refined, size))
 
 
 def _timed(row: Row, index: int, device: torch.device, call: Callable[[], T]) -> T:

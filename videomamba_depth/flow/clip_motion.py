@@ -107,7 +107,8 @@ def detect_cuts(frames: Iterable[Any]) -> tuple[int, ...]:
     A cut is where half the L1 distance between the 8×8×8 color histograms of neighbors, the share of pixels
     that changed bin, exceeds `MAX_HISTOGRAM_CHANGE` and both its neighbors' distances do not (a run of such
     frames is flicker or fast motion, not cuts). Blind to cuts between shots of equal colors: there the
-    forward-backward check leaves too few pixels, and the pair is skipped as well.
+    forward-backward check leaves too few pixels, and the pair is skipped as well. It looks at pictures alone, and at a
+    frame's future: streams, which have features but no future, find theirs by `streaming.resets.ResetPolicy`.
     """
     histograms = map(_color_histogram, frames)
     change = [0.0, *(0.5 * float(np.abs(b - a).sum()) for a, b in itertools.pairwise(histograms)), 0.0]

@@ -26,6 +26,9 @@ class ResetPolicy(StreamHook):
     of the frame before. A flash changes the first and can upset the second, but keeps the third. The change of the
     features is measured against the recent changes of the same stream too. Slow fades are not found.
 
+    Not `flow.clip_motion.detect_cuts`: a stream cannot look one frame ahead, as it does to tell a cut from flicker, and
+    has features for it, which evaluation must not use, since its cuts may not depend on a model.
+
     On ten real clips with the embedded teacher's features, frames of one shot differ by at most 0.14 (histogram), 0.10
     (features) and 0.03 (pattern); the 90 cuts between two of the clips by at least 0.15, 0.52 and 0.40; flashes of half
     to twice the brightness change the pattern by at most 0.21.
