@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.data.labels.geometry import geometric_clip, geometric_shots
-from videomamba_depth.data.labels.geometry.adjust import _cost
-from videomamba_depth.data.labels.geometry.camera import Poses, adjoint, rays, rotation_matrix, transform
-from videomamba_depth.data.labels.geometry.detail import spread_over_pixels
-from videomamba_depth.data.labels.geometry.equations import linearize
-from videomamba_depth.data.labels.geometry.fuse import fuse
+from videomamba_depth.data.labels.geometry.adjust import _cost, linearize
+from videomamba_depth.data.labels.geometry.fuse import fuse, spread_over_pixels
 from videomamba_depth.data.labels.geometry.pairs import FlowPairs, Grid, chained_flow_pairs
-from videomamba_depth.data.labels.geometry.scene import Belief, Scene, View
+from videomamba_depth.data.labels.geometry.scene import (
+    Belief,
+    Poses,
+    Scene,
+    View,
+    adjoint,
+    rays,
+    rotation_matrix,
+    transform,
+)
 from videomamba_depth.data.labels.geometry.solve import Solution, solve
 from videomamba_depth.data.labels.geometry.trust import Support
 from videomamba_depth.data.labels.stabilize import stabilize_clip

@@ -107,13 +107,6 @@ class VideoInfo:
         return self.pts * self.time_base.numerator / self.time_base.denominator
 
 
-def average_fps(pts: np.ndarray, time_base: Fraction, nominal: float) -> float:
-    """Return frames per second over strictly increasing `pts` [F], or `nominal` for a single frame."""
-    if len(pts) < 2:
-        return nominal
-    return float((len(pts) - 1) / ((int(pts[-1]) - int(pts[0])) * time_base))
-
-
 @lru_cache
 def warn_once(line: str) -> None:
     """Log a warning; the same one no second time."""

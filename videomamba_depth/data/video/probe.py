@@ -24,7 +24,7 @@ from videomamba_depth.data.video.decode import (
     without_password,
 )
 from videomamba_depth.data.video.image_sequence import is_image_sequence, probe_images
-from videomamba_depth.data.video.info import Orientation, Structure, VideoInfo, VideoReadError, average_fps
+from videomamba_depth.data.video.info import Orientation, Structure, VideoInfo, VideoReadError
 from videomamba_depth.data.video.structure import read_structure
 
 log = logging.getLogger(__name__)
@@ -164,12 +164,13 @@ def _make_info(
     damage: str = "",
 ) -> VideoInfo:
     orientation, width, height = displayed_geometry(first, stream)
+    nominal = float(_nominal_rate(stream))
     return VideoInfo(
         path=str(path),
         width=width,
         height=height,
         num_frames=len(pts),
-        fps=average_fps(pts, time_base, float(_nominal_rate(stream))),
+        fps=float((len(pts) - 1) / (int(pts[-1] - pts[0]) * time_base)) if len(pts) > 1 else nominal,
         time_base=time_base,
         pts=pts,
         rotation=int(first.rotation) % 360,

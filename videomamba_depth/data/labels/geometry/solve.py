@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.data.labels.geometry.adjust import adjust
-from videomamba_depth.data.labels.geometry.camera import Poses
-from videomamba_depth.data.labels.geometry.equations import linearize
+from videomamba_depth.data.labels.geometry.adjust import adjust, linearize
 from videomamba_depth.data.labels.geometry.pairs import FlowPairs, Grid
-from videomamba_depth.data.labels.geometry.scene import RELATIVE_FLOOR, Belief, Scene, View
+from videomamba_depth.data.labels.geometry.scene import RELATIVE_FLOOR, Belief, Poses, Scene, View
 from videomamba_depth.data.labels.geometry.trust import (
     INDEPENDENT_SHARE,
     MAX_SPREAD,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.data.labels.geometry.detail import spread_over_pixels
-from videomamba_depth.data.labels.geometry.fuse import fuse
+from videomamba_depth.data.labels.geometry.fuse import fuse, spread_over_pixels
 from videomamba_depth.data.labels.geometry.pairs import Grid, chained_flow_pairs
 from videomamba_depth.data.labels.geometry.scene import RELATIVE_FLOOR, Scene
 from videomamba_depth.data.labels.geometry.solve import solve

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.labels.geometry.equations import Residuals
+from videomamba_depth.data.labels.geometry.adjust import Residuals
 from videomamba_depth.data.labels.geometry.scene import RELATIVE_FLOOR, Belief, Scene
 
 INDEPENDENT_SHARE = 1 / 9
