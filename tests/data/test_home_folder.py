@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media import write_images, write_video
 
-from videomamba_depth.data.labels.cache_format import open_groups
+from videomamba_depth.data.labels.cache_verify import open_groups
 from videomamba_depth.data.video.decode import open_video
 from videomamba_depth.data.video.find import find_sources, hash_source
 from videomamba_depth.data.video.image_sequence import list_images

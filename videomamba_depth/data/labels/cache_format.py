@@ -26,16 +26,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from videomamba_depth.data.video.find import VideoSource, hash_source, source_stamp
-from videomamba_depth.data.video.info import VideoInfo, VideoReadError
+from videomamba_depth.data.video.find import hash_source, source_stamp
+from videomamba_depth.data.video.info import VideoReadError
 from videomamba_depth.utils.atomic import disk_errors, sync_tree
-from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.extras import require
 
 FORMAT_VERSION = 2
@@ -117,26 +116,6 @@ class StorageLayout:
         if self.has_flow:
             shapes["flow_bwd"] = (num_frames, 2, *size)
         return shapes | ({"static": (num_frames, *size)} if self.has_static else {})
-
-
-def open_groups(cache_root: str | Path) -> dict[str, Any]:
-    """Open all groups of a local cache for reading: {folder name: group}; a folder without readable metadata is None.
-
-    Raises:
-        UserError: no such folder, or nothing in it.
-    """
-    root = Path(os.path.expanduser(cache_root))
-    if not root.is_dir():
-        raise UserError(f"no teacher cache at {root}; make one with scripts/precompute_teacher_depth.py")
-    groups: dict[str, Any] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        try:
-            groups[folder.name] = zarr_library().open_group(str(folder), mode="r", zarr_format=3)
-        except (OSError, KeyError, ValueError):
-            groups[folder.name] = None
-    if not groups:
-        raise UserError(f"the teacher cache {root} is empty; fill it with scripts/precompute_teacher_depth.py")
-    return groups
 
 
 def chunk_scale(depth: np.ndarray) -> float:
@@ -321,25 +300,6 @@ def source_unchanged(attributes: Mapping[str, Any], path: str | Path) -> bool:
         return False
 
 
-def group_attributes(source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout) -> dict[str, Any]:
-    size_bytes, mtime_ns = source_stamp(source.path)
-    return {
-        "format_version": FORMAT_VERSION,
-        "teacher": asdict(key),
-        "source": {
-            "video_id": source.video_id,
-            "name": Path(source.path).name,
-            "sha256": hash_source(source.path),
-            "size_bytes": size_bytes,
-            "mtime_ns": mtime_ns,
-            "num_frames": info.num_frames,
-            "width": info.width,
-            "height": info.height,
-        },
-        "storage": asdict(layout),
-    }
-
-
 def group_difference(attributes: Mapping[str, Any], key: TeacherKey) -> str:
     """Name what keeps a group from being of this format and teacher; "" if it fits."""
     version = attributes.get("format_version")
@@ -349,22 +309,6 @@ def group_difference(attributes: Mapping[str, Any], key: TeacherKey) -> str:
         return key.difference(TeacherKey.from_dict(attributes["teacher"]))
     except (KeyError, TypeError, ValueError) as error:
         return f"its teacher key cannot be read ({error})"
-
-
-def content_difference(
-    attributes: Mapping[str, Any], source: VideoSource, info: VideoInfo, layout: StorageLayout
-) -> str:
-    """Name the first field in which a group's source or layout differs; "" if they fit."""
-    for name, value in asdict(layout).items():
-        stored = attributes["storage"].get(name)
-        if stored != value:
-            return f"storage.{name} is {stored}, wanted {value}"
-    if not source_unchanged(attributes, source.path):
-        return "source.sha256 differs, the video has changed since it was cached"
-    stored = attributes["source"]["num_frames"]
-    if stored != info.num_frames:
-        return f"source.num_frames is {stored}, wanted {info.num_frames}"
-    return ""
 
 
 def _short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,12 @@ from videomamba_depth.data.labels.cache_format import (
     TeacherKey,
     group_difference,
     group_name,
-    open_groups,
     read_chunk,
+    zarr_library,
 )
 from videomamba_depth.data.video.find import VideoSource, hash_source
 from videomamba_depth.data.video.info import VideoReadError
+from videomamba_depth.utils.errors import UserError
 
 
 @dataclass
@@ -69,6 +71,26 @@ def verify_cache(
         if problem:
             report.problems.append(f"{name}: {problem}")
     return report
+
+
+def open_groups(cache_root: str | Path) -> dict[str, Any]:
+    """Open all groups of a local cache for reading: {folder name: group}; a folder without readable metadata is None.
+
+    Raises:
+        UserError: no such folder, or nothing in it.
+    """
+    root = Path(os.path.expanduser(cache_root))
+    if not root.is_dir():
+        raise UserError(f"no teacher cache at {root}; make one with scripts/precompute_teacher_depth.py")
+    groups: dict[str, Any] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        try:
+            groups[folder.name] = zarr_library().open_group(str(folder), mode="r", zarr_format=3)
+        except (OSError, KeyError, ValueError):
+            groups[folder.name] = None
+    if not groups:
+        raise UserError(f"the teacher cache {root} is empty; fill it with scripts/precompute_teacher_depth.py")
+    return groups
 
 
 def _verify_group(

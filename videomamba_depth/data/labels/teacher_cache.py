@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from videomamba_depth.data.clip import SharedFlags
 from videomamba_depth.data.labels.cache_format import (
+    FORMAT_VERSION,
     RAW,
     STABILIZED,
     LabelError,
@@ -19,10 +21,8 @@ from videomamba_depth.data.labels.cache_format import (
     StoredLabels,
     TeacherKey,
     chunk_rows,
-    content_difference,
     create_arrays,
     group_address,
-    group_attributes,
     group_difference,
     group_name,
     local_folder,
@@ -32,7 +32,7 @@ from videomamba_depth.data.labels.cache_format import (
     zarr_library,
 )
 from videomamba_depth.data.labels.stabilized_cache import StabilizeKey
-from videomamba_depth.data.video.find import VideoSource
+from videomamba_depth.data.video.find import VideoSource, hash_source, source_stamp
 from videomamba_depth.data.video.info import VideoInfo
 from videomamba_depth.utils.errors import UserError
 
@@ -109,14 +109,14 @@ class TeacherCacheWriter:
         try:
             group = open_group(root, source.video_id, "r+")
         except (FileNotFoundError, KeyError):
-            attributes = group_attributes(source, info, key, self.layout)
+            attributes = _attributes(source, info, key, self.layout)
             store = group_address(root, source.video_id)
             group = zarr_library().create_group(store, zarr_format=3, attributes=attributes)
         folder = local_folder(group)
         for left_over in folder.rglob("*.partial") if folder is not None else ():  # of a write that was killed
             left_over.unlink(missing_ok=True)
         stored = dict(group.attrs)
-        problem = group_difference(stored, key) or content_difference(stored, source, info, self.layout)
+        problem = group_difference(stored, key) or _content_difference(stored, source, info, self.layout)
         if problem:
             raise UserError(
                 f"teacher cache {root} does not fit {source.video_id}: {problem}; "
@@ -141,6 +141,41 @@ class TeacherCacheWriter:
             if not np.array_equal(self._group["timestamps_s"][:], np.asarray(info.timestamps_s, np.float64)):
                 raise ValueError("timestamps_s are not those of the video; delete this one to make it anew")
         create_arrays(self._group, RAW, shapes, self.layout.chunk_frames)
+
+
+def _attributes(source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout) -> dict[str, Any]:
+    size_bytes, mtime_ns = source_stamp(source.path)
+    return {
+        "format_version": FORMAT_VERSION,
+        "teacher": asdict(key),
+        "source": {
+            "video_id": source.video_id,
+            "name": Path(source.path).name,
+            "sha256": hash_source(source.path),
+            "size_bytes": size_bytes,
+            "mtime_ns": mtime_ns,
+            "num_frames": info.num_frames,
+            "width": info.width,
+            "height": info.height,
+        },
+        "storage": asdict(layout),
+    }
+
+
+def _content_difference(
+    attributes: Mapping[str, Any], source: VideoSource, info: VideoInfo, layout: StorageLayout
+) -> str:
+    """Name the first field in which a group's source or layout differs; "" if they fit."""
+    for name, value in asdict(layout).items():
+        stored = attributes["storage"].get(name)
+        if stored != value:
+            return f"storage.{name} is {stored}, wanted {value}"
+    if not source_unchanged(attributes, source.path):
+        return "source.sha256 differs, the video has changed since it was cached"
+    stored = attributes["source"]["num_frames"]
+    if stored != info.num_frames:
+        return f"source.num_frames is {stored}, wanted {info.num_frames}"
+    return ""
 
 
 class _Misfit(Exception):
