@@ -34,6 +34,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: DepthAnythingEnc
     save_student((folder / "last").resolve(), weights, spec, encoder, short_side=None, extra={"step": 7})
     config = {"name": "mine", "run_dir": str(folder), "data": {"root": "videos"}, "trainer": {"steps": 7}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "evaluation.md").write_text(
+        "# Report\n\n## Worlds\n\n| TGE | AbsRel |\n|---|---|\n| 1 | 2 |\n"
+    )
     return folder
 
 
@@ -81,6 +85,9 @@ def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path)
     files = hub.commits[hub.branches["me/student"]["main"]]
     assert {name.rpartition(".")[2] for name in files} <= {"safetensors", "json", "md", "gitattributes"}
     assert {"student.safetensors", "encoder/model.safetensors", "README.md"} < set(files)
+    card = files["README.md"].decode()
+    assert "### Report\n\n#### Worlds\n\n| TGE | AbsRel |" in card
+    assert "license of its weights: not known here" in card
     assert not any(str(run.parent).encode() in data for data in files.values())  # no path of this machine
 
     offline = "from videomamba_depth import load_student; print(load_student('me/student').signature)"

@@ -10,7 +10,6 @@ name; those of a local folder are. It needs a token that may write: `hf auth log
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, get_token
 
-from videomamba_depth.evaluation.report import to_markdown
 from videomamba_depth.models.checkpoint import STUDENT_JSON, STUDENT_WEIGHTS, load_student, read_description
 from videomamba_depth.models.hub import HUB_NAME
 from videomamba_depth.utils.arguments import path_argument
@@ -84,7 +82,7 @@ def push_to_hub(
     """Upload the last checkpoint of a run with a card of its recipe, data, teacher, license and metrics.
 
     Args:
-        run: folder of the run, `runs/NAME`. An `evaluation/*.json` and the last of its `pictures/` come along.
+        run: folder of the run, `runs/NAME`. The reports `evaluation/*.md` and the last of its `pictures/` come along.
         repository: `owner/name`; it is made where it does not exist, `private` or not.
         revision: branch to upload to, made where it does not exist; None: the main one.
         token: of the hub; None: HF_TOKEN, or that of `hf auth login`.
@@ -148,9 +146,8 @@ def model_card(run: Path, repository: str, description: Mapping[str, Any], has_p
     teacher = str(about["model_id"])
     known = next((name for start, name in _LICENSES.items() if teacher.startswith(start)), None)
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    reports = sorted((run / "evaluation").glob("*.json"))
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in reports if ".so_far" not in path.name]
-    tables = [to_markdown(result, per_clip=False).replace("\n#", "\n##").lstrip("# ") for result in results]
+    reports = sorted(path for path in (run / "evaluation").glob("*.md") if ".so_far" not in path.name)
+    tables = [path.read_text(encoding="utf-8").replace("\n#", "\n###").lstrip("# ") for path in reports]
     public = {**config, "run_dir": None}
     return _CARD.format(
         license=known or "other",
