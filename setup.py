@@ -10,9 +10,7 @@ setup(
         *find_namespace_packages(include=["videomamba_depth*"]),
         *find_namespace_packages("kernels", include=["selective_scan*"]),
         "videomamba_depth.configs",
+        *(f"videomamba_depth.configs.{name}" for name in find_namespace_packages("configs")),
     ],
-    package_dir={
-        **{name: f"kernels/{name}" for name in ("selective_scan",)},
-        "videomamba_depth.configs": "configs",
-    },
+    package_dir={"selective_scan": "kernels/selective_scan", "videomamba_depth.configs": "configs"},
 )

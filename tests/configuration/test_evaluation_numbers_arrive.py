@@ -139,3 +139,8 @@ def test_students_of_different_teachers_are_refused(tiny_teacher_folder: str, tm
     assert teacher.weights_sha256() == students["two"].encoder.weights_sha256()
     with pytest.raises(UserError, match="different teachers"):
         build_evaluate.load_students({**same, "two": f"teacher:{other}"}, None)
+
+
+def test_a_page_of_methods_that_do_not_exist_is_refused(tiny_teacher_folder: str) -> None:
+    with pytest.raises(UserError, match=r"html\.methods: there is no method 'nonsense'; choose from teacher, .*ema_0"):
+        evaluation(tiny_teacher_folder, "html.methods=[teacher,nonsense]")

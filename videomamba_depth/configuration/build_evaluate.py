@@ -79,6 +79,11 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             for memory in config.memory
         ),
     ]
+    unknown = sorted(set(config.html.methods) - {method.name for method in methods})
+    if unknown:
+        raise UserError(
+            f"html.methods: there is no method '{unknown[0]}'; choose from {', '.join(method.name for method in methods)}"
+        )
     protocol = Protocol(**{item.name: getattr(config, item.name) for item in fields(Protocol)})
     evaluator = Evaluator(
         methods=methods,
