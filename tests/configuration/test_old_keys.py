@@ -65,6 +65,21 @@ def test_old_keys_of_the_stream(old: str, new: str, caplog: pytest.LogCaptureFix
     assert [record.getMessage() for record in caplog.records] == [f"{old} is now {new}"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.output.enabled=false model.output.gain=0.5", "model.output=null"),
+        ("++model.output.gain=0.5 model.output.enabled=false", "model.output=null"),
+        ("model.motion_short_side=112 model.motion=none model.motion_flow=dis_fast", "model.flow=null"),
+        ("model.motion=none model.flow.short_side=112", "model.flow=null"),
+        ("model.motion=none model.motion=flow model.motion_short_side=112", "model.flow.short_side=112"),
+    ],
+)
+def test_an_old_off_stays_off_whatever_else_is_set(old: str, new: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_config("train", TrainConfig, old.split()) == load_config("train", TrainConfig, [new])
+    assert ("has no effect: model." in caplog.text) == new.endswith("=null")
+
+
 def test_a_key_that_is_gone_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert load_config("train", TrainConfig, ["teacher.licence=x"]) == load_config("train", TrainConfig, [])
     assert "teacher.licence=x is now nothing" in caplog.text

@@ -74,15 +74,24 @@ In the last two forms, what the command's schema still declares stays: what one 
 
 
 def renamed(arguments: Sequence[str], schema: type) -> list[str]:
-    """Return overrides with their new keys; every one that had an old key is named in one line of the log."""
+    """Return overrides with their new keys; every one that had an old key is named in one line of the log.
+
+    An old key that switches a group off does so wherever it stands: the group's other keys among the overrides go.
+    """
     known = tuple(key.name for key in declared(schema))
     result: list[str] = []
+    groups: dict[str, str] = {}  # that an old key switches: the override that says on or off
     for argument in arguments:
         key, _, value = argument.partition("=")
         new = _new_overrides(key.lstrip("+"), value, known)
         result += [argument] if new is None else new
         if new is not None:
             log.warning("%s is now %s", argument, _named(new))
+            groups |= {override.partition("=")[0]: override for override in new if override.endswith(("=null", "={}"))}
+    for group in (group for group, override in groups.items() if override.endswith("=null")):
+        for override in [override for override in result if override.lstrip("+").startswith(f"{group}.")]:
+            result.remove(override)
+            log.warning("%s has no effect: %s is off", override, group)
     return result
 
 
