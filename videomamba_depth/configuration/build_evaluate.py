@@ -79,11 +79,10 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             for memory in config.memory
         ),
     ]
-    unknown = sorted(set(config.html.methods) - {method.name for method in methods})
+    names = [method.name for method in methods]
+    unknown = [name for name in config.html.methods if name not in names]
     if unknown:
-        raise UserError(
-            f"html.methods: there is no method '{unknown[0]}'; choose from {', '.join(method.name for method in methods)}"
-        )
+        raise UserError(f"html.methods: there is no method '{unknown[0]}'; choose from {', '.join(names)}")
     protocol = Protocol(**{item.name: getattr(config, item.name) for item in fields(Protocol)})
     evaluator = Evaluator(
         methods=methods,
