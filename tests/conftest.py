@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,18 @@ def tiny_encoder(tiny_teacher_folder: str):
     from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 
     return DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)
+
+
+@pytest.fixture(autouse=True)
+def root_logger_as_before() -> Iterator[None]:
+    """A command that a test runs in this process configures logging for that test alone."""
+    root = logging.getLogger()
+    level, handlers = root.level, set(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - handlers:
+        if not type(handler).__module__.startswith("_pytest."):
+            root.removeHandler(handler)
 
 
 @pytest.fixture
