@@ -67,7 +67,7 @@ def test_finished_runs_are_skipped_and_changed_ones_refused(tmp_path: Path) -> N
         write_manifest(checkpoint)
         assert is_finished(run) == finished
     other = list_runs(ablate_config(*overrides[1:], "base=['trainer.steps=3','optim.lr=0.5']"))[0]
-    with pytest.raises(UserError, match=r"optim.lr=0.001, now it is 0.5"):
+    with pytest.raises(UserError, match=r"optim.lr=0.001, now it is optim.lr=0.5"):
         is_finished(other)
 
 

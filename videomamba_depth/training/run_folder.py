@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ MAY_CHANGE = (
 """Keys that may differ when a run is continued; any other would make the result depend on when it was stopped."""
 
 
+_SYNTHETIC_ONLY = ("data.world", "data.camera_motion", "data.num_worlds")
+
+
 class RunFolder:
     """`config.yaml`, `encoder/`, `checkpoints/step_*/`, `last`, `metrics.jsonl`, `pictures/`, `tensorboard/`."""
 
@@ -68,7 +71,7 @@ class RunFolder:
             upgrade: gives what an older version stored, `{full key: value}`, its keys of today.
 
         Raises:
-            UserError: naming the first key that differs and both values, or the settings cannot be read.
+            UserError: naming every key that differs and both values, or the settings cannot be read.
         """
         newest = self.newest_checkpoint()
         if newest is None:
@@ -77,12 +80,13 @@ class RunFolder:
             verify_files(newest, [CONFIG_JSON])
             before = _comparable(upgrade(_flatten(json.loads((newest / CONFIG_JSON).read_text(encoding="utf-8")))))
         now = _comparable(_flatten(json.loads(to_json(config))))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and key not in MAY_CHANGE:
-                raise UserError(
-                    f"run '{self.path}' was started with {key}={before.get(key)}, now it is {now.get(key)};"
-                    f" set it back to continue, or start another run with name=..."
-                )
+        keys = sorted(before.keys() | now.keys())
+        changed = [key for key in keys if before.get(key) != now.get(key) and key not in MAY_CHANGE]
+        if changed:
+            raise UserError(
+                f"run '{self.path}' was started with {_as_overrides(before, changed)}, now it is"
+                f" {_as_overrides(now, changed)}; set it back to continue, or start another run with name=..."
+            )
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Save the resolved config, atomically, for people to read."""
@@ -177,10 +181,30 @@ def _start_wandb(run: RunFolder, config: dict[str, Any]) -> Any:
 def _comparable(flat: dict[str, Any]) -> dict[str, Any]:
     """Return a config with the length of the learning rate's curve filled in; version 0.1.0 had no key for it.
 
-    `model.scale` is left out: what it leads to stands in full in `model.s0` to `model.s3`.
+    What has no effect is left out: keys of another kind of data, and `model.scale`, which leads to what stands in full
+    in `model.s0` to `model.s3`.
     """
-    flat = {key: value for key, value in flat.items() if not key.startswith("model.scale.")}
+    unused = ("model.scale.",) if flat["data.kind"] == "synthetic" else ("model.scale.", *_SYNTHETIC_ONLY)
+    flat = {key: value for key, value in flat.items() if not key.startswith(unused)}
     return flat | {"trainer.total_steps": flat.get("trainer.total_steps") or flat["trainer.steps"]}
+
+
+def _as_overrides(flat: dict[str, Any], keys: Iterable[str]) -> str:
+    """Return what a config holds under some keys as overrides; keys of a group that is null are one, GROUP=null."""
+    overrides: dict[str, None] = {}
+    for key in keys:
+        group = next((name for name in _prefixes(key) if name in flat), key)
+        value = flat.get(group)
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        overrides[f"{group}={text}"] = None
+    return " ".join(overrides)
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    """Yield a key, its group, the group of that and so on."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
