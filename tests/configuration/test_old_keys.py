@@ -6,10 +6,13 @@ import logging
 
 import pytest
 
+from videomamba_depth.configuration.ablate_schema import AblateConfig
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.configuration.old_keys import OLD_KEYS, renamed, renamed_values
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.settings import declared
 
 TRAIN_KEYS = {key.name for key in declared(TrainConfig)}
@@ -78,6 +81,44 @@ def test_old_keys_of_the_stream(old: str, new: str, caplog: pytest.LogCaptureFix
 def test_an_old_off_stays_off_whatever_else_is_set(old: str, new: str, caplog: pytest.LogCaptureFixture) -> None:
     assert load_config("train", TrainConfig, old.split()) == load_config("train", TrainConfig, [new])
     assert ("has no effect: model." in caplog.text) == new.endswith("=null")
+
+
+@pytest.mark.parametrize(
+    ("command", "schema", "override"),
+    [
+        ("train", TrainConfig, "dtype=float16"),
+        ("train", TrainConfig, "stabilise=true"),
+        ("train", TrainConfig, "split=tuning"),
+        ("stream", StreamConfig, "flow=dis"),
+        ("stream", StreamConfig, "worlds.videos=3"),
+        ("stream", StreamConfig, "teacher.licence=x"),
+        ("ablate", AblateConfig, "flow=dis"),
+        ("ablate", AblateConfig, "worlds.videos=2"),
+        ("ablate", AblateConfig, "split=tuning"),
+    ],
+)
+def test_no_command_is_sent_to_a_key_that_it_lacks(
+    command: str, schema: type, override: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match=f"there is no key '{override.partition('=')[0]}'"):
+        load_config(command, schema, [override])
+    assert not caplog.records
+
+
+def test_old_keys_of_the_evaluation(caplog: pytest.LogCaptureFixture) -> None:
+    old = ["split=tuning", "worlds.videos=2", "kinds=[fast]", "flow=dis", "html.rows=[teacher]"]
+    new = [
+        "preset=tuning",
+        "synthetic.videos=2",
+        "synthetic.kinds=[fast]",
+        "reference_flow=dis",
+        "html.methods=[teacher]",
+    ]
+    expected = load_config("evaluate", EvaluateConfig, ["checkpoint=a", *new])
+    assert load_config("evaluate", EvaluateConfig, ["checkpoint=a", *old]) == expected
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{a} is now {b}" for a, b in zip(old, new, strict=True)
+    ]
 
 
 def test_a_key_that_is_gone_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from selective_scan.backends import BackendError, check_environment
-from videomamba_depth.configuration.help_page import help_page
+from videomamba_depth.configuration.help_page import config_groups, help_page
 from videomamba_depth.configuration.old_keys import renamed
 from videomamba_depth.configuration.overrides import quote_overrides
 from videomamba_depth.utils.arguments import called_program
@@ -67,7 +67,7 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
             return
         check_environment()
         configure_logging()
-        arguments = renamed(given[1:], schema)
+        arguments = renamed(given[1:], schema, _groups(config_name))
         if not flags:
             _ = load_config(config_name, schema, arguments)
         sweep = any(flag in ("-m", "--multirun") for flag in flags)
@@ -93,7 +93,8 @@ def load_config(config_name: str, schema: type[Schema], overrides: Sequence[str]
     with _one_line_errors():
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            quoted = quote_overrides(renamed(overrides, schema), schema, CONFIG_DIR)
+            arguments = renamed(overrides, schema, _groups(config_name))
+            quoted = quote_overrides(arguments, schema, CONFIG_DIR)
             try:
                 config = hydra.compose(config_name, quoted)
             except ValueError as error:  # a number where Hydra wants the name of a group's file
@@ -114,6 +115,10 @@ def to_schema(config: DictConfig, schema: type[Schema]) -> Schema:
             raise UserError(f"config: no value for {named}; set it on the command line: {missing[0]}=...")
         values = OmegaConf.to_container(config, resolve=True)
     return read_settings(schema, values)  # type: ignore[arg-type]
+
+
+def _groups(config_name: str) -> Collection[str]:
+    return config_groups((CONFIG_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))
 
 
 @contextmanager

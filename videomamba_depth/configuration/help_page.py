@@ -25,8 +25,7 @@ def help_page(config_dir: Path, config_name: str, about: str, program: str) -> s
         program: how it was called, `videomamba-depth NAME` or `python FILE`.
     """
     text = (config_dir / f"{config_name}.yaml").read_text(encoding="utf-8")
-    groups = [group for entry in yaml.safe_load(text)["defaults"] if entry != "_self_" for group in entry.items()]
-    chosen = {name: choice for name, choice in groups if not name.startswith("override ")}
+    chosen = config_groups(text)
     usage = f"usage: {program} [GROUP=CHOICE ...] [KEY=VALUE ...]" if chosen else f"usage: {program} [KEY=VALUE ...]"
     parts = [about.strip().replace(f"videomamba-depth {config_name}", program), "", usage]
     if chosen:
@@ -39,6 +38,12 @@ def help_page(config_dir: Path, config_name: str, about: str, program: str) -> s
         parts += [line for name, choice in chosen.items() for line in _group(config_dir / name, choice)]
     parts += ["", "keys, with their defaults; ??? has none and must be given:", textwrap.indent(_keys(text), "  ")]
     return "\n".join([*parts, _FLAGS])
+
+
+def config_groups(text: str) -> dict[str, str | None]:
+    """Return {group: default choice} of the text of a command's config file."""
+    groups = [group for entry in yaml.safe_load(text)["defaults"] if entry != "_self_" for group in entry.items()]
+    return {name: choice for name, choice in groups if not name.startswith("override ")}
 
 
 def _group(folder: Path, default: str | None) -> list[str]:

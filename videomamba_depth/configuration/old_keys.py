@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from videomamba_depth.utils.settings import declared
@@ -69,26 +69,32 @@ Whoever renames a key adds a line in one of these forms; the first that fits, in
     "KEY": "KEY"                         a key with whatever it holds, a group with whatever is chosen; "": it is gone
     "GROUP.": "GROUP."                   every key of a group that has no line of its own
 
-In the last two forms, what the command's schema still declares stays: what one command renames, another may keep.
+In the last two forms, what the command's schema still declares stays: what one command renames, another may keep. A
+command that lacks a new key takes no notice of the line.
 """
 
 
-def renamed(arguments: Sequence[str], schema: type) -> list[str]:
+def renamed(arguments: Sequence[str], schema: type, groups: Iterable[str] = ()) -> list[str]:
     """Return overrides with their new keys; every one that had an old key is named in one line of the log.
 
     An old key that switches a group off does so wherever it stands: the group's other keys among the overrides go.
+
+    Args:
+        groups: of the command's config, also those that the schema does not name.
     """
-    known = tuple(key.name for key in declared(schema))
+    known = (*(key.name for key in declared(schema)), *groups)
     result: list[str] = []
-    groups: dict[str, str] = {}  # that an old key switches: the override that says on or off
+    switched: dict[str, str] = {}  # that an old key switches: the override that says on or off
     for argument in arguments:
         key, _, value = argument.partition("=")
         new = _new_overrides(key.lstrip("+"), value, known)
         result += [argument] if new is None else new
         if new is not None:
             log.warning("%s is now %s", argument, _named(new))
-            groups |= {override.partition("=")[0]: override for override in new if override.endswith(("=null", "={}"))}
-    for group in (group for group, override in groups.items() if override.endswith("=null")):
+            switched |= {
+                override.partition("=")[0]: override for override in new if override.endswith(("=null", "={}"))
+            }
+    for group in (group for group, override in switched.items() if override.endswith("=null")):
         for override in [override for override in result if override.lstrip("+").startswith(f"{group}.")]:
             result.remove(override)
             log.warning("%s has no effect: %s is off", override, group)
@@ -123,11 +129,22 @@ def _named(overrides: Sequence[str]) -> str:
 
 def _new_overrides(key: str, value: str, known: tuple[str, ...]) -> list[str] | None:
     """Return what an override is now, as overrides; None for one that is not old."""
-    if f"{key}={value}" in OLD_KEYS:
-        return OLD_KEYS[f"{key}={value}"].split()
-    if any(name == key or name.startswith(f"{key}.") for name in known):
-        return None
-    if key in OLD_KEYS:
-        return [f"{OLD_KEYS[key]}={value}"] if OLD_KEYS[key] else []
+    new: list[str] | None = None
     group = next((old for old in OLD_KEYS if old.endswith(".") and key.startswith(old)), None)
-    return None if group is None else [f"{OLD_KEYS[group]}{key.removeprefix(group)}={value}"]
+    if f"{key}={value}" in OLD_KEYS:
+        new = OLD_KEYS[f"{key}={value}"].split()
+    elif _is_known(key, known):
+        pass
+    elif key in OLD_KEYS:
+        new = [f"{OLD_KEYS[key]}={value}"] if OLD_KEYS[key] else []
+    elif group is not None:
+        new = [f"{OLD_KEYS[group]}{key.removeprefix(group)}={value}"]
+    if new is None:
+        return None
+    needed = [override.partition("=")[0] for override in new] or [key.rpartition(".")[0]]
+    return new if all(_is_known(name, known) for name in needed) else None
+
+
+def _is_known(key: str, known: tuple[str, ...]) -> bool:
+    """Return whether a command has a key or group."""
+    return any(name == key or name.startswith(f"{key}.") for name in known)
