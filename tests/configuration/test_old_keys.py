@@ -121,6 +121,61 @@ def test_old_keys_of_the_evaluation(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.output.enabled=False", "model.output=null"),
+        ("model.output={enabled:false,gain:0.5}", "model.output=null"),
+        ("model.output={enabled: True, gain: 0.5}", "model.output.gain=0.5"),
+        ("+flow={name:dis,max_motion_px:0.7}", "reference_flow.max_motion_px=0.7"),
+    ],
+)
+def test_old_keys_in_other_notations(old: str, new: str) -> None:
+    assert load_config("train", TrainConfig, [old]) == load_config("train", TrainConfig, [new])
+
+
+@pytest.mark.parametrize(
+    ("command", "schema", "override", "message"),
+    [
+        (
+            "train",
+            TrainConfig,
+            "model.output.enabled=1",
+            "got 'model.output.enabled=1': .*=false is now model.output=null",
+        ),
+        ("train", TrainConfig, "model.motion=on", "no key 'model.motion' any more.*none is now model.flow=null"),
+        (
+            "evaluate",
+            EvaluateConfig,
+            "split=x",
+            "split=final is now preset=held_out; split=tuning is now preset=tuning",
+        ),
+        ("train", TrainConfig, "model.output={x:1}", "there is no key 'model.output.x'"),
+        ("train", TrainConfig, "model.outputs={x:1}", "there is no key 'model.outputs'"),
+    ],
+)
+def test_what_has_no_translation_is_refused_in_one_line(
+    command: str, schema: type, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(command, schema, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_sweeps_over_old_values() -> None:
+    def swept(*overrides: str) -> list[str]:
+        return renamed(["-m", *overrides], TrainConfig)[1:]
+
+    assert swept("model.motion=none,flow") == ["model.flow=null,{}"]
+    assert swept("teacher=depth_anything_v2_small,embedded") == ["teacher=depth_anything_v2,embedded"]
+    assert swept("data.motion=fast,static") == ["data.camera_motion=fast,static"]
+    assert swept("optim.lr=1,2", "data.stride=[1,2]") == ["optim.lr=1,2", "data.stride=[1,2]"]
+    with pytest.raises(UserError, match=r"teacher=depth_anything_v2_base is now .*; run each by itself"):
+        swept("teacher=depth_anything_v2_base,embedded")
+    with pytest.raises(UserError, match=r"a sweep over model\.flow=null does not go with model\.flow\.short_side=112"):
+        swept("model.motion=none,flow", "model.motion_short_side=112")
+
+
 def test_a_key_that_is_gone_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert load_config("train", TrainConfig, ["teacher.licence=x"]) == load_config("train", TrainConfig, [])
     assert "teacher.licence=x is now nothing" in caplog.text

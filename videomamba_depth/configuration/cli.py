@@ -146,7 +146,12 @@ def _one_line(error: Exception) -> str:
         return f"config: '{error.override}' is no override: KEY=VALUE, or quotes and brackets are missing"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    message = lines[0].replace("Could not override", "there is no key").rstrip(".")
+    overridden = re.match("Could not override '(.*)'", lines[0])
+    if overridden is not None:  # Hydra names what was given; where that is a group, the key within it is what is wrong
+        within = str(getattr(error.__cause__, "full_key", None))
+        key = within if within.startswith(f"{overridden[1]}.") else overridden[1]
+        lines[0] = lines[0].replace(overridden[0], f"there is no key '{key}'")
+    message = lines[0].rstrip(".")
     named = f" (key: {key})" if key and key not in message else ""
     options = [option for option in getattr(error, "options", None) or () if option != "common"]
     if options:

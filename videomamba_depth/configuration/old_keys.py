@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from videomamba_depth.configuration.overrides import split_values
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.settings import declared
 
 log = logging.getLogger(__name__)
@@ -81,24 +84,70 @@ def renamed(arguments: Sequence[str], schema: type, groups: Iterable[str] = ()) 
 
     Args:
         groups: of the command's config, also those that the schema does not name.
+
+    Raises:
+        UserError: an old key has no translation with this value, naming the new keys.
     """
     known = (*(key.name for key in declared(schema)), *groups)
     result: list[str] = []
-    switched: dict[str, str] = {}  # that an old key switches: the override that says on or off
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        new = _new_overrides(key.lstrip("+"), value, known)
+    switched: dict[str, list[str]] = {}  # groups that an old key switches: off is "null", on "{}"
+    sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
+    for argument in (part for given in arguments for part in _keys_of_group(given, known)):
+        key, _, value = argument.lstrip("+").partition("=")
+        values = list(split_values(value)) if sweep else [value]
+        if len(values) > 1 and any(f"{key}={each}" in OLD_KEYS for each in values):
+            new = _new_sweep(argument, key, values, known)
+        else:
+            new = _new_overrides(key, value, known)
+        if new is None:
+            _check_value(argument, key, known)
         result += [argument] if new is None else new
         if new is not None:
             log.warning("%s is now %s", argument, _named(new))
-            switched |= {
-                override.partition("=")[0]: override for override in new if override.endswith(("=null", "={}"))
-            }
-    for group in (group for group, override in switched.items() if override.endswith("=null")):
-        for override in [override for override in result if override.lstrip("+").startswith(f"{group}.")]:
+            for name, _, value in (override.partition("=") for override in new):
+                if {"null", "{}"} & set(split_values(value)):
+                    switched[name] = list(split_values(value))
+    for group, values in switched.items():
+        own = [override for override in result if override.lstrip("+").startswith(f"{group}.")]
+        if "null" in values and len(values) > 1 and own:
+            raise UserError(f"config: a sweep over {group}=null does not go with {own[0]}; run it by itself")
+        for override in own if values == ["null"] else []:
             result.remove(override)
             log.warning("%s has no effect: %s is off", override, group)
     return result
+
+
+def _keys_of_group(argument: str, known: tuple[str, ...]) -> Iterator[str]:
+    """Yield GROUP={KEY:VALUE,...} as GROUP.KEY=VALUE each if one of the keys is old; any other override as it is."""
+    group, _, value = argument.lstrip("+").partition("=")
+    parts = [part.partition(":") for part in split_values(value[1:-1])] if re.fullmatch("{[^{}]+}", value) else []
+    keys = [(f"{group}.{key.strip()}", text.strip()) for key, _, text in parts]
+    if any(_new_overrides(key, text, known) is not None for key, text in keys):
+        yield from (f"{key}={text}" for key, text in keys)
+    else:
+        yield argument
+
+
+def _new_sweep(argument: str, key: str, values: Sequence[str], known: tuple[str, ...]) -> list[str] | None:
+    """Return a sweep over values some of which are old, as a sweep over one new key."""
+    new = {value: _new_overrides(key, value, known) for value in values}
+    if all(overrides is None for overrides in new.values()):
+        return None
+    each = [[f"{key}={value}"] if overrides is None else overrides for value, overrides in new.items()]
+    names = {override.partition("=")[0] for overrides in each for override in overrides}
+    if len(names) > 1 or any(len(overrides) != 1 for overrides in each):
+        old = "; ".join(f"{key}={value} is now {_named(overrides)}" for value, overrides in new.items() if overrides)
+        raise UserError(f"config: '{argument}' cannot be swept in one key: {old}; run each by itself")
+    return [f"{names.pop()}={','.join(override.partition('=')[2] for (override,) in each)}"]
+
+
+def _check_value(argument: str, key: str, known: tuple[str, ...]) -> None:
+    """Refuse another value of a key of which only some values have a translation."""
+    values = [old.partition("=")[2] for old in OLD_KEYS if old.startswith(f"{key}=")]
+    new = {f"{key}={value}": _new_overrides(key, value, known) for value in values}
+    if not _is_known(key, known) and any(new.values()):
+        named = "; ".join(f"{old} is now {_named(overrides)}" for old, overrides in new.items() if overrides)
+        raise UserError(f"config: there is no key '{key}' any more, got '{argument}': {named}")
 
 
 def renamed_values(stored: Mapping[str, Any], schema: type) -> dict[str, Any]:
@@ -130,9 +179,10 @@ def _named(overrides: Sequence[str]) -> str:
 def _new_overrides(key: str, value: str, known: tuple[str, ...]) -> list[str] | None:
     """Return what an override is now, as overrides; None for one that is not old."""
     new: list[str] | None = None
+    constant = value.lower() if value.lower() in ("true", "false") else value  # YAML takes True as well
     group = next((old for old in OLD_KEYS if old.endswith(".") and key.startswith(old)), None)
-    if f"{key}={value}" in OLD_KEYS:
-        new = OLD_KEYS[f"{key}={value}"].split()
+    if f"{key}={constant}" in OLD_KEYS:
+        new = OLD_KEYS[f"{key}={constant}"].split()
     elif _is_known(key, known):
         pass
     elif key in OLD_KEYS:

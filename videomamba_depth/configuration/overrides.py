@@ -50,7 +50,7 @@ def _quote_override(argument: str, keys: dict[str, Key], groups: Path, sweep: bo
         key = Key(name, str, False, False, False, Text())
     if key is None or not isinstance(key.allowed, Text | Choice) or (sweep and _SWEEP.match(value)):
         return argument
-    values = list(_split(value)) if sweep and "," in value else [value]
+    values = list(split_values(value)) if sweep and "," in value else [value]
     return f"{prefix}{name}={','.join(_quote_value(key, text) for text in values)}"
 
 
@@ -63,7 +63,7 @@ def _quote_value(key: Key, value: str) -> str:
     if key.is_list or (key.or_list and written_as_list):
         if not written_as_list:
             return value  # refused by the schema
-        return f"[{','.join(map(quote, _split(value[1:-1])))}]"
+        return f"[{','.join(map(quote, split_values(value[1:-1])))}]"
     return value if value == "null" and key.is_optional else quote(_not_missing(key, value))
 
 
@@ -89,7 +89,7 @@ def quote(value: str) -> str:
     return QuotedString(literal, Quote.single).with_quotes()
 
 
-def _split(values: str) -> Iterator[str]:
+def split_values(values: str) -> Iterator[str]:
     """Yield what stands between the commas that are in no bracket and no quotes; quotes around a whole part go."""
     depth, quote_mark, part = 0, "", ""
     if not values.strip():
