@@ -227,7 +227,8 @@ def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "", 
             elif value is None and _is_optional(hint):
                 read[name] = None
             elif not isinstance(value, Mapping):
-                raise UserError(f"{prefix}{name} is a group of keys; got '{value}': set {prefix}{name}.KEY")
+                off = f", or {prefix}{name}=null for none" if _is_optional(hint) else ""
+                raise UserError(f"{prefix}{name} is a group of keys; got {_shown(value)}: set {prefix}{name}.KEY{off}")
             else:
                 read[name] = read_settings(group, value, f"{prefix}{name}.", read.get(item.metadata.get(_LIKE, "")))
         elif item.default is REQUIRED and item.default_factory is REQUIRED:
@@ -303,7 +304,7 @@ def _read(key: Key, hint: Any, value: Any) -> Any:
     """Return a value in the type that its field has."""
     if key.name.endswith(".*"):
         if not isinstance(value, Mapping):
-            raise UserError(f"{key.name[:-2]} is a group of keys; got '{value}'")
+            raise UserError(f"{key.name[:-2]} is a group of keys; got {_shown(value)}")
         return {name: _read(key._replace(name=f"{key.name[:-1]}{name}"), list, texts) for name, texts in value.items()}
     problem = _problem(key, value)
     if problem is not None:
