@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from videomamba_depth.evaluation import engine
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.engine import Evaluator, Protocol
 from videomamba_depth.evaluation.methods import Method
@@ -31,7 +32,7 @@ def method(name: str, digest: str) -> Method:
 
 def source(content: str = "a clip") -> ClipSource:
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 40, 3)).astype(np.uint8)
-    return ClipSource("clip", lambda: EvaluationClip("clip", frames), digest=lambda: content)
+    return ClipSource("clip", lambda: EvaluationClip("clip", frames), digest=lambda: content, keep_depth=True)
 
 
 def runs(evaluator: Evaluator, clip: ClipSource) -> list[str]:
@@ -73,3 +74,12 @@ def test_another_clip_runs_all_and_another_student_only_with_its_teacher(kept: E
     changed = replace(kept, methods=[kept.methods[0], method("student", "other weights")])
     assert "student" in runs(changed, source())
     assert runs(changed, source()) == []
+
+
+def test_depth_is_kept_for_the_code_that_runs_streams(kept: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher's depth serves other students, but not another way of running and resizing it."""
+    changed = replace(kept, methods=[kept.methods[0], method("student", "other weights")])
+    assert runs(changed, source()) == ["student"]
+    runner = engine.run_streams.__module__
+    monkeypatch.setattr(engine, "code_digest", lambda *modules: f"new {modules}" if runner in modules else "old")
+    assert runs(changed, source()) == ["student", "teacher"]

@@ -172,8 +172,9 @@ class _KeptClip:
 
     def depth_folder(self, method: Method) -> Path | None:
         """Return where the depth of an untrained stream is kept."""
-        known = self._folder is not None and self._keep_depth and method.digest and method.new_stream is not None
-        return self._folder / f"{method.name}-{digest(method.digest)}" if known and not method.trained else None  # type: ignore[operator]
+        if self._folder is None or not (self._keep_depth and method.digest and method.new_stream) or method.trained:
+            return None
+        return self._folder / f"{method.name}-{digest(method.digest, code_digest(run_streams.__module__))}"
 
     def _result_path(self, method: Method) -> Path | None:
         if self._folder is None or not (method.digest and self._teacher):
