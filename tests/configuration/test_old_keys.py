@@ -29,7 +29,6 @@ TRAIN_KEYS = {key.name for key in declared(TrainConfig)}
         ("model.output.enabled=false", "model.output=null"),
         ("flow=inverse_search", "reference_flow=inverse_search"),
         ("flow.max_motion_px=0.7", "reference_flow.max_motion_px=0.7"),
-        ("loss=stabilised", "loss=default"),
         ("loss.target=stabilised", "loss.target=stabilized"),
         ("teacher=depth_anything_v2_small", "teacher=depth_anything_v2"),
         (
@@ -174,6 +173,16 @@ def test_sweeps_over_old_values() -> None:
         swept("teacher=depth_anything_v2_base,embedded")
     with pytest.raises(UserError, match=r"a sweep over model\.flow=null does not go with model\.flow\.short_side=112"):
         swept("model.motion=none,flow", "model.motion_short_side=112")
+
+
+def test_an_old_choice_whose_values_changed_says_how_to_have_them_back(caplog: pytest.LogCaptureFixture) -> None:
+    loss = load_config("train", TrainConfig, ["loss=stabilised"]).loss
+    assert loss == load_config("train", TrainConfig, ["loss=default"]).loss
+    line, _, former = caplog.messages[0].partition("; the former: ")
+    assert line == "loss=stabilised is now loss=default, with other values"
+    loss = load_config("train", TrainConfig, former.split()).loss
+    assert (loss.target_radius, loss.target_sigma) == (4, 2.5)
+    assert (loss.ssi_gradient_weight, loss.temporal_gradient_weight) == (0.5, 1)
 
 
 def test_a_key_that_is_gone_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -76,6 +76,12 @@ In the last two forms, what the command's schema still declares stays: what one 
 command that lacks a new key takes no notice of the line.
 """
 
+_OTHER_VALUES = {
+    "loss=stabilised": "loss.target_radius=4 loss.target_sigma=2.5 loss.ssi_gradient_weight=0.5"
+    " loss.temporal_gradient_weight=1.0",
+}
+"""OLD → overrides that bring back the values that it had, where its new form holds others."""
+
 
 def renamed(arguments: Sequence[str], schema: type, groups: Iterable[str] = ()) -> list[str]:
     """Return overrides with their new keys; every one that had an old key is named in one line of the log.
@@ -103,7 +109,8 @@ def renamed(arguments: Sequence[str], schema: type, groups: Iterable[str] = ()) 
             _check_value(argument, key, known)
         result += [argument] if new is None else new
         if new is not None:
-            log.warning("%s is now %s", argument, _named(new))
+            former = f", with other values; the former: {_OTHER_VALUES[argument]}" if argument in _OTHER_VALUES else ""
+            log.warning("%s is now %s%s", argument, _named(new), former)
             for name, _, value in (override.partition("=") for override in new):
                 if {"null", "{}"} & set(split_values(value)):
                     switched[name] = list(split_values(value))
