@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from torch import Tensor
 
 from videomamba_depth.evaluation import engine
+from videomamba_depth.evaluation.cache import kept_arrays
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.engine import Evaluator, Protocol
 from videomamba_depth.evaluation.methods import Method
@@ -83,3 +85,25 @@ def test_depth_is_kept_for_the_code_that_runs_streams(kept: Evaluator, monkeypat
     runner = engine.run_streams.__module__
     monkeypatch.setattr(engine, "code_digest", lambda *modules: f"new {modules}" if runner in modules else "old")
     assert runs(changed, source()) == ["student", "teacher"]
+
+
+@pytest.mark.parametrize("damage", ["content", "file"])
+def test_damaged_depth_is_made_again_and_kept(kept: Evaluator, tmp_path: Path, damage: str) -> None:
+    (folder,) = tmp_path.rglob("teacher-*/")
+    if damage == "content":
+        (folder / "depth.npy").write_bytes(b"damaged")
+    else:
+        shutil.rmtree(folder)
+        folder.write_text("a plain file")
+    for weights, run in (("second", ["student", "teacher"]), ("third", ["student"])):
+        assert runs(replace(kept, methods=[kept.methods[0], method("student", weights)]), source()) == run
+    assert "depth" in kept_arrays(folder, dict)
+
+
+def test_arrays_of_a_faster_process_stand(tmp_path: Path) -> None:
+    def make() -> dict[str, np.ndarray]:
+        kept_arrays(tmp_path / "folder", lambda: {"faster": np.ones(2)})
+        return {"slower": np.ones(2)}
+
+    assert list(kept_arrays(tmp_path / "folder", make)) == ["faster"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import numpy as np
 
 from videomamba_depth.evaluation.metrics.score import Score
 from videomamba_depth.utils import atomic
-from videomamba_depth.utils.atomic import disk_errors, sync, sync_tree, to_json
+from videomamba_depth.utils.atomic import disk_errors, rename_folder, to_json
 from videomamba_depth.utils.checkpoint import verify_files, write_manifest
 from videomamba_depth.utils.errors import UserError
 
@@ -37,8 +36,35 @@ def kept_arrays(folder: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> d
     Raises:
         UserError: the disk is full; nothing is left behind.
     """
-    if not _is_intact(folder):
-        _write_folder(folder, make())
+    if (found := read_arrays(folder)) is not None:
+        return found
+    _write_folder(folder, make())
+    return _load(folder)
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
+    """Return what `kept_arrays` wrote, memory-mapped; None where there is nothing.
+
+    What is damaged, or no folder, is removed with a warning.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    if not folder.exists():
+        return None
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder")
+        verify_files(folder, required=True)
+    except UserError as error:
+        log.warning("%s: made again", str(error).split(";")[0])
+        with disk_errors(folder):
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
+        return None
+    return _load(folder)
+
+
+def _load(folder: Path) -> dict[str, np.ndarray]:
     return {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 
@@ -50,24 +76,9 @@ def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
             for name, values in arrays.items():
                 np.save(partial / f"{name}.npy", values, allow_pickle=False)
             write_manifest(partial)
-            sync_tree(partial)
-            if not folder.is_dir():  # else another process was faster: what it wrote is the same
-                os.replace(partial, folder)
-                sync(folder.parent)
+            rename_folder(partial, folder, replace=False)  # what a faster process wrote is the same
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_intact(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    try:
-        verify_files(folder, required=True)
-    except UserError as error:
-        log.warning("%s: made again", str(error).split(";")[0])
-        shutil.rmtree(folder)
-        return False
-    return True
 
 
 def keep_result(path: Path, result: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from videomamba_depth.data.video.find import summarize
-from videomamba_depth.evaluation.cache import digest, keep_result, kept_arrays, read_result, read_scores
+from videomamba_depth.evaluation.cache import digest, keep_result, kept_arrays, read_arrays, read_result, read_scores
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, shrink_clip
 from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.context import (
@@ -213,12 +213,11 @@ def _run_clip(
     for method in methods:
         if method.new_stream is not None:
             folder = kept.depth_folder(method)
-            known = folder is not None and folder.is_dir()
-            recorded = kept_arrays(folder, dict).get("depth") if known else None  # type: ignore[arg-type]
-            streams[method.name] = (method if recorded is None else Method.recorded(method.name, recorded)).open()
+            recorded = None if folder is None else read_arrays(folder)
+            streams[method.name] = (method if not recorded else Method.recorded(method.name, recorded["depth"])).open()
     rgb, depths = run_streams(clip, streams, protocol.max_side, protocol.max_frames, progress)
     for method in methods:
-        if (folder := kept.depth_folder(method)) is not None and not folder.is_dir():
+        if (folder := kept.depth_folder(method)) is not None and not folder.exists():
             kept_arrays(folder, lambda name=method.name: {"depth": depths[name][:]})  # type: ignore[misc]
 
     # 2. What it is scored against, then method after method.

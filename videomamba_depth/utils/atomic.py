@@ -109,12 +109,19 @@ def flush_folder(folder: Path) -> None:
         sync_tree(folder)
 
 
-def rename_folder(staging: Path, final: Path) -> None:
-    """Flush a staging folder to the disk and let it take the place of `final`, which may exist."""
+def rename_folder(staging: Path, final: Path, replace: bool = True) -> None:
+    """Flush a staging folder to the disk and let it take the place of `final`, which may exist.
+
+    replace: without it, a folder that another process put there first stays, and so does the staging folder.
+    """
     sync_tree(staging)
-    if final.exists():
+    if replace and final.exists():
         shutil.rmtree(final)
-    staging.rename(final)
+    try:
+        staging.rename(final)
+    except OSError:
+        if replace or not final.is_dir():
+            raise
     sync(final.parent)
 
 
