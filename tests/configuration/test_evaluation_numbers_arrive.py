@@ -144,3 +144,18 @@ def test_students_of_different_teachers_are_refused(tiny_teacher_folder: str, tm
 def test_a_page_of_methods_that_do_not_exist_is_refused(tiny_teacher_folder: str) -> None:
     with pytest.raises(UserError, match=r"html\.methods: there is no method 'nonsense'; choose from teacher, .*ema_0"):
         evaluation(tiny_teacher_folder, "html.methods=[teacher,nonsense]")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["checkpoint=embedded", "memory=[1,1]"], "student"),
+        (["checkpoint=embedded", "memory=[1.2345671,1.2345672]"], "student@1.23457"),
+        (["checkpoint=[teacher:embedded]"], "teacher"),
+        (["checkpoint=[ema_0.5:embedded]"], "ema_0.5"),
+    ],
+)
+def test_methods_of_one_name_are_refused(given: list[str], name: str) -> None:
+    config = load_config("evaluate", EvaluateConfig, [*given, "device=cpu", "cache=null"])
+    with pytest.raises(UserError, match=f"checkpoint, memory: two methods are called '{name}'; write NAME:FOLDER"):
+        build_evaluation(config)

@@ -80,6 +80,11 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         ),
     ]
     names = [method.name for method in methods]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"checkpoint, memory: two methods are called '{twice[0]}'; write NAME:FOLDER with a name that no other"
+            " method has, and memories that differ in their first six digits"
+        )
     unknown = [name for name in config.html.methods if name not in names]
     if unknown:
         raise UserError(f"html.methods: there is no method '{unknown[0]}'; choose from {', '.join(names)}")
