@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from videomamba_depth.evaluation import engine
-from videomamba_depth.evaluation.cache import kept_arrays
+from videomamba_depth.evaluation.cache import kept_arrays, read_result
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.engine import Evaluator, Protocol
 from videomamba_depth.evaluation.methods import Method
@@ -107,3 +107,8 @@ def test_arrays_of_a_faster_process_stand(tmp_path: Path) -> None:
 
     assert list(kept_arrays(tmp_path / "folder", make)) == ["faster"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_result_of_nested_brackets_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("[" * 100_000)
+    assert read_result(tmp_path / "result.json") is None

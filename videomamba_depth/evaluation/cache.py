@@ -96,7 +96,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         if kept["sha256"] != digest(kept["result"]):
             raise ValueError("other SHA-256")
         return dict(kept["result"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("%s is damaged (%s): made again", path, error)
         return None
 
