@@ -7,7 +7,7 @@ import math
 import pytest
 
 from videomamba_depth.configuration.evaluate_schema import name_checkpoints
-from videomamba_depth.evaluation.paired import axes_of, compare, differences, dominance, estimate, measured
+from videomamba_depth.evaluation.paired import axes_of, compare, cost, differences, dominance, estimate, measured
 from videomamba_depth.utils.errors import UserError
 
 
@@ -60,6 +60,16 @@ def test_paired_differences_and_dominance() -> None:
     assert dominance(paired, flicker, axes)["ema_0.75"]["edges"] == "neither"
     worse = differences(made_up(0.95), "student", metrics)
     assert dominance(worse, flicker, axes)["ema_0.5"]["edges"] == "method*"
+
+
+@pytest.mark.parametrize("metric", ["edge_ratio", "lag"])
+def test_edges_and_lag_cost_their_distance_in_either_direction(metric: str) -> None:
+    less, more = (cost({metric: value}, {metric: 1.0}, metric) for value in (0.75, 1.25))
+    assert less == more > 0
+
+
+def test_true_lag_costs_only_where_it_grows() -> None:
+    assert cost({"lag/true": 0.75}, {"lag/true": 1.0}, "lag/true") < 0
 
 
 def test_the_gap_to_a_pareto_front_is_read_at_the_student_s_cost() -> None:

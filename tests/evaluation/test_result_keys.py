@@ -37,10 +37,10 @@ def source(content: str = "a clip") -> ClipSource:
     return ClipSource("clip", lambda: EvaluationClip("clip", frames), digest=lambda: content, keep_depth=True)
 
 
-def runs(evaluator: Evaluator, clip: ClipSource) -> list[str]:
+def runs(evaluator: Evaluator, clip: ClipSource, draw: bool = False) -> list[str]:
     """Evaluate, and return the methods that had to run."""
     RUNS.clear()
-    evaluator.evaluate(clip)
+    evaluator.evaluate(clip, draw=draw)
     return sorted(RUNS)
 
 
@@ -107,6 +107,13 @@ def test_arrays_of_a_faster_process_stand(tmp_path: Path) -> None:
 
     assert list(kept_arrays(tmp_path / "folder", make)) == ["faster"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_pictures_belong_to_the_length_of_their_video(kept: Evaluator) -> None:
+    stills, video = (replace(kept, shown=["student"], video_frames=frames) for frames in (0, 2))
+    for drawn in (stills, video):
+        assert runs(drawn, source(), draw=True) == ["student"]
+        assert runs(drawn, source(), draw=True) == []
 
 
 def test_a_result_of_nested_brackets_is_damaged(tmp_path: Path) -> None:
