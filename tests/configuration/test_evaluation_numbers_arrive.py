@@ -119,14 +119,17 @@ def test_videos_and_pictures_with_depth(
 
     monkeypatch.setattr(rgbd, "read_recording", keep)
     values = {"depth_scale": 500.0, "max_depth_m": 7.0}
-    paths = ("rgbd.invalid=9", "rgbd.intrinsics=k.txt", "rgbd.poses=p.txt", "max_frames=6")
-    for given, crop in (("rgbd.crop_px=3", (3, 3, 3, 3)), ("rgbd.crop=[1,2,3,4]", (1, 2, 3, 4))):
+    paths = ("rgbd.invalid=9", "rgbd.poses=p.txt", "max_frames=6")
+    for given, crop, camera in (
+        ("rgbd.crop_px=3", (3,) * 4, "k.txt"),
+        ("rgbd.crop=[1,2,3,4]", (1, 2, 3, 4), [1.0, 2, 3, 4]),
+    ):
         made = evaluation(
-            tiny_teacher_folder, f"input={tmp_path / 'videos'}", given, *paths,
+            tiny_teacher_folder, f"input={tmp_path / 'videos'}", given, *paths, f"rgbd.intrinsics={camera}",
             *(f"rgbd.{key}={value}" for key, value in values.items()),
         )  # fmt: skip
         made.sources[0].load()
-        wanted = {**values, "invalid_value": 9.0, "crop": crop, "options": ("k.txt", "p.txt", 6), "refuse_far": True}
+        wanted = {**values, "invalid_value": 9.0, "crop": crop, "options": (camera, "p.txt", 6), "refuse_far": True}
         assert {key: read[-1][key] for key in wanted} == wanted
 
 

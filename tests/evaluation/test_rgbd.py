@@ -73,6 +73,8 @@ def test_a_folder_of_sequences_shares_one_set_of_arguments(folder: Path) -> None
     assert inside.camera_to_world.shape == (3, 4, 4)
     typed = load_rgbd(folder, depth_scale=1000.0, intrinsics="50 50 15 10")
     np.testing.assert_array_equal(typed.intrinsics, inside.intrinsics)
+    listed = load_rgbd(folder, depth_scale=1000.0, intrinsics=[50.0, 50.0, 15.0, 10.0])
+    np.testing.assert_array_equal(listed.intrinsics, inside.intrinsics)
     with pytest.raises(UserError, match="cannot read the intrinsics file '50 50 fifteen 10'"):
         load_rgbd(folder, depth_scale=1000.0, intrinsics="50 50 fifteen 10")
 

@@ -25,7 +25,7 @@ from videomamba_depth.evaluation.datasets.timestamps import MAX_DIFFERENCE_S, as
 from videomamba_depth.evaluation.metrics.geometry import usable_poses
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.intrinsics import camera_matrix
-from videomamba_depth.utils.settings import choice, ranged
+from videomamba_depth.utils.settings import Range, choice, ranged
 from videomamba_depth.utils.settings import path as path_to
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RgbdFormat:
     depth_root: str | None = path_to(None)
     depth_scale: float | None = ranged(0, 1e9, None, open="low")
     invalid: float | None = ranged(-1e9, 1e9, None)
-    intrinsics: str | None = path_to(None)
+    intrinsics: str | list[float] | None = path_to(None, numbers=Range(-1e9, 1e9, length=(4, 4)))
     poses: str | None = path_to(None)
     max_depth_m: float | None = ranged(0, 1e6, None, open="low")
     crop_px: int | None = ranged(0, 4096, None)
@@ -88,7 +88,7 @@ def load_rgbd(
     depth_scale: float,
     invalid_value: float = 0.0,
     max_depth_m: float = 10.0,
-    intrinsics: np.ndarray | str | Path | None = None,
+    intrinsics: np.ndarray | Sequence[float] | str | Path | None = None,
     poses: np.ndarray | str | Path | None = None,
     rgb_dir: str = "rgb",
     depth_dir: str = "depth",
@@ -145,7 +145,7 @@ def folder_recording(root: Path, rgb_dir: str = "rgb", depth_dir: str = "depth")
 def read_recording(
     name: str,
     recording: Recording,
-    intrinsics: np.ndarray | str | Path | None = None,
+    intrinsics: np.ndarray | Sequence[float] | str | Path | None = None,
     poses: np.ndarray | str | Path | None = None,
     max_frames: int | None = None,
     *,
@@ -156,7 +156,7 @@ def read_recording(
     camera_to_world = None if recording.poses is None else _checked(recording.poses[:max_frames], len(frames))
     if poses is not None:
         camera_to_world = _load_poses(_inside(recording.folder, poses), frames, num_images)
-    found = _inside(recording.folder, intrinsics)
+    found = _inside(recording.folder, intrinsics) if isinstance(intrinsics, str | Path) else intrinsics
     matrix = recording.intrinsics if found is None else camera_matrix(found)
     recording = replace(recording, frames=frames, intrinsics=matrix, poses=camera_to_world)
     return recording_clip(name, recording, num_images, refuse_far=refuse_far)
