@@ -1,10 +1,11 @@
-"""Imports point one way, every config composes, and the root shadows no package that transformers imports."""
+"""Imports point one way and form no circle, every config composes, and the root hides no package of others."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from videomamba_depth.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What the files of each folder may import of ours, besides their own folder and those above and below it.
+# What the files of each folder may import of ours besides their own folder: a folder with all below it, or one module.
 MAY_IMPORT = {
     "selective_scan": set(),
     "utils": set(),
@@ -28,10 +29,35 @@ MAY_IMPORT = {
     "layers": {"selective_scan"},
     "video_mamba": {"layers", "selective_scan", "utils"},
     "models": {"layers", "video_mamba", "flow", "utils"},
-    "data": {"flow", "utils"},
+    "data": {"data/labels", "data/synthetic", "data/video", "utils"},
+    "data/labels": {"data/labels/geometry", "data/video", "data/clip", "data/transforms", "flow", "utils"},
+    "data/labels/geometry": {"data/labels/stabilize", "flow", "utils"},
+    "data/synthetic": {"utils"},
+    "data/video": {"utils"},
     "training": {"models", "losses", "data", "flow", "utils"},
-    "streaming": {"models", "data", "utils"},
-    "evaluation": {"models", "data", "flow", "utils"},
+    "streaming": {"streaming/sinks", "streaming/sources", "models", "data", "utils"},
+    "streaming/key_frames": {"streaming/depth_frame", "streaming/hooks", "streaming/resets", "models", "utils"},
+    "streaming/sinks": {"streaming/depth_frame", "streaming/pipeline", "data/video", "utils"},
+    "streaming/sources": {"streaming/depth_frame", "data/video", "utils"},
+    "evaluation": {"evaluation/datasets", "evaluation/metrics", "models", "data", "flow", "utils"},
+    "evaluation/datasets": {
+        "evaluation/cache",
+        "evaluation/clips",
+        "evaluation/code_digest",
+        "evaluation/metrics",
+        "data/synthetic",
+        "flow",
+        "utils",
+    },
+    "evaluation/html": {
+        "evaluation/cache",
+        "evaluation/methods",
+        "evaluation/paired",
+        "evaluation/pictures",
+        "evaluation/report",
+        "evaluation/summary",
+    },
+    "evaluation/metrics": {"evaluation/context", "flow", "utils"},
     "export": {"models", "utils"},
     "serving": {"streaming", "data", "utils"},
     "configuration": {
@@ -57,73 +83,176 @@ MAY_IMPORT = {
         "utils",
     },
 }
-FOLDERS_BELOW = {
-    "data": {"labels", "labels/geometry", "synthetic", "video"},
-    "evaluation": {"datasets", "html", "metrics"},
-    "streaming": {"key_frames", "sinks", "sources"},
-}
+PACKAGES = ("videomamba_depth", "selective_scan")
 NO_CODE = {"assets"}
 ONLY_AT_THE_TOP = ("hydra", "omegaconf")
+# What lies beside the package, or is installed apart from it; `models` and `video_mamba` are those of compat/.
+OUTSIDE = {
+    *("train", "inference_streaming", "setup", "scripts", "tests", "benchmarks", "examples", "configs", "kernels"),
+    *("compat", "models", "video_mamba"),
+}
+# Its `__getattr__` imports what is asked for, after everything else; modules take only the version from it.
+MAY_CLOSE_A_CIRCLE = {"videomamba_depth"}
 
 
-def package_of(module: str) -> str | None:
-    """Return our package that a dotted name belongs to; None for anybody else's."""
-    parts = module.split(".")
-    if parts[0] == "videomamba_depth" and len(parts) > 1:
-        return parts[1]
-    return parts[0] if parts[0] == "selective_scan" else None
-
-
-def imports(path: Path, package: str) -> set[str]:
-    """Return the dotted names that a file imports; relative ones are not allowed."""
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, `a.b.c` for `from a.b import c`; relative ones are not allowed."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module)
         elif isinstance(node, ast.ImportFrom):
-            raise AssertionError(f"{path} imports relatively: say {package}'s full name")
+            assert node.level == 0, f"{path} imports relatively: say the full name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
     return found
 
 
+def place_of(name: str) -> str | None:
+    """Return where a dotted name of ours lies, as in `MAY_IMPORT`; "" for the root, None for anybody else's name."""
+    parts = name.split(".")
+    if parts[0] not in PACKAGES:
+        return None
+    return "/".join(parts[1:] if parts[0] == "videomamba_depth" else parts)
+
+
+def folder_of(place: str) -> str | None:
+    """Return the innermost folder of `MAY_IMPORT` that holds a place; None where there is none."""
+    holders = [folder for folder in MAY_IMPORT if f"{place}/".startswith(f"{folder}/")]
+    return max(holders, key=len, default=None)
+
+
+def may_import(folder: str, name: str) -> bool:
+    """Tell whether a file in a folder may import a dotted name."""
+    place = place_of(name)
+    if place is None:
+        return name.split(".")[0] not in OUTSIDE
+    if place == "__version__" or folder_of(place) == folder:
+        return True
+    return any(f"{place}/".startswith(f"{allowed}/") for allowed in MAY_IMPORT[folder])
+
+
+def modules(*packages: Path) -> dict[str, Path]:
+    """Return the files of packages by their dotted names."""
+    found = {}
+    for package in packages:
+        for path in package.rglob("*.py"):
+            parts = path.relative_to(package.parent).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def circle(found: dict[str, Path]) -> list[str]:
+    """Return the modules of an import circle, imports inside functions included; empty where there is none."""
+    graph: dict[str, set[str]] = {module: set() for module in found}
+    for module in found.keys() - MAY_CLOSE_A_CIRCLE:
+        for name in imports(found[module]):
+            parts = name.split(".")
+            known = [whole for n in range(1, len(parts) + 1) if (whole := ".".join(parts[:n])) in found]
+            # importing a.b.c runs a and a.b too, unless they hold the module that imports
+            graph[module] |= {
+                whole for whole in known if whole == known[-1] or not f"{module}.".startswith(f"{whole}.")
+            }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def our_files() -> list[tuple[str, Path]]:
-    files = [(p.relative_to(ROOT / "videomamba_depth").parts[0], p) for p in (ROOT / "videomamba_depth").rglob("*.py")]
-    files = [(package, path) for package, path in files if package in MAY_IMPORT]
-    return files + [("selective_scan", path) for path in (ROOT / "kernels").rglob("*.py")]
+    """Return the files of each folder; the package's own `__init__` belongs to none."""
+    root = ROOT / "videomamba_depth"
+    files = [(path.parent.relative_to(root).as_posix(), path) for path in root.rglob("*.py")]
+    return [(folder, path) for folder, path in files if folder != "."] + [
+        ("selective_scan", path) for path in (ROOT / "kernels").rglob("*.py")
+    ]
 
 
 def test_every_folder_is_known() -> None:
     root = ROOT / "videomamba_depth"
-    folders = {path.parent.relative_to(root).as_posix() for path in root.rglob("*.py")} - {"."}
-    below = {f"{name}/{inner}" for name, inners in FOLDERS_BELOW.items() for inner in inners}
-    assert folders == (set(MAY_IMPORT) - {"selective_scan"}) | below
+    folders = {folder for folder, _ in our_files()}
+    assert folders == set(MAY_IMPORT)
     assert {path.name for path in root.iterdir() if path.is_dir()} - {"__pycache__"} == {
-        name.partition("/")[0] for name in folders
+        name.partition("/")[0] for name in folders - {"selective_scan"}
     } | NO_CODE
+    assert [path.name for path in root.glob("*.py")] == ["__init__.py"]
+    assert not list((ROOT / "kernels").glob("*.py"))
 
 
-@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
-def test_imports_point_down(package: str) -> None:
-    paths = [path for owner, path in our_files() if owner == package]
-    assert paths
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_imports_point_down(folder: str) -> None:
+    for path in (path for owner, path in our_files() if owner == folder):
+        for name in imports(path):
+            assert may_import(folder, name), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_imports_form_a_circle() -> None:
+    assert not circle(modules(ROOT / "videomamba_depth", ROOT / "kernels" / "selective_scan"))
+
+
+def test_no_import_is_relative() -> None:
+    paths = [*ROOT.glob("*.py"), ROOT / "videomamba_depth" / "__init__.py"]
+    for folder in ("scripts", "benchmarks", "examples"):
+        paths += (ROOT / folder).rglob("*.py")
     for path in paths:
-        for module in imports(path, package):
-            target = package_of(module)
-            allowed = target is None or target == package or target in MAY_IMPORT[package]
-            assert allowed, f"{path.relative_to(ROOT)} imports {module}"
+        imports(path)
 
 
 def test_hydra_stops_at_the_top() -> None:
-    for package, path in our_files():
-        used = {module.split(".")[0] for module in imports(path, package)} & set(ONLY_AT_THE_TOP)
-        assert not used or package == "configuration", f"{path.relative_to(ROOT)} imports {used}"
+    for folder, path in our_files():
+        used = {name.split(".")[0] for name in imports(path)} & set(ONLY_AT_THE_TOP)
+        assert not used or folder == "configuration", f"{path.relative_to(ROOT)} imports {used}"
 
 
-def test_an_arrow_that_points_up_would_be_seen(tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong.py"
-    wrong.write_text("from videomamba_depth.training.trainer import Trainer\n")
-    assert package_of(next(iter(imports(wrong, "models")))) == "training"
+@pytest.mark.parametrize(
+    ("folder", "line", "allowed"),
+    [
+        ("models", "from videomamba_depth.training.trainer import Trainer", False),
+        ("models", "from videomamba_depth import training", False),
+        ("models", "import videomamba_depth as v", False),
+        ("models", "from videomamba_depth import DepthStream", False),
+        ("models", "from videomamba_depth import __version__", True),
+        ("models", "from videomamba_depth.helpers import help", False),
+        ("models", "def f():\n    import_module('videomamba_depth.training.trainer')", False),
+        ("models", "import train", False),
+        ("models", "from tests import tiny", False),
+        ("models", "from videomamba_depth.models import checkpoint", True),
+        ("models", "import torch", True),
+        ("evaluation/metrics", "from videomamba_depth.evaluation.engine import score", False),
+        ("evaluation/metrics", "from videomamba_depth.evaluation import engine", False),
+        ("evaluation/metrics", "from videomamba_depth.evaluation import context", True),
+        ("streaming/sinks", "from videomamba_depth.streaming.job import run", False),
+        ("data/video", "from videomamba_depth.data.dataset_video import VideoDataset", False),
+        ("data", "from videomamba_depth.data.video.info import VideoInfo", True),
+        ("commands", "from videomamba_depth.evaluation.html import page", True),
+    ],
+)
+def test_an_arrow_that_points_up_is_seen(tmp_path: Path, folder: str, line: str, allowed: bool) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(f"{line}\n")
+    assert all(may_import(folder, name) for name in imports(path)) == allowed
+
+
+@pytest.mark.parametrize(
+    ("files", "closed"),
+    [
+        ({"a": "from made_up import b", "b": "import torch"}, False),
+        ({"a": "from made_up import b", "b": "from made_up.a import name"}, True),
+        ({"a": "from made_up.b import name", "b": "def f():\n    import made_up.a"}, True),
+        ({"a": "import made_up.b", "b": "import made_up.below.c", "below/c": "from made_up.a import name"}, True),
+        ({"a": "import made_up.below.c", "below/__init__": "import made_up.a", "below/c": ""}, True),
+        ({"below/__init__": "from made_up.below.c import name", "below/c": "", "a": "import made_up.below"}, False),
+        ({"below/__init__": "import made_up.below.c", "below/c": "from made_up.below import name"}, True),
+    ],
+)
+def test_a_circle_is_found(tmp_path: Path, files: dict[str, str], closed: bool) -> None:
+    for name, text in files.items():
+        path = tmp_path / "made_up" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert bool(circle(modules(tmp_path / "made_up"))) == closed
 
 
 @pytest.mark.parametrize("with_kernels_package", [False, True])

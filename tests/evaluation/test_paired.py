@@ -82,7 +82,7 @@ def test_the_gap_to_a_pareto_front_is_read_at_the_student_s_cost() -> None:
     assert math.isnan(student_gaps(cheap)["ema"]["accuracy"])
 
 
-def test_a_front_of_memories_is_read_at_the_filter_s_cost() -> None:
+def test_a_pareto_front_of_memories_is_read_at_the_filter_s_cost() -> None:
     better = made_up(0.7)
     for video in better:
         base = video["teacher"]["tge"]

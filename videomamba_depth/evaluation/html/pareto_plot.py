@@ -18,7 +18,7 @@ from videomamba_depth.evaluation.paired import FLICKER, ClipScores, Estimate, ax
 from videomamba_depth.evaluation.report import change_title
 
 STUDENT_COLORS = ("#d5340b", "#7a2fbf", "#8a5a00")
-TEACHER_COLOR, FRONT_COLOR = "#1d2126", "#626a73"
+TEACHER_COLOR, PARETO_FRONT_COLOR = "#1d2126", "#626a73"
 LIMITS = {"edge_ratio": 40.0, "lag": 4.0, "lag/true": 8.0, "abs_rel/video": 40.0, "abs_rel/fast_pixels": 40.0,
           "teacher_diff/per_frame": 40.0}  # fmt: skip
 FLICKER_LIMIT = 150.0
@@ -107,7 +107,7 @@ def pareto_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str]
         inside = [p for p in members if p.method in drawn]
         if family not in students:
             _draw(axes, inside, family, FAMILIES[family].color if family in FAMILIES else TEACHER_COLOR)
-    _draw_front(axes, [p for p in drawn.values() if p.family not in students])
+    _draw_pareto_front(axes, [p for p in drawn.values() if p.family not in students])
     for number, student in enumerate(students):  # on top of everything
         inside = [p for p in families.get(student, ()) if p.method in drawn]
         _draw(axes, inside, student, STUDENT_COLORS[number % len(STUDENT_COLORS)], marker="*")
@@ -136,7 +136,7 @@ def _errors(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [p.x.std_error for p in points], [p.y.std_error for p in points]
 
 
-def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
+def _draw_pareto_front(axes: Axes, points: Sequence[Point]) -> None:
     """Draw the steps below which no filter lies: the least flicker for every cost."""
     pareto: list[Point] = []
     for p in sorted(points, key=lambda p: (p.x.value, p.y.value)):
@@ -151,7 +151,7 @@ def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
         where="post",
         linestyle="--",
         linewidth=1.0,
-        color=FRONT_COLOR,
+        color=PARETO_FRONT_COLOR,
         gid="pareto",
     )
     axes.set_xlim(right=right)

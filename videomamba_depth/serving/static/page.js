@@ -148,7 +148,7 @@ async function openCamera() {
   const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/api/camera`);
   socket.binaryType = "arraybuffer";
   mine.clean.push(() => socket.close());
-  socket.onopen = () => { show("state", "camera"); lookAndSend(mine, socket); };
+  socket.onopen = () => { show("state", "camera"); captureAndSend(mine, socket); };
   socket.onclose = (event) =>
     end("broken off", event.code === 1009 ? "the server refuses pictures of this size" : "the server has ended the connection", mine);
   socket.onmessage = (event) => {
@@ -158,7 +158,7 @@ async function openCamera() {
 }
 
 // One picture is on its way at any time: the next one is taken when its depth is there, so nothing piles up.
-async function lookAndSend(mine, socket) {
+async function captureAndSend(mine, socket) {
   const eye = at("eye");
   const scale = Math.min(1, about.longest_px / Math.max(eye.videoWidth, eye.videoHeight));
   const picture = new OffscreenCanvas(Math.round(eye.videoWidth * scale), Math.round(eye.videoHeight * scale));
@@ -179,7 +179,7 @@ async function answered(mine, socket, bytes) {
   draw("input", mine.picture);
   draw("depth", depth);
   report(mine, info, performance.now() - mine.sentMs);
-  requestAnimationFrame(() => { if (mine === run) lookAndSend(mine, socket); });
+  requestAnimationFrame(() => { if (mine === run) captureAndSend(mine, socket); });
 }
 
 at("file").onchange = (event) => {
