@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from videomamba_depth.commands.console import COMMANDS
 from videomamba_depth.configuration import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +117,8 @@ def check_program(script: str, arguments: list[str], monkeypatch: pytest.MonkeyP
         parse(self, *given, **options)
         raise WorkBegins
 
-    monkeypatch.setattr(cli, "hydra_entry", entry)
+    for module in (cli, *(importlib.import_module(f"videomamba_depth.commands.{name}") for name in COMMANDS)):
+        monkeypatch.setattr(module, "hydra_entry", entry, raising=False)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
