@@ -1,41 +1,4 @@
 """The backbones of videomamba-depth by the name `video_mamba`."""
 
-from videomamba_depth.video_mamba import (
-    STREAMING_CONTRACT_VERSION,
-    BiMambaRefinerBlock,
-    DeterminismConfig,
-    ForwardReturnSemantics,
-    LayerState,
-    PretrainVideoMamba,
-    StateShape,
-    StreamingState,
-    add_determinism_args,
-    allocate_state,
-    build_videomamba,
-    configure_determinism,
-    configure_determinism_from_args,
-    expected_state_shapes,
-    forward_return_semantics,
-    model_forward_return_semantics,
-    validate_state,
-)
-
-__all__ = [
-    "STREAMING_CONTRACT_VERSION",
-    "BiMambaRefinerBlock",
-    "DeterminismConfig",
-    "ForwardReturnSemantics",
-    "LayerState",
-    "PretrainVideoMamba",
-    "StateShape",
-    "StreamingState",
-    "add_determinism_args",
-    "allocate_state",
-    "build_videomamba",
-    "configure_determinism",
-    "configure_determinism_from_args",
-    "expected_state_shapes",
-    "forward_return_semantics",
-    "model_forward_return_semantics",
-    "validate_state",
-]
+from videomamba_depth.video_mamba import *  # noqa: F403
+from videomamba_depth.video_mamba import __all__  # noqa: F401

@@ -1,27 +1,4 @@
 """The streaming contract."""
 
-from video_mamba.streaming import (
-    STREAMING_CONTRACT_VERSION,
-    ForwardReturnSemantics,
-    LayerState,
-    StateShape,
-    StreamingState,
-    allocate_state,
-    expected_state_shapes,
-    forward_return_semantics,
-    model_forward_return_semantics,
-    validate_state,
-)
-
-__all__ = [
-    "STREAMING_CONTRACT_VERSION",
-    "ForwardReturnSemantics",
-    "LayerState",
-    "StateShape",
-    "StreamingState",
-    "allocate_state",
-    "expected_state_shapes",
-    "forward_return_semantics",
-    "model_forward_return_semantics",
-    "validate_state",
-]
+from video_mamba.streaming import *  # noqa: F403
+from video_mamba.streaming import __all__  # noqa: F401
