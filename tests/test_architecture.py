@@ -58,7 +58,7 @@ MAY_IMPORT = {
         "evaluation/summary",
     },
     "evaluation/metrics": {"evaluation/context", "flow", "utils"},
-    "export": {"models", "utils"},
+    "export": {"models", "flow", "utils"},
     "serving": {"streaming", "data", "utils"},
     "configuration": {
         "training",

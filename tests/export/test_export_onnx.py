@@ -21,6 +21,7 @@ from videomamba_depth.export.onnx_model import compare, export_onnx, open_sessio
 from videomamba_depth.models.checkpoint import describe_encoder, save_student, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
+from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.stream import DepthStream
@@ -46,11 +47,39 @@ def frames(height: int, width: int, num: int = 50) -> list[np.ndarray]:
     return [numbered_frame(i, width, height) for i in range(num)]
 
 
-def test_a_student_with_motion_is_refused(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
-    spec = TemporalSpec(*[ScaleSpec(backend="reference")] * 4)
-    student = VideoMambaDepth(tiny_encoder, tiny_encoder.head, spec, motion=MotionSpec())
-    with pytest.raises(UserError, match=r"model\.flow=null"):
-        export_onnx(student, tmp_path / "model.onnx")
+@pytest.fixture(scope="module")
+def moving(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
+    """A student that carries tokens and depth along the motion, as the default recipe does."""
+    spec = TemporalSpec(
+        *(ScaleSpec(num_blocks=n, backend="reference", initial_gain=0.5, advect=n == 1) for n in (0, 1, 0, 2))
+    )
+    return VideoMambaDepth(tiny_encoder, tiny_encoder.head, spec, motion=MotionSpec(), output=OutputSpec()).eval()
+
+
+def test_motion_and_carried_depth_are_part_of_the_graph(moving: VideoMambaDepth, tmp_path: Path) -> None:
+    estimator = moving.motion.flow if moving.motion else None
+    export_onnx(moving, tmp_path / "moving.onnx", (42, 56))
+    difference = compare(moving, tmp_path / "moving.onnx", frames(42, 56))
+    assert difference.off < 1e-3
+    assert difference.mean < 1e-5
+    assert moving.motion is not None
+    assert moving.motion.flow is estimator
+
+
+def test_a_student_with_motion_needs_a_size(moving: VideoMambaDepth, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--size HEIGHT WIDTH"):
+        export_onnx(moving, tmp_path / "model.onnx")
+
+
+def test_torch_export_holds_the_step_with_motion(moving: VideoMambaDepth) -> None:
+    with exportable(moving), torch.no_grad():
+        step = ExplicitStep(moving, (42, 56)).eval()
+        first, second = (torch.from_numpy(f.transpose(2, 0, 1)[None]).float() / 255 for f in frames(42, 56, 2))
+        zeros = tuple(moving.init_states(1, (42, 56)).tensors().values())
+        program = torch.export.export(step, (first, *zeros)).module()
+        _, *state = step(first, *zeros)
+        for expected, got in zip(step(second, *state), program(second, *state), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(42, 56), (70, 98), (98, 42)])

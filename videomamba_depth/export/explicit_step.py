@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
+from videomamba_depth.flow.estimators import InverseSearchFlow
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
@@ -54,22 +56,34 @@ class ExplicitStep(nn.Module):
         states = DepthState.from_tensors(dict(zip(self.names, state, strict=True)), self._metadata)
         size = (rgb.shape[-2], rgb.shape[-1])
         # Whole patches need no resizing: what the model does with sizes that it does not know stays outside.
-        encoder = self.model.encoder
+        encoder, motion = self.model.encoder, None
         maps = encoder.encode_pixels(encoder.normalize(rgb))
         features = {name: x.unsqueeze(1) for name, x in maps.items()}  # [1, 1, C_i, H_i, W_i]
-        depth, next_states, _ = self.model._predict(features, states, None, size, size)
+        if self.model.motion is not None:
+            motion, frame = self.model.motion(rgb.unsqueeze(1), states.maps["frame"], states.frame_index == 0)
+            states = replace(states, maps={**states.maps, "frame": frame})
+        depth, next_states, _ = self.model._predict(features, states, motion, size, size)
         tensors = next_states.tensors()
         return (depth.squeeze(1), *(tensors[name] for name in self.names))
 
 
 @contextmanager
 def exportable(model: VideoMambaDepth) -> Iterator[None]:
-    """Within, frames of whole patches keep their size, and the scan is plain operators."""
+    """Within, frames of whole patches keep their size; scan and flow are plain operators.
+
+    Flow of OpenCV's DIS is replaced by that of the inverse search on tensors (`flow.inverse_search`).
+    """
     short_side, switch = model.encoder.short_side, os.environ.get(_PLAIN)
+    flow = None if model.motion is None else model.motion.flow
     model.encoder.short_side, os.environ[_PLAIN] = None, "1"
+    if model.motion is not None:
+        fine = isinstance(flow, InverseSearchFlow) and flow.preset == "fine"
+        model.motion.flow = InverseSearchFlow("fine" if fine else "medium", compiled=False)
     try:
         yield
     finally:
+        if model.motion is not None and flow is not None:
+            model.motion.flow = flow
         model.encoder.short_side = short_side
         os.environ.pop(_PLAIN)
         os.environ.update({} if switch is None else {_PLAIN: switch})

@@ -21,6 +21,7 @@ from videomamba_depth.utils.extras import require
 
 OPSET = 20
 _MAX_PATCHES = 1024  # per side; an upper bound that the exporter asks for
+NEAR = 1e-3
 _TRACED_PATCHES = (5, 7)  # any two numbers that no other size of the model equals by chance
 
 
@@ -30,12 +31,14 @@ class Difference:
 
     Attributes:
         largest, mean: absolute difference of depth over the depth's range in that video.
+        off: share of the pixels that differ by more than `NEAR` of the range.
         state: the largest absolute difference in the final state over the largest value of that tensor.
         ms: median time of a step in onnxruntime.
     """
 
     largest: float
     mean: float
+    off: float
     state: float
     ms: float
     num_frames: int
@@ -49,16 +52,14 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
     `patch_size`, `depth_kind` and `image_size`.
 
     Args:
-        image_size: (H, W) px, multiples of the patch, to fix the size; None: any multiples of the patch.
+        image_size: (H, W) px, multiples of the patch, to fix the size; None: any multiples of the patch, which a
+            model that estimates motion does not have: the levels of its flow depend on the size.
 
     Raises:
-        UserError: the exporter is not installed, the size does not fit, or the model estimates motion.
+        UserError: the exporter is not installed, or the size does not fit.
     """
-    if model.motion is not None:
-        raise UserError(
-            "a student that estimates motion cannot be exported: its optical flow is no ONNX operator;"
-            " train one with model.flow=null"
-        )
+    if model.motion is not None and image_size is None:
+        raise UserError("a student that estimates motion is exported at one size: give --size HEIGHT WIDTH")
     onnx = require("onnx", "the export")
     require("onnxscript", "the export")
     patch = model.encoder.patch_size
@@ -122,7 +123,8 @@ def compare(model: VideoMambaDepth, path: Path, frames: Iterable[np.ndarray], th
         for name, t in states.tensors().items()
     )
     largest, mean = (float(np.max(errors)) / span, float(np.mean(errors)) / span)
-    return Difference(largest, mean, state, 1000 * float(np.median(seconds)), len(errors))
+    off = float(np.mean(np.stack(errors) > NEAR * span))
+    return Difference(largest, mean, off, state, 1000 * float(np.median(seconds)), len(errors))
 
 
 def quantize_int8(path: Path, target: Path) -> None:

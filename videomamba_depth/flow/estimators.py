@@ -120,7 +120,7 @@ class InverseSearchFlow:
     def __init__(self, preset: str = "medium", compiled: bool = True) -> None:
         if preset not in self.PRESETS:
             raise ValueError(f"preset must be one of {tuple(self.PRESETS)}; got {preset!r}")
-        self.settings, self.compiled = self.PRESETS[preset], compiled
+        self.preset, self.settings, self.compiled = preset, self.PRESETS[preset], compiled
 
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""

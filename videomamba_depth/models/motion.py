@@ -125,6 +125,8 @@ class TokenWarp:
         index, weight = self._cubic if cubic else self._linear
         table = tokens.flatten(1)  # [B·h·w, channels · states]
         weight = torch.where(self._trusted, weight, 0.0).to(table.dtype)  # [B·h·w, K²]
+        if torch.compiler.is_compiling():  # no operator of ONNX
+            return (table[index] * weight.unsqueeze(-1)).sum(1).view_as(tokens)
         return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum").view_as(tokens)
 
 
