@@ -1,0 +1,87 @@
+"""Which recorded depth belongs to which frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from videomamba_depth.data.recorded_depth.open import RecordedDepth
+from videomamba_depth.utils.errors import UserError
+
+_NAMED = 5
+
+
+def match_frames(
+    recorded: RecordedDepth,
+    num_frames: int,
+    *,
+    names: Sequence[str] | None = None,
+    numbers: Sequence[int] | None = None,
+    total: int | None = None,
+    timestamps: Sequence[float] | None = None,
+) -> list[int]:
+    """Return for every frame of a clip the index of its recorded depth.
+
+    Frames are matched by the first of these that both sides have: the number of the frame in its source, as our own
+    streams record it; its name, where any is shared; its place, where there is depth for every frame of the source, or
+    of the clip; its time, at most half a frame apart, one to one. Nothing is matched by place in lists of different
+    lengths.
+
+    Args:
+        num_frames: F of the clip.
+        names: of its frames, without a suffix.
+        numbers: which frames of their source they are, from 0 on; None: the first F.
+        total: frames of the whole source; None: F.
+        timestamps: of its frames, s, on the source's clock.
+
+    Raises:
+        UserError: frames have no depth; the message names the first of them.
+    """
+    places = list(range(num_frames)) if numbers is None else [int(n) for n in numbers]
+    total = num_frames if total is None else total
+    if recorded.frame_numbers is not None:
+        return _looked_up(recorded, [int(n) for n in recorded.frame_numbers], places, "number")
+    if names is not None and recorded.frame_names is not None and set(names) & set(recorded.frame_names):
+        return _looked_up(recorded, list(recorded.frame_names), list(names), "name")
+    if recorded.num_frames == total:
+        return places
+    if recorded.num_frames == num_frames:
+        return list(range(num_frames))
+    if recorded.timestamps is not None and timestamps is not None:
+        return _by_time(recorded, recorded.timestamps, np.asarray(timestamps, dtype=np.float64))
+    raise UserError(
+        f"{recorded.path} has depth of {recorded.num_frames} frames, the clip has {total}; record every frame, or call"
+        " one file for each by the frame's name"
+    )
+
+
+def _looked_up(recorded: RecordedDepth, known: list, wanted: list, what: str) -> list[int]:
+    place = {key: i for i, key in enumerate(known)}
+    if len(place) < len(known):
+        raise UserError(f"{recorded.path} has depth of two frames with the same {what}")
+    _refuse_missing(recorded, [str(key) for key in wanted if key not in place], len(wanted), what)
+    return [place[key] for key in wanted]
+
+
+def _by_time(recorded: RecordedDepth, known: np.ndarray, wanted: np.ndarray) -> list[int]:
+    limit = 0.5 * float(np.median(np.diff(wanted))) if len(wanted) > 1 else 0.5
+    order = np.argsort(known, kind="stable")
+    after = np.clip(np.searchsorted(known[order], wanted), 1, max(len(known) - 1, 1))
+    choices = np.stack([np.minimum(after - 1, len(known) - 1), np.minimum(after, len(known) - 1)])
+    nearest = np.take_along_axis(choices, np.abs(known[order][choices] - wanted).argmin(axis=0)[None], 0)[0]
+    far = np.abs(known[order][nearest] - wanted) > limit
+    twice = np.zeros(len(wanted), dtype=bool)
+    twice[1:] = nearest[1:] == nearest[:-1]
+    missing = [f"{time:.3f} s" for time in wanted[far | twice]]
+    _refuse_missing(recorded, missing, len(wanted), "time")
+    return [int(i) for i in order[nearest]]
+
+
+def _refuse_missing(recorded: RecordedDepth, missing: Sequence[str], num_frames: int, what: str) -> None:
+    if missing:
+        more = ", …" if len(missing) > _NAMED else ""
+        raise UserError(
+            f"{recorded.path} has no depth of {len(missing)} of {num_frames} frames, by {what}:"
+            f" {', '.join(missing[:_NAMED])}{more}"
+        )
