@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from depth_models import save_depth_model
+from tiny import save_tiny_teacher
 
 from videomamba_depth.configuration.build import build_dataset, build_teacher, build_trainer
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.models.teachers import open_encoder
 from videomamba_depth.training.distributed import Ranks, start_ranks
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.errors import UserError
@@ -39,6 +42,24 @@ def test_refused(tmp_path: Path, tiny_teacher_folder: str, overrides: list[str],
     with pytest.raises(UserError) as caught:
         build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / "run"), {})
     assert message in str(caught.value)
+
+
+def test_a_teacher_that_only_labels_wants_an_encoder(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    teacher = save_depth_model("dpt", tmp_path / "dpt")
+    given = [f"teacher.name={teacher}", "debug=smoke", "trainer.device=cpu"]
+    for overrides, message in (
+        ([], "only labels: name the student's encoder too"),
+        (["model.encoder=video_mamba"], "takes its decoder from the teacher"),
+        ([f"model.encoder={teacher}"], "only labels: name the student's encoder too"),
+        ([f"model.encoder={save_tiny_teacher(tmp_path / 'meters', 'metric')}"], "gives metric_depth_m"),
+    ):
+        config = load_config("train", TrainConfig, [*given, *overrides])
+        with pytest.raises(UserError, match=message):
+            build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / "run"), {})
+    config = load_config("train", TrainConfig, [*given, f"model.encoder={tiny_teacher_folder}"])
+    trainer = build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / "run"), {})
+    assert trainer.student.encoder.model_id == tiny_teacher_folder  # type: ignore[union-attr]
+    assert open_encoder(str(tmp_path / "run" / "encoder")).weights_sha256()
 
 
 def test_a_cache_that_is_no_folder(tiny_teacher_folder: str) -> None:

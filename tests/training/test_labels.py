@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from depth_models import save_depth_model
 from media import write_images, write_video
 
 from videomamba_depth.data.clip import ClipMeta, collate_clips
@@ -19,8 +20,10 @@ from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.playback import Playback
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import find_sources
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
+from videomamba_depth.models.teachers import open_teacher
 from videomamba_depth.training.labeller import Labeller
+from videomamba_depth.utils.depth_kind import DepthKind
 
 SIDE = 42
 KEY = TeacherKey("hub/model", "a" * 64, SIDE, "float32", "affine_invariant_inverse_depth")
@@ -47,7 +50,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def precompute(videos: Path, folder: Path, teacher: DepthAnythingEncoder, transform: ClipTransform) -> Path:
+def precompute(videos: Path, folder: Path, teacher: Teacher, transform: ClipTransform) -> Path:
     options: dict[str, Any] = {"image_size": transform.crop or transform.short_side, "progress": False}
     precompute_videos(find_sources(videos), teacher.predict_depth, KEY, folder, **options)
     return folder
@@ -77,6 +80,31 @@ def test_cached_and_live_labels_are_the_same(
         assert (depth - stored).abs().max() <= tolerance
         spreads.append(float(depth.max() - depth.min()))
     assert np.mean(spreads) > 0.1
+
+
+def test_a_teacher_of_meters_labels_a_student_of_relative_depth(
+    videos: Path, tmp_path: Path, tiny_encoder: DepthAnythingEncoder
+) -> None:
+    """Encoder and teacher are models of other kinds; labels are 1/m, cached or live, and may be invalid."""
+    teacher = open_teacher(save_depth_model("glpn", tmp_path / "glpn"))
+    cache = precompute(videos, tmp_path / "cache", teacher, TRANSFORMS["crop"])
+    options: dict[str, Any] = {"clip_frames": 2, "transform": TRANSFORMS["crop"]}
+    live = VideoClipDataset(videos, **options)
+    cached = VideoClipDataset(videos, **options, teacher_cache=TeacherCacheReader(cache, KEY))
+    label = Labeller(tiny_encoder, teacher, None, 1.0, 0.1, 4, None, depth_kind=DepthKind.RELATIVE)
+    one, other = collate_clips([live[0]]), collate_clips([cached[0]])
+    made, stored = (label(batch, torch.device("cpu")) for batch in (one, other))
+    frames, geometry = one["whole"][0]
+    meters = teacher.predict_depth(frames.permute(0, 3, 1, 2) / 255)
+    expected = (1 / meters)[..., geometry.top :, geometry.left :][..., :SIDE, :SIDE]
+    torch.testing.assert_close(made.target.depth[0], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(stored.target.depth, made.target.depth, rtol=2.0**-10, atol=0)
+    assert made.features is not None
+    torch.testing.assert_close(made.features["s1"][0], tiny_encoder.encode_frame(one["rgb"][0])["s1"])
+    other["teacher_depth"][0, 0, 0, 3, 5] = 0.0
+    holed = label(other, torch.device("cpu")).target
+    assert not holed.valid[0, 0, 0, 3, 5]
+    assert holed.valid.sum() == holed.valid.numel() - 1
 
 
 def test_a_label_made_at_another_size_is_not_taken(

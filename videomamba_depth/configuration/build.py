@@ -29,8 +29,9 @@ from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import hash_source
 from videomamba_depth.flow.estimators import FlowEstimator, FlowSettings, build_flow
 from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
+from videomamba_depth.models.teachers import open_encoder, open_teacher
 from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
@@ -38,22 +39,30 @@ from videomamba_depth.training.labeller import Labeller
 from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder, RunLog
 from videomamba_depth.training.trainer import Trainer
 from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import DTYPES, resolve_dtype
 from videomamba_depth.utils.errors import UserError, building
 
 
 @building("teacher.name")
-def build_teacher(config: TeacherConfig, device: torch.device, short_side: int | None = None) -> DepthAnythingEncoder:
+def build_teacher(config: TeacherConfig, device: torch.device, short_side: int | None = None) -> Teacher:
     """Load the frozen teacher."""
-    teacher = DepthAnythingEncoder.from_pretrained(config.name, DTYPES[config.dtype], short_side)
-    return teacher.to(device)
+    kind = None if config.depth_kind is None else DepthKind(config.depth_kind)
+    return open_teacher(config.name, DTYPES[config.dtype], short_side, depth_kind=kind).to(device)
 
 
-def build_encoder(
-    config: ModelConfig, teacher: DepthAnythingEncoder, device: torch.device
-) -> DepthAnythingEncoder | VideoMambaEncoder:
-    """Return the student's encoder: the teacher itself, another Depth Anything model, or a VideoMamba that learns."""
+def build_encoder(config: ModelConfig, teacher: Teacher, device: torch.device) -> Teacher | VideoMambaEncoder:
+    """Return the student's encoder: the teacher itself, another model that encodes, or a VideoMamba that learns.
+
+    Raises:
+        UserError: the teacher only labels, or its depth cannot be what the encoder's decoder gives.
+    """
     if config.encoder == "video_mamba":
+        if not isinstance(teacher, DepthAnythingEncoder):
+            raise UserError(
+                f"model.encoder=video_mamba takes its decoder from the teacher, and '{teacher.model_id}' is not Depth"
+                " Anything V1 or V2; use one that is, or another encoder"
+            )
         spec = replace(config.video_mamba, backend=config.scan_backend)
         with building("model.video_mamba" if spec.pretrained is None else "model.video_mamba.pretrained"):
             return VideoMambaEncoder.from_spec(
@@ -61,7 +70,18 @@ def build_encoder(
             ).to(device)
     if config.encoder is not None and config.encoder != teacher.model_id:
         with building("model.encoder"):
-            return DepthAnythingEncoder.from_pretrained(config.encoder).to(device)
+            encoder = open_encoder(config.encoder).to(device)
+        if encoder.depth_kind is not teacher.depth_kind and encoder.depth_kind is not DepthKind.RELATIVE:
+            raise UserError(
+                f"model.encoder: '{config.encoder}' gives {encoder.depth_kind.value}, which cannot be learned from the"
+                f" {teacher.depth_kind.value} of '{teacher.model_id}'; take an encoder of relative depth"
+            )
+        return encoder
+    if not teacher.encodes:
+        raise UserError(
+            f"teacher '{teacher.model_id}' only labels: name the student's encoder too, a Depth Anything such as"
+            " model.encoder=depth-anything/Depth-Anything-V2-Small-hf or model.encoder=embedded"
+        )
     return teacher
 
 
@@ -83,7 +103,7 @@ def stabilize_key(target: TargetSettings, flow: FlowSettings) -> StabilizeKey:
 
 @building("data")
 def build_dataset(
-    config: DataConfig, seed: int, teacher: DepthAnythingEncoder, stabilized: StabilizeKey | None = None
+    config: DataConfig, seed: int, teacher: Teacher, stabilized: StabilizeKey | None = None
 ) -> Dataset[dict[str, Any]]:
     """Return the clips to train on; with `stabilized`, targets made like that are taken from the teacher cache."""
     if config.kind == "synthetic":
@@ -159,7 +179,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     torch.manual_seed(config.trainer.seed)  # one seed for the weights: all ranks start equal
     teacher = build_teacher(config.teacher, ranks.device)
     encoder = build_encoder(config.model, teacher, ranks.device)
+    origin: Teacher
     if isinstance(encoder, VideoMambaEncoder):
+        assert isinstance(teacher, DepthAnythingEncoder)
         origin, about = teacher, describe_video_mamba(encoder, teacher, "../../encoder")
     else:
         origin, about = encoder, describe_encoder(encoder, "../../encoder")
@@ -178,6 +200,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         autocast_dtype=None if computed == torch.float32 else computed,
         target=loss,
         motion=student.motion,
+        depth_kind=student.depth_kind,
     )
     cached = None
     if loss.target != "raw":

@@ -27,7 +27,7 @@ from videomamba_depth.evaluation.model_methods import feature_average_method, st
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.checkpoint import load_student, load_teacher, student_weights
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.device import resolve_device, resolve_dtype
@@ -71,7 +71,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     methods: list[Method] = [
         teacher_method(teacher, device, dtype),
         *filter_methods(),
-        feature_average_method(teacher, flow, flow_name, device, dtype),
+        *([feature_average_method(teacher, flow, flow_name, device, dtype)] if teacher.encodes else []),
         *(target_methods(flow) if config.targets else []),
         *(
             student_method(name, checkpoints[name], model, memory, device, dtype)
@@ -178,9 +178,7 @@ CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig], bool], Sources], ...] = (
 """Kinds of input: when each applies, the first that does, and the function that lists its clips."""
 
 
-def load_students(
-    checkpoints: dict[str, str], short_side: int | None
-) -> tuple[DepthAnythingEncoder, dict[str, VideoMambaDepth]]:
+def load_students(checkpoints: dict[str, str], short_side: int | None) -> tuple[Teacher, dict[str, VideoMambaDepth]]:
     """Load students by name, and the one teacher that all of them are held against.
 
     Raises:
@@ -188,7 +186,7 @@ def load_students(
     """
     students = {name: load_student(path, short_side) for name, path in checkpoints.items()}
     teachers = [
-        own if isinstance(own := student.encoder, DepthAnythingEncoder) else load_teacher(checkpoints[name], short_side)
+        own if isinstance(own := student.encoder, Teacher) else load_teacher(checkpoints[name], short_side)
         for name, student in students.items()
     ]
     if len({(teacher.weights_sha256(), teacher.short_side) for teacher in teachers}) > 1:

@@ -20,6 +20,7 @@ from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.settings import OptimSettings, TrainerSettings
+from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import DTYPES
 from videomamba_depth.utils.settings import choice, file_name, inlined, like, path, ranged
 
@@ -55,6 +56,7 @@ class TeacherConfig:
 
     name: str = path()
     dtype: str = choice(*DTYPES, default="float32")
+    depth_kind: str | None = choice(*(kind.value for kind in DepthKind), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

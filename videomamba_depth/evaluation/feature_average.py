@@ -13,7 +13,7 @@ from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.utils.flow_utils import backward_warp, consistency_mask, resize_flow
 
 if TYPE_CHECKING:  # the encoder's code is in the key of its weights
-    from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+    from videomamba_depth.models.encoder_da import Teacher
 
 DEFAULT_ALPHA = 0.27
 Features = dict[str, Tensor]
@@ -58,7 +58,7 @@ class AdvectedFeatureAverage:
 
 
 def feature_average_stream(
-    encoder: DepthAnythingEncoder, flow: FlowEstimator, alpha: float = DEFAULT_ALPHA
+    encoder: Teacher, flow: FlowEstimator, alpha: float = DEFAULT_ALPHA
 ) -> Callable[[Tensor], Tensor]:
     """Return a new stream: a function from the next frame [1,3,H,W] in [0,1] to its depth [1,1,H,W].
 

@@ -16,14 +16,14 @@ from videomamba_depth.evaluation.recurrence import Stream
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.checkpoint import load_student, read_description, student_weights
 from videomamba_depth.models.depth_state import DepthState
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.device import autocast
 from videomamba_depth.utils.errors import UserError
 
 
-def teacher_method(encoder: DepthAnythingEncoder, device: torch.device, dtype: torch.dtype) -> Method:
+def teacher_method(encoder: Teacher, device: torch.device, dtype: torch.dtype) -> Method:
     """Return the framewise teacher."""
     return Method(
         TEACHER, lambda: _on_device(encoder.predict_depth, device, dtype), digest=_about(encoder, device, dtype)
@@ -31,7 +31,7 @@ def teacher_method(encoder: DepthAnythingEncoder, device: torch.device, dtype: t
 
 
 def feature_average_method(
-    encoder: DepthAnythingEncoder, flow: FlowEstimator, flow_name: str, device: torch.device, dtype: torch.dtype
+    encoder: Teacher, flow: FlowEstimator, flow_name: str, device: torch.device, dtype: torch.dtype
 ) -> Method:
     """Return the average of the teacher's features along the flow; see `AdvectedFeatureAverage`."""
     about = digest(_about(encoder, device, dtype), flow_name, code_digest(feature_average_stream.__module__))
@@ -85,6 +85,6 @@ def _on_device(step: Callable[[Tensor], Tensor], device: torch.device, dtype: to
     return stream
 
 
-def _about(encoder: DepthAnythingEncoder, device: torch.device, dtype: torch.dtype) -> str:
-    code = code_digest(DepthAnythingEncoder.__module__)
-    return digest(encoder.weights_sha256(), encoder.short_side, str(dtype), device.type, code)
+def _about(encoder: Teacher, device: torch.device, dtype: torch.dtype) -> str:
+    about = {name: value for name, value in encoder.cache_key().items() if name != "model_id"}
+    return digest(about, str(dtype), device.type, code_digest(type(encoder).__module__))

@@ -12,13 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from videomamba_depth import __version__
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
-from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.models.head_depth import DepthHead, DPTHead
 from videomamba_depth.models.hub import download_student, is_hub_name
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
+from videomamba_depth.models.teachers import open_encoder, open_teacher
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.atomic import write_json
@@ -82,7 +83,7 @@ def save_student(
     write_manifest(folder)
 
 
-def describe_encoder(encoder: DepthAnythingEncoder, folder: str) -> dict[str, Any]:
+def describe_encoder(encoder: Teacher, folder: str) -> dict[str, Any]:
     """Return how to find the encoder again: its id, its digest, and where a copy lies relative to a checkpoint."""
     return {**encoder.cache_key(), "folder": folder}
 
@@ -148,8 +149,7 @@ def load_student(folder: str | Path, short_side: int | None = None, *, revision:
         UserError: missing or damaged files, or an encoder with other weights.
     """
     if str(folder).startswith(TEACHER_PREFIX):
-        teacher = DepthAnythingEncoder.from_pretrained(str(folder).removeprefix(TEACHER_PREFIX), short_side=short_side)
-        return bare_teacher(teacher)
+        return bare_teacher(open_teacher(str(folder).removeprefix(TEACHER_PREFIX), short_side=short_side))
     folder = student_folder(folder, revision)
     description = read_description(folder)
     with _damaged(folder):
@@ -162,7 +162,8 @@ def load_student(folder: str | Path, short_side: int | None = None, *, revision:
 def _build_student(folder: Path, description: dict[str, Any], size: int | None) -> VideoMambaDepth:
     """Return the student that is described, with weights at their start but for a frozen encoder's."""
     about = description["encoder"]
-    encoder: VideoMambaEncoder | DepthAnythingEncoder
+    encoder: VideoMambaEncoder | Teacher
+    head: DepthHead
     if "video_mamba" in about:
         encoder, head = (
             VideoMambaEncoder.from_description(about["video_mamba"], size),
@@ -182,8 +183,8 @@ def _renamed_motion(about: dict[str, Any]) -> dict[str, Any]:
     return {{"flow": "estimator", "max_short_side": "short_side"}.get(key, key): value for key, value in about.items()}
 
 
-def load_teacher(folder: str | Path, short_side: int | None = None) -> DepthAnythingEncoder:
-    """Load the Depth Anything model that a student of `folder` started from: its encoder, or its decoder's owner.
+def load_teacher(folder: str | Path, short_side: int | None = None) -> Teacher:
+    """Load the model that a student of `folder` started from: its encoder, or its decoder's owner.
 
     Raises:
         UserError: as `load_student`.
@@ -195,7 +196,7 @@ def load_teacher(folder: str | Path, short_side: int | None = None) -> DepthAnyt
         return _load_encoder(folder, about.get("teacher", about), short_side or description.get("input_size"))
 
 
-def bare_teacher(encoder: DepthAnythingEncoder) -> VideoMambaDepth:
+def bare_teacher(encoder: Teacher) -> VideoMambaDepth:
     """Return a teacher as a student without temporal blocks, in eval mode: its depth is the teacher's."""
     none = ScaleSpec(num_blocks=0)
     return VideoMambaDepth(encoder, encoder.head, TemporalSpec(none, none, none, none), train_head=False).eval()
@@ -268,11 +269,9 @@ def _damaged(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _load_encoder(folder: Path, about: dict[str, Any], short_side: int | None) -> DepthAnythingEncoder:
+def _load_encoder(folder: Path, about: dict[str, Any], short_side: int | None) -> Teacher:
     copy = (folder.resolve() / about["folder"]).resolve()
-    encoder = DepthAnythingEncoder.from_pretrained(
-        str(copy) if copy.is_dir() else about["model_id"], short_side=short_side
-    )
+    encoder = open_encoder(str(copy) if copy.is_dir() else about["model_id"], short_side=short_side)
     encoder.model_id = about["model_id"]
     if encoder.weights_sha256() != about["weights_sha256"]:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The frozen Depth Anything teacher: multi-scale features and depth from one pass."""
+"""Frozen teachers, and Depth Anything V1/V2 as one: multi-scale features and depth from one pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DepthAnythingForDepthEstimation
 
-from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.models.head_depth import DepthHead, DPTHead
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.models.teacher_files import load_depth_anything, loading_error
 from videomamba_depth.utils.checkpoint import hash_tensors
@@ -109,7 +109,64 @@ class FrameEncoder(nn.Module):
         raise NotImplementedError
 
 
-class DepthAnythingEncoder(FrameEncoder):
+class Teacher(FrameEncoder):
+    """A frozen model that labels frames, and may be a student's encoder too; it stays in eval mode.
+
+    Attributes:
+        encodes: whether it can be a student's encoder: False where its only feature map is the depth itself.
+        head: from the maps of `encode_frame` to depth.
+        model_id: hub id, folder or "embedded", for people.
+    """
+
+    frozen = True
+    encodes: bool = True
+    head: DepthHead
+    model_id: str
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode: the teacher is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def decode(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Return the teacher's depth `[B, 1, H, W]` from its features, at `image_size` = (H, W)."""
+        return self.head(features, image_size)
+
+    def predict_depth(self, rgb: Tensor) -> Tensor:
+        """Return the depth `[B, 1, H, W]` of frames `[B, 3, H, W]` in [0, 1]; its unit is `depth_kind`."""
+        return self.decode(self.encode_frame(rgb), (rgb.shape[-2], rgb.shape[-1]))
+
+    def check_runs(self) -> None:
+        """Run one frame of 2 × 2 patches: what does not fit in a config shows here, not at the first step.
+
+        Raises:
+            ValueError: the depth has another shape. Other errors as the parts of the model raise them.
+        """
+        side = 2 * self.patch_size
+        depth = self.decode(self.encode_pixels(self.mean.new_zeros(1, 3, side, side)), (side, side))
+        if depth.shape != (1, 1, side, side):
+            raise ValueError(f"its depth of a frame of {side} × {side} px has shape {list(depth.shape)}")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a copy that can be loaded in place of the original."""
+        raise NotImplementedError
+
+    def weights_sha256(self) -> str:
+        """Return a digest of all weights, independent of where and in which dtype they are stored in memory."""
+        return hash_tensors(self.state_dict().items())
+
+    def cache_key(self) -> dict[str, str | int | None]:
+        """Return what decides the labels that this teacher gives to a frame."""
+        return {
+            "model_id": self.model_id,
+            "weights_sha256": self.weights_sha256(),
+            "input_size": self.short_side,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "depth_kind": self.depth_kind.value,
+        }
+
+
+class DepthAnythingEncoder(Teacher):
     """A frozen Depth Anything V1/V2 checkpoint, split where the temporal model goes in.
 
     `encode_frame` ends after the DPT *reassemble* stage; `decode` runs the rest (fusion and head). Every parameter is
@@ -118,7 +175,7 @@ class DepthAnythingEncoder(FrameEncoder):
     Depth comes back at the size of the input, bilinearly (corners aligned, as the official code).
     """
 
-    frozen = True
+    head: DPTHead
 
     def __init__(self, model: DepthAnythingForDepthEstimation, model_id: str, short_side: int | None = None) -> None:
         config = model.config
@@ -161,27 +218,12 @@ class DepthAnythingEncoder(FrameEncoder):
         except Exception as error:  # a config.json that makes no sense
             raise loading_error(name_or_path, error) from error
 
-    def check_runs(self) -> None:
-        """Run one frame of 2 × 2 patches: what does not fit in a config shows here, not at the first step.
-
-        Raises:
-            ValueError: the depth has another shape. Other errors as the parts of the model raise them.
-        """
-        side = 2 * self.patch_size
-        depth = self.decode(self.encode_pixels(self.mean.new_zeros(1, 3, side, side)), (side, side))
-        if depth.shape != (1, 1, side, side):
-            raise ValueError(f"its depth of a frame of {side} × {side} px has shape {list(depth.shape)}")
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a copy that `from_pretrained`, ours and transformers', can load."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.hf_config.save_pretrained(folder)
         weights = {_hf_name(name): t.contiguous().cpu() for name, t in self.state_dict().items()}
         save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-
-    def train(self, mode: bool = True) -> DepthAnythingEncoder:
-        """Stay in eval mode: the teacher is frozen."""
-        return super().train(False)
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -190,29 +232,6 @@ class DepthAnythingEncoder(FrameEncoder):
         hidden = self.backbone.forward_with_filtered_kwargs(pixels.to(self.dtype)).feature_maps  # 4 × [B, 1 + n, D]
         maps = self.reassemble_stage(hidden, height // self.patch_size, width // self.patch_size)
         return dict(zip(SCALES, maps, strict=True))
-
-    @torch.no_grad()
-    def decode(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
-        """Return the teacher's depth `[B, 1, H, W]` from its features, at `image_size` = (H, W)."""
-        return self.head(features, image_size)
-
-    def predict_depth(self, rgb: Tensor) -> Tensor:
-        """Return the depth `[B, 1, H, W]` of frames `[B, 3, H, W]` in [0, 1]; its unit is `depth_kind`."""
-        return self.decode(self.encode_frame(rgb), (rgb.shape[-2], rgb.shape[-1]))
-
-    def weights_sha256(self) -> str:
-        """Return a digest of all weights, independent of where and in which dtype they are stored in memory."""
-        return hash_tensors(self.state_dict().items())
-
-    def cache_key(self) -> dict[str, str | int | None]:
-        """Return what decides the labels that this teacher gives to a frame."""
-        return {
-            "model_id": self.model_id,
-            "weights_sha256": self.weights_sha256(),
-            "input_size": self.short_side,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "depth_kind": self.depth_kind.value,
-        }
 
 
 def _hf_name(name: str) -> str:

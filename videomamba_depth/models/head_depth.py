@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
 
 
-class DPTHead(nn.Module):
+class DepthHead(nn.Module):
+    """From the maps s0..s3 of an encoder to depth: `head(features, (H, W))` is `[B, 1, H, W]`."""
+
+    def freeze_unused(self) -> None:
+        """Freeze what is never called: DDP waits for a gradient of what can have one."""
+
+
+class DPTHead(DepthHead):
     """Fusion stage and depth head of a Depth Anything checkpoint (Ranftl et al., DPT, arXiv 2103.13413).
 
     Takes the reassembled features s0..s3 (fine to coarse) and returns depth. The parts are transformers' own modules,
@@ -37,7 +44,7 @@ class DPTHead(nn.Module):
         return cls.from_transformers(model).to_empty(device="cpu")
 
     def freeze_unused(self) -> None:
-        """Freeze what DPT's first fusion layer holds but never calls: DDP waits for a gradient of what can have one."""
+        """Freeze what DPT's first fusion layer holds but never calls, see `DepthHead`."""
         first: nn.Module = next(self.fusion_stage.layers.children())  # type: ignore[union-attr]
         first.get_submodule("residual_layer1").requires_grad_(False)
 

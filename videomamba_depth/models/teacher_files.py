@@ -1,4 +1,4 @@
-"""Reading Depth Anything checkpoints of transformers: what is wrong with one becomes one line with the remedy."""
+"""Reading checkpoints of transformers: what is wrong with one becomes one line with the remedy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
@@ -21,21 +22,42 @@ _PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of files that would have
 
 
 def load_depth_anything(name_or_path: str, dtype: torch.dtype) -> DepthAnythingForDepthEstimation:
-    """Load a checkpoint of transformers (safetensors only) with weights of `dtype`.
-
-    Args:
-        name_or_path: hub id, local folder, or "embedded".
+    """Load a Depth Anything V1/V2 checkpoint, see `load_weights`.
 
     Raises:
         UserError: no such folder or id, no network, not a Depth Anything model, or broken weights.
     """
-    source = str(EMBEDDED_TEACHER) if name_or_path == "embedded" else name_or_path
-    _check_is_depth_anything(source)
+    kind = read_config(name_or_path).get("model_type")
+    if kind != "depth_anything":
+        raise UserError(
+            f"'{name_or_path}' is a '{kind}' model, not Depth Anything; use a checkpoint such as"
+            " depth-anything/Depth-Anything-V2-Small-hf"
+        )
+    return load_weights(DepthAnythingForDepthEstimation, name_or_path, dtype)
+
+
+def source_of(name_or_path: str) -> str:
+    """Return where a teacher is: a hub id or a folder."""
+    return str(EMBEDDED_TEACHER) if name_or_path == "embedded" else name_or_path
+
+
+def load_weights(model_class: Any, name_or_path: str, dtype: torch.dtype, not_used: tuple[str, ...] = ()) -> Any:
+    """Load a checkpoint of transformers (safetensors only) with weights of `dtype`.
+
+    Args:
+        model_class: that reads it.
+        name_or_path: hub id, local folder, or "embedded".
+        not_used: how names of tensors begin that the model holds and never looks at: 0 where the checkpoint has none.
+
+    Raises:
+        UserError: broken weights, or others than those of the config.
+    """
+    source = source_of(name_or_path)
     if Path(source).is_dir():
         verify_files(Path(source))
     try:
         with _no_bar() if Path(source).is_dir() else nullcontext(), errors_alone("transformers"):
-            model, report = DepthAnythingForDepthEstimation.from_pretrained(
+            model, report = model_class.from_pretrained(
                 source,
                 dtype=dtype,
                 use_safetensors=True,
@@ -44,7 +66,10 @@ def load_depth_anything(name_or_path: str, dtype: torch.dtype) -> DepthAnythingF
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
         raise loading_error(name_or_path, error) from error
-    missing = sorted(report["missing_keys"])
+    unused = {name for name in report["missing_keys"] if name.startswith(not_used)}
+    for name in unused:  # or each load draws them anew, and the digest of the weights with them
+        model.state_dict()[name].zero_()
+    missing = sorted(set(report["missing_keys"]) - unused)
     missing += [f"{name} {list(is_)} for {list(wanted)}" for name, is_, wanted in sorted(report["mismatched_keys"])]
     if missing:
         raise UserError(
@@ -66,7 +91,16 @@ def _converted(name_or_path: str) -> str:
     return f"LiheYoung/depth-anything-{size.lower()}-hf"
 
 
-def _check_is_depth_anything(name_or_path: str) -> None:
+def read_config(name_or_path: str) -> dict[str, Any]:
+    """Return the content of a teacher's config.json.
+
+    Args:
+        name_or_path: hub id, local folder, or "embedded".
+
+    Raises:
+        UserError: no such folder or id, no network, or files that are no checkpoint of transformers.
+    """
+    name_or_path = source_of(name_or_path)
     folder = Path(name_or_path)
     original = [folder] if folder.suffix in _PICKLED else []
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -91,11 +125,7 @@ def _check_is_depth_anything(name_or_path: str) -> None:
         raise loading_error(name_or_path, error) from error
     if not config:
         raise loading_error(name_or_path, FileNotFoundError("no config.json"))
-    if config.get("model_type") != "depth_anything":
-        raise UserError(
-            f"'{name_or_path}' is a '{config.get('model_type')}' model, not Depth Anything; use a checkpoint such as"
-            " depth-anything/Depth-Anything-V2-Small-hf"
-        )
+    return config
 
 
 @contextmanager
@@ -122,12 +152,16 @@ def _no_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def loading_error(name_or_path: str, error: Exception) -> UserError:
-    """Return what to say where loading a checkpoint failed with `error`."""
+def loading_error(name_or_path: str, error: Exception, *also: str) -> UserError:
+    """Return what to say where loading a checkpoint failed with `error`.
+
+    Args:
+        also: files that it needs beside config.json and the weights.
+    """
     if Path(name_or_path).is_dir():
         return UserError(
-            f"cannot load a Depth Anything checkpoint from folder '{name_or_path}' ({_first_line(error)}); it must hold"
-            " config.json and model.safetensors as written by save_pretrained"
+            f"cannot load a depth model from folder '{name_or_path}' ({_first_line(error)}); it must hold"
+            f" {', '.join(('config.json', *also))} and model.safetensors as written by save_pretrained"
         )
     causes = " ".join(type(cause).__name__ + " " + str(cause) for cause in _cause_chain(error))
     if any(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from videomamba_depth.layers.innovation_mixer import InnovationMixer
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.models.encoder_da import FrameEncoder
-from videomamba_depth.models.head_depth import DPTHead
+from videomamba_depth.models.head_depth import DepthHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
@@ -75,7 +76,7 @@ class VideoMambaDepth(nn.Module):
     def __init__(
         self,
         encoder: FrameEncoder,
-        head: DPTHead,
+        head: DepthHead,
         temporal: TemporalSpec,
         train_head: bool = True,
         motion: MotionSpec | None = None,
@@ -103,7 +104,11 @@ class VideoMambaDepth(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return next(self.head.parameters()).device
+        return self._any_weight.device
+
+    @property
+    def _any_weight(self) -> Tensor:
+        return next(chain(self.head.parameters(), self.parameters()))
 
     def init_states(
         self,
@@ -127,7 +132,7 @@ class VideoMambaDepth(nn.Module):
             ValueError: see `check_memory`.
         """
         check_memory(self, memory)
-        dtype = dtype if dtype is not None else next(self.head.parameters()).dtype
+        dtype = dtype if dtype is not None else self._any_weight.dtype
         return self._new_state(batch_size, image_size, dtype, float(memory), self.device if device is None else device)
 
     def encode(self, clip: Tensor) -> ClipFeatures:

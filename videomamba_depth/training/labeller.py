@@ -16,6 +16,7 @@ from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
 from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.objective import ChunkTarget
+from videomamba_depth.utils.depth_kind import DepthKind
 
 
 class Chunk(NamedTuple):
@@ -73,6 +74,7 @@ class Labeller:
         autocast_dtype: None for none.
         target: what is made of the teacher's depth.
         motion: the student's own estimator, which sees what the student sees; None where it has none.
+        depth_kind: of the student; None: the teacher's. From metric depth relative depth is learned as 1/m.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Labeller:
         autocast_dtype: torch.dtype | None,
         target: TargetSettings = TargetSettings(),
         motion: MotionEstimator | None = None,
+        depth_kind: DepthKind | None = None,
     ) -> None:
         if target.target != "raw" and flow is None:
             raise ValueError(f"target {target.target!r} needs an optical flow estimator; got flow=None")
@@ -93,6 +96,7 @@ class Labeller:
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
         self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
         self.target, self.motion = target, motion
+        self.inverts = depth_kind is DepthKind.RELATIVE and teacher.depth_kind is DepthKind.METRIC
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
@@ -111,6 +115,8 @@ class Labeller:
         if self.target.target != "raw" and depth.shape[1] > 1:
             cached = batch.get("stabilized_depth")
             depth = self._offline_target(depth, clean, flow) if cached is None else cached.to(device)
+        if self.inverts:
+            depth = torch.where(depth > 0, depth.reciprocal(), torch.nan)
         valid = torch.isfinite(depth)
         static = batch["static"].to(device) if "static" in batch else self._static(clean, flow)
         video_ids = tuple(meta.video_id for meta in batch["meta"])

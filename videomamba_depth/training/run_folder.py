@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 
 from videomamba_depth.models.checkpoint import read_description
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import Teacher
+from videomamba_depth.models.teachers import open_encoder
 from videomamba_depth.training.trainer_state import resuming
 from videomamba_depth.utils.atomic import disk_errors, to_json, write_text
 from videomamba_depth.utils.checkpoint import list_steps, step_folder, verify_files, whole_folder
@@ -98,8 +99,8 @@ class RunFolder:
         """Hold the run for this process, see `exclusive`."""
         return exclusive(self.path / ".lock", f"run '{self.path}'")
 
-    def keep_encoder(self, encoder: DepthAnythingEncoder) -> None:
-        """Put a copy of the frozen Depth Anything model beside the checkpoints, so that they can be run anywhere.
+    def keep_encoder(self, encoder: Teacher) -> None:
+        """Put a copy of the frozen encoder beside the checkpoints, so that they can be run anywhere.
 
         Raises:
             UserError: the run was started with other weights, or the copy that is there is damaged.
@@ -119,7 +120,7 @@ class RunFolder:
                 encoder.save_pretrained(staging)
             return
         try:
-            if DepthAnythingEncoder.from_pretrained(str(self.encoder)).weights_sha256() != own:
+            if open_encoder(str(self.encoder)).weights_sha256() != own:
                 raise UserError("it has other weights")
         except UserError as error:
             raise UserError(

@@ -1,0 +1,115 @@
+"""Depth models of transformers as teachers: the depth of their own pipeline, and the kind that it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from depth_models import BUILDERS, save_depth_model
+from PIL import Image
+from transformers import pipeline
+
+from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.teachers import open_encoder, open_teacher
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+METRIC = {"depth_pro", "zoedepth", "glpn", "tipsv2_dpt"}
+NAMELESS = {"dpt_dinov2", "prompt_depth_anything", "depth_pro_without_fov"}  # their config does not tell the kind
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {family: save_depth_model(family, tmp_path_factory.mktemp(family)) for family in BUILDERS}
+
+
+def pictures(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+
+
+def as_rgb(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_depth_is_that_of_the_pipeline(folders: dict[str, str], family: str) -> None:
+    named = DepthKind.METRIC if family in NAMELESS else None
+    teacher, frames = open_teacher(folders[family], depth_kind=named), pictures(61, 87)
+    assert teacher.depth_kind is (DepthKind.METRIC if family in METRIC | NAMELESS else DepthKind.RELATIVE)
+    depth = teacher.predict_depth(as_rgb(frames))
+    assert depth.shape == (2, 1, 61, 87)
+    assert depth.std() > 1e-3 * depth.mean() > 0
+    if family == "depth_pro_without_fov":  # the pipeline takes none without
+        return
+    estimate = pipeline("depth-estimation", model=folders[family], device="cpu")
+    theirs = torch.stack([estimate(Image.fromarray(frame))["predicted_depth"] for frame in frames])
+    torch.testing.assert_close(depth[:, 0], theirs, rtol=1e-5, atol=0)  # measured up to 4e-7: batches of 2 and of 1
+
+
+@pytest.mark.parametrize("family", sorted(NAMELESS))
+def test_a_kind_that_nothing_says_has_to_be_named(folders: dict[str, str], family: str) -> None:
+    with pytest.raises(UserError, match=r"teacher\.depth_kind=KIND, one of affine_invariant_inverse_depth") as caught:
+        open_teacher(folders[family])
+    assert "\n" not in str(caught.value)
+    assert open_teacher(folders[family], depth_kind=DepthKind.METRIC).depth_kind is DepthKind.METRIC
+
+
+def test_what_is_no_depth_is_refused(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    for family, message in (("chmv2", "the height of a canopy"), ("bert", "a 'bert' model, not one of depth")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+        with pytest.raises(UserError, match=message):
+            open_teacher(str(tmp_path), depth_kind=DepthKind.METRIC)
+    with pytest.raises(UserError, match="says that its depth is affine_invariant_inverse_depth"):
+        open_teacher(tiny_teacher_folder, depth_kind=DepthKind.METRIC)
+
+
+def test_a_folder_without_an_image_processor(folders: dict[str, str], tmp_path: Path) -> None:
+    for file in Path(folders["glpn"]).iterdir():
+        if file.name != "preprocessor_config.json":
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(UserError, match=r"must hold config\.json, preprocessor_config\.json and model\.safetensors"):
+        open_teacher(str(tmp_path))
+
+
+def test_it_labels_but_does_not_encode(folders: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="it labels, but cannot be a student's encoder"):
+        open_encoder(folders["dpt"])
+
+
+def test_weights_and_processor_decide_the_labels(folders: dict[str, str], tmp_path: Path) -> None:
+    key = open_teacher(folders["dpt"]).cache_key()
+    open_teacher(folders["dpt"]).save_pretrained(tmp_path)
+    again = open_teacher(str(tmp_path)).cache_key()
+    assert {**again, "model_id": key["model_id"]} == key
+    about = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about | {"size": {"height": 96, "width": 96}}))
+    assert open_teacher(str(tmp_path)).cache_key()["resize"] != key["resize"]
+
+
+def test_tensors_that_are_never_used_may_be_missing(folders: dict[str, str], tmp_path: Path) -> None:
+    """Published DPT checkpoints lack them, and the digest must not depend on what they are drawn as."""
+    from safetensors.torch import load_file, save_file
+
+    for file in Path(folders["dpt"]).glob("*.json"):
+        (tmp_path / file.name).write_text(file.read_text())
+    weights = load_file(Path(folders["dpt"]) / "model.safetensors")
+    used = {name: t for name, t in weights.items() if "layers.0.residual_layer1" not in name}
+    assert len(used) < len(weights)
+    save_file(used, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    one, two = (open_teacher(str(tmp_path)) for _ in range(2))
+    assert one.weights_sha256() == two.weights_sha256()
+    rgb = as_rgb(pictures(40, 60))
+    assert torch.equal(one.predict_depth(rgb), open_teacher(folders["dpt"]).predict_depth(rgb))
+
+
+def test_the_bare_teacher_streams(folders: dict[str, str]) -> None:
+    student, frames = load_student(f"teacher:{folders['glpn']}"), as_rgb(pictures(61, 87))
+    states: Any = None
+    for frame in frames:
+        depth, states = student.step(frame[None], states)
+    assert torch.equal(depth, open_teacher(folders["glpn"]).predict_depth(frames[1:]))
+    assert student.depth_kind is DepthKind.METRIC
