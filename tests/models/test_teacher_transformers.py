@@ -11,15 +11,15 @@ import pytest
 import torch
 from depth_models import BUILDERS, save_depth_model
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
 
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.teachers import open_encoder, open_teacher
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
-METRIC = {"depth_pro", "zoedepth", "glpn", "tipsv2_dpt"}
-NAMELESS = {"dpt_dinov2", "prompt_depth_anything", "depth_pro_without_fov"}  # their config does not tell the kind
+METRIC = {"depth_pro", "zoedepth", "glpn", "tipsv2_dpt", "dpt_dinov2", "prompt_depth_anything"}
+NAMED = {"dpt_dinov2", "prompt_depth_anything"}  # their own kind is not known, or of no use
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +37,43 @@ def as_rgb(frames: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_the_depth_is_that_of_the_pipeline(folders: dict[str, str], family: str) -> None:
-    named = DepthKind.METRIC if family in NAMELESS else None
+    named = DepthKind.METRIC if family in NAMED else None
     teacher, frames = open_teacher(folders[family], depth_kind=named), pictures(61, 87)
-    assert teacher.depth_kind is (DepthKind.METRIC if family in METRIC | NAMELESS else DepthKind.RELATIVE)
+    assert teacher.depth_kind is (DepthKind.METRIC if family in METRIC else DepthKind.RELATIVE)
     depth = teacher.predict_depth(as_rgb(frames))
     assert depth.shape == (2, 1, 61, 87)
     assert depth.std() > 1e-3 * depth.mean() > 0
-    if family == "depth_pro_without_fov":  # the pipeline takes none without
-        return
-    estimate = pipeline("depth-estimation", model=folders[family], device="cpu")
-    theirs = torch.stack([estimate(Image.fromarray(frame))["predicted_depth"] for frame in frames])
+    images = [Image.fromarray(frame) for frame in frames]
+    if family == "depth_pro_without_fov":  # the pipeline fails without
+        processor = AutoImageProcessor.from_pretrained(folders[family])
+        with torch.no_grad():
+            outputs = AutoModelForDepthEstimation.from_pretrained(folders[family])(
+                **processor(images, return_tensors="pt")
+            )
+        processed = processor.post_process_depth_estimation(outputs, [(61, 87)] * 2)
+        theirs = torch.stack([1 / one["predicted_depth"] for one in processed])  # up to a scale: learned as 1/z
+    else:
+        estimate = pipeline("depth-estimation", model=folders[family], device="cpu")
+        theirs = torch.stack([estimate(image)["predicted_depth"] for image in images])
     torch.testing.assert_close(depth[:, 0], theirs, rtol=1e-5, atol=0)  # measured up to 4e-7: batches of 2 and of 1
 
 
-@pytest.mark.parametrize("family", sorted(NAMELESS))
-def test_a_kind_that_nothing_says_has_to_be_named(folders: dict[str, str], family: str) -> None:
+def test_a_kind_that_nothing_says_has_to_be_named(folders: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"teacher\.depth_kind=KIND, one of affine_invariant_inverse_depth") as caught:
-        open_teacher(folders[family])
+        open_teacher(folders["dpt_dinov2"])
     assert "\n" not in str(caught.value)
-    assert open_teacher(folders[family], depth_kind=DepthKind.METRIC).depth_kind is DepthKind.METRIC
+    with pytest.raises(UserError, match="its shift is unknown"):
+        open_teacher(folders["prompt_depth_anything"])
+
+
+def test_depth_up_to_a_scale_becomes_inverse_depth(folders: dict[str, str]) -> None:
+    kinds = (DepthKind.SCALED_DEPTH, DepthKind.METRIC, DepthKind.SCALED_INVERSE)
+    scaled, meters, inverse = (open_teacher(folders["glpn"], depth_kind=kind) for kind in kinds)
+    rgb = as_rgb(pictures(40, 60))
+    assert scaled.depth_kind is inverse.depth_kind is DepthKind.RELATIVE
+    assert torch.equal(scaled.predict_depth(rgb), 1 / meters.predict_depth(rgb))
+    assert torch.equal(inverse.predict_depth(rgb), meters.predict_depth(rgb))
+    assert len({json.dumps(teacher.cache_key()) for teacher in (scaled, meters, inverse)}) == 3
 
 
 def test_what_is_no_depth_is_refused(tmp_path: Path, tiny_teacher_folder: str) -> None:

@@ -39,7 +39,7 @@ from videomamba_depth.training.labeller import Labeller
 from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder, RunLog
 from videomamba_depth.training.trainer import Trainer
 from videomamba_depth.utils.atomic import write_json
-from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.depth_kind import DepthKind, can_convert
 from videomamba_depth.utils.device import DTYPES, resolve_dtype
 from videomamba_depth.utils.errors import UserError, building
 
@@ -71,7 +71,7 @@ def build_encoder(config: ModelConfig, teacher: Teacher, device: torch.device) -
     if config.encoder is not None and config.encoder != teacher.model_id:
         with building("model.encoder"):
             encoder = open_encoder(config.encoder).to(device)
-        if encoder.depth_kind is not teacher.depth_kind and encoder.depth_kind is not DepthKind.RELATIVE:
+        if not can_convert(teacher.depth_kind, encoder.depth_kind):
             raise UserError(
                 f"model.encoder: '{config.encoder}' gives {encoder.depth_kind.value}, which cannot be learned from the"
                 f" {teacher.depth_kind.value} of '{teacher.model_id}'; take an encoder of relative depth"

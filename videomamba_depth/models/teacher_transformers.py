@@ -17,7 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from videomamba_depth.models.encoder_da import SCALES, Teacher
 from videomamba_depth.models.head_depth import DepthHead
 from videomamba_depth.models.teacher_files import errors_alone, load_weights, loading_error, read_config, source_of
-from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.depth_kind import MODEL_KINDS, DepthKind, all_kinds, can_convert
 from videomamba_depth.utils.errors import UserError
 
 _DEPTH = SCALES[0]  # the one map of these teachers is their depth
@@ -33,10 +33,10 @@ def _dpt_kind(config: dict[str, Any]) -> DepthKind | None:
 
 
 DEPTH_KINDS: dict[str, Callable[[dict[str, Any]], DepthKind | None]] = {
-    "depth_pro": lambda config: DepthKind.METRIC if config.get("use_fov_model") else None,
+    "depth_pro": lambda config: DepthKind.METRIC if config.get("use_fov_model") else DepthKind.SCALED_DEPTH,
     "dpt": _dpt_kind,
     "glpn": lambda config: DepthKind.METRIC,
-    "prompt_depth_anything": lambda config: None,
+    "prompt_depth_anything": lambda config: DepthKind.AFFINE_DEPTH,  # without a prompt: from 0 to 1 in each picture
     "tipsv2_dpt": lambda config: DepthKind.METRIC,
     "zoedepth": lambda config: DepthKind.METRIC,
 }
@@ -57,7 +57,12 @@ class TransformersTeacher(Teacher):
         model: loaded.
         processor: the checkpoint's image processor.
         about_processor: content of its preprocessor_config.json, which decides labels too.
+        output_kind: of the model's depth. Meters stay meters; all else becomes `DepthKind.RELATIVE`, as 1/z where it is
+            depth up to a scale.
         short_side: px that frames are resized to before; None: the processor is given the frames as they are.
+
+    Raises:
+        UserError: depth of that kind cannot be turned into inverse depth.
     """
 
     encodes = False
@@ -68,12 +73,18 @@ class TransformersTeacher(Teacher):
         processor: Any,
         about_processor: dict[str, Any],
         model_id: str,
-        depth_kind: DepthKind,
+        output_kind: DepthKind,
         short_side: int | None = None,
     ) -> None:
+        depth_kind = output_kind if output_kind in MODEL_KINDS else DepthKind.RELATIVE
+        if not can_convert(output_kind, depth_kind):
+            raise UserError(
+                f"the depth of '{model_id}' is {output_kind.value}, which cannot be turned into {depth_kind.value}, as"
+                " students have it: its shift is unknown. teacher.depth_kind=scale_invariant_depth takes it for 0"
+            )
         super().__init__(model, (1,) * len(SCALES), (1,) * len(SCALES), 1, depth_kind, None, short_side)
         self.model_id, self.processor = model_id, processor
-        self._about_processor = about_processor
+        self._about_processor, self._inverts = about_processor, output_kind.is_inverse is not depth_kind.is_inverse
         self.head = _DepthItself()
         self.requires_grad_(False)
         self.eval()
@@ -126,14 +137,15 @@ class TransformersTeacher(Teacher):
             if isinstance(value, Tensor):
                 outputs[name] = value.float()
         sizes = [tuple(pixels.shape[-2:])] * len(pixels)  # ZoeDepth's processor takes them as those of the sources
-        depth = self.processor.post_process_depth_estimation(outputs, sizes)
-        return {_DEPTH: torch.stack([one["predicted_depth"].reshape(sizes[0]) for one in depth])[:, None]}
+        processed = self.processor.post_process_depth_estimation(outputs, sizes)
+        depth = torch.stack([one["predicted_depth"].reshape(sizes[0]) for one in processed])[:, None]
+        return {_DEPTH: torch.where(depth > 0, depth.reciprocal(), torch.nan) if self._inverts else depth}
 
     def cache_key(self) -> dict[str, str | int | None]:
         """Return what decides the labels, the processor's settings among it."""
         digest = hashlib.sha256(json.dumps(self._about_processor, sort_keys=True).encode()).hexdigest()
-        kind = self.backbone.config.model_type
-        return {**super().cache_key(), "resize": f"whole frames in whole levels, then {kind}'s processor {digest[:16]}"}
+        steps = f"whole frames in whole levels, {self.backbone.config.model_type}'s processor {digest[:16]}"
+        return {**super().cache_key(), "resize": steps + (", 1/z" if self._inverts else "")}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a copy that `from_pretrained`, ours and transformers', can load."""
@@ -163,9 +175,8 @@ def _depth_kind(name: str, config: dict[str, Any], named: DepthKind | None) -> D
         raise UserError(f"'{name}' is a '{family}' model: it estimates {NO_DEPTH[family]}, not depth")
     known = DEPTH_KINDS[family](config) if family in DEPTH_KINDS else None
     if named is None and known is None:
-        choices = ", ".join(kind.value for kind in DepthKind)
         raise UserError(
             f"nothing says what the depth of '{name}' means, a '{family}' model; name it: teacher.depth_kind=KIND, one"
-            f" of {choices}"
+            f" of {all_kinds()}"
         )
     return named or known  # type: ignore[return-value]
