@@ -107,7 +107,7 @@ class InnovationMixer(nn.Module):
             backend=self.backend,
         )
         # 2. From here in float32 at least, whatever autocast says: h − x is a small difference of large numbers.
-        precise = torch.promote_types(x.dtype, torch.float32)
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             # [T, L, 2·heads + 2·d_state]: Δ and gate per head, B, C
             controls = F.linear(control.to(precise), self.x_proj.weight.to(precise), self.x_proj.bias.to(precise))

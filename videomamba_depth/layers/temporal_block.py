@@ -102,9 +102,8 @@ def temporal_age(frame_index: Tensor, num_frames: int, time_constants: tuple[flo
     """
     # In float64 until the end: float32 counts frames only up to 1.7e7.
     t = frame_index[:, None] + torch.arange(num_frames, device=frame_index.device)
-    t = t[..., None].to(torch.float64)  # [B, N, 1]
-    tau = torch.tensor(time_constants, dtype=torch.float64, device=t.device)
-    return (t / (t + tau)).float()
+    t = t.to(torch.float64)  # [B, N]
+    return torch.stack([t / (t + tau) for tau in time_constants], -1).float()  # no constant is copied to the device
 
 
 def add_per_sample(tokens: Tensor, bias: Tensor) -> Tensor:

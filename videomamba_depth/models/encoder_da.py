@@ -80,16 +80,18 @@ class FrameEncoder(nn.Module):
         factors = zip(SCALES, self.factors, strict=True)
         return {name: (math.ceil(rows * factor), math.ceil(columns * factor)) for name, factor in factors}
 
-    def encode_frame(self, rgb: Tensor) -> dict[str, Tensor]:
+    def encode_frame(self, rgb: Tensor, *, checked: bool = False) -> dict[str, Tensor]:
         """Return the feature maps s0..s3, each `[B, C_i, H_i, W_i]`.
 
         Args:
             rgb: `[B, 3, H, W]` in [0, 1], any size.
+            checked: they are known to be such: to look at them would wait for their device.
 
         Raises:
             ValueError: see `check_rgb`.
         """
-        check_rgb(rgb)
+        if not checked:
+            check_rgb(rgb)
         size = self.input_resolution(rgb.shape[-2], rgb.shape[-1])
         pixels = self.normalize(shrink_images(rgb.to(self.mean.dtype), size))
         if size != pixels.shape[-2:]:  # a side grows

@@ -94,6 +94,7 @@ class VideoMambaDepth(nn.Module):
         parts += ["carried output"] if output is not None else []
         self.signature = "; ".join(parts) or "frame by frame"
         self.depth_kind = encoder.depth_kind
+        self._expected: tuple[object, DepthState] | None = None
         self.temporal = nn.ModuleDict()
         for name, spec in temporal.scales().items():
             try:
@@ -135,11 +136,16 @@ class VideoMambaDepth(nn.Module):
         dtype = dtype if dtype is not None else self._any_weight.dtype
         return self._new_state(batch_size, image_size, dtype, float(memory), self.device if device is None else device)
 
-    def encode(self, clip: Tensor) -> ClipFeatures:
-        """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen."""
+    def encode(self, clip: Tensor, *, checked: bool = False) -> ClipFeatures:
+        """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen.
+
+        Args:
+            checked: see `FrameEncoder.encode_frame`.
+        """
         check_axes("clip", clip, "B N 3 H W")
+        frames = clip.flatten(0, 1)  # frame by frame: time is the stacks' business
         with _explain_mixed_weights(self):
-            features = self.encoder.encode_frame(clip.flatten(0, 1))  # frame by frame: time is the stacks' business
+            features = self.encoder.encode_frame(frames, checked=checked)
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
     def forward(
@@ -178,8 +184,7 @@ class VideoMambaDepth(nn.Module):
         if states is None:
             states = self.init_states(clip.shape[0], image_size, dtype)
         else:
-            with torch.device("meta"):
-                check_state(states, self._new_state(clip.shape[0], image_size, dtype, states.memory, "meta"))
+            check_state(states, self._expected_state(clip.shape[0], image_size, dtype, states.memory))
         if self.motion is not None and motion is None:
             motion, last_frame = self.motion(clip, states.maps["frame"], states.frame_index == 0)
             states = replace(states, maps={**states.maps, "frame": last_frame})
@@ -251,6 +256,14 @@ class VideoMambaDepth(nn.Module):
         for name, scale in self.temporal.items():
             assert isinstance(scale, TemporalMambaScale)
             yield name, scale
+
+    def _expected_state(self, batch: int, image_size: tuple[int, int], dtype: torch.dtype, memory: float) -> DepthState:
+        """Return a state as it must come, without values; the last one is kept, since every frame asks for it."""
+        key = (batch, image_size, dtype, memory, self.encoder.short_side)
+        if self._expected is None or self._expected[0] != key:
+            with torch.device("meta"):
+                self._expected = (key, self._new_state(batch, image_size, dtype, memory, "meta"))
+        return self._expected[1]
 
     def _new_state(
         self,

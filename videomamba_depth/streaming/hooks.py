@@ -22,6 +22,8 @@ class NextFrame:
         timestamps_s: of each stream's frame; None: unknown.
         before: the state after the frame before.
         reset_reasons: why each stream starts anew here, "" where it goes on; what resets one says so.
+        cuts: `[B]` bool on the device, streams that are reset at a cut; None: nobody looked. Nobody waits for it while
+            the frame is on its way.
     """
 
     rgb: Tensor
@@ -29,6 +31,7 @@ class NextFrame:
     timestamps_s: Sequence[float] | None
     before: DepthState
     reset_reasons: list[str]
+    cuts: Tensor | None = None
 
 
 class StreamHook:

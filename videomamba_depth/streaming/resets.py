@@ -61,10 +61,15 @@ class ResetPolicy(StreamHook):
 
     def before_frame(self, frame: NextFrame, states: DepthState) -> DepthState:
         """Return the states, reset where a cut or a gap is."""
-        found = self.update(frame.rgb, frame.features, frame.timestamps_s)
-        frame.reset_reasons = [known or reason for known, reason in zip(frame.reset_reasons, found, strict=True)]
-        is_reset = [reason not in ("", "start") for reason in frame.reset_reasons]
-        return states.reset(torch.tensor(is_reset)) if any(is_reset) else states
+        gaps, frame.cuts = self._find(frame.rgb, frame.features, frame.timestamps_s)
+        frame.reset_reasons = [known or gap for known, gap in zip(frame.reset_reasons, gaps, strict=True)]
+        resets = frame.cuts
+        if "gap" in frame.reset_reasons:  # known on the host, and rare
+            is_gap = torch.tensor([reason == "gap" for reason in frame.reset_reasons], device=frame.rgb.device)
+            resets = is_gap if resets is None else resets | is_gap
+        if resets is None or (resets.device.type == "cpu" and not resets.any()):
+            return states
+        return states.reset(resets)
 
     def update(self, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None) -> list[str]:
         """Take in the next frames and return per stream why it should be reset: "cut", "gap" or "".
@@ -74,17 +79,23 @@ class ResetPolicy(StreamHook):
             features: `[B, C, h, w]`, coarse features of the frozen encoder.
             timestamps_s: of each frame; None: gaps are not found.
         """
+        gaps, cuts = self._find(rgb, features, timestamps_s)
+        return gaps if cuts is None else with_cuts(gaps, cuts)
+
+    def _find(
+        self, rgb: Tensor, features: Tensor, timestamps_s: Sequence[float] | None
+    ) -> tuple[list[str], Tensor | None]:
+        """Take in the next frames: "gap" or "" per stream, and where a cut is, `[B]` bool, for which nobody waits."""
         kept = dict(self.kept)
-        reasons = self._find_gaps(kept, timestamps_s, len(rgb))
-        if self.cuts:
-            is_cut = self._find_cuts(kept, rgb, features)
-            reasons = [reason or ("cut" if cut else "") for reason, cut in zip(reasons, is_cut.tolist(), strict=True)]
+        gaps = self._find_gaps(kept, timestamps_s, len(rgb))
+        cuts = self._find_cuts(kept, rgb, features) if self.cuts else None
         self.kept = kept
-        return reasons
+        return gaps, cuts
 
     def _find_cuts(self, kept: dict[str, Tensor], rgb: Tensor, features: Tensor) -> Tensor:
         """Return where a cut is, `[B]` bool, and put what the next frames are compared with into `kept`."""
-        luma = (rgb.float() * rgb.new_tensor(LUMA, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
+        red, green, blue = rgb.float().split(1, 1)
+        luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue  # [B, 1, H, W]; no constant is copied to the device
         now = {
             "histogram": luma_histogram(luma),
             "features": layout(features, _FEATURE_GRID),
@@ -147,6 +158,8 @@ class ResetPolicy(StreamHook):
     def _find_gaps(self, kept: dict[str, Tensor], timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
         if timestamps_s is None or self.max_gap_s is None:
             return [""] * batch
+        if len(timestamps_s) != batch:
+            raise ValueError(f"timestamps must be one per stream, {batch} here; got {len(timestamps_s)}")
         now = torch.tensor(timestamps_s, dtype=torch.float64)
         timed = torch.isfinite(now)
         now = now.nan_to_num(0.0, 0.0, 0.0)
@@ -154,6 +167,11 @@ class ResetPolicy(StreamHook):
         gaps = ((elapsed > self.max_gap_s) | (elapsed < 0)) & timed & kept.get("timed", timed)
         kept |= {"timestamps_s": now, "timed": timed}
         return ["gap" if gap else "" for gap in gaps.tolist()]
+
+
+def with_cuts(reasons: Sequence[str], cuts: Tensor) -> list[str]:
+    """Return the reasons, "cut" where there is none and `cuts [B]` is True: reads what lies on the device."""
+    return [reason or ("cut" if cut else "") for reason, cut in zip(reasons, cuts.tolist(), strict=True)]
 
 
 def luma_histogram(luma: Tensor) -> Tensor:

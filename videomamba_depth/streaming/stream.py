@@ -17,12 +17,12 @@ from videomamba_depth.models.depth_state import DepthState, check_state, check_v
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.streaming.placement import compile_frames, place
-from videomamba_depth.streaming.resets import ResetPolicy
+from videomamba_depth.streaming.resets import ResetPolicy, with_cuts
 from videomamba_depth.utils.checkpoint import hash_tensors, load_tensors, save_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import DTYPES, autocast, resolve_device
 from videomamba_depth.utils.errors import UserError, describe
-from videomamba_depth.utils.images import check_axes
+from videomamba_depth.utils.images import check_axes, check_rgb
 
 _FORMAT = "videomamba-depth stream 4"
 _FORMER_FORMAT = "videomamba-depth stream 3"
@@ -99,8 +99,11 @@ class DepthStream:
         self.hooks = (*([] if resets is None else [resets]), *hooks)
         for hook in self.hooks:
             hook.attach(batch_size, self.depth_kind)
-        self.reset_reasons: tuple[str, ...] = ("",) * batch_size
         self._states: DepthState | None = None
+        self._has_past = (False,) * batch_size
+        self._reasons: tuple[str, ...] = ("",) * batch_size
+        self._cuts: Tensor | None = None
+        self._staging: dict[str, Tensor] = {}
 
     @property
     def depth_kind(self) -> DepthKind:
@@ -116,6 +119,13 @@ class DepthStream:
     def states(self) -> DepthState | None:
         """What is carried to the next frame; None before the first one."""
         return self._states
+
+    @property
+    def reset_reasons(self) -> tuple[str, ...]:
+        """Why each stream started anew at the latest frame: "start", "gap", "cut"; "" where it went on."""
+        if self._cuts is not None:
+            self._reasons, self._cuts = tuple(with_cuts(self._reasons, self._cuts)), None
+        return self._reasons
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -155,13 +165,15 @@ class DepthStream:
         ):
             expected = "[H, W, 3]" if batch == 1 else f"[{batch}, H, W, 3]"
             raise ValueError(f"frame must be uint8 {expected}, a numpy array, not empty; got {describe(frame)}")
-        pixels = torch.from_numpy(np.ascontiguousarray(frame))
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        pixels = pixels.to(self.device, non_blocking=True)
-        rgb = pixels.reshape(batch, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
-        depth = self.step_tensor(rgb, None if timestamp_s is None else [timestamp_s] * batch)
-        return depth[:, 0].reshape(*frame.shape[:-3], *depth.shape[-2:]).cpu().numpy()
+        times = None if timestamp_s is None else _checked_times([timestamp_s] * batch, batch)
+        with self._undone_by_errors():
+            pixels = self._upload(torch.from_numpy(np.ascontiguousarray(frame)))
+            rgb = pixels.reshape(batch, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
+            before = self._states
+            depth, is_finite = self._advance(rgb, times)
+            shown = self._download(depth[:, 0].reshape(*frame.shape[:-3], *depth.shape[-2:]))
+            self._check_depth(is_finite, before)
+        return shown.numpy()
 
     def step_tensor(self, rgb: Tensor, timestamps_s: Sequence[float] | None = None) -> Tensor:
         """Return depth `[B, 1, h, w]` float32 of the next frames `[B, 3, H, W]` in [0, 1] on the stream's device.
@@ -177,33 +189,33 @@ class DepthStream:
             UserError: the depth is not finite.
         """
         check_axes("rgb", rgb, f"{self.batch_size} 3 H W")
-        times: list[float] | None = None
-        if timestamps_s is not None:
-            given = _per_stream(timestamps_s)
-            if given.shape != (self.batch_size,) or given.dtype.kind not in "iuf":
-                raise ValueError(
-                    f"timestamps must be one number of seconds per stream, {self.batch_size} here; got"
-                    f" {describe(timestamps_s)}"
-                )
-            times = given.tolist()
+        check_rgb(rgb)
+        times = None if timestamps_s is None else _checked_times(timestamps_s, self.batch_size)
         with self._undone_by_errors():
-            return self._step(rgb, times)
+            before = self._states
+            depth, is_finite = self._advance(rgb, times)
+            self._check_depth(is_finite, before)
+            return depth
 
     @contextmanager
     def _undone_by_errors(self) -> Iterator[None]:
         """Put everything that is carried back where a frame ends early."""
-        states, reasons = self._states, self.reset_reasons
+        carried = (self._states, self._has_past, self._reasons, self._cuts)
         kept = [hook.kept for hook in self.hooks]
         try:
             yield
         except BaseException:
-            self._states, self.reset_reasons = states, reasons
+            self._states, self._has_past, self._reasons, self._cuts = carried
             for hook, value in zip(self.hooks, kept, strict=True):
                 hook.kept = value
             raise
 
     @torch.inference_mode()
-    def _step(self, rgb: Tensor, timestamps_s: Sequence[float] | None) -> Tensor:
+    def _advance(self, rgb: Tensor, timestamps_s: Sequence[float] | None) -> tuple[Tensor, Tensor]:
+        """Take in the next frames, see `step_tensor`: depth, and whether all of it is finite, both on the device.
+
+        Between these frames and that depth nothing waits for the device, but for key frames and flow on the CPU.
+        """
         image_size = (rgb.shape[-2], rgb.shape[-1])
         if self._states is not None and self._states.image_size != image_size:
             raise ValueError(
@@ -212,26 +224,32 @@ class DepthStream:
             )
         with autocast(self.device, self.dtype):
             clip = rgb.unsqueeze(1)
-            features = self.model.encode(clip)
+            features = self.model.encode(clip, checked=True)
             before = self._start(image_size) if self._states is None else self._states
-            reasons = ["" if int(t) else "start" for t in before.frame_index]
+            reasons = ["" if has_past else "start" for has_past in self._has_past]
             frame, states = NextFrame(rgb, features["s3"].squeeze(1), timestamps_s, before, reasons), before
             for hook in self.hooks:
                 states = hook.before_frame(frame, states)
             out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
             depth, states, _ = self.model(clip, states, features=features, out_size=out_size)
         depth = depth.squeeze(1).float()
-        if not bool(torch.isfinite(depth).all()):
-            numbers = ", ".join(str(number) for number in before.frame_index.tolist())
-            raise UserError(
-                f"the depth of frame {numbers} of the stream is not finite although its pixels are: the weights are"
-                f" damaged, or {str(self.dtype).removeprefix('torch.')} overflows; use precision=float32, or another"
-                " checkpoint"
-            )
-        self._states, self.reset_reasons = states, tuple(frame.reset_reasons)
+        is_finite = torch.isfinite(depth).all()
+        self._states, self._has_past = states, (True,) * self.batch_size
+        self._reasons, self._cuts = tuple(frame.reset_reasons), frame.cuts
         for hook in self.hooks:
             depth = hook.after_frame(depth, states)
-        return depth
+        return depth, is_finite
+
+    def _check_depth(self, is_finite: Tensor, before: DepthState | None) -> None:
+        """Refuse depth that is no depth; waits for the device."""
+        if bool(is_finite):
+            return
+        numbers = ", ".join(map(str, [0] * self.batch_size if before is None else before.frame_index.tolist()))
+        raise UserError(
+            f"the depth of frame {numbers} of the stream is not finite although its pixels are: the weights are"
+            f" damaged, or {str(self.dtype).removeprefix('torch.')} overflows; use precision=float32, or another"
+            " checkpoint"
+        )
 
     def reset(self, streams: Sequence[bool] | None = None) -> None:
         """Forget the past of all streams, or of those of the batch that are True.
@@ -249,6 +267,8 @@ class DepthStream:
             self._states = None
         elif self._states is not None:
             self._states = self._states.reset(chosen)
+        pasts = zip(self._has_past, chosen.tolist(), strict=True)
+        self._has_past = tuple(has_past and not forgets for has_past, forgets in pasts)
         for hook in self.hooks:
             hook.reset(chosen)
 
@@ -291,7 +311,7 @@ class DepthStream:
             states, kept = self._read(tensors, about)
         except (ValueError, UserError) as error:
             raise UserError(f"stream '{path}' does not fit: {' '.join(str(error).split())}") from error
-        self._states = states
+        self._states, self._has_past = states, tuple(index > 0 for index in states.frame_index.tolist())
         for hook, value in zip(self.hooks, kept, strict=True):
             hook.kept = value
 
@@ -334,6 +354,28 @@ class DepthStream:
         # Computed anew every time, seconds for large models: weights can be changed in place.
         return settings | {"weights": hash_tensors(self.model.state_dict().items())}
 
+    def _upload(self, pixels: Tensor) -> Tensor:
+        """Return pixels on the device; to a GPU they go through a page-locked buffer, without a wait."""
+        if self.device.type != "cuda":
+            return pixels.to(self.device)
+        return self._page_locked("frame", pixels).copy_(pixels).to(self.device, non_blocking=True)
+
+    def _download(self, depth: Tensor) -> Tensor:
+        """Return depth in memory of its own on the CPU, once it is there."""
+        if self.device.type != "cuda":
+            return depth.cpu()
+        shown = self._page_locked("depth", depth).copy_(depth, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return shown.clone()
+
+    def _page_locked(self, name: str, like: Tensor) -> Tensor:
+        """Return a buffer that is kept from frame to frame: to lock pages anew takes longer than the copy."""
+        buffer = self._staging.get(name)
+        if buffer is None or buffer.shape != like.shape:
+            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+            self._staging[name] = buffer
+        return buffer
+
     def _start(self, image_size: tuple[int, int], device: str | None = None) -> DepthState:
         return self.model.init_states(self.batch_size, image_size, self.dtype, self.memory, device)
 
@@ -342,6 +384,17 @@ def _renamed(text: str) -> str:
     for former, name in _FORMER_NAMES.items():
         text = text.replace(former, name)
     return text
+
+
+def _checked_times(timestamps_s: object, batch_size: int) -> list[float]:
+    """Return the seconds of the frames of `batch_size` streams; raises ValueError where they are none."""
+    given = _per_stream(timestamps_s)
+    if given.shape != (batch_size,) or given.dtype.kind not in "iuf":
+        raise ValueError(
+            f"timestamps must be one number of seconds per stream, {batch_size} here; got {describe(timestamps_s)}"
+        )
+    times: list[float] = given.tolist()
+    return times
 
 
 def _per_stream(values: object) -> np.ndarray:

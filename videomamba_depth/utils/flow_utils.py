@@ -42,9 +42,9 @@ def backward_warp(
 
 def sample_px(maps: Tensor, points_px: Tensor, mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear") -> Tensor:
     """Return maps [K,C,H,W] at the points (x, y) px [K,h,w,2], as [K,C,h,w]; border values beyond the border."""
-    height, width = maps.shape[-2:]
-    size = points_px.new_tensor([max(width - 1, 1), max(height - 1, 1)])
-    return F.grid_sample(maps, 2.0 * points_px / size - 1.0, mode=mode, padding_mode="border", align_corners=True)
+    sides = (maps.shape[-1], maps.shape[-2])
+    grid = [2.0 * x / max(side - 1, 1) - 1.0 for x, side in zip(points_px.unbind(-1), sides, strict=True)]
+    return F.grid_sample(maps, torch.stack(grid, -1), mode=mode, padding_mode="border", align_corners=True)
 
 
 def warp_map(values: Tensor, flow_px: Tensor) -> Tensor:

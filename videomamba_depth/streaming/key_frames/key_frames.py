@@ -178,6 +178,8 @@ class KeyFrames(StreamHook):
         kept = self.kept
         assert kept.appearance is not None
         small = F.interpolate(depth.float(), kept.appearance.picture.shape[-2:], mode="area")
+        if not bool(torch.isfinite(small).all()):
+            return depth  # which the stream refuses
         norm = state_norm(states)
         change = abs(norm - kept.norm) / max(norm, 1e-12)
         kept.norm = norm
