@@ -4,8 +4,9 @@
     python scripts/evaluate_teacher.py embedded runs/embedded_teacher/latest
     python scripts/evaluate_teacher.py embedded --frames 0 --rgbd living_room=icl:data/icl street=kitti:data/kitti
 
-Held-out worlds of every family, and folders of RGB-D pictures (rgb/ and depth/ inside). Scale and shift are fitted per
-picture in inverse depth (Video Depth Anything's protocol, per frame); AbsRel, δ1, and on worlds the F1 of the edges.
+Held-out worlds of every family, and data sets as they are unpacked (docs/evaluation.md has their layouts), or folders
+rgb/ and depth/ with the stored units per meter. Scale and shift are fitted per picture in inverse depth (Video Depth
+Anything's protocol, per frame); AbsRel, δ1, and on worlds the F1 of the edges.
 """
 
 import argparse
@@ -14,12 +15,13 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from videomamba_depth.evaluation.datasets.rgbd import load_rgbd
-from videomamba_depth.evaluation.teacher_skill import skill_on_clip, skill_on_worlds
+from videomamba_depth.evaluation.clips import EvaluationClip
+from videomamba_depth.evaluation.datasets.layouts import LAYOUTS, find_layout
+from videomamba_depth.evaluation.datasets.rgbd import RgbdFormat, load_rgbd
+from videomamba_depth.evaluation.teacher_skill import skill_on_clips, skill_on_worlds
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.arguments import path_argument, whole
@@ -28,33 +30,50 @@ from videomamba_depth.utils.logger import configure_logging
 
 log = logging.getLogger("evaluate_teacher")
 
-# How depth is stored: units per meter, ground truth beyond which nothing counts in m, white border in px.
-FORMATS: dict[str, dict[str, Any]] = {
-    "icl": {"depth_scale": 5000.0, "max_depth_m": 10.0},
-    "tum": {"depth_scale": 5000.0, "max_depth_m": 5.0},
-    "nyu": {"depth_scale": 1000.0, "max_depth_m": 10.0, "crop_px": 10},
-    "7scenes": {"depth_scale": 1000.0, "max_depth_m": 10.0},
-    "kitti": {"depth_scale": 256.0, "max_depth_m": 80.0},
-}
-
 
 @dataclass(frozen=True)
 class RgbdSet:
-    """A folder of pictures with depth: its name in the table, a key of FORMATS, and where it is."""
+    """Pictures with depth: their name in the table, where they are, and their layout (None: recognized) or, of folders
+    rgb/ and depth/, the stored units per meter.
+    """
 
     name: str
-    format: str
     folder: Path
+    layout: str | None = None
+    depth_scale: float | None = None
 
     @staticmethod
     def parse(text: str) -> "RgbdSet":
-        """Read NAME=FORMAT:FOLDER."""
+        """Read NAME=FOLDER, NAME=LAYOUT:FOLDER or NAME=UNITS:FOLDER."""
         name, _, rest = text.partition("=")
-        kind, _, folder = rest.partition(":")
-        if kind not in FORMATS or not folder:
-            formats = ", ".join(FORMATS)
-            raise UserError(f"--rgbd must be NAME=FORMAT:FOLDER with a format of {formats}; got '{text}'")
-        return RgbdSet(name, kind, path_argument(folder))
+        kind, colon, folder = rest.partition(":")
+        if not colon:
+            kind, folder = "", rest
+        try:
+            depth_scale = None if kind in (*LAYOUTS, "") else float(kind)
+        except ValueError:
+            depth_scale = 0.0
+        if not folder or depth_scale == 0.0:
+            raise UserError(
+                f"--rgbd must be NAME=FOLDER, NAME=LAYOUT:FOLDER or NAME=UNITS_PER_METER:FOLDER, with a layout of"
+                f" {', '.join(LAYOUTS)}; got '{text}'"
+            )
+        return RgbdSet(name, path_argument(folder), kind if kind in LAYOUTS else None, depth_scale)
+
+    def clips(self) -> list[EvaluationClip]:
+        """Open all sequences.
+
+        Raises:
+            UserError: there is none, or a file cannot be read.
+        """
+        if self.depth_scale is not None:
+            return [load_rgbd(self.folder, depth_scale=self.depth_scale)]
+        found = find_layout(self.folder, self.layout)
+        if not found:
+            raise UserError(
+                f"'{self.folder}' is no data set of a known layout: write {self.name}=UNITS_PER_METER:FOLDER"
+            )
+        return [RgbdFormat().clip(sequence.name, sequence.open()) for sequence in found]
 
 
 def native_size(name: str) -> int:
@@ -85,19 +104,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teachers", nargs="+", type=os.path.expanduser, help="'embedded', a folder or a hub id")
     parser.add_argument("--frames", type=whole(0), default=64, help="held-out scenes per family of worlds; 0 for none")
-    parser.add_argument("--rgbd", nargs="*", default=[], metavar="NAME=FORMAT:FOLDER", help=", ".join(FORMATS))
+    parser.add_argument("--rgbd", nargs="*", default=[], metavar="NAME=LAYOUT:FOLDER", help=", ".join(LAYOUTS))
     parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument("--json", type=path_argument, metavar="FILE", help="write the numbers there as well")
     args = parser.parse_args(argv)
     configure_logging()
     sets = [RgbdSet.parse(text) for text in args.rgbd]
     torch.set_num_threads(args.threads)
-    clips = {s.name: load_rgbd(s.folder, **FORMATS[s.format]) for s in sets}
+    clips = {s.name: s.clips() for s in sets}
     report: dict[str, dict[str, dict[str, float]]] = {}
     for name in args.teachers:
         teacher = DepthAnythingEncoder.from_pretrained(name, short_side=native_size(name))
         worlds = skill_on_worlds(teacher.predict_depth, args.frames) if args.frames else {}
-        scored = worlds | {key: skill_on_clip(teacher.predict_depth, clip) for key, clip in clips.items()}
+        scored = worlds | {key: skill_on_clips(teacher.predict_depth, found) for key, found in clips.items()}
         for pictures, scores in scored.items():
             report.setdefault(pictures, {})[name] = scores
     print(table(report))

@@ -17,7 +17,7 @@ from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.data.synthetic import CameraMotion
 from videomamba_depth.evaluation.datasets import rgbd
-from videomamba_depth.evaluation.datasets.recording import Recording
+from videomamba_depth.evaluation.datasets.recording import FramePick, Recording
 from videomamba_depth.evaluation.datasets.world_kinds import KINDS
 from videomamba_depth.evaluation.datasets.worlds import WorldSpec
 from videomamba_depth.utils.errors import UserError
@@ -29,7 +29,10 @@ def evaluation(teacher: str, *overrides: str) -> Evaluation:
 
 
 def test_protocol_and_page(tiny_teacher_folder: str, tmp_path: Path) -> None:
-    protocol = {"max_side": 200, "max_gt_side": 150, "max_frames": 7, "palindrome": False, "cut_frames": 5}
+    protocol = {
+        "max_side": 200, "max_gt_side": 150, "max_frames": 7, "palindrome": False, "cut_frames": 5,
+        "alignment": "first_frame",
+    }  # fmt: skip
     made = evaluation(
         tiny_teacher_folder, *(f"{key}={value}" for key, value in protocol.items()), f"cache={tmp_path}",
         "html.methods=[ema_0.25]", "html.video_frames=9", "html.clips=1", "synthetic.videos=2", "flow.name=dis_fast",
@@ -119,17 +122,19 @@ def test_videos_and_pictures_with_depth(
 
     monkeypatch.setattr(rgbd, "read_recording", keep)
     values = {"depth_scale": 500.0, "max_depth_m": 7.0}
-    paths = ("rgbd.invalid=9", "rgbd.poses=p.txt", "max_frames=6")
+    paths = ("rgbd.invalid=9", "rgbd.poses=p.txt", "max_frames=6", "rgbd.start=2", "rgbd.stride=3")
+    pick, region = FramePick(2, 3, 6), (0.1, 0.9, 0.2, 1.0)
     for given, crop, camera in (
         ("rgbd.crop_px=3", (3,) * 4, "k.txt"),
         ("rgbd.crop=[1,2,3,4]", (1, 2, 3, 4), [1.0, 2, 3, 4]),
     ):
         made = evaluation(
             tiny_teacher_folder, f"input={tmp_path / 'videos'}", given, *paths, f"rgbd.intrinsics={camera}",
-            *(f"rgbd.{key}={value}" for key, value in values.items()),
+            f"rgbd.region={list(region)}", *(f"rgbd.{key}={value}" for key, value in values.items()),
         )  # fmt: skip
         made.sources[0].load()
-        wanted = {**values, "invalid_value": 9.0, "crop": crop, "options": (camera, "p.txt", 6), "refuse_far": True}
+        wanted = {**values, "invalid_value": 9.0, "crop": crop, "options": (camera, "p.txt", pick), "refuse_far": True}
+        wanted["region"] = region
         assert {key: read[-1][key] for key in wanted} == wanted
 
 

@@ -19,6 +19,7 @@ from tiny_room import Room, render_room
 from videomamba_depth.configuration.build_evaluate import build_sources
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
+from videomamba_depth.evaluation import Evaluator, Method
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.datasets import layouts
 from videomamba_depth.evaluation.datasets.layouts import LAYOUTS
@@ -354,6 +355,11 @@ def test_a_data_set_is_recognized_and_its_ground_truth_is_perfect(
         assert clip.camera_to_world is not None
         moves = np.linalg.inv(clip.camera_to_world[0]) @ clip.camera_to_world
         np.testing.assert_allclose(moves, np.linalg.inv(room.camera_to_world[0]) @ room.camera_to_world, atol=3e-6)
+    inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0.5)
+    teacher = Evaluator([Method.recorded("teacher", inverse)], DepthKind.RELATIVE, build_flow("dis_fast"))
+    scores = teacher.evaluate(clip)["methods"]["teacher"]
+    assert scores["abs_rel/video"].value < 1e-6
+    assert scores["delta1/video"].value == 1
     if stored == "kp":
         score = tae_z(depth, clip.intrinsics, clip.camera_to_world, valid, gt_depth_m=depth)  # type: ignore[arg-type]
         assert score.value < 1.0

@@ -71,15 +71,28 @@ def test_the_command_measures_a_teacher_on_a_folder(tmp_path: Path, capsys: pyte
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    for name in ("rgb", "depth"):
-        (tmp_path / name).mkdir()
-    depth_m = floor(56, 70)
-    cv2.imwrite(str(tmp_path / "depth" / "0.png"), (1000 * depth_m).astype(np.uint16))
-    cv2.imwrite(str(tmp_path / "rgb" / "0.png"), np.random.default_rng(0).integers(0, 256, (56, 70, 3), np.uint8))
-    script.main(["embedded", "--frames", "0", "--rgbd", f"mine=7scenes:{tmp_path}", "--json", str(tmp_path / "s.json")])
-    scores = json.loads((tmp_path / "s.json").read_text())["mine"]["embedded"]
+    depth_m, rgb = floor(56, 70), np.random.default_rng(0).integers(0, 256, (56, 70, 3), np.uint8)
+    own, official = tmp_path / "own", tmp_path / "office" / "seq-01"
+    for path, image in (
+        (own / "depth" / "0.png", (1000 * depth_m).astype(np.uint16)),
+        (own / "rgb" / "0.png", rgb),
+        (official / "frame-000000.depth.png", (1000 * depth_m).astype(np.uint16)),
+        (official / "frame-000000.color.png", rgb),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image)
+    sets = [f"mine=1000:{own}", f"named=7scenes:{tmp_path}", f"known={tmp_path / 'office'}"]
+    script.main(["embedded", "--frames", "0", "--rgbd", *sets, "--json", str(tmp_path / "s.json")])
+    report = json.loads((tmp_path / "s.json").read_text())
+    scores = report["mine"]["embedded"]
     assert 0 < scores["abs_rel"] < 1.5
+    assert report["named"] == report["known"] == report["mine"]
     assert f"| mine | embedded | {scores['abs_rel']:.3f} |" in capsys.readouterr().out
     assert script.native_size("embedded") == 112
-    with pytest.raises(UserError, match="FORMAT"):
-        script.main(["embedded", "--rgbd", "mine=unknown:/nowhere"])
+    for wrong, message in (
+        ("unknown:/nowhere", "a layout of vda"),
+        (own, "is no data set"),
+        (f"tum:{own}", "must have"),
+    ):
+        with pytest.raises(UserError, match=message):
+            script.main(["embedded", "--rgbd", f"mine={wrong}"])

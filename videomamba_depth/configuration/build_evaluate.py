@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from videomamba_depth.evaluation.cache import digest
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
-from videomamba_depth.evaluation.datasets.recording import Recording
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
 from videomamba_depth.evaluation.methods import Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
+from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, choose
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.checkpoint import load_student, load_teacher, student_weights
@@ -89,6 +89,8 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     if unknown:
         raise UserError(f"html.methods: there is no method '{unknown[0]}'; choose from {', '.join(names)}")
     protocol = Protocol(**{item.name: getattr(config, item.name) for item in fields(Protocol)})
+    if protocol.alignment is None and config.protocol is not None:
+        protocol = replace(protocol, alignment=PROTOCOLS[config.protocol].alignment)
     evaluator = Evaluator(
         methods=methods,
         depth_kind=teacher.depth_kind,
@@ -106,6 +108,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         "teacher": teacher.model_id,
         "teacher_sha256": teacher.weights_sha256(),
         "input": config.input,
+        "published_protocol": config.protocol,
         "synthetic": asdict(config.synthetic) if config.input == "synthetic" else None,
     }
     return Evaluation(evaluator, sources, _drawn(config, sources), metadata)
@@ -120,6 +123,8 @@ def _drawn(config: EvaluateConfig, sources: Sequence[ClipSource]) -> frozenset[s
 
 def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
     """Return the clips of the input: worlds, sequences of a data set, or every video at or below it."""
+    if config.protocol is not None and config.input == "synthetic":
+        raise UserError(f"protocol={config.protocol} is of a data set: set input= to its folder")
     sources = next(listed for applies, listed in CLIP_SOURCES if applies(config))(config, flow)
     if not sources:
         raise UserError(f"nothing to evaluate: synthetic.kinds={list(config.synthetic.kinds)} has no videos")
@@ -159,15 +164,24 @@ def _layout_or_videos(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipS
     given = config.rgbd
     known = given.layout is not None or Path(config.input).exists()
     found = find_layout(config.input, given.layout, given.depth_root) if known else []
+    if config.protocol is not None and not found:
+        raise UserError(f"protocol={config.protocol} needs a data set with depth; '{config.input}' holds none")
     return _recordings(config, found) or _videos(config, flow)
 
 
 def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSource]:
-    return [ClipSource(name, partial(_open_recording, config, name, open)) for name, open in found]
+    if not found:
+        return []
+    stills = config.protocol is not None and PROTOCOLS[config.protocol].stills
+    return [
+        ClipSource(one.name, partial(_open_recording, config, one), one.group, stills=stills, protocol=config.protocol)
+        for one in choose(config.protocol, found, config.rgbd.scenes, config.rgbd.lists)
+    ]
 
 
-def _open_recording(config: EvaluateConfig, name: str, open: Callable[[], Recording]) -> EvaluationClip:
-    return config.rgbd.clip(name, open(), config.max_frames)
+def _open_recording(config: EvaluateConfig, chosen: Chosen) -> EvaluationClip:
+    pick = chosen.frames.pick(chosen.found.name, config.max_frames)
+    return config.rgbd.clip(chosen.name, chosen.rules.applied(chosen.found.open()), pick)
 
 
 CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig], bool], Sources], ...] = (

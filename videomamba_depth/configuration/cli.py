@@ -37,6 +37,7 @@ CONFIG_DIR = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 Schema = TypeVar("Schema")
 
 OmegaConf.register_new_resolver("without_plus", lambda overrides: re.sub(r"\+\+", "", overrides), replace=True)
+OmegaConf.register_new_resolver("unless", lambda given, value: value if given is None else None, replace=True)
 
 
 def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema], None]) -> None:

@@ -10,6 +10,7 @@ from videomamba_depth.configuration.schema import TeacherConfig
 from videomamba_depth.evaluation.datasets.rgbd import RgbdFormat
 from videomamba_depth.evaluation.datasets.worlds import WorldSet
 from videomamba_depth.evaluation.engine import Protocol
+from videomamba_depth.evaluation.protocols import PROTOCOLS
 from videomamba_depth.flow.estimators import FlowSettings
 from videomamba_depth.utils.device import DTYPES
 from videomamba_depth.utils.errors import UserError
@@ -35,6 +36,7 @@ class EvaluateConfig(Protocol):
     targets: bool
     teacher: TeacherConfig
     input: str = path()
+    protocol: str | None = choice(*PROTOCOLS, default=None)
     output: str | None = path(None)
     name: str = file_name()
     cache: str | None = path(None)

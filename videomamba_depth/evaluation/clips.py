@@ -52,7 +52,8 @@ class ClipSource:
 
     name: identifies it in reports, also when it cannot be opened. load: opens it. group: clips of one group are
     averaged and compared together. digest: returns what names the clip's content; results are kept under it, none
-    without one. keep_depth: the depth of untrained streams is kept too, for the next student.
+    without one. keep_depth: the depth of untrained streams is kept too, for the next student. stills: its frames are
+    pictures that have nothing to do with each other. protocol: of its frame list, for the report.
     """
 
     name: str
@@ -60,6 +61,8 @@ class ClipSource:
     group: str = ""
     digest: Callable[[], str] | None = None
     keep_depth: bool = False
+    stills: bool = False
+    protocol: str | None = None
 
 
 def clip_from_synthetic(

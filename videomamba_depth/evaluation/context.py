@@ -38,7 +38,8 @@ class Context:
     """A clip at the evaluation size, read frame by frame; sizes and units as in `EvaluationClip`.
 
     teacher: [F,H,W] the framewise teacher's depth, the reference of the guards. estimated_motion: what filters may
-    read; `motion`, which the metrics read, is exact where `exact_motion` says so.
+    read; `motion`, which the metrics read, is exact where `exact_motion` says so. aligned_to: what the clip's one scale
+    and shift are fitted to, "video" or "first_frame". stills: nothing holds from one frame to the next.
     """
 
     rgb: Frames
@@ -52,6 +53,8 @@ class Context:
     camera_to_world: np.ndarray | None = None
     exact_motion: bool = False
     estimated_motion: ClipMotion | None = None
+    aligned_to: str = "video"
+    stills: bool = False
 
     @cached_property
     def counted(self) -> FrameView:
@@ -68,18 +71,21 @@ class Context:
         """How stability is aligned, in words."""
         if self.depth_kind == DepthKind.METRIC:
             return "none (metric depth)"
-        return "one affine per clip to " + ("the teacher" if self.gt_depth_m is None else "ground truth")
+        if self.gt_depth_m is None:
+            return "one affine per clip to the teacher"
+        kinds = {"video": "one affine per clip", "first_frame": "the affine of frame 0 for the clip"}
+        return f"{'one affine per picture' if self.stills else kinds[self.aligned_to]} to ground truth"
 
     def disparity(self, depth: Frames) -> Frames:
         """Return the disparity of a method's depth [F,H,W] in the clip's units.
 
-        Inverse depth is aligned with ONE affine per clip, so that flicker and drift stay: to the ground truth (1/m)
-        where there is one, else to the teacher. Metric depth is only inverted.
+        Inverse depth is aligned with ONE affine per clip, so that flicker and drift stay: to the ground truth (1/m), of
+        the video or of its first frame, where there is one, else to the teacher. Metric depth is only inverted.
         """
         if self.depth_kind == DepthKind.METRIC:
             return self.inverse(depth)
         if self.gt_depth_m is not None:
-            scale, shift = alignment_per_frame(depth, self.gt_depth_m, self.counted)[0]
+            scale, shift = alignment_per_frame(depth, self.gt_depth_m, self.counted, self.aligned_to)[0]
             if np.isfinite(scale):
                 return mapped(lambda frame: aligned_disparity(frame, scale, shift).astype(np.float32), depth)
         to_teacher = clip_scale_and_shift(depth, self.teacher, mapped(lambda frame: np.ones(frame.shape, bool), depth))
@@ -122,15 +128,16 @@ def run_streams(
     max_side: int,
     max_frames: int | None,
     progress: Progress | None = None,
+    fewest: int = 2,
 ) -> tuple[Frames, dict[str, Frames]]:
     """Read the clip once and feed every stream; return frames uint8 [F,H,W,3] and depth [F,H,W] at the evaluation size.
 
     Raises:
-        UserError: the clip has fewer than two frames.
+        UserError: the clip has fewer than `fewest` frames.
     """
     kept = on_disk(_frames_and_depth(clip, streams.values(), max_side, max_frames, progress))
     num_frames = len(kept[0]) if kept else 0
-    if num_frames < 2:
+    if num_frames < fewest:
         raise UserError(f"clip {clip.name!r} has {num_frames} frames; stability needs at least 2: give a longer one")
     return kept[0], dict(zip(streams, kept[1:], strict=True))
 

@@ -30,16 +30,17 @@ from videomamba_depth.evaluation.context import (
     frames_in_any_order,
     run_streams,
 )
-from videomamba_depth.evaluation.methods import TEACHER, Method
+from videomamba_depth.evaluation.methods import TEACHER, Method, is_average
 from videomamba_depth.evaluation.metrics.registry import depth_flags, score_depth
 from videomamba_depth.evaluation.pictures import ClipPictures, draw_clip
 from videomamba_depth.evaluation.recurrence import Stream, recurrence_scores
 from videomamba_depth.evaluation.summary import summarize_clips
+from videomamba_depth.flow.clip_motion import no_motion
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.flow.frame_view import Frames, FrameView, on_disk
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError, is_disk_full
-from videomamba_depth.utils.settings import ranged
+from videomamba_depth.utils.settings import choice, ranged
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +54,16 @@ class Protocol:
 
     max_side: longer side of evaluation in px where there is no ground truth; with one, its size is used.
     max_gt_side: larger ground truth is brought to this longer side first (`shrink_clip`); published numbers use
-    None. max_frames: of each clip. palindrome: also run trained methods over each clip forward and back.
-    cut_frames: also run them across a cut within each clip, see `settle_after_own_cut`; 0: not.
+    None. max_frames: of each clip. alignment: one scale and shift for a clip, fitted to the ground truth of the whole
+    "video" (None too) or of its "first_frame"; accuracy is reported under both. palindrome: also run trained methods
+    over each clip forward and back. cut_frames: also run them across a cut within each clip, see
+    `settle_after_own_cut`; 0: not.
     """
 
     max_side: int = ranged(16, 8192, 384)
     max_gt_side: int | None = ranged(16, 8192, None)
     max_frames: int | None = ranged(1, 10**9, None)
+    alignment: str | None = choice("video", "first_frame", default=None)
     palindrome: bool = False
     cut_frames: int = ranged(0, 10**6, 0)
 
@@ -97,18 +101,20 @@ class Evaluator:
         progress: see `Progress`. draw: also return pictures of the methods in `shown`.
 
         Returns:
-            {"name", "group", "num_frames", "frame_ids", "size" [H,W], "fps", "coverage", "cuts", "alignment",
-            "ground_truth", "exact_motion", "methods": {method: {metric: Score}}, "flags": {method: [str]},
-            "pictures": `ClipPictures` or None}.
+            {"name", "group", "protocol", "stills", "num_frames", "frame_ids", "frames_digest", "size" [H,W], "fps",
+            "coverage", "cuts", "alignment", "ground_truth", "exact_motion", "methods": {method: {metric: Score}},
+            "flags": {method: [str]}, "pictures": `ClipPictures` or None}. Of stills there are the teacher, recorded
+            depth and students, started again for every picture, with their accuracy alone.
 
         Raises:
             UserError: the clip has fewer than two frames, its parts do not fit together, or it cannot be read.
         """
         source = clip if isinstance(clip, ClipSource) else ClipSource(clip.name, lambda: clip)
         kept = _KeptClip(self, source)
-        results = {method.name: kept.result(method) for method in self.methods}
-        missing = [method for method in self.methods if results[method.name] is None]
-        shown = [m for m in self.methods if m.name in self.shown] if draw else []
+        methods = [method for method in self.methods if not (source.stills and is_average(method.name))]
+        results = {method.name: kept.result(method) for method in methods}
+        missing = [method for method in methods if results[method.name] is None]
+        shown = [m for m in methods if m.name in self.shown] if draw and not source.stills else []
         pictures = kept.pictures(shown) if shown else None
         if missing or (shown and pictures is None):
             drawn = shown if pictures is None else []
@@ -123,6 +129,8 @@ class Evaluator:
         return {
             "name": source.name,
             "group": source.group,
+            "protocol": source.protocol,
+            "stills": source.stills,
             **done[TEACHER]["clip"],
             "methods": {name: result["scores"] for name, result in done.items()},
             "flags": {name: result["flags"] for name, result in done.items()},
@@ -203,7 +211,7 @@ def _run_clip(
     if protocol.max_gt_side is not None:
         clip = shrink_clip(clip, protocol.max_gt_side)
     frames: Sequence[np.ndarray] | FrameView = []
-    if protocol.palindrome or protocol.cut_frames:
+    if (protocol.palindrome or protocol.cut_frames) and not source.stills:
         frames = frames_in_any_order(clip.frames, protocol.max_frames)
         clip = replace(clip, frames=frames)
     methods = [m for m in evaluator.methods if m is teacher or m in missing or m in drawn]
@@ -214,15 +222,23 @@ def _run_clip(
         if method.new_stream is not None:
             folder = kept.depth_folder(method)
             recorded = None if folder is None else read_arrays(folder)
-            streams[method.name] = (method if not recorded else Method.recorded(method.name, recorded["depth"])).open()
-    rgb, depths = run_streams(clip, streams, protocol.max_side, protocol.max_frames, progress)
+            known = method if not recorded else Method.recorded(method.name, recorded["depth"])
+            streams[method.name] = known.open(source.stills)
+    fewest = 1 if source.stills else 2
+    rgb, depths = run_streams(clip, streams, protocol.max_side, protocol.max_frames, progress, fewest)
     for method in methods:
         if (folder := kept.depth_folder(method)) is not None and not folder.exists():
             kept_arrays(folder, lambda name=method.name: {"depth": depths[name][:]})  # type: ignore[misc]
 
     # 2. What it is scored against, then method after method.
     has_filters = any(method.derive is not None for method in methods)
-    context = build_context(clip, rgb, depths[TEACHER], evaluator.depth_kind, evaluator.flow, has_filters, progress)
+    if source.stills:
+        clip = replace(clip, motion=no_motion(rgb.shape[:3]))
+    flow = None if source.stills else evaluator.flow
+    context = build_context(clip, rgb, depths[TEACHER], evaluator.depth_kind, flow, has_filters, progress)
+    context = replace(context, aligned_to=protocol.alignment or "video")
+    if source.stills:
+        context = replace(context, stills=True, exact_motion=False)
     about, found = _describe(clip, context), dict[str, Any]()
     for method in methods:
         depth: Frames = (
@@ -237,7 +253,7 @@ def _run_clip(
 
     # 3. What students remember.
     for method in missing:
-        if method.trained:
+        if method.trained and not source.stills:
             found[method.name]["scores"] |= recurrence_scores(
                 method.open, streams[method.name], frames, depths[method.name], protocol.palindrome, protocol.cut_frames
             )
@@ -252,9 +268,11 @@ def _run_clip(
 
 def _describe(clip: EvaluationClip, context: Context) -> dict[str, Any]:
     num_frames = len(context.rgb)
+    frame_ids = list(clip.frame_ids or range(num_frames))[:num_frames]
     return {
         "num_frames": num_frames,
-        "frame_ids": list(clip.frame_ids or range(num_frames))[:num_frames],
+        "frame_ids": frame_ids,
+        "frames_digest": digest(frame_ids),
         "size": list(context.rgb.shape[1:3]),
         "fps": clip.fps,
         "coverage": context.motion.coverage,

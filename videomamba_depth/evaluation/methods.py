@@ -42,7 +42,7 @@ class Method:
     name: of its results in tables and JSON. new_stream: returns a stream that has seen nothing. derive: gives the
     depth [H,W] of every frame, from a context that holds teacher, pictures and motion. digest: names all that
     decides its depth on a clip, teacher and flow aside; its scores are kept under it, none without one. trained: a
-    student, which is compared with all others.
+    student, which is compared with all others. remembers: its stream depends on the frames before.
     """
 
     name: str
@@ -50,10 +50,13 @@ class Method:
     derive: Callable[[Context], Iterable[np.ndarray]] | None = None
     digest: str = ""
     trained: bool = False
+    remembers: bool = False
 
-    def open(self) -> Stream:
-        """Return a new stream; only for methods that have one."""
+    def open(self, stills: bool = False) -> Stream:
+        """Return a new stream; only for methods that have one. stills: it forgets every frame before the next."""
         assert self.new_stream is not None
+        if stills and self.remembers:
+            return lambda frame: self.open()(frame)
         return self.new_stream()
 
     @classmethod
@@ -173,6 +176,11 @@ def family_of(method: str) -> str:
     """Return the family of an untrained method, "teacher", or "student"."""
     known = {member: name for name, family in FAMILIES.items() for member in family.members}
     return TEACHER if method == TEACHER else known.get(method, "student")
+
+
+def is_average(method: str) -> bool:
+    """Return whether a method averages the teacher over time, and is the teacher on a still."""
+    return family_of(method) not in (TEACHER, CONSTANT, "student")
 
 
 def averages() -> dict[str, Sequence[str]]:

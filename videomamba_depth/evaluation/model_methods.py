@@ -72,7 +72,9 @@ def student_method(
 
         return _on_device(step, device, dtype)
 
-    return Method(name if memory == 1.0 else f"{name}@{memory:g}", new_stream, digest=about, trained=True)
+    return Method(
+        name if memory == 1.0 else f"{name}@{memory:g}", new_stream, digest=about, trained=True, remembers=True
+    )
 
 
 def _on_device(step: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> Stream:

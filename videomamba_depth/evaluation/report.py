@@ -94,7 +94,7 @@ def _group_section(name: str, result: Mapping[str, Any]) -> Section:
     as_trained = [student for student in students if "@" not in student] or list(students)
     text = [
         line
-        for student in as_trained
+        for student in (as_trained if axes else [])  # of stills nothing is said about time
         for line in (
             _verdict_line(student, group["verdicts"][student]),
             _count_line(student, group["counts"][student]),

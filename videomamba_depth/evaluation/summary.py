@@ -75,13 +75,15 @@ def mean_methods(clips: Sequence[Mapping[str, Any]]) -> Mean:
     """Average every metric of every method over the clips that have it.
 
     clips: results of `Evaluator.evaluate`. Returns {method: {metric: {"value", "std_error", "num_clips", "coverage"}}};
-    NaN scores are left out and show in "num_clips"; std_error is NaN for fewer than two clips.
+    NaN scores are left out and show in "num_clips"; std_error is NaN for fewer than two clips. Clips of stills count by
+    their pictures, since published means run over pictures.
     """
-    collected: dict[str, dict[str, list[Score]]] = {}
+    collected: dict[str, dict[str, list[tuple[Score, int]]]] = {}
     for clip in clips:
+        weight = clip["num_frames"] if clip.get("stills") else 1
         for method, scores in clip["methods"].items():
             for metric, score in scores.items():
-                collected.setdefault(method, {}).setdefault(metric, []).append(score)
+                collected.setdefault(method, {}).setdefault(metric, []).append((score, weight))
     return {method: {metric: _mean(s) for metric, s in metrics.items()} for method, metrics in collected.items()}
 
 
@@ -179,12 +181,15 @@ def _value(mean: Mean, method: str, metric: str) -> float:
     return mean.get(method, {}).get(metric, {}).get("value", math.nan)
 
 
-def _mean(scores: list[Score]) -> dict[str, float]:
-    values = np.array([score.value for score in scores if math.isfinite(score.value)])
+def _mean(scores: list[tuple[Score, int]]) -> dict[str, float]:
+    finite = [(score.value, weight) for score, weight in scores if math.isfinite(score.value)]
+    values, weights = (np.array([pair[i] for pair in finite]) for i in (0, 1))
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    alike = len(set(weights.tolist())) < 2
+    mean = math.nan if not finite else float(values.mean() if alike else np.average(values, weights=weights))
     return {
-        "value": float(values.mean()) if len(values) else math.nan,
+        "value": mean,
         "std_error": error,
         "num_clips": len(values),
-        "coverage": float(np.mean([score.coverage for score in scores])),
+        "coverage": float(np.mean([score.coverage for score, _ in scores])),
     }

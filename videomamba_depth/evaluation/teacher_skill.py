@@ -85,15 +85,16 @@ def skill_on_worlds(
     return report
 
 
-def skill_on_clip(predict: Predict, clip: EvaluationClip) -> dict[str, float]:
-    """Score predict on every frame of an RGB-D clip, at the size of its depth maps."""
-    assert clip.gt_depth_m is not None
-    valid = valid_ground_truth(clip.gt_depth_m, clip.valid, clip.max_depth_m)
+def skill_on_clips(predict: Predict, clips: Iterable[EvaluationClip]) -> dict[str, float]:
+    """Score predict on every frame of RGB-D clips of one data set, at the size of its depth maps; mean over frames."""
+    clips = list(clips)
 
     def pictures() -> Iterable[tuple[Array, Array, NDArray[np.bool_]]]:
-        assert clip.gt_depth_m is not None
-        for rgb, depth_m, known in zip(clip.frames, clip.gt_depth_m, valid, strict=True):
-            tensor = torch.from_numpy(np.asarray(rgb)).permute(2, 0, 1)[None].float() / 255
-            yield predict(tensor)[0, 0].float().numpy(), np.asarray(depth_m), np.asarray(known)
+        for clip in clips:
+            assert clip.gt_depth_m is not None
+            valid = valid_ground_truth(clip.gt_depth_m, clip.valid, clip.max_depth_m)
+            for rgb, depth_m, known in zip(clip.frames, clip.gt_depth_m, valid, strict=True):
+                tensor = torch.from_numpy(np.asarray(rgb)).permute(2, 0, 1)[None].float() / 255
+                yield predict(tensor)[0, 0].float().numpy(), np.asarray(depth_m), np.asarray(known)
 
-    return mean_skill(pictures(), clip.max_depth_m, edges=False)
+    return mean_skill(pictures(), max(clip.max_depth_m for clip in clips), edges=False)

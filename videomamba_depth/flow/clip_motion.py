@@ -63,6 +63,14 @@ class ClipMotion:
         return t >= 1 and t not in self.cuts and float(self.trusted_bwd[t].mean()) >= min_coverage
 
 
+def no_motion(shape: tuple[int, ...]) -> ClipMotion:
+    """Return the motion of F frames of H×W px that have nothing to do with each other: nothing can be trusted."""
+    num_frames, height, width = shape
+    flow = np.broadcast_to(np.float32(0), (num_frames, 2, height, width))
+    nowhere = np.broadcast_to(np.bool_(False), shape)
+    return ClipMotion(flow, flow, nowhere, nowhere)
+
+
 def estimate_motion(
     frames: Iterable[Any],
     flow: FlowEstimator,

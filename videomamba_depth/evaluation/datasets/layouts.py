@@ -56,10 +56,12 @@ HYPERSIM_FOCAL_PX, HYPERSIM_WIDTH = 886.81, 1024
 
 
 class Found(NamedTuple):
-    """A sequence: its name, from the input on, and what reads its lists."""
+    """A sequence: its name, from the input on, and what reads its lists; the list it stands in, and its layout."""
 
     name: str
     open: Callable[[], Recording]
+    listed_in: str = ""
+    layout: str = ""
 
 
 class Tree:
@@ -300,6 +302,10 @@ def _nyu_folder(folder: Path) -> Recording:
 def _nyu_labeled(file: Path) -> Recording:
     images, depths = (formats.h5_array(file, name) for name in ("images", "depths"))
     split = file.parent / "splits.mat"
+    if not split.is_file():
+        log.warning(
+            "%s: all %d pictures, those for training too; its test split needs splits.mat beside it", file, len(images)
+        )
     chosen: Iterable[int] = formats.nyu_test_split(split) if split.is_file() else range(len(images))
     return Recording(
         folder=file.parent,
@@ -489,9 +495,8 @@ def vda(tree: Tree) -> Iterator[Found]:
         for dataset, sequences in formats.read_vda_list(file).items():
             for sequence in sequences:
                 for name, rows in sequence.items():
-                    yield Found(
-                        f"{file.stem}/{name}" if len(files) > 1 else name, partial(_vda, file.parent, dataset, rows)
-                    )
+                    called = f"{file.stem}/{name}" if len(files) > 1 else name
+                    yield Found(called, partial(_vda, file.parent, dataset, rows), file.stem)
 
 
 def _vda(root: Path, dataset: str, rows: Sequence[dict[str, Any]]) -> Recording:
@@ -565,7 +570,7 @@ def find_layout(root: str | Path, layout: str | None = None, depth_root: str | P
         if found:
             kind, note = LAYOUTS[name], f"; {LAYOUTS[name].note}" if LAYOUTS[name].note else ""
             log.info("'%s' is %s (rgbd.layout=%s), sequences: %d%s", root, kind.title, name, len(found), note)
-            return found
+            return [sequence._replace(layout=name) for sequence in found]
     if layout is not None:
         wanted = (getattr(LAYOUTS[layout].find, "func", LAYOUTS[layout].find).__doc__ or "").splitlines()[0]
         raise UserError(f"'{root}' holds no sequence of rgbd.layout={layout}; it must have: {wanted}")

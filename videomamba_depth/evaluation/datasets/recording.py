@@ -59,6 +59,41 @@ def read_depth(path: Path) -> np.ndarray:
     return values.astype(np.float32)
 
 
+@dataclass(frozen=True)
+class FramePick:
+    """Which frames of a recording are taken, of those that have depth.
+
+    start, stride, count: the first, every how many-th, and how many at most (None: all). numbers: of these alone, by
+    the whole number that their names hold.
+    """
+
+    start: int = 0
+    stride: int = 1
+    count: int | None = None
+    numbers: frozenset[int] | None = None
+
+    def places(self, frames: Sequence[RgbdFrame]) -> list[int]:
+        """Return which of the frames are taken.
+
+        Raises:
+            UserError: none is.
+        """
+        known = [i for i, frame in enumerate(frames) if self.numbers is None or _number(frame.name) in self.numbers]
+        kept = known[self.start :: self.stride][: self.count]
+        if frames and not kept:
+            chosen = "" if self.numbers is None else f", of which {len(known)} are listed"
+            raise UserError(f"it has {len(frames)} frames with depth{chosen}; rgbd.start={self.start} leaves none")
+        return kept
+
+
+ALL_FRAMES = FramePick()
+
+
+def _number(name: str) -> int | None:
+    digits = re.findall(r"\d+", name)
+    return int(digits[-1]) if digits else None
+
+
 class Pictures:
     """The pictures of a recording as uint8 [H,W,3] RGB, read when asked for; can be iterated again and again."""
 
@@ -81,8 +116,9 @@ class Recording:
 
     folder: where files of intrinsics and poses are looked for. depth_scale: stored units per meter. invalid_value:
     stored value without depth, as are 0, negative and non-finite ones. max_depth_m: ground truth beyond does not count.
-    crop: (top, bottom, left, right) px of the depth maps that do not count. intrinsics: [3,3] px at the depth maps'
-    size. poses: [F,4,4] camera to world, m; not finite where unknown. left_out: reason → names of pictures.
+    crop: (top, bottom, left, right) px of the depth maps that do not count. region: (top, bottom, left, right) as
+    shares of height and width, within which ground truth counts, rounded down to whole px. intrinsics: [3,3] px at the
+    depth maps' size. poses: [F,4,4] camera to world, m; not finite where unknown. left_out: reason → names of pictures.
     read_image, read_depth: take what the frames hold, and return uint8 [H,W,3] RGB and float [h,w].
     """
 
@@ -92,6 +128,7 @@ class Recording:
     invalid_value: float = 0.0
     max_depth_m: float = 10.0
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    region: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 1.0)
     fps: float = 30.0
     intrinsics: np.ndarray | None = None
     poses: np.ndarray | None = None
@@ -173,10 +210,17 @@ def _depth_and_valid(recording: Recording) -> Iterator[tuple[np.ndarray, np.ndar
                 f" {size}"
             )
         inner = np.zeros(size, dtype=bool)
-        inner[top : size[0] - bottom, left : size[1] - right] = True
+        first_row, last_row, first_column, last_column = (
+            int(share * side) for share, side in zip(recording.region, np.repeat(size, 2), strict=True)
+        )
+        inner[
+            max(top, first_row) : min(size[0] - bottom, last_row),
+            max(left, first_column) : min(size[1] - right, last_column),
+        ] = True
         if not inner.any():
             raise UserError(
-                f"crop={list(recording.crop)} leaves nothing of depth maps of {size} px in {recording.folder}"
+                f"crop={list(recording.crop)} leaves nothing of region={list(recording.region)} of depth maps of {size}"
+                f" px in {recording.folder}"
             )
         valid = np.isfinite(stored) & (stored != recording.invalid_value) & (stored > 0) & inner
         yield np.where(valid, stored / recording.depth_scale, 0.0).astype(np.float32), valid

@@ -13,7 +13,9 @@ import numpy as np
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.datasets.layouts import LAYOUTS
 from videomamba_depth.evaluation.datasets.recording import (
+    ALL_FRAMES,
     IMAGE_SUFFIXES,
+    FramePick,
     Recording,
     RgbdFrame,
     listed,
@@ -25,7 +27,7 @@ from videomamba_depth.evaluation.datasets.timestamps import MAX_DIFFERENCE_S, as
 from videomamba_depth.evaluation.metrics.geometry import usable_poses
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.intrinsics import camera_matrix
-from videomamba_depth.utils.settings import Range, choice, ranged
+from videomamba_depth.utils.settings import Range, choice, ranged, text
 from videomamba_depth.utils.settings import path as path_to
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class RgbdFormat:
     """How depth maps beside pictures are read; what is None, the layout says (`Recording`), or `load_rgbd` does.
 
     layout: of `LAYOUTS`, recognized where None. depth_root: where depth lies in a tree of its own. crop_px: a border
-    that does not count; crop: the same as (top, bottom, left, right).
+    that does not count; crop: the same as (top, bottom, left, right). region: see `Recording`. scenes: patterns of the
+    sequences that are taken; lists: names of a protocol's frame lists. start, stride: see `FramePick`.
     """
 
     layout: str | None = choice(*LAYOUTS, default=None)
@@ -50,9 +53,14 @@ class RgbdFormat:
     max_depth_m: float | None = ranged(0, 1e6, None, open="low")
     crop_px: int | None = ranged(0, 4096, None)
     crop: tuple[int, ...] | None = ranged(0, 8192, None, length=4)
+    region: tuple[float, ...] | None = ranged(0, 1, None, length=4)
+    scenes: list[str] | None = text(default=None)
+    lists: list[str] | None = text(default=None)
+    start: int | None = ranged(0, 10**9, None)
+    stride: int | None = ranged(1, 10**6, None)
 
-    def clip(self, name: str, recording: Recording, max_frames: int | None = None) -> EvaluationClip:
-        """Return a recording as a clip, with what is set here in place of what its layout says.
+    def clip(self, name: str, recording: Recording, frames: FramePick = ALL_FRAMES) -> EvaluationClip:
+        """Return the frames of a recording as a clip, with what is set here in place of what its layout says.
 
         Raises UserError as `load_rgbd` does; ground truth beyond the layout's own range is no reason.
         """
@@ -62,10 +70,15 @@ class RgbdFormat:
             "invalid_value": self.invalid,
             "max_depth_m": self.max_depth_m,
             "crop": border if self.crop is None else self.crop,
+            "region": self.region,
         }
         recording = replace(recording, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
         own_range = self.depth_scale is None and self.max_depth_m is None
-        return read_recording(name, recording, self.intrinsics, self.poses, max_frames, refuse_far=not own_range)
+        if self.start is not None:
+            frames = replace(frames, start=self.start)
+        if self.stride is not None:
+            frames = replace(frames, stride=self.stride)
+        return read_recording(name, recording, self.intrinsics, self.poses, frames, refuse_far=not own_range)
 
 
 def find_sequences(root: str | Path, rgb_dir: str = "rgb") -> list[Path]:
@@ -133,7 +146,7 @@ def load_rgbd(
         crop=(crop_px,) * 4,
         fps=fps,
     )
-    return read_recording(root.name, recording, intrinsics, poses, max_frames)
+    return read_recording(root.name, recording, intrinsics, poses, FramePick(count=max_frames))
 
 
 def folder_recording(root: Path, rgb_dir: str = "rgb", depth_dir: str = "depth") -> Recording:
@@ -147,18 +160,20 @@ def read_recording(
     recording: Recording,
     intrinsics: np.ndarray | Sequence[float] | str | Path | None = None,
     poses: np.ndarray | str | Path | None = None,
-    max_frames: int | None = None,
+    pick: FramePick = ALL_FRAMES,
     *,
     refuse_far: bool = True,
 ) -> EvaluationClip:
-    """Return the first frames of a recording as a clip; intrinsics and poses as `load_rgbd`, None: its own."""
-    frames, num_images = recording.frames[:max_frames], recording.num_images
-    camera_to_world = None if recording.poses is None else _checked(recording.poses[:max_frames], len(frames))
+    """Return frames of a recording as a clip; intrinsics and poses as `load_rgbd`, None: its own."""
+    num_images, places = recording.num_images, pick.places(recording.frames)
+    frames = [recording.frames[i] for i in places]
+    camera_to_world = None if recording.poses is None else _checked(recording.poses[places], len(frames))
     if poses is not None:
         camera_to_world = _load_poses(_inside(recording.folder, poses), frames, num_images)
     found = _inside(recording.folder, intrinsics) if isinstance(intrinsics, str | Path) else intrinsics
     matrix = recording.intrinsics if found is None else camera_matrix(found)
-    recording = replace(recording, frames=frames, intrinsics=matrix, poses=camera_to_world)
+    fps = recording.fps / pick.stride
+    recording = replace(recording, frames=frames, fps=fps, intrinsics=matrix, poses=camera_to_world)
     return recording_clip(name, recording, num_images, refuse_far=refuse_far)
 
 

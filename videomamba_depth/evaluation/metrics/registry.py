@@ -57,7 +57,7 @@ class Column:
     @property
     def title(self) -> str:
         """The heading with its factor and which way is better."""
-        unit = " ×100" if self.factor == 100.0 or self.metric == "tae_z" else ""
+        unit = " ×100" if self.factor == 100.0 or self.metric in ("tae", "tae_z") else ""
         return f"{self.heading}{unit} " + {"1": "→ 1", "0": "→ 0"}.get(self.better, self.better)
 
 
@@ -66,11 +66,13 @@ class Measure:
     """A function of a method's depth that returns one or several metrics, and how they are shown.
 
     columns: those of its metrics that tables show. needs_truth: it is left out on clips without ground truth.
+    of_stills: it means something for pictures that have nothing to do with each other.
     """
 
     function: Callable[[ScoredDepth], Scores]
     columns: tuple[Column, ...]
     needs_truth: bool = False
+    of_stills: bool = False
 
 
 def score_depth(depth: Frames, context: Context) -> dict[str, Score]:
@@ -83,7 +85,7 @@ def score_depth(depth: Frames, context: Context) -> dict[str, Score]:
     scored = ScoredDepth(depth, context)
     scores: dict[str, Score] = {}
     for measure in MEASURES:
-        if context.gt_depth_m is not None or not measure.needs_truth:
+        if (context.gt_depth_m is not None or not measure.needs_truth) and (measure.of_stills or not context.stills):
             scores |= measure.function(scored)
     return scores
 
@@ -106,8 +108,9 @@ def _accuracy(scored: ScoredDepth) -> Scores:
         f"{metric}/{alignment}": Score(value, share, reason)
         for alignment, metrics in report.items()
         for metric, value in metrics.items()
+        if not context.stills or alignment in ("per_frame", "metric")
     }
-    if "video" in report:
+    if "video" in report and not context.stills:
         drift = report["video"]["abs_rel"] - report["per_frame"]["abs_rel"]
         scores["abs_rel/video_minus_per_frame"] = Score(drift, share, reason)
         first = [None if frames is None else frames[:1] for frames in (scored.depth, context.gt_depth_m, context.valid)]
@@ -265,9 +268,12 @@ MEASURES = (
             Column("abs_rel/single_image", "AbsRel single image"),
             Column("abs_rel/metric", "AbsRel metric"),
             Column("delta1/video", "δ1 video", better="↑", difference=100.0),
+            Column("delta1/first_frame", "δ1 first frame", better="↑", difference=100.0),
+            Column("delta1/per_frame", "δ1 per frame", better="↑", difference=100.0),
             Column("delta1/metric", "δ1 metric", better="↑", difference=100.0),
         ),
         needs_truth=True,
+        of_stills=True,
     ),
     Measure(_fast_pixels, (Column("abs_rel/fast_pixels", "AbsRel fast px"),), needs_truth=True),
     Measure(
@@ -283,7 +289,14 @@ MEASURES = (
         needs_truth=True,
     ),
     Measure(_temporal_gradient, (Column("tge", "TGE", "stability"),), needs_truth=True),
-    Measure(_temporal_alignment, (Column("tae_z", "TAEz", "stability", factor=1.0),), needs_truth=True),
+    Measure(
+        _temporal_alignment,
+        (
+            Column("tae", "TAE", "stability", factor=1.0),
+            Column("tae_z", "TAEz", "stability", factor=1.0),
+        ),
+        needs_truth=True,
+    ),
     Measure(_flow_warping, (Column("opw", "OPW/clip", "stability"),)),
     Measure(_consistency, (Column("rtc_1.02", "rTC 1.02", "stability", decimals=1, better="↑"),)),
     Measure(_flicker, (Column("flk2", "Flk2", "stability"),)),
