@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -503,3 +504,23 @@ def test_several_sequences_and_lists(tmp_path: Path, room: Room) -> None:
     (clip,) = clips(tmp_path / "scannet_video_tae.json")
     assert clip.gt_depth_m.shape == (FRAMES, HEIGHT, WIDTH)  # type: ignore[union-attr]
     assert layouts.find_layout(tmp_path / "scene0707_00") == []
+
+
+def test_a_new_data_set_is_a_function_and_an_entry(
+    tmp_path: Path, room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The code that docs/evaluation.md prints."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (code,) = [
+        block for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "LAYOUTS" in block
+    ]
+    monkeypatch.setattr(layouts, "LAYOUTS", dict(LAYOUTS))
+    exec(code, {})
+    for i in range(FRAMES):
+        save(tmp_path / "walk" / "left" / f"{i:04d}.png", room.rgb[i])
+        save(tmp_path / "walk" / "left_depth" / f"{i:04d}.png", units(room.depth_m[i], 1000))
+    caplog.set_level(logging.INFO)
+    (clip,) = clips(tmp_path)
+    assert (clip.name, clip.max_depth_m) == ("walk", 20.0)
+    assert "is My set (rgbd.layout=my_set)" in caplog.text
+    np.testing.assert_allclose(clip.gt_depth_m[:], room.depth_m, atol=5e-4)  # type: ignore[index]

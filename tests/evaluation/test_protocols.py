@@ -148,7 +148,7 @@ def test_by_the_command_line(tmp_path: Path, room: Room, caplog: pytest.LogCaptu
     assert (
         "protocol=streaming on TUM RGB-D: all: frames from 0, sequences: 1; scale and shift of the first" in caplog.text
     )
-    (source,) = load(root, "rgbd.scenes=[*desk]", "max_frames=2", "rgbd.start=3")
+    (source,) = load(root, "rgbd.scenes=[rgbd_*]", "max_frames=2", "rgbd.start=3")
     assert source.load().frame_ids == tuple(names[3:5])
     with pytest.raises(UserError, match=r"6 frames with depth; rgbd.start=6 leaves none"):
         load(root, "rgbd.start=6")[0].load()

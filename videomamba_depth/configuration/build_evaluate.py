@@ -33,7 +33,7 @@ from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.device import resolve_device, resolve_dtype
 from videomamba_depth.utils.errors import UserError
 
-Sources = Callable[[EvaluateConfig, FlowEstimator], list[ClipSource]]
+Sources = Callable[[EvaluateConfig, str, FlowEstimator], list[ClipSource]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         video_frames=config.html.video_frames,
     )
     sources = build_sources(config, flow)
+    inputs = [config.input] if isinstance(config.input, str) else config.input
     metadata = {
         "checkpoints": checkpoints,
         "weights_sha256": {n: hash_tensors(student_weights(m).items()) for n, m in students.items()},
@@ -109,7 +110,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         "teacher_sha256": teacher.weights_sha256(),
         "input": config.input,
         "published_protocol": config.protocol,
-        "synthetic": asdict(config.synthetic) if config.input == "synthetic" else None,
+        "synthetic": asdict(config.synthetic) if "synthetic" in inputs else None,
     }
     return Evaluation(evaluator, sources, _drawn(config, sources), metadata)
 
@@ -122,25 +123,44 @@ def _drawn(config: EvaluateConfig, sources: Sequence[ClipSource]) -> frozenset[s
 
 
 def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
-    """Return the clips of the input: worlds, sequences of a data set, or every video at or below it."""
-    if config.protocol is not None and config.input == "synthetic":
-        raise UserError(f"protocol={config.protocol} is of a data set: set input= to its folder")
-    sources = next(listed for applies, listed in CLIP_SOURCES if applies(config))(config, flow)
+    """Return the clips of all inputs: worlds, sequences of data sets, or every video at or below one.
+
+    Of several inputs each is a group of its own, where a protocol or the kinds of worlds make none.
+    """
+    if isinstance(config.input, str):
+        sources = _sources(config, config.input, flow)
+    else:
+        sources = []
+        for place in config.input:
+            name = Path(place).name
+            sources += [replace(one, group=one.group or name) for one in _sources(config, place, flow)]
+    if not config.input:
+        raise UserError("input=[] names nothing to evaluate")
     if not sources:
         raise UserError(f"nothing to evaluate: synthetic.kinds={list(config.synthetic.kinds)} has no videos")
-    return sources
+    names = [source.name for source in sources]
+    return [
+        source if names.count(source.name) == 1 else replace(source, name=f"{source.group}: {source.name}")
+        for source in sources
+    ]
 
 
-def _worlds(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+def _sources(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
+    if config.protocol is not None and place == "synthetic":
+        raise UserError(f"protocol={config.protocol} is of a data set: set input= to its folder")
+    return next(listed for applies, listed in CLIP_SOURCES if applies(config, place))(config, place, flow)
+
+
+def _worlds(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
     cache = None if config.cache is None else Path(config.cache)
     return config.synthetic.sources(cache, flow, flow_key(config.reference_flow))
 
 
-def _videos(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+def _videos(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
     code = code_digest(iter_frames.__module__)
     return [
         ClipSource(s.video_id, partial(open_video, s), digest=partial(_content, s.path, code))
-        for s in find_sources(config.input)
+        for s in find_sources(place)
     ]
 
 
@@ -154,19 +174,19 @@ def open_video(source: VideoSource) -> EvaluationClip:
     return EvaluationClip(source.video_id, (frame.rgb for frame in iter_frames(source.path)), fps=fps)
 
 
-def _rgbd(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+def _rgbd(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
     return _recordings(
-        config, [Found(folder.name, partial(folder_recording, folder)) for folder in find_sequences(config.input)]
+        config, [Found(folder.name, partial(folder_recording, folder)) for folder in find_sequences(place)]
     )
 
 
-def _layout_or_videos(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSource]:
+def _layout_or_videos(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
     given = config.rgbd
-    known = given.layout is not None or Path(config.input).exists()
-    found = find_layout(config.input, given.layout, given.depth_root) if known else []
+    known = given.layout is not None or Path(place).exists()
+    found = find_layout(place, given.layout, given.depth_root) if known else []
     if config.protocol is not None and not found:
-        raise UserError(f"protocol={config.protocol} needs a data set with depth; '{config.input}' holds none")
-    return _recordings(config, found) or _videos(config, flow)
+        raise UserError(f"protocol={config.protocol} needs a data set with depth; '{place}' holds none")
+    return _recordings(config, found) or _videos(config, place, flow)
 
 
 def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSource]:
@@ -184,10 +204,10 @@ def _open_recording(config: EvaluateConfig, chosen: Chosen) -> EvaluationClip:
     return config.rgbd.clip(chosen.name, chosen.rules.applied(chosen.found.open()), pick)
 
 
-CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig], bool], Sources], ...] = (
-    (lambda config: config.input == "synthetic", _worlds),
-    (lambda config: config.rgbd.depth_scale is not None and config.rgbd.layout is None, _rgbd),
-    (lambda config: True, _layout_or_videos),
+CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig, str], bool], Sources], ...] = (
+    (lambda config, place: place == "synthetic", _worlds),
+    (lambda config, place: config.rgbd.depth_scale is not None and config.rgbd.layout is None, _rgbd),
+    (lambda config, place: True, _layout_or_videos),
 )
 """Kinds of input: when each applies, the first that does, and the function that lists its clips."""
 

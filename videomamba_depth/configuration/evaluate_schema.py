@@ -35,7 +35,7 @@ class EvaluateConfig(Protocol):
     memory: list[float] = ranged(0, 1e6, open="low")
     targets: bool
     teacher: TeacherConfig
-    input: str = path()
+    input: str | list[str] = path()
     protocol: str | None = choice(*PROTOCOLS, default=None)
     output: str | None = path(None)
     name: str = file_name()

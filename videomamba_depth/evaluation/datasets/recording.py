@@ -209,14 +209,9 @@ def _depth_and_valid(recording: Recording) -> Iterator[tuple[np.ndarray, np.ndar
                 f"depth maps in {recording.folder} differ in size: {frame.name} has {stored.shape}, those before it"
                 f" {size}"
             )
-        inner = np.zeros(size, dtype=bool)
-        first_row, last_row, first_column, last_column = (
-            int(share * side) for share, side in zip(recording.region, np.repeat(size, 2), strict=True)
-        )
-        inner[
-            max(top, first_row) : min(size[0] - bottom, last_row),
-            max(left, first_column) : min(size[1] - right, last_column),
-        ] = True
+        inner, (h, w) = np.zeros(size, dtype=bool), size
+        y0, y1, x0, x1 = (int(share * side) for share, side in zip(recording.region, (h, h, w, w), strict=True))
+        inner[max(top, y0) : min(h - bottom, y1), max(left, x0) : min(w - right, x1)] = True
         if not inner.any():
             raise UserError(
                 f"crop={list(recording.crop)} leaves nothing of region={list(recording.region)} of depth maps of {size}"
