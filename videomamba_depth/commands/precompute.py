@@ -2,6 +2,7 @@
 
     videomamba-depth precompute root=videos cache=cache                      # the embedded teacher
     videomamba-depth precompute teacher=depth_anything_v2 root=videos cache=cache batch_frames=8
+    videomamba-depth precompute root=videos cache=cache labels=labels        # of another program (data.labels)
     videomamba-depth precompute root=videos cache=cache verify=true          # only read it all again
 
 Run it again to continue; run it under torchrun to share the videos among processes. Training reads the cache with
@@ -19,10 +20,11 @@ import torch
 from fsspec.core import url_to_fs
 from torch import Tensor
 
-from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, stabilize_key
+from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, label_key, stabilize_key
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import PrecomputeConfig
 from videomamba_depth.data.labels.cache_verify import verify_cache
+from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.precompute import precompute_videos
 from videomamba_depth.data.labels.stabilized_cache import precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherKey
@@ -51,7 +53,10 @@ def main(config: PrecomputeConfig) -> None:
                 lock = Path(config.cache) / ".lock"
                 held.enter_context(exclusive(lock, f"teacher cache '{config.cache}'"))
         teacher = build_teacher(config.teacher, ranks.device)
-        key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.short_side})
+        labels = None
+        if config.labels is not None:
+            labels = LabelFolder(config.labels, teacher.depth_kind, config.labels_kind, config.labels_scale)
+        key = label_key(teacher, labels, config.short_side)
         if config.verify:
             verify(config, key, videos)
             return
@@ -69,6 +74,7 @@ def main(config: PrecomputeConfig) -> None:
             rank=ranks.rank,
             world_size=ranks.world_size,
             flow=build_flow_estimator(config.reference_flow, ranks.device) if config.store_flow else None,
+            labels=labels,
             progress=ranks.is_main,
         )
         if config.stabilize:

@@ -21,12 +21,16 @@ from videomamba_depth.configuration.schema import (
 )
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.labels.label_checks import Sample, check_labels
+from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, TargetSettings
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
 from videomamba_depth.data.video.decode import is_url
+from videomamba_depth.data.transforms import cover_size, resize_depth, resize_images
 from videomamba_depth.data.video.find import hash_source
+from videomamba_depth.data.video.reader import probe_video, read_frames, read_image
 from videomamba_depth.flow.estimators import FlowEstimator, FlowSettings, build_flow
 from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
@@ -42,6 +46,8 @@ from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.depth_kind import DepthKind, can_convert
 from videomamba_depth.utils.device import DTYPES, resolve_dtype
 from videomamba_depth.utils.errors import UserError, building
+
+_CHECKED_VIDEOS, _CHECKED_FRAMES = 4, 16
 
 
 @building("teacher.name")
@@ -105,8 +111,13 @@ def stabilize_key(target: TargetSettings, flow: FlowSettings) -> StabilizeKey:
 def build_dataset(
     config: DataConfig, seed: int, teacher: Teacher, stabilized: StabilizeKey | None = None
 ) -> Dataset[dict[str, Any]]:
-    """Return the clips to train on; with `stabilized`, targets made like that are taken from the teacher cache."""
+    """Return the clips to train on; with `stabilized`, targets made like that are taken from the teacher cache.
+
+    teacher: labels frames; with `data.labels`, encodes them for the student, whose kind of depth it has.
+    """
     if config.kind == "synthetic":
+        if config.labels is not None:
+            raise UserError("data.labels is for data=video_folder; the synthetic world has no files")
         if config.teacher_cache is not None:
             raise UserError("data.teacher_cache is for data=video_folder; the synthetic world has no cache")
         short_side = config.transform.short_side or 0
@@ -121,14 +132,16 @@ def build_dataset(
             num_worlds=config.num_worlds,
             playback=config.playback,
         )
-    cache = None
+    cache, labels = None, None
+    if config.labels is not None:
+        labels = LabelFolder(config.labels, teacher.depth_kind, config.labels_kind, config.labels_scale)
     if config.teacher_cache is not None:
         if not is_url(config.teacher_cache) and not Path(config.teacher_cache).is_dir():
             raise UserError(
                 f"data.teacher_cache: '{config.teacher_cache}' is not a folder; make it with"
                 " scripts/precompute_teacher_depth.py, or set data.teacher_cache=null"
             )
-        key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": config.transform.short_side})
+        key = label_key(teacher, labels, config.transform.short_side)
         cache = TeacherCacheReader(config.teacher_cache, key, stabilized)
     return VideoClipDataset(
         config.root or "",
@@ -137,7 +150,35 @@ def build_dataset(
         seed=seed,
         transform=config.transform,
         teacher_cache=cache,
+        labels=labels,
     )
+
+
+def label_key(teacher: DepthAnythingEncoder, labels: LabelFolder | None, short_side: int | None) -> TeacherKey:
+    """Return what decides labels in a cache: the teacher's weights, or the files of a folder of labels."""
+    key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": short_side})
+    if labels is None:
+        return key
+    return replace(key, model_id=f"labels of {labels.root.name}", weights_sha256=labels.digest(), dtype="float32")
+
+
+@building("data.labels")
+def check_label_folder(dataset: VideoClipDataset, labels: LabelFolder, encoder: DepthAnythingEncoder) -> None:
+    """Compare the first frames of some videos with the encoder's own depth of them, see `check_labels`."""
+    sources, device = dataset.sources, next(encoder.parameters()).device
+    samples = {}
+    for source in sources[:: max(1, len(sources) // _CHECKED_VIDEOS)][:_CHECKED_VIDEOS]:
+        info = probe_video(source.path)
+        indices = range(min(info.num_frames, _CHECKED_FRAMES))
+        if len({read_image(path).shape for path in info.image_paths[: len(indices)]}) > 1:
+            continue  # stills
+        size = cover_size(info.height, info.width, dataset.transform.short_side)[1]
+        rgb = resize_images(read_frames(source.path, indices, info=info), size)
+        clip = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            depth = torch.cat([encoder.predict_depth(part.to(device)).float() for part in clip.split(4)])[:, 0]
+        samples[source.video_id] = Sample(resize_depth(labels.read(source, info, indices), size), depth.cpu().numpy())
+    check_labels(samples)
 
 
 def build_batches(
@@ -189,6 +230,8 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     with building("model"):
         student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
         student.to(ranks.device).train()
+    if config.data.labels is not None and isinstance(encoder, DepthAnythingEncoder):
+        teacher = encoder  # labels nothing, and has the student's kind of depth
     loss = config.loss
     labeller = Labeller(
         encoder if encoder.frozen else None,
@@ -202,10 +245,10 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         motion=student.motion,
         depth_kind=student.depth_kind,
     )
-    cached = None
-    if loss.target != "raw":
-        cached = stabilize_key(loss, config.reference_flow)
+    cached = stabilize_key(loss, config.reference_flow) if loss.is_offline else None
     dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
+    if config.data.labels_check and isinstance(dataset, VideoClipDataset) and dataset.labels is not None:
+        check_label_folder(dataset, dataset.labels, teacher)
     with ranks.together():
         if ranks.is_main:
             run.keep_encoder(origin)

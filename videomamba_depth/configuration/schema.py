@@ -99,6 +99,10 @@ class DataConfig:
     batch_size: int = ranged(1, 4096)
     p_single_frame: float = ranged(0, 1)
     teacher_cache: str | None = path(None)
+    labels: str | None = path(None)
+    labels_kind: str | None = choice(*(kind.value for kind in DepthKind), default=None)
+    labels_scale: float | None = ranged(0, 1e9, None, open="low")
+    labels_check: bool = True
     num_workers: int = ranged(0, 256)
     world: str = choice(*get_args(SceneFamily), default="rooms")
     camera_motion: str = choice(*get_args(CameraMotion), "mixed", default="mixed")
@@ -140,11 +144,14 @@ class PrecomputeConfig(TargetSettings):
     batch_frames: int = ranged(1, 4096)
     store_flow: bool
     stabilize: bool
+    labels: str | None = path(None)
+    labels_kind: str | None = choice(*(kind.value for kind in DepthKind), default=None)
+    labels_scale: float | None = ranged(0, 1e9, None, open="low")
     verify: bool
     device: str = choice(*_DEVICES)
     threads: int | None = ranged(1, 1024, None)
 
     def __post_init__(self) -> None:
-        if self.target == "raw" and self.stabilize:
-            raise ValueError("target=raw is the teacher's depth itself; choose another one, or set stabilize=false")
+        if not self.is_offline and self.stabilize:
+            raise ValueError(f"target={self.target} is the teacher's depth itself; choose another one, or set stabilize=false")
         _check_sizes("", self.crop, self.short_side, self.batch_frames, f"batch_frames={self.batch_frames}")

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from videomamba_depth.data.clip import ClipMeta, SharedFlags, WholeFrames
+from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.playback import Playback, adapt_relative_maps
 from videomamba_depth.data.transforms import ClipTransform, resize_images
@@ -42,12 +43,13 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         transform: resize, crop, color and perturbations; default: the video's own size, rounded to the patch.
         teacher_cache: adds "teacher_depth" where it fits, and "flow_bwd" and "static" where stored, for clips that play
             forwards at stride 1.
+        labels: adds "teacher_depth" where the cache does not; every video must have labels.
 
     Broken and too short videos are skipped, counted (`skipped`) and named once in a warning. One that only turns out
     broken when it is read is replaced by another draw, and named once among all workers.
 
     Raises:
-        UserError: nothing there, or nothing of it usable.
+        UserError: nothing there, or nothing of it usable; or videos without labels that fit.
     """
 
     def __init__(
@@ -59,12 +61,13 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         transform: ClipTransform | None = None,
         teacher_cache: TeacherCacheReader | None = None,
+        labels: LabelFolder | None = None,
     ) -> None:
         if clip_frames < 1 or seed < 0:
             raise ValueError(f"clip_frames must be at least 1 and seed not negative; got {clip_frames} and {seed}")
         self.clip_frames, self.playback, self.seed = clip_frames, playback, seed
         self.transform = ClipTransform() if transform is None else transform
-        self.teacher_cache = teacher_cache
+        self.teacher_cache, self.labels = teacher_cache, labels
         self.skipped: dict[str, str] = {}
         self._videos = self._usable(sources)
         self._named = SharedFlags(len(self._videos))
@@ -118,6 +121,8 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
             clip["rgb"] = read_frames(source.path, forwards, info=info, convert=resize)
         if self.teacher_cache is not None:
             clip |= self.teacher_cache.lookup(source.video_id, forwards, source.path, geometry.resized) or {}
+        if self.labels is not None and "teacher_depth" not in clip:
+            clip["teacher_depth"] = self.labels.read(source, info, forwards)
         clip = adapt_relative_maps(clip, indices)
         if indices.step < 0:
             clip = {name: values[::-1] for name, values in clip.items()}
@@ -137,12 +142,12 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
     def _usable(self, sources: str | Path | Sequence[VideoSource]) -> list[VideoSource]:
         found = find_sources(sources) if isinstance(sources, str | Path) else unique_ids(sources)
         scanned, skipped = scan_sources(found)
-        usable = []
+        usable: list[tuple[VideoSource, int | None]] = []
         for source, num_frames in scanned:
             if num_frames is not None and not self.playback.fitting(self.clip_frames, num_frames):
                 skipped[source.video_id] = self._too_short(num_frames, self.clip_frames)
             else:
-                usable.append(source)
+                usable.append((source, num_frames))
         place = sources if isinstance(sources, str | Path) else "the list of videos"
         if not usable:
             raise UserError(
@@ -151,7 +156,9 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         if skipped:
             log.warning("%d of %d videos in %s are skipped: %s", len(skipped), len(found), place, summarize(skipped))
         self.skipped |= skipped
-        return usable
+        if self.labels is not None:
+            self.labels.check(usable)
+        return [source for source, _ in usable]
 
     def _too_short(self, num_frames: int, clip_frames: int) -> str:
         stride = min(self.playback.strides)

@@ -90,7 +90,7 @@ class Labeller:
         motion: MotionEstimator | None = None,
         depth_kind: DepthKind | None = None,
     ) -> None:
-        if target.target != "raw" and flow is None:
+        if target.is_offline and flow is None:
             raise ValueError(f"target {target.target!r} needs an optical flow estimator; got flow=None")
         self.encoder, self.teacher, self.flow = encoder, teacher, flow
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
@@ -112,7 +112,7 @@ class Labeller:
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
         flow = None if self.flow is None else PairsOnce(self.flow)  # targets and static masks ask for the same pairs
-        if self.target.target != "raw" and depth.shape[1] > 1:
+        if self.target.is_offline and depth.shape[1] > 1:
             cached = batch.get("stabilized_depth")
             depth = self._offline_target(depth, clean, flow) if cached is None else cached.to(device)
         if self.inverts:

@@ -67,7 +67,8 @@ def ssi(objective: Objective, chunk: Chunk) -> LossSums:
 def temporal_gradient(objective: Objective, chunk: Chunk) -> LossSums:
     """Return how much the depth's change over time differs from the target's.
 
-    Changes of raw targets are mostly flicker: they are matched on static pixels only, where depth rests.
+    Changes of raw targets are mostly flicker: they are matched on static pixels only, where depth rests. Those of
+    consistent and of smoothed ones are matched everywhere.
     """
     depth, wanted, valid, static = chunk.prediction, *chunk.target
     if chunk.tail is not None:  # [B, 1 + N, 1, H, W]: the change across the border of chunks counts too
@@ -126,7 +127,7 @@ class Objective(TargetSettings):
     @property
     def needs_flow(self) -> bool:
         """Whether targets or terms need optical flow."""
-        return self.target != "raw" or any(entry.metadata["needs_flow"] for entry, _ in self._terms())
+        return self.is_offline or any(entry.metadata["needs_flow"] for entry, _ in self._terms())
 
     def __call__(
         self, prediction: Tensor, target: ChunkTarget, summaries: Sequence[Tensor], tail: Tail | None

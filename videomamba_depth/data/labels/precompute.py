@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videomamba_depth.data.labels.cache_format import LabelError, StorageLayout, TeacherKey
+from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheWriter
-from videomamba_depth.data.transforms import cover_size, resize_images
+from videomamba_depth.data.transforms import cover_size, resize_depth, resize_images
 from videomamba_depth.data.video.find import VideoSource, scan_sources, unique_ids
 from videomamba_depth.data.video.reader import Frame, VideoInfo, VideoReadError, iter_frames, probe_video
 from videomamba_depth.flow.clip_motion import static_mask
@@ -46,6 +47,7 @@ def precompute_videos(
     rank: int = 0,
     world_size: int = 1,
     flow: FlowEstimator | None = None,
+    labels: LabelFolder | None = None,
     progress: bool = True,
 ) -> PrecomputeSummary:
     """Label every frame of this rank's videos and store the result; finished chunks are skipped.
@@ -66,6 +68,7 @@ def precompute_videos(
             video's own size.
         rank, world_size: this process among all.
         flow: also store optical flow to the frame before, estimated at the stored size, and the static mask.
+        labels: take depth from there, resized to the stored size, instead of asking `predict_depth`.
         progress: show a bar with the time left.
 
     Returns:
@@ -89,7 +92,7 @@ def precompute_videos(
                 has_flow = flow is not None
                 layout = StorageLayout(*label_size(info, image_size), chunk_frames, has_flow, has_static=has_flow)
                 writer = TeacherCacheWriter(cache_root, source, info, key, layout)
-                labelled = _Labeller(source, info, writer, predict_depth, batch_frames, flow).label_video(bar)
+                labelled = _Labeller(source, info, writer, predict_depth, batch_frames, flow, labels).label_video(bar)
             except (VideoReadError, LabelError) as error:
                 _fail(summary, source.video_id, str(error))
             else:
@@ -117,7 +120,9 @@ class _Labeller:
         predict_depth: Callable[[Tensor], Tensor],
         batch_frames: int,
         flow: FlowEstimator | None,
+        labels: LabelFolder | None,
     ) -> None:
+        self.source, self.labels = source, labels
         self.path, self.info, self.writer = source.path, info, writer
         self.predict_depth, self.flow = predict_depth, flow
         self.batch_frames = batch_frames
@@ -145,10 +150,15 @@ class _Labeller:
         if self.flow is not None and start > 0:
             small.append(self._before(start))
         for first in range(start, stop, self.batch_frames):
-            frames = resize_images(self._take(first, min(self.batch_frames, stop - first)), self.size)
-            depth.append(self._predict(frames))
-            if self.flow is not None:
-                small.append(frames)
+            indices = range(first, min(first + self.batch_frames, stop))
+            if self.labels is not None:
+                depth.append(resize_depth(self.labels.read(self.source, self.info, indices), self.size))
+            if self.labels is None or self.flow is not None:
+                small.append(resize_images(self._take(first, len(indices)), self.size))
+            if self.labels is None:
+                depth.append(self._predict(small[-1]))
+            if self.flow is None:
+                small.clear()
         maps = {"depth": np.concatenate(depth)}
         if self.flow is not None:
             motion = _motion(np.concatenate(small), self.flow)

@@ -67,13 +67,19 @@ class TargetSettings:
     """What the student's depth is compared with; settings that training and the precomputing have in common.
 
     Attributes:
-        target: "raw", the teacher's depth frame by frame, or what `OFFLINE_TARGETS` makes of it over a clip.
+        target: "raw", the teacher's depth frame by frame; "consistent", the same of a teacher that does not flicker; or
+            what `OFFLINE_TARGETS` makes of it over a clip.
         target_radius, target_sigma: frames to either side that an offline target looks at, and their Gaussian's std.
     """
 
-    target: str = choice("raw", *OFFLINE_TARGETS, default="raw")
+    target: str = choice("raw", "consistent", *OFFLINE_TARGETS, default="raw")
     target_radius: int = ranged(1, 1000, 8)
     target_sigma: float = ranged(0, 1000, 5.0, open="low")
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether something is made of the teacher's depth over a clip."""
+        return self.target in OFFLINE_TARGETS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""Show that a streaming student learns from an offline teacher: synthetic videos with labels that know the true flow.
+
+The oracle is the embedded teacher's depth averaged along the exact flow over 16 frames to either side: what a
+video-consistent teacher of the same skill would say. `write` renders worlds and writes them as image folders, with the
+oracle's depth beside them; `score` evaluates teacher, oracle and students on held-out worlds.
+
+python scripts/offline_to_streaming.py write runs/oracle
+python train.py experiment=from_labels data.root=runs/oracle/videos data.labels=runs/oracle/labels name=offline
+python scripts/offline_to_streaming.py score offline:runs/offline/last recipe:embedded
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from videomamba_depth.data.labels.pixel_trajectories import ClipTracks
+from videomamba_depth.data.synthetic import CameraMotion, WorldConfig, render_video
+from videomamba_depth.evaluation.context import Context
+from videomamba_depth.evaluation.datasets.worlds import WorldSet
+from videomamba_depth.evaluation.engine import Evaluator, evaluate_clips
+from videomamba_depth.evaluation.methods import Method
+from videomamba_depth.evaluation.model_methods import student_method, teacher_method
+from videomamba_depth.flow.estimators import build_flow
+from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.utils.arguments import path_argument, whole
+from videomamba_depth.utils.atomic import replacing, write_json
+from videomamba_depth.utils.errors import UserError, exit_on_user_error
+from videomamba_depth.utils.logger import configure_logging
+
+log = logging.getLogger("offline_to_streaming")
+
+RADIUS = 16  # frames to either side
+MOTIONS: tuple[CameraMotion, ...] = ("moving", "static", "fast")
+METRICS = ("tge", "abs_rel/video", "edge_ratio", "abs_rel/fast_pixels", "lag")
+
+
+def oracle_depth(
+    depth: np.ndarray, flow: tuple[np.ndarray, np.ndarray], visible: tuple[np.ndarray, np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Yield, for every frame, the mean depth of its points over the frames within `RADIUS` in which they are seen.
+
+    Args:
+        depth: [F,H,W] the framewise teacher's.
+        flow: exact, to the next frame and to the one before, each [F,2,H,W] px.
+        visible: where the point is seen there, each [F,H,W] bool.
+    """
+    tracks = ClipTracks(depth, *flow, *visible)
+    for frame in range(len(depth)):
+        values, trust = tracks.follow(frame, RADIUS)
+        yield (values * trust).sum(0) / trust.sum(0)
+
+
+def write(output: Path, worlds: int, frames: int, seed: int) -> None:
+    """Write videos/world-N/*.png and labels/world-N.npz; worlds that are there stay."""
+    teacher = DepthAnythingEncoder.from_pretrained("embedded")
+    for number in range(worlds):
+        name, motion = f"world-{number:03d}", MOTIONS[number % len(MOTIONS)]
+        labels = output / "labels" / f"{name}.npz"
+        if labels.exists():
+            continue
+        video = render_video(seed + number, WorldConfig(num_frames=frames, camera_motion=motion))
+        pictures = output / "videos" / name
+        pictures.mkdir(parents=True, exist_ok=True)
+        for index, rgb in enumerate(video.rgb):
+            cv2.imwrite(str(pictures / f"{index:06d}.png"), rgb[..., ::-1])
+        rgb = torch.from_numpy(video.rgb).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            depth = torch.cat([teacher.predict_depth(part) for part in rgb.split(8)])[:, 0].numpy()
+        flow_fwd, flow_bwd = (np.moveaxis(flow, -1, 1) for flow in (video.flow_fwd, video.flow_bwd))
+        oracle = np.stack(list(oracle_depth(depth, (flow_fwd, flow_bwd), (video.visible_fwd, video.visible_bwd))))
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(labels) as partial_file, partial_file.open("wb") as file:
+            np.savez(file, depth=oracle.astype(np.float32), depth_kind=np.array(teacher.depth_kind.value))
+        log.info("%s: %d frames, %s camera", name, frames, motion)
+
+
+def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -> None:
+    """Write what teacher, oracle and students change on held-out worlds, and print it."""
+    device, dtype = torch.device("cpu"), torch.float32
+    teacher, flow = DepthAnythingEncoder.from_pretrained("embedded"), build_flow("dis", None, device="cpu")
+
+    def oracle(context: Context) -> Iterator[np.ndarray]:
+        motion = context.motion
+        flows, visible = (motion.flow_fwd[:], motion.flow_bwd[:]), (motion.trusted_fwd[:], motion.trusted_bwd[:])
+        return oracle_depth(np.asarray(context.teacher[:]), flows, visible)
+
+    methods = [teacher_method(teacher, device, dtype), Method("oracle", derive=oracle)]
+    for checkpoint in checkpoints:
+        name, _, path = checkpoint.partition(":")
+        student = load_student(path or name)
+        methods.append(student_method(name, path or name, student, 1.0, device, dtype))
+    evaluator = Evaluator(methods=methods, depth_kind=teacher.depth_kind, flow=flow, flow_name="dis", cache=cache)
+    result = evaluate_clips(worlds.sources(cache, flow, "dis"), evaluator, metadata={"checkpoints": checkpoints})
+    write_json(output, result)
+    changes = {group: summary["changes"] for group, summary in result["groups"].items()}
+    for group, methods_of in changes.items():
+        for name, change in methods_of.items():
+            cells = ", ".join(f"{metric} {_number(change.get(metric))}" for metric in METRICS)
+            log.info("%-8s %-12s %s", group, name, cells)
+    for name in [checkpoint.partition(":")[0] for checkpoint in checkpoints]:
+        kept = {metric: _kept(changes, name, metric) for metric in METRICS[:2]}
+        log.info("%s keeps of the oracle's gain, mean over kinds: %s", name, json.dumps(kept))
+
+
+def _kept(changes: dict[str, Any], name: str, metric: str) -> float:
+    gains = [np.mean([change[method][metric][0] for change in changes.values()]) for method in (name, "oracle")]
+    return round(float(gains[0] / gains[1]), 3)
+
+
+def _number(value: tuple[float, float] | None) -> str:
+    if value is None or value[0] is None:
+        return "-"
+    return f"{value[0]:+.1f} ± {value[1]:.1f}" if value[1] is not None else f"{value[0]:+.1f}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    writing = commands.add_parser("write", help="render worlds, and write them with the oracle's labels")
+    writing.add_argument("output", type=path_argument)
+    writing.add_argument("--worlds", type=whole(1, 100_000), default=48)
+    writing.add_argument("--frames", type=whole(2, 100_000), default=48)
+    writing.add_argument("--seed", type=whole(0, 2**31 - 1), default=700_000)
+    scoring = commands.add_parser("score", help="evaluate teacher, oracle and students")
+    scoring.add_argument("checkpoints", nargs="+", metavar="NAME:FOLDER")
+    scoring.add_argument("--videos", type=whole(1, 10_000), default=8, help="of each kind")
+    scoring.add_argument("--kinds", nargs="+", default=["moving", "fast", "static"])
+    scoring.add_argument("--seed", type=whole(0, 2**40), default=3_400_000_000)
+    scoring.add_argument("--cache", type=path_argument, default=Path("runs/evaluation_cache"))
+    scoring.add_argument("--output", type=path_argument, default=Path("runs/offline_to_streaming.json"))
+    args = parser.parse_args(argv)
+    configure_logging()
+    torch.set_num_threads(1)
+    if args.command == "write":
+        write(args.output, args.worlds, args.frames, args.seed)
+        return
+    if any(":" not in checkpoint and checkpoint != "embedded" for checkpoint in args.checkpoints):
+        raise UserError("name every student: NAME:FOLDER")
+    score(args.checkpoints, args.cache, args.output, WorldSet(seed=args.seed, kinds=args.kinds, videos=args.videos))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,129 @@
+"""Labels that another program wrote: the recorded depth of every video, in the student's kind of depth."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videomamba_depth.data.recorded_depth import RecordedDepth, find_recorded_depth, match_frames, open_recorded_depth
+from videomamba_depth.data.video.find import VideoSource, summarize
+from videomamba_depth.data.video.reader import VideoInfo, VideoReadError, probe_video
+from videomamba_depth.utils.depth_kind import DepthKind, can_convert, convert_depth
+from videomamba_depth.utils.errors import UserError
+
+_OPEN_VIDEOS = 256
+_THREADS = 8
+ASPECT_TOLERANCE = 0.04
+"""Share by which the aspect ratio of labels may differ from the video's: sides that a model rounds to its patch."""
+
+
+class LabelFolder:
+    """The labels of a data set's videos, read frame by frame; safe to hand to loader workers.
+
+    Args:
+        root: folder of recordings that are called like the videos, see `find_recorded_depth`.
+        to: the student's kind, into which all depth is turned.
+        kind, scale: of the recordings, see `open_recorded_depth`; None: as they say.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    def __init__(
+        self, root: str | Path, to: DepthKind, kind: DepthKind | str | None = None, scale: float | None = None
+    ) -> None:
+        self.root, self.to = Path(root).expanduser(), to
+        self._kind, self._scale = kind, scale
+        self._open: dict[str, tuple[RecordedDepth, list[int]]] = {}
+        if not self.root.is_dir():
+            raise UserError(f"labels: '{root}' is not a folder; it must hold one recording of depth per video")
+
+    def check(self, videos: Sequence[tuple[VideoSource, int | None]]) -> None:
+        """Open the labels of every video and compare their frames, where it is known how many the video has.
+
+        Raises:
+            UserError: videos have no labels, too few or too many, or of a kind that does not fit; the line names them.
+        """
+
+        def problem_of(video: tuple[VideoSource, int | None]) -> str:
+            source, num_frames = video
+            try:
+                if num_frames is not None and self._recorded(source).num_frames != num_frames:
+                    self.open_video(source, probe_video(source.path))
+            except UserError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = zip(videos, pool.map(problem_of, videos), strict=True)
+            problems = {source.video_id: problem for (source, _), problem in found if problem}
+        if problems:
+            raise UserError(
+                f"data.labels: {len(problems)} of {len(videos)} videos have no labels that fit: {summarize(problems)}"
+            )
+
+    def read(self, source: VideoSource, info: VideoInfo, indices: Sequence[int]) -> np.ndarray:
+        """Return the labels of frames of a video, float32 [N,h,w] at their own size; NaN where there is no depth.
+
+        Raises:
+            VideoReadError: they do not fit the video, or cannot be read.
+        """
+        try:
+            recorded, places = self.open_video(source, info)
+            return convert_depth(recorded.read_many([places[i] for i in indices]), recorded.kind, self.to)
+        except VideoReadError:
+            raise
+        except UserError as error:  # named once, and another video is drawn
+            raise VideoReadError(f"its labels cannot be used: {error}") from error
+
+    def open_video(self, source: VideoSource, info: VideoInfo) -> tuple[RecordedDepth, list[int]]:
+        """Return a video's recording, and which of its frames belongs to each of the video.
+
+        Raises:
+            UserError: frames have no labels, they are of another aspect ratio, or of a kind that does not fit.
+        """
+        if source.video_id not in self._open:
+            recorded = self._recorded(source)
+            names = [path.stem for path in info.image_paths] or None
+            places = match_frames(recorded, info.num_frames, names=names, timestamps=list(info.timestamps_s))
+            height, width = recorded.size
+            if abs(width / height * info.height / info.width - 1) > ASPECT_TOLERANCE:
+                raise UserError(
+                    f"{recorded.path} is {height}×{width} px, frames are {info.height}×{info.width}: labels must"
+                    " show the whole frame in its own aspect ratio"
+                )
+            if len(self._open) >= _OPEN_VIDEOS:
+                self._open.clear()
+            self._open[source.video_id] = recorded, places
+        return self._open[source.video_id]
+
+    def digest(self) -> str:
+        """Return a digest of the names, sizes and times of change of all files, and of how they are read."""
+        found = hashlib.sha256(f"{self.to.value}\0{self._kind}\0{self._scale}".encode())
+        for folder, subfolders, names in os.walk(self.root):
+            subfolders.sort()
+            for name in sorted(names):
+                path = Path(folder) / name
+                stat = path.stat()
+                found.update(f"\0{path.relative_to(self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        return found.hexdigest()
+
+    def _recorded(self, source: VideoSource) -> RecordedDepth:
+        path = find_recorded_depth(self.root, source.video_id)
+        recorded = open_recorded_depth(path, self._kind, self._scale)
+        if not can_convert(recorded.kind, self.to):
+            unknown = "shift" if recorded.kind.has_shift else "scale"
+            raise UserError(
+                f"{path} holds {recorded.kind.value}, whose {unknown} is unknown: it cannot teach a student of"
+                f" {self.to.value}"
+            )
+        return recorded
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
