@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch
 
 from videomamba_depth.data.labels.pixel_trajectories import ClipTracks
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig, render_video
+from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.context import Context
 from videomamba_depth.evaluation.datasets.worlds import WorldSet
 from videomamba_depth.evaluation.engine import Evaluator, evaluate_clips
@@ -96,7 +96,8 @@ def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -
         flows, visible = (motion.flow_fwd[:], motion.flow_bwd[:]), (motion.trusted_fwd[:], motion.trusted_bwd[:])
         return oracle_depth(np.asarray(context.teacher[:]), flows, visible)
 
-    methods = [teacher_method(teacher, device, dtype), Method("oracle", derive=oracle)]
+    about = f"oracle-{RADIUS}-{code_digest(ClipTracks.__module__)}"
+    methods = [teacher_method(teacher, device, dtype), Method("oracle", derive=oracle, digest=about)]
     for checkpoint in checkpoints:
         name, _, path = checkpoint.partition(":")
         student = load_student(path or name)

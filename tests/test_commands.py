@@ -184,6 +184,11 @@ MISTAKES = {
     "train, no data folder given": ("train.py", ["data=video_folder"], "data.root"),
     "train, missing data folder": ("train.py", ["data=video_folder", "data.root=/no/such"], "does not exist"),
     "train, folder without videos": ("train.py", ["data=video_folder", "data.root={empty_folder}"], "{empty_folder}"),
+    "train, no folder of labels": (
+        "train.py",
+        ["data=video_folder", "data.root={empty_folder}", "data.labels=/no/such"],
+        "'/no/such' is not a folder",
+    ),
     "train, zero-byte video": ("train.py", ["data=video_folder", "data.root={only}/empty"], "empty.mp4"),
     "train, text named .mp4": ("train.py", ["data=video_folder", "data.root={only}/text"], "text.mp4"),
     "train, headless mp4": ("train.py", ["data=video_folder", "data.root={only}/headless"], "headless.mp4"),

@@ -27,8 +27,8 @@ from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, TargetSe
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
-from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.transforms import cover_size, resize_depth, resize_images
+from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import hash_source
 from videomamba_depth.data.video.reader import probe_video, read_frames, read_image
 from videomamba_depth.flow.estimators import FlowEstimator, FlowSettings, build_flow

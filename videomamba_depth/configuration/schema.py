@@ -153,5 +153,7 @@ class PrecomputeConfig(TargetSettings):
 
     def __post_init__(self) -> None:
         if not self.is_offline and self.stabilize:
-            raise ValueError(f"target={self.target} is the teacher's depth itself; choose another one, or set stabilize=false")
+            raise ValueError(
+                f"target={self.target} is the teacher's depth itself; choose another one, or set stabilize=false"
+            )
         _check_sizes("", self.crop, self.short_side, self.batch_frames, f"batch_frames={self.batch_frames}")

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "run_dir",
     "name",
     "data.num_workers",
+    "data.labels_check",
     "trainer.steps",
     "trainer.threads",
     "trainer.checkpoint_every",

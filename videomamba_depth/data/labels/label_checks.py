@@ -47,10 +47,10 @@ def check_labels(samples: Mapping[str, Sample]) -> None:
     pooled = [np.concatenate(parts) for parts in zip(*gains.values(), strict=True)] if gains else []
     for name, found in [*gains.items(), ("all videos together", pooled)]:
         if shift := _found_shift(found):
+            side = "after" if shift > 0 else "before"
             raise UserError(
-                f"data.labels: those of {name} seem to belong to the frame {abs(shift)} {'after' if shift > 0 else 'before'}"
-                " theirs, as the encoder's own depth has it; check how they were written, or set"
-                " data.labels_check=false"
+                f"data.labels: those of {name} seem to belong to the frame {abs(shift)} {side} theirs, as the encoder's"
+                " own depth has it; check how they were written, or set data.labels_check=false"
             )
 
 
@@ -67,7 +67,7 @@ def found_shift(labels: np.ndarray, model: np.ndarray) -> int:
 
 
 def _shift_gains(labels: np.ndarray, model: np.ndarray) -> list[np.ndarray]:
-    """Return for each shift but 0 by how much labels [N] fit the model's frame at that distance better than their own."""
+    """Return for each shift but 0 how much better labels [N] fit the model's frame at that distance than their own."""
     details = [[_detail(frame) for frame in depth] for depth in (labels, model)]
     middle = range(_MAX_SHIFT, len(labels) - _MAX_SHIFT)
     fits = {
