@@ -104,8 +104,8 @@ def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -
         methods.append(student_method(name, path or name, student, 1.0, device, dtype))
     evaluator = Evaluator(methods=methods, depth_kind=teacher.depth_kind, flow=flow, flow_name="dis", cache=cache)
     result = evaluate_clips(worlds.sources(cache, flow, "dis"), evaluator, metadata={"checkpoints": checkpoints})
-    write_json(output, result)
     changes = {group: summary["changes"] for group, summary in result["groups"].items()}
+    write_json(output, {"checkpoints": checkpoints, "changes": changes})
     for group, methods_of in changes.items():
         for name, change in methods_of.items():
             cells = ", ".join(f"{metric} {_number(change.get(metric))}" for metric in METRICS)

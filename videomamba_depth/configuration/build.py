@@ -154,7 +154,7 @@ def build_dataset(
     )
 
 
-def label_key(teacher: DepthAnythingEncoder, labels: LabelFolder | None, short_side: int | None) -> TeacherKey:
+def label_key(teacher: Teacher, labels: LabelFolder | None, short_side: int | None) -> TeacherKey:
     """Return what decides labels in a cache: the teacher's weights, or the files of a folder of labels."""
     key = TeacherKey.from_dict({**teacher.cache_key(), "input_size": short_side})
     if labels is None:
@@ -163,7 +163,7 @@ def label_key(teacher: DepthAnythingEncoder, labels: LabelFolder | None, short_s
 
 
 @building("data.labels")
-def check_label_folder(dataset: VideoClipDataset, labels: LabelFolder, encoder: DepthAnythingEncoder) -> None:
+def check_label_folder(dataset: VideoClipDataset, labels: LabelFolder, encoder: Teacher) -> None:
     """Compare the first frames of some videos with the encoder's own depth of them, see `check_labels`."""
     sources, device = dataset.sources, next(encoder.parameters()).device
     samples = {}
