@@ -104,8 +104,13 @@ def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -
         methods.append(student_method(name, path or name, student, 1.0, device, dtype))
     evaluator = Evaluator(methods=methods, depth_kind=teacher.depth_kind, flow=flow, flow_name="dis", cache=cache)
     result = evaluate_clips(worlds.sources(cache, flow, "dis"), evaluator, metadata={"checkpoints": checkpoints})
-    changes = {group: summary["changes"] for group, summary in result["groups"].items()}
-    write_json(output, {"checkpoints": checkpoints, "changes": changes})
+    changes = {
+        group: {
+            name: {metric: change[metric] for metric in METRICS if metric in change} for name, change in methods.items()
+        }
+        for group, methods in ((group, summary["changes"]) for group, summary in result["groups"].items())
+    }
+    write_json(output, {"checkpoints": checkpoints, "changes": _finite(changes)})
     for group, methods_of in changes.items():
         for name, change in methods_of.items():
             cells = ", ".join(f"{metric} {_number(change.get(metric))}" for metric in METRICS)
@@ -113,6 +118,15 @@ def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -
     for name in [checkpoint.partition(":")[0] for checkpoint in checkpoints]:
         kept = {metric: _kept(changes, name, metric) for metric in METRICS[:2]}
         log.info("%s keeps of the oracle's gain, mean over kinds: %s", name, json.dumps(kept))
+
+
+def _finite(value: Any) -> Any:
+    """Return nested values with null for what is not finite, as JSON needs it."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value if value is None or np.isfinite(value) else None
 
 
 def _kept(changes: dict[str, Any], name: str, metric: str) -> float:
