@@ -216,10 +216,3 @@ def test_a_carried_output_streams_in_bfloat16(tiny_encoder: DepthAnythingEncoder
     precise = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu")(frames)))
     rough = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu", precision="bfloat16")(frames)))
     assert np.abs(rough - precise).max() < 0.05 * np.ptp(precise)
-
-
-@pytest.mark.slow
-def test_compiled_equals_eager(checkpoint: Path, frames: np.ndarray) -> None:
-    eager = np.stack(list(DepthStream(checkpoint, device="cpu")(frames)))
-    compiled = np.stack(list(DepthStream(checkpoint, device="cpu", compile=True)(frames)))
-    assert np.abs(compiled - eager).max() < 1e-4 * np.ptp(eager)  # measured 6e-7

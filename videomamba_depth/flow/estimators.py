@@ -38,10 +38,27 @@ class FlowEstimator(Protocol):
 def both_ways(flow: FlowEstimator, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the flows source → target and target → source of pairs [K,3,H,W] in [0,1], each [K,2,H,W] px.
 
-    An estimator that shares work between the directions has a method `both_ways(source, target)`.
+    An estimator that shares work between the directions has a method `both_ways(source, target)`. What is no tensor
+    operation is one operator, `videomamba_depth::both_ways`, in graphs that are compiled for a CPU.
     """
+    name = getattr(flow, "name", None)
+    if name is not None and torch.compiler.is_compiling() and source.device.type == "cpu":
+        forth, back = _both_ways_operator(source, target, name)
+        return forth, back
     together = getattr(flow, "both_ways", None)
     return together(source, target) if together else (flow(source, target), flow(target, source))
+
+
+@torch.library.custom_op("videomamba_depth::both_ways", mutates_args=(), device_types="cpu")
+def _both_ways_operator(source: Tensor, target: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    forth, back = both_ways(build_flow(estimator), source, target)
+    return forth.clone(), back.clone()  # an operator's results share no memory
+
+
+@_both_ways_operator.register_fake
+def _(source: Tensor, target: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    shape = (source.shape[0], 2, *source.shape[-2:])
+    return source.new_empty(shape, dtype=torch.float32), source.new_empty(shape, dtype=torch.float32)
 
 
 class PairsOnce:
@@ -82,7 +99,7 @@ class DISFlow:
     def __init__(self, preset: str = "medium") -> None:
         if preset not in DIS_PRESETS:
             raise ValueError(f"preset must be one of {DIS_PRESETS}; got {preset!r}")
-        self.preset = preset
+        self.preset, self.name = preset, f"dis_{preset}"
 
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
@@ -121,6 +138,7 @@ class InverseSearchFlow:
         if preset not in self.PRESETS:
             raise ValueError(f"preset must be one of {tuple(self.PRESETS)}; got {preset!r}")
         self.preset, self.settings, self.compiled = preset, self.PRESETS[preset], compiled
+        self.name = {"medium": "inverse_search", "fine": "inverse_search_fine"}[preset] if compiled else None
 
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""

@@ -16,6 +16,8 @@ from videomamba_depth.utils.images import LUMA
 
 _BINS = 64
 _FEATURE_GRID, _PATTERN_GRID = 4, 8
+KEPT_FOR_CUTS = ("histogram", "features", "pattern", "mean_change", "seen")
+"""What `ResetPolicy` keeps of the frame before to find cuts by."""
 _LUMA_SIDE = 64  # px; the histogram is taken over a frame averaged down to about this size
 
 
@@ -87,13 +89,16 @@ class ResetPolicy(StreamHook):
     ) -> tuple[list[str], Tensor | None]:
         """Take in the next frames: "gap" or "" per stream, and where a cut is, `[B]` bool, for which nobody waits."""
         kept = dict(self.kept)
-        gaps = self._find_gaps(kept, timestamps_s, len(rgb))
-        cuts = self._find_cuts(kept, rgb, features) if self.cuts else None
+        gaps = self.find_gaps(kept, timestamps_s, len(rgb))
+        cuts = self.find_cuts(kept, rgb, features) if self.cuts else None
         self.kept = kept
         return gaps, cuts
 
-    def _find_cuts(self, kept: dict[str, Tensor], rgb: Tensor, features: Tensor) -> Tensor:
-        """Return where a cut is, `[B]` bool, and put what the next frames are compared with into `kept`."""
+    def find_cuts(self, kept: dict[str, Tensor], rgb: Tensor, features: Tensor) -> Tensor:
+        """Return where a cut is, `[B]` bool, and put what the next frames are compared with into `kept`.
+
+        Operations on tensors alone; `kept` holds what it held after the frame before, or nothing.
+        """
         red, green, blue = rgb.float().split(1, 1)
         luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue  # [B, 1, H, W]; no constant is copied to the device
         now = {
@@ -145,8 +150,8 @@ class ResetPolicy(StreamHook):
         """
         batch = start.batch_size
         sizes = {"histogram": _BINS, "features": channels * _FEATURE_GRID**2, "pattern": _PATTERN_GRID**2}
-        cuts: dict[str, Layout] = {name: ((batch, length), torch.float32) for name, length in sizes.items()}
-        cuts |= dict.fromkeys(("mean_change", "seen"), ((batch,), torch.float32))
+        cuts: dict[str, Layout] = dict.fromkeys(KEPT_FOR_CUTS, ((batch,), torch.float32))
+        cuts |= {name: ((batch, length), torch.float32) for name, length in sizes.items()}
         times: dict[str, Layout] = {"timestamps_s": ((batch,), torch.float64), "timed": ((batch,), torch.bool)}
         expected: dict[str, Layout] = {}
         for part, is_watched in ((cuts, self.cuts), (times, self.max_gap_s is not None)):
@@ -155,7 +160,8 @@ class ResetPolicy(StreamHook):
         check_tensors("resets", tensors, expected)
         return {name: t.cpu() if name in times else t for name, t in tensors.items()}
 
-    def _find_gaps(self, kept: dict[str, Tensor], timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
+    def find_gaps(self, kept: dict[str, Tensor], timestamps_s: Sequence[float] | None, batch: int) -> list[str]:
+        """Return "gap" or "" per stream, and put the times that the next are compared with into `kept`; on the host."""
         if timestamps_s is None or self.max_gap_s is None:
             return [""] * batch
         if len(timestamps_s) != batch:

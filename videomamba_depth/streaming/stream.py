@@ -15,9 +15,10 @@ from torch import Tensor
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
+from videomamba_depth.streaming.frame_graph import FrameGraph, FrameStep
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
-from videomamba_depth.streaming.placement import compile_frames, place
-from videomamba_depth.streaming.resets import ResetPolicy, with_cuts
+from videomamba_depth.streaming.placement import place
+from videomamba_depth.streaming.resets import KEPT_FOR_CUTS, ResetPolicy, with_cuts
 from videomamba_depth.utils.checkpoint import hash_tensors, load_tensors, save_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import DTYPES, autocast, resolve_device
@@ -52,10 +53,12 @@ class DepthStream:
         hooks: called around every frame, in this order, `resets` before them; they belong to this stream alone.
         memory: how long the stream remembers, relative to the student's training: 2 is steadier, 0.5 reacts faster.
         revision: of the hub's repository: branch, tag or commit.
-        compile: compile encoder and decoder (`torch.compile`, on CUDA as graphs), in the model.
+        compile: compile all that is done with a frame as one graph, from each stream's second frame on, which then
+            takes a minute; see `FrameGraph`. Not with other hooks than `resets`.
 
     Raises:
-        UserError: a checkpoint or device that does not exist, or a memory that the student does not have.
+        UserError: a checkpoint or device that does not exist, a memory that the student does not have, or hooks that
+            look at a frame while it is on its way, with `compile`.
     """
 
     def __init__(
@@ -94,8 +97,12 @@ class DepthStream:
             raise UserError(str(error)) from error
         self.memory = float(memory)
         place(self.model, self.device, self.dtype)
-        if compile:
-            compile_frames(self.model, self.device)
+        if compile and hooks:
+            raise UserError(
+                "compile=true makes one graph of a frame, which key frames would cut: leave one of the two out"
+            )
+        self._is_compiled = compile
+        self._graph: FrameGraph | None = None
         self.hooks = (*([] if resets is None else [resets]), *hooks)
         for hook in self.hooks:
             hook.attach(batch_size, self.depth_kind)
@@ -217,11 +224,15 @@ class DepthStream:
         Between these frames and that depth nothing waits for the device, but for key frames and flow on the CPU.
         """
         image_size = (rgb.shape[-2], rgb.shape[-1])
+        out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
         if self._states is not None and self._states.image_size != image_size:
             raise ValueError(
                 f"the stream has frames of {self._states.image_size} (height, width) px; got {image_size}: resize them,"
                 " or call reset() first"
             )
+        has_past = self.resets is None or not self.resets.cuts or KEPT_FOR_CUTS[0] in self.resets.kept
+        if self._is_compiled and self._states is not None and has_past:
+            return self._replay(rgb, timestamps_s, self._states, out_size)
         with autocast(self.device, self.dtype):
             clip = rgb.unsqueeze(1)
             features = self.model.encode(clip, checked=True)
@@ -230,7 +241,6 @@ class DepthStream:
             frame, states = NextFrame(rgb, features["s3"].squeeze(1), timestamps_s, before, reasons), before
             for hook in self.hooks:
                 states = hook.before_frame(frame, states)
-            out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
             depth, states, _ = self.model(clip, states, features=features, out_size=out_size)
         depth = depth.squeeze(1).float()
         is_finite = torch.isfinite(depth).all()
@@ -238,6 +248,24 @@ class DepthStream:
         self._reasons, self._cuts = tuple(frame.reset_reasons), frame.cuts
         for hook in self.hooks:
             depth = hook.after_frame(depth, states)
+        return depth, is_finite
+
+    def _replay(
+        self, rgb: Tensor, timestamps_s: Sequence[float] | None, states: DepthState, out_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Do what `_advance` does, in one graph."""
+        if self._graph is None or self._graph.image_size != states.image_size:
+            step = FrameStep(self.model, states, self.resets, out_size, self.dtype)
+            self._graph = FrameGraph(step, rgb, states)
+        gaps = [""] * self.batch_size
+        if self.resets is not None:
+            kept = dict(self.resets.kept)
+            gaps = self.resets.find_gaps(kept, timestamps_s, self.batch_size)
+            self.resets.kept = kept
+        depth, is_finite, cuts, self._states = self._graph(rgb, states, [gap != "" for gap in gaps])
+        starts = ["" if has_past else "start" for has_past in self._has_past]
+        self._reasons = tuple(start or gap for start, gap in zip(starts, gaps, strict=True))
+        self._cuts, self._has_past = cuts, (True,) * self.batch_size
         return depth, is_finite
 
     def _check_depth(self, is_finite: Tensor, before: DepthState | None) -> None:
