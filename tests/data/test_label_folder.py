@@ -21,10 +21,12 @@ from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels.label_checks import Sample, check_labels, found_shift, sign_agreement
 from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.data.video.reader import probe_video
+from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.models.checkpoint import student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.training.distributed import Ranks
@@ -241,5 +243,10 @@ def test_a_cache_of_labels_holds_what_the_folder_says(
     stored = reader.lookup(source.video_id, [5, 0], source.path, (28, 42))
     assert stored is not None
     assert np.array_equal(stored["teacher_depth"], labels.read(source, probe_video(source.path), [5, 0]))
+    wanted = StabilizeKey(2, 1.5, "dis")
+    assert precompute_stabilized(sources, cache, key, wanted, build_flow("dis"), progress=False) == 2 * FRAMES
+    smoothed = TeacherCacheReader(cache, key, wanted).lookup(source.video_id, [5, 0], source.path)
+    assert smoothed is not None
+    assert np.isfinite(smoothed["stabilized_depth"]).all()
     np.savez_compressed(root / "walk.npz", depths=exact_inverse_depth(7))
     assert build.label_key(tiny_encoder, labels, 28).difference(key)

@@ -86,6 +86,21 @@ def test_terms_of_weight_zero_are_left_out() -> None:
     assert set(off(prediction, target, summaries, None)[0]) == {"ssi"}
 
 
+def test_consistent_targets_are_followed_everywhere_without_any_flow() -> None:
+    """Their terms are those of stabilized targets, which have to be made; nothing looks at static pixels."""
+    prediction, target, summaries = make_clip()
+    consistent, stabilized = (
+        Objective(target=target_name, state_smoothness_weight=0.0)(prediction, target, summaries, None)[0]
+        for target_name in ("consistent", "stabilized")
+    )
+    for name, sums in stabilized.items():
+        assert torch.equal(consistent[name].numerators, sums.numerators), name
+    assert not Objective(target="consistent", state_smoothness_weight=0.0).needs_flow
+    assert Objective(target="consistent").needs_flow
+    assert Objective(target="raw", state_smoothness_weight=0.0).needs_flow
+    assert Objective(target="stabilized", state_smoothness_weight=0.0).needs_flow
+
+
 def test_raw_targets_ask_for_stillness_on_static_pixels_only() -> None:
     """A flickering teacher pulls its flicker in unless gradients are matched on static pixels alone, where it is 0."""
     _, target, _ = make_clip()

@@ -98,11 +98,11 @@ def state_smoothness(objective: Objective, chunk: Chunk) -> LossSums | None:
     return state_smoothness_sums(summaries, static)
 
 
-def weight_of(term: Term, default: float, *, needs_flow: bool = False) -> Any:
+def weight_of(term: Term, default: float, *, needs_flow: bool | str = False) -> Any:
     """Declare the weight `NAME_weight` of a loss term: this field is its whole entry, 0 leaves the term out.
 
     Args:
-        needs_flow: the term looks at static pixels, which optical flow finds.
+        needs_flow: the term looks at static pixels, which optical flow finds; a target: only with that one.
     """
     about = {"term": term, "needs_flow": needs_flow}
     return field(default=default, metadata={**ranged(0, 1e6).metadata, **about})
@@ -120,14 +120,14 @@ class Objective(TargetSettings):
     ssi_weight: float = weight_of(ssi, 1.0)
     ssi_alignment: Literal["frame", "clip", "none"] = "clip"
     ssi_gradient_weight: float = ranged(0, 1e6, 0.5)
-    temporal_gradient_weight: float = weight_of(temporal_gradient, 1.0, needs_flow=True)
+    temporal_gradient_weight: float = weight_of(temporal_gradient, 1.0, needs_flow="raw")
     temporal_gradient_strides: tuple[int, ...] = ranged(1, 100_000, (1,))
     state_smoothness_weight: float = weight_of(state_smoothness, 0.1, needs_flow=True)
 
     @property
     def needs_flow(self) -> bool:
         """Whether targets or terms need optical flow."""
-        return self.is_offline or any(entry.metadata["needs_flow"] for entry, _ in self._terms())
+        return self.is_offline or any(entry.metadata["needs_flow"] in (True, self.target) for entry, _ in self._terms())
 
     def __call__(
         self, prediction: Tensor, target: ChunkTarget, summaries: Sequence[Tensor], tail: Tail | None
