@@ -206,7 +206,7 @@ def test_wrong_signs_and_shifts_are_refused() -> None:
 
 
 def test_labels_are_held_against_the_encoders_own_depth(
-    tmp_path: Path, videos: Path, tiny_encoder: DepthAnythingEncoder
+    tmp_path: Path, videos: Path, tiny_encoder: DepthAnythingEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = {}
     for source in find_sources(videos):
@@ -221,6 +221,12 @@ def test_labels_are_held_against_the_encoders_own_depth(
         else:
             with pytest.raises(UserError, match="upside down"):
                 build.check_label_folder(dataset, labels, tiny_encoder)
+    assert not caplog.records
+    small = folder_of(tmp_path / "small", **{name: depth[:, ::2, ::2] for name, depth in own.items()})
+    build.check_label_folder(dataset, small, tiny_encoder)
+    assert [record.getMessage() for record in caplog.records] == [
+        "labels of drive are 14×21 px, frames 28×42 px: labels are resized"
+    ]
 
 
 def test_a_cache_of_labels_holds_what_the_folder_says(

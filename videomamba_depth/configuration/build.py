@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,8 @@ from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.depth_kind import DepthKind, can_convert
 from videomamba_depth.utils.device import DTYPES, resolve_dtype
 from videomamba_depth.utils.errors import UserError, building
+
+log = logging.getLogger(__name__)
 
 _CHECKED_VIDEOS, _CHECKED_FRAMES = 4, 16
 
@@ -177,7 +180,17 @@ def check_label_folder(dataset: VideoClipDataset, labels: LabelFolder, encoder: 
         clip = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
             depth = torch.cat([encoder.predict_depth(part.to(device)).float() for part in clip.split(4)])[:, 0]
-        samples[source.video_id] = Sample(resize_depth(labels.read(source, info, indices), size), depth.cpu().numpy())
+        given = labels.read(source, info, indices)
+        if given.shape[1:] != size and not samples:
+            level = logging.WARNING if given.shape[1] < size[0] else logging.INFO
+            log.log(
+                level,
+                "labels of %s are %d×%d px, frames %d×%d px: labels are resized",
+                source.video_id,
+                *given.shape[1:],
+                *size,
+            )
+        samples[source.video_id] = Sample(resize_depth(given, size), depth.cpu().numpy())
     check_labels(samples)
 
 
