@@ -169,7 +169,7 @@ def label_key(teacher: Teacher, labels: LabelFolder | None, short_side: int | No
 def check_label_folder(dataset: VideoClipDataset, labels: LabelFolder, encoder: Teacher) -> None:
     """Compare the first frames of some videos with the encoder's own depth of them, see `check_labels`."""
     sources, device = dataset.sources, next(encoder.parameters()).device
-    samples = {}
+    samples: dict[str, Sample] = {}
     for source in sources[:: max(1, len(sources) // _CHECKED_VIDEOS)][:_CHECKED_VIDEOS]:
         info = probe_video(source.path)
         indices = range(min(info.num_frames, _CHECKED_FRAMES))
