@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny_teacher, tiny_teacher
 from transformers import DepthAnythingForDepthEstimation
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder, _use_current_names
+from videomamba_depth.models.teacher_files import FORMER_NAMES
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -139,3 +141,26 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_shape_is_refused(tiny_encoder: DepthAnythingEncoder) -> None:
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
         tiny_encoder.encode_frame(torch.rand(3, 28, 28))
+
+
+@pytest.mark.parametrize("renamed", [FORMER_NAMES, {former: now for now, former in FORMER_NAMES.items()}])
+def test_a_copy_is_the_same_under_the_names_of_any_transformers(
+    renamed: dict[str, str], tiny_encoder: DepthAnythingEncoder, tmp_path: Path
+) -> None:
+    tiny_encoder.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for old, new in renamed.items():
+        weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert DepthAnythingEncoder.from_pretrained(str(tmp_path)).weights_sha256() == tiny_encoder.weights_sha256()
+
+
+def test_digests_and_files_have_the_current_names(tiny_encoder: DepthAnythingEncoder) -> None:
+    current = set(tiny_encoder.state_dict())
+    assert not any(former in name for former in FORMER_NAMES.values() for name in current)
+    state = {f"encoder.{name}": None for name in current}
+    for now, former in FORMER_NAMES.items():
+        state = {name.replace(now, former): None for name in state}
+    assert any("attention.attention.query" in name for name in state)
+    _use_current_names(tiny_encoder, state, "encoder.", None)
+    assert set(state) == {f"encoder.{name}" for name in current}

@@ -14,7 +14,7 @@ from transformers import DepthAnythingForDepthEstimation
 
 from videomamba_depth.models.head_depth import DepthHead, DPTHead
 from videomamba_depth.models.input_size import model_input_size
-from videomamba_depth.models.teacher_files import load_depth_anything, loading_error
+from videomamba_depth.models.teacher_files import FORMER_NAMES, HAS_FORMER_NAMES, load_depth_anything, loading_error
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images
@@ -197,6 +197,8 @@ class DepthAnythingEncoder(Teacher):
         self.head = DPTHead.from_transformers(model)
         self.requires_grad_(False)
         self.eval()
+        if HAS_FORMER_NAMES:
+            self.register_state_dict_post_hook(_use_current_names)
 
     @classmethod
     def from_pretrained(
@@ -246,6 +248,15 @@ def _hf_name(name: str) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
+
+
+def _use_current_names(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Make digests and files independent of the version of transformers."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        current = name
+        for now, former in FORMER_NAMES.items():
+            current = current.replace(former, now)
+        state[current] = state.pop(name)
 
 
 def _max_depth(value: object) -> float:

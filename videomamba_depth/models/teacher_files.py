@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
+from transformers.models.dinov2 import modeling_dinov2
 from transformers.utils import logging as transformers_logging
 
 from videomamba_depth.utils.checkpoint import check_finite, is_lfs_pointer, verify_files
@@ -17,6 +19,16 @@ from videomamba_depth.utils.errors import UserError
 
 EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "embedded_teacher"
 """The small teacher that is shipped with the package."""
+
+FORMER_NAMES = {
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+}
+"""How transformers before 5.18 names weights of DINOv2 in memory; any version reads them under these names."""
+HAS_FORMER_NAMES = hasattr(modeling_dinov2, "Dinov2SelfAttention")
+"""Whether the version of transformers that is installed is one of those."""
 
 _PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of files that would have to be unpickled
 
@@ -63,6 +75,7 @@ def load_weights(model_class: Any, name_or_path: str, dtype: torch.dtype, not_us
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below, in one line
+                key_mapping={re.escape(n): former for n, former in FORMER_NAMES.items()} if HAS_FORMER_NAMES else None,
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
         raise loading_error(name_or_path, error) from error
