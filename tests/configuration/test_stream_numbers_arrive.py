@@ -153,7 +153,8 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
               "decode_s": 8.0, "upload_s": 9.0, "idle_s": 11.0}  # fmt: skip
     overrides = [f"{key}={value}" for key, value in values.items()]
     given = ["checkpoint=student", "device=cpu", "precision=bfloat16", "short_side=77", "reset_at_cuts=false",
-             "max_gap_s=4", "allowed_hosts=[mybox.lan]", "host=0.0.0.0", "color.map=magma"]  # fmt: skip
+             "max_gap_s=4", "allowed_hosts=[mybox.lan]", "host=0.0.0.0", "color.map=magma",
+             "framed_by=[https://huggingface.co]"]  # fmt: skip
     config = load_config("serve", ServeConfig, [*given, *overrides])
     made = SimpleNamespace()
 
@@ -177,4 +178,8 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (made.options["resets"].cuts, made.options["resets"].max_gap_s) == (False, 4.0)
     assert {key: getattr(made.settings, key) for key in values} == values
     assert (made.settings.max_upload_bytes, made.settings.color.map) == (3_000_000, "magma")
-    assert made.app == {"loopback": False, "allowed_hosts": ("0.0.0.0", "mybox.lan")}
+    assert made.app == {
+        "loopback": False,
+        "allowed_hosts": ("0.0.0.0", "mybox.lan"),
+        "framed_by": ["https://huggingface.co"],
+    }

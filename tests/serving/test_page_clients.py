@@ -26,6 +26,8 @@ from processes import finish, start
 pytest.importorskip("starlette", reason="the page needs the extra [serve]")
 pytest.importorskip("uvicorn", reason="the page needs the extra [serve]")
 from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile import scans_video
@@ -112,6 +114,19 @@ def test_names_on_other_addresses_are_served_if_listed(host: str, status: int) -
     guard = SameOrigin(None, loopback=False, allowed_hosts=["0.0.0.0", "mybox.LAN"])
     refusal = guard._refusal("/", Headers({"host": host}))
     assert (200 if refusal is None else refusal[0]) == status
+
+
+@pytest.mark.parametrize(
+    ("framed_by", "policy"),
+    [
+        ((), "frame-ancestors 'none'"),
+        (("https://a.org", "https://b.org:8"), "frame-ancestors https://a.org https://b.org:8"),
+    ],
+)
+def test_frames_of_other_pages(framed_by: tuple[str, ...], policy: str) -> None:
+    guard = SameOrigin(PlainTextResponse("page"), loopback=True, framed_by=framed_by)
+    headers = TestClient(guard, base_url="http://127.0.0.1").get("/").headers
+    assert headers["content-security-policy"].endswith(policy)
 
 
 def test_loopback_is_an_address_or_localhost() -> None:

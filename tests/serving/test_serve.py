@@ -328,6 +328,8 @@ def test_it_binds_to_this_machine_unless_told_otherwise() -> None:
         "precision=int8",
         "allowed_hosts=['http://a']",
         "allowed_hosts=['a:80']",
+        "framed_by=['*']",
+        "framed_by=[\"https://a; script-src 'unsafe-inline'\"]",
     ],
 )
 def test_wrong_options(override: str) -> None:

@@ -62,7 +62,8 @@ def build_page(config: ServeConfig) -> Any:
 
     new_stream().step(np.zeros((64, 64, 3), np.uint8))  # compiles what is to be, and fails before anybody is served
     names = (config.host, *config.allowed_hosts)
-    return build_app(new_stream, config, loopback=is_loopback(config.host), allowed_hosts=names)
+    loopback = is_loopback(config.host)
+    return build_app(new_stream, config, loopback=loopback, allowed_hosts=names, framed_by=config.framed_by)
 
 
 def run() -> None:

@@ -17,6 +17,9 @@ class ServeConfig(ServeSettings):
     host: str = text()
     port: int = ranged(0, 65535)
     allowed_hosts: list[str] = text(r"[A-Za-z0-9_.-]+", "host names, without http:// and port")
+    framed_by: list[str] = text(
+        r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", "origins such as https://huggingface.co, without a path"
+    )
     device: str = device_name()
     precision: str = choice(*DTYPES)
     short_side: int | None = ranged(14, 8192, None)

@@ -169,12 +169,13 @@ def build_app(
     *,
     loopback: bool = True,
     allowed_hosts: Iterable[str] = (),
+    framed_by: Iterable[str] = (),
 ) -> Starlette:
     """Return the page as an ASGI application.
 
     Args:
         new_stream: returns a stream over a model that all streams share.
-        loopback, allowed_hosts: under which names the page is served, see `SameOrigin`.
+        loopback, allowed_hosts, framed_by: under which names and in which frames the page is served, see `SameOrigin`.
     """
     page = DepthPage(new_stream, settings)
 
@@ -193,7 +194,7 @@ def build_app(
         WebSocketRoute("/api/camera", page.camera),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
-    guard = Middleware(SameOrigin, loopback=loopback, allowed_hosts=tuple(allowed_hosts))
+    guard = Middleware(SameOrigin, loopback=loopback, allowed_hosts=tuple(allowed_hosts), framed_by=tuple(framed_by))
     app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
     app.state.page = page
     return app

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
+_POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors "
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -36,11 +36,15 @@ class SameOrigin:
     Args:
         loopback: of IP addresses, serve those of the loopback alone.
         allowed_hosts: further names, without port.
+        framed_by: origins, such as "https://huggingface.co", of pages that may show this one in a frame.
     """
 
-    def __init__(self, app: Any, loopback: bool, allowed_hosts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, app: Any, loopback: bool, allowed_hosts: Iterable[str] = (), framed_by: Iterable[str] = ()
+    ) -> None:
         self._app, self._loopback = app, loopback
         self._allowed = frozenset(host.lower() for host in allowed_hosts)
+        self._headers = {**_HEADERS, "Content-Security-Policy": _POLICY + (" ".join(framed_by) or "'none'")}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Serve one connection."""
@@ -49,7 +53,7 @@ class SameOrigin:
             return
         refusal = self._refusal(scope["path"], Headers(scope=scope))
         if refusal is None:
-            await self._app(scope, receive, _with_headers(send))
+            await self._app(scope, receive, _with_headers(send, self._headers))
         elif scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
             status, text = refusal
             await JSONResponse({"error": text}, status)(scope, receive, send)
@@ -99,10 +103,10 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return address if mapped is None else mapped
 
 
-def _with_headers(send: Any) -> Any:
+def _with_headers(send: Any, headers: Mapping[str, str]) -> Any:
     async def send_more(event: MutableMapping[str, Any]) -> None:
         if event["type"] == "http.response.start":
-            MutableHeaders(scope=event).update(_HEADERS)
+            MutableHeaders(scope=event).update(headers)
         await send(event)
 
     return send_more
