@@ -32,7 +32,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: DepthAnythingEnc
     encoder = describe_encoder(tiny_encoder, "../../encoder")
     weights = student_weights(tiny_student(tiny_encoder))
     save_student((folder / "last").resolve(), weights, spec, encoder, short_side=None, extra={"step": 7})
-    config = {"name": "mine", "run_dir": str(folder), "data": {"root": "videos"}, "trainer": {"steps": 7}}
+    config = {
+        "name": "mine",
+        "run_dir": str(folder),
+        "data": {"root": "/home/me/my videos", "roots": ["~/a/b"]},
+        "trainer": {"steps": 7},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "evaluation.md").write_text(
@@ -88,6 +93,9 @@ def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path)
     card = files["README.md"].decode()
     assert "### Report\n\n#### Worlds\n\n| TGE | AbsRel |" in card
     assert "license of its weights: not known here" in card
+    assert "root: my videos\n" in card
+    assert "- b\n" in card
+    assert "/home/me" not in card
     assert not any(str(run.parent).encode() in data for data in files.values())  # no path of this machine
 
     offline = "from videomamba_depth import load_student; print(load_student('me/student').signature)"

@@ -148,7 +148,7 @@ def model_card(run: Path, repository: str, description: Mapping[str, Any], has_p
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     reports = sorted(path for path in (run / "evaluation").glob("*.md") if ".so_far" not in path.name)
     tables = [path.read_text(encoding="utf-8").replace("\n#", "\n###").lstrip("# ") for path in reports]
-    public = {**config, "run_dir": None}
+    public = _without_folders({**config, "run_dir": None})
     return _CARD.format(
         license=known or "other",
         base_model=f"base_model: {teacher}\n" if HUB_NAME.fullmatch(teacher) else "",
@@ -161,12 +161,21 @@ def model_card(run: Path, repository: str, description: Mapping[str, Any], has_p
         license_note="No commercial use."
         if known and "-nc-" in known
         else "The student's weights are bound by it too.",
-        data=yaml.safe_dump(config["data"], sort_keys=False),
+        data=yaml.safe_dump(public["data"], sort_keys=False),
         step=description.get("step", "unknown"),
         run=run.resolve().name,
         recipe=yaml.safe_dump({key: value for key, value in public.items() if value is not None}, sort_keys=False),
         metrics="\n\n".join(f"### {text}" for text in tables) or "Not evaluated: no report lay beside the run.",
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a config in which paths of this machine are names of files and folders alone."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value
 
 
 def main(arguments: list[str] | None = None) -> None:
