@@ -1,13 +1,16 @@
 # make demo   distils on built-in data, compares with the teacher, streams a video
 # make test   runs the tests
-# Both set up everything in .venv first; the second time that takes no time.
+# make test-oldest   the same with the oldest versions that pyproject.toml allows, on Python 3.10
+# They set up everything in .venv first; the second time that takes no time.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := runs/demo
+OLDEST := .venv-oldest
+PYTHON_OLDEST ?= python3.10
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow test-oldest lint setup clean
 
 demo: setup
 	@echo "== 1/3  train a student on the synthetic world (no ground truth) =="
@@ -25,6 +28,9 @@ test: setup lint
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+test-oldest: $(OLDEST)/complete
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,5 +47,12 @@ $(VENV)/complete: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $@
 
+# uv resolves to the lowest versions of what pyproject.toml names.
+$(OLDEST)/complete: pyproject.toml
+	$(PYTHON_OLDEST) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e ".[dev,datasets]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs multirun build *.egg-info
+	rm -rf $(VENV) $(OLDEST) site runs multirun build *.egg-info

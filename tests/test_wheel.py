@@ -109,7 +109,11 @@ def test_every_extra_that_is_named_exists() -> None:
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zarr", None)
+    monkeypatch.setattr(sys, "version_info", (3, 11, 0))
     with pytest.raises(UserError, match=r"^raw=zarr needs zarr: pip install 'videomamba-depth\[train\]'$"):
+        extras.require("zarr", "raw=zarr")
+    monkeypatch.setattr(sys, "version_info", (3, 10, 19))
+    with pytest.raises(UserError, match=r"^raw=zarr needs zarr, which needs Python 3.11 or newer$"):
         extras.require("zarr", "raw=zarr")
 
 

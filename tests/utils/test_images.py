@@ -46,7 +46,8 @@ def test_shrinks_as_transformers_processor(size: tuple[int, int], side: int) -> 
     expected = processed(image, side)
     floats = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0) / 255
     small = shrink_images(floats, (expected.shape[-2], expected.shape[-1]))
-    assert (small - expected).abs().max() <= 1 / 255  # measured 0.52 / 255: its last pass rounds
+    # Measured 0.52 / 255, as its last pass rounds; with transformers 5.0, on Pillow, both do: 1.38 / 255.
+    assert (small - expected).abs().max() <= 2 / 255
     bytes_ = resize_images(image[None], (expected.shape[-2], expected.shape[-1]))
     assert np.abs(bytes_[0].transpose(2, 0, 1) / 255 - expected[0].numpy()).max() <= 1 / 255 + 1e-6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from videomamba_depth.utils.errors import UserError
@@ -38,4 +39,6 @@ def require(package: str, purpose: str = "this") -> Any:
     except ImportError as error:
         name = package.partition(".")[0]
         extra = EXTRAS[name]
+        if name == "zarr" and sys.version_info < (3, 11):
+            raise UserError(f"{purpose} needs {name}, which needs Python 3.11 or newer") from error
         raise UserError(f"{purpose} needs {name}: pip install 'videomamba-depth[{extra}]'") from error
