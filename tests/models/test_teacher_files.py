@@ -11,7 +11,10 @@ import pytest
 from tiny import save_tiny_teacher
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.teacher_files import HAS_FORMER_NAMES
 from videomamba_depth.utils.errors import UserError
+
+READ_AS_1 = pytest.mark.skipif(HAS_FORMER_NAMES, reason="transformers before 5.18 reads it as 1")
 
 
 def refused(name: str) -> str:
@@ -33,7 +36,10 @@ def change(folder: Path, **values: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", ["metric", "relative"])
-@pytest.mark.parametrize("max_depth", [None, "ten", 0, -1, True, [10]])
+@pytest.mark.parametrize(
+    "max_depth",
+    ["ten", -1, True, [10], *(pytest.param(value, marks=READ_AS_1) for value in (None, 0))],
+)
 def test_a_teacher_without_a_range(tmp_path: Path, max_depth: object, kind: Any) -> None:
     save_tiny_teacher(tmp_path, kind)
     assert "max_depth" in refused(change(tmp_path, max_depth=max_depth))
