@@ -54,8 +54,11 @@ def frames_of(chosen: Chosen, count: int | None = None) -> list[int]:
 
 
 def load(path: Path, *overrides: str) -> list[ClipSource]:
-    config = load_config("evaluate", EvaluateConfig, ["checkpoint=[]", f"input={path}", *overrides])
-    return build_sources(config, build_flow("dis"))
+    return load_all(f"input={path}", *overrides)
+
+
+def load_all(*overrides: str) -> list[ClipSource]:
+    return build_sources(load_config("evaluate", EvaluateConfig, ["checkpoint=[]", *overrides]), build_flow("dis"))
 
 
 def test_the_lists_of_scannet() -> None:
@@ -162,6 +165,21 @@ def test_by_the_command_line(tmp_path: Path, room: Room, caplog: pytest.LogCaptu
     write_vda(tmp_path / "json", room)
     (source,) = load(tmp_path / "json", "protocol=vda")
     assert (source.name, source.group) == ("scene0707_00", "vda scannet_video")
+
+
+def test_several_inputs_are_groups_with_names_that_differ(tmp_path: Path, room: Room) -> None:
+    write_tum(tmp_path / "a", room)
+    write_tum(tmp_path / "b", room)
+    write_vda(tmp_path / "c", room)
+    sources = load_all(f"input=[{tmp_path / 'a'},{tmp_path / 'b'},{tmp_path / 'c'}]")
+    name = "rgbd_dataset_freiburg2_desk"
+    assert [(one.group, one.name) for one in sources] == [
+        ("a", f"a: {name}"), ("b", f"b: {name}"), ("c", "scene0707_00"),
+    ]  # fmt: skip
+    sources = load_all(f"input=[{tmp_path / 'c'},{tmp_path / 'a'}]", "protocol=streaming")
+    assert [one.group for one in sources] == ["streaming scannet_video", "streaming tum all"]
+    with pytest.raises(UserError, match=r"input=\[\] names nothing"):
+        load_all("input=[]")
 
 
 def test_pictures_of_kitti_by_the_command_line(tmp_path: Path, tiny_teacher_folder: str) -> None:
