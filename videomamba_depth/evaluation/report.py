@@ -106,7 +106,7 @@ def _group_section(name: str, result: Mapping[str, Any]) -> Section:
         _change_table(
             "Change against the teacher, paired by clip: mean ± standard error", changes, worst=group["worst"]
         ),
-        *([_dominated_table(students, axes)] if students else []),
+        *([_dominated_table(students, axes)] if students and axes else []),
         *(_gap_table(student, gaps, axes) for student, gaps in group["memory_fronts"].items()),
     ]
     paired = [
@@ -197,6 +197,8 @@ def _clip_table(clip: Mapping[str, Any]) -> Table:
     }
     size = "×".join(str(side) for side in clip["size"])
     cuts = f", cuts at {clip['cuts']}" if clip["cuts"] else ""
+    if clip.get("stills"):
+        return metric_table(f"{clip['name']}: {clip['num_frames']} pictures, {size} px", methods, clip["flags"])
     caption = f"{clip['name']}: {clip['num_frames']} frames, {size} px, {clip['fps']:.4g} frames/s, flow trusted on"
     return metric_table(f"{caption} {100 * clip['coverage']:.0f} % of pixels{cuts}", methods, clip["flags"])
 
