@@ -28,6 +28,7 @@ from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.arguments import named_path, path_argument, whole
+from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.extras import require
 
@@ -40,8 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Export, compare, report."""
     args = _parse(arguments)
     _check(args)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     model = load_student(args.checkpoint)
     size = None if args.size is None else (args.size[0], args.size[1])
     if model.motion is not None and size is None:  # the levels of its flow depend on the size

@@ -16,7 +16,6 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from fsspec.core import url_to_fs
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from videomamba_depth.data.labels.teacher_cache import TeacherKey
 from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.training.distributed import start_ranks, stop_ranks
+from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.errors import UserError, building
 from videomamba_depth.utils.lock import exclusive
 
@@ -39,8 +39,7 @@ log = logging.getLogger(__name__)
 
 def main(config: PrecomputeConfig) -> None:
     """Fill, or verify, the cache that `config` describes."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     if is_url(config.cache):
         with building("cache"):
             url_to_fs(config.cache)

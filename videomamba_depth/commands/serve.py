@@ -10,13 +10,13 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
 
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.extras import require
 from videomamba_depth.utils.signals import STOPPED_STATUS
 
@@ -34,8 +34,7 @@ def main(config: ServeConfig) -> None:
     from videomamba_depth.serving.same_origin import is_loopback
     from videomamba_depth.serving.server import listen, run_server
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     try:
         with listen(config.host, config.port) as listener:
             app = build_page(config)

@@ -17,8 +17,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.decode import is_url, without_password
@@ -36,6 +34,7 @@ from videomamba_depth.streaming.sinks.video import PreviewSink
 from videomamba_depth.streaming.sources.live import LatestFrames
 from videomamba_depth.streaming.sources.open import open_source
 from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
@@ -47,8 +46,7 @@ def main(config: StreamConfig) -> None:
     Raises:
         UserError: anything that a person can mend.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     intrinsics = None if config.intrinsics is None else load_intrinsics(config.intrinsics)
     source = open_source(config)
     window = PreviewWindow(f"depth of {source.name}") if config.preview else None

@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import hydra_entry, sweep_folder
 from videomamba_depth.configuration.old_keys import renamed_values
@@ -24,6 +22,7 @@ from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.sampling import loader_errors
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
+from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.errors import building
 from videomamba_depth.utils.settings import to_values
 from videomamba_depth.utils.signals import STOPPED_STATUS
@@ -34,8 +33,7 @@ log = logging.getLogger(__name__)
 def main(config: TrainConfig) -> None:
     """Train, or continue, the run that `config` describes."""
     config = replace(config, run_dir=sweep_folder() or config.run_dir)
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    use_threads(config.trainer.threads)
     with building("trainer.device"):
         ranks = start_ranks(config.trainer.device)
     run, resolved = RunFolder(config.run_dir), to_values(config)

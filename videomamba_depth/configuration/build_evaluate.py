@@ -8,9 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
-
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints
 from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
@@ -30,7 +27,7 @@ from videomamba_depth.models.checkpoint import load_student, load_teacher, stude
 from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.checkpoint import hash_tensors
-from videomamba_depth.utils.device import resolve_device, resolve_dtype
+from videomamba_depth.utils.device import resolve_device, resolve_dtype, use_threads
 from videomamba_depth.utils.errors import UserError
 
 Sources = Callable[[EvaluateConfig, str, FlowEstimator], list[ClipSource]]
@@ -55,9 +52,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     Raises:
         UserError: a checkpoint or the input is wrong.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-        cv2.setNumThreads(config.threads)
+    use_threads(config.threads)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     flow, flow_name = build_flow_estimator(config.reference_flow, device), flow_key(config.reference_flow)

@@ -99,8 +99,7 @@ class ResetPolicy(StreamHook):
 
         Operations on tensors alone; `kept` holds what it held after the frame before, or nothing.
         """
-        red, green, blue = rgb.float().split(1, 1)
-        luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue  # [B, 1, H, W]; no constant is copied to the device
+        luma = _small_luma(rgb)
         now = {
             "histogram": luma_histogram(luma),
             "features": layout(features, _FEATURE_GRID),
@@ -180,17 +179,25 @@ def with_cuts(reasons: Sequence[str], cuts: Tensor) -> list[str]:
     return [reason or ("cut" if cut else "") for reason, cut in zip(reasons, cuts.tolist(), strict=True)]
 
 
+def _small_luma(rgb: Tensor) -> Tensor:
+    """Return luma `[B, 1, h, w]` of frames `[B, 3, H, W]` averaged down to about `_LUMA_SIDE` px."""
+    cell = min(rgb.shape[-2:]) // _LUMA_SIDE
+    small = F.avg_pool2d(rgb, cell) if cell > 1 else rgb  # first: few numbers of a large frame are left to weigh
+    red, green, blue = small.float().split(1, 1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue  # no constant is copied to the device
+
+
 def luma_histogram(luma: Tensor) -> Tensor:
-    """Return the normalized histogram `[B, 64]` of luma `[B, 1, H, W]` in [0, 1]."""
-    small = F.avg_pool2d(luma, max(1, min(luma.shape[-2:]) // _LUMA_SIDE)).flatten(1)
-    level = small.clamp(0, 1) * (_BINS - 1)
+    """Return the normalized histogram `[B, 64]` of luma `[B, 1, h, w]` in [0, 1]."""
+    pixels = luma.flatten(1)
+    level = pixels.clamp(0, 1) * (_BINS - 1)
     # Each pixel is shared between its two nearest bins: a slight change of exposure moves the histogram slightly.
     low = level.floor()
     high_share = level - low
     histogram = luma.new_zeros(len(luma), _BINS)
     histogram.scatter_add_(1, low.long(), 1 - high_share)
     histogram.scatter_add_(1, (low.long() + 1).clamp(max=_BINS - 1), high_share)
-    return histogram / small.shape[1]
+    return histogram / pixels.shape[1]
 
 
 def layout(maps: Tensor, grid: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from contextlib import AbstractContextManager, nullcontext
 
+import cv2
 import torch
 
 from videomamba_depth.utils.errors import UserError
@@ -37,6 +38,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.float32 if is_emulated(torch.bfloat16) else torch.bfloat16
+
+
+def use_threads(threads: int | None) -> None:
+    """Let PyTorch and OpenCV, whose flow runs beside it, use at most so many CPU threads each; None: as they are."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
