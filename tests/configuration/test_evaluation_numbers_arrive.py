@@ -165,5 +165,6 @@ def test_a_page_of_methods_that_do_not_exist_is_refused(tiny_teacher_folder: str
 )
 def test_methods_of_one_name_are_refused(given: list[str], name: str) -> None:
     config = load_config("evaluate", EvaluateConfig, [*given, "device=cpu", "cache=null"])
-    with pytest.raises(UserError, match=f"checkpoint, memory: two methods are called '{name}'; write NAME:FOLDER"):
+    message = f"checkpoint, memory, prediction: two methods are called '{name}'; write NAME:FOLDER"
+    with pytest.raises(UserError, match=message):
         build_evaluation(config)

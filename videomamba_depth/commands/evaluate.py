@@ -3,6 +3,7 @@
     videomamba-depth evaluate checkpoint=runs/demo/last                        # worlds with exact depth
     videomamba-depth evaluate checkpoint=runs/demo/last input=clip.mp4         # a video, without ground truth
     videomamba-depth evaluate checkpoint=[a:runs/a/last,b:runs/b/last] preset=held_out
+    videomamba-depth evaluate prediction=[a:depth/a,b:depth/b] input=videos   # what any two programs have recorded
 
 A table is printed; the report goes to `evaluation/` beside the run's checkpoints.
 """
@@ -43,7 +44,9 @@ def main(config: EvaluateConfig) -> None:
         require(package, "the report's page (or take html.enabled=false)")
     evaluation = build_evaluation(config)
     checkpoints = list(evaluation.metadata["checkpoints"].values())
-    folder = Path(config.output or Path(checkpoints[0] if checkpoints else "runs/teacher/last").parent / "evaluation")
+    predictions = [about["path"] for about in (evaluation.metadata["predictions"] or {}).values()]
+    beside = Path([*checkpoints, *predictions, "runs/teacher/last"][0])
+    folder = Path(config.output or beside.parent / "evaluation")
     so_far = [folder / f"{config.name}.so_far{suffix}" for suffix in (".json", ".md")]
 
     def keep(result: Mapping[str, Any]) -> None:
@@ -77,7 +80,7 @@ def main(config: EvaluateConfig) -> None:
 def outcomes(evaluation: Evaluation, config: EvaluateConfig) -> Iterator[tuple[str, ClipResult | UserError]]:
     """Yield name and result of every clip in order, from this process or from several."""
     evaluator, sources = evaluation.evaluator, evaluation.sources
-    protocol, students = evaluator.protocol, sum(method.trained for method in evaluator.methods)
+    protocol, students = evaluator.protocol, sum(m.trained and m.new_stream is not None for m in evaluator.methods)
     again = (int(protocol.palindrome) + int(protocol.cut_frames > 0)) * students
     bar = EvaluationBar(len(sources), len(evaluator.methods), again)
     if config.workers == 1:

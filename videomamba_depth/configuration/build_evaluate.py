@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
-from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints, name_predictions
 from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
 from videomamba_depth.data.video.reader import iter_frames, probe_video
 from videomamba_depth.evaluation.cache import digest
@@ -18,8 +18,9 @@ from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
-from videomamba_depth.evaluation.methods import Method, filter_methods
+from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
+from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scored_kind
 from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, choose
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
@@ -27,6 +28,7 @@ from videomamba_depth.models.checkpoint import load_student, load_teacher, stude
 from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.checkpoint import hash_tensors
+from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import resolve_device, resolve_dtype, use_threads
 from videomamba_depth.utils.errors import UserError
 
@@ -56,31 +58,46 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     flow, flow_name = build_flow_estimator(config.reference_flow, device), flow_key(config.reference_flow)
+    sources = build_sources(config, flow)
+    predictions = find_predictions(config, sources)
     checkpoints = name_checkpoints(config.checkpoint)
+    if config.checkpoint is None and not predictions:
+        raise UserError("config: no value for checkpoint; set it on the command line: checkpoint=... or prediction=...")
+    teacher, students = None, dict[str, VideoMambaDepth]()
     if checkpoints:
         teacher, students = load_students(checkpoints, config.short_side)
-    else:
-        teacher, students = build_teacher(config.teacher, device, config.short_side), {}
+    elif config.checkpoint is not None:
+        teacher = build_teacher(config.teacher, device, config.short_side)
     for model in (teacher, *students.values()):
-        model.to(device)
-    methods: list[Method] = [
-        teacher_method(teacher, device, dtype),
-        *filter_methods(),
-        *([feature_average_method(teacher, flow, flow_name, device, dtype)] if teacher.encodes else []),
-        *(target_methods(flow) if config.targets else []),
-        *(
-            student_method(name, checkpoints[name], model, memory, device, dtype)
-            for name, model in students.items()
-            for memory in config.memory
-        ),
-    ]
+        if model is not None:
+            model.to(device)
+    recorded = [prediction_method(prediction, kind) for prediction, kind in predictions]
+    targets = target_methods(flow) if config.targets else []
+    if teacher is None:
+        reference = replace(recorded.pop(0), trained=False)
+        methods = [reference, *filter_methods(), *targets, *recorded]
+    else:
+        methods = [
+            teacher_method(teacher, device, dtype),
+            *filter_methods(),
+            *([feature_average_method(teacher, flow, flow_name, device, dtype)] if teacher.encodes else []),
+            *targets,
+            *(
+                student_method(name, checkpoints[name], model, memory, device, dtype)
+                for name, model in students.items()
+                for memory in config.memory
+            ),
+            *recorded,
+        ]
     names = [method.name for method in methods]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
-            f"checkpoint, memory: two methods are called '{twice[0]}'; write NAME:FOLDER with a name that no other"
-            " method has, and memories that differ in their first six digits"
+            f"checkpoint, memory, prediction: two methods are called '{twice[0]}'; write NAME:FOLDER with a name that"
+            " no other method has, and memories that differ in their first six digits"
         )
-    unknown = [name for name in config.html.methods if name not in names]
+    missing = {FEATURE_AVERAGE} - {*names}  # not every teacher encodes
+    shown = [names[0] if name == TEACHER else name for name in config.html.methods if name not in missing]
+    unknown = [name for name in shown if name not in names]
     if unknown:
         raise UserError(f"html.methods: there is no method '{unknown[0]}'; choose from {', '.join(names)}")
     protocol = Protocol(**{item.name: getattr(config, item.name) for item in fields(Protocol)})
@@ -88,26 +105,54 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         protocol = replace(protocol, alignment=PROTOCOLS[config.protocol].alignment)
     evaluator = Evaluator(
         methods=methods,
-        depth_kind=teacher.depth_kind,
+        depth_kind=scored_kind(predictions[0][1]) if teacher is None else teacher.depth_kind,
         flow=flow,
         flow_name=flow_name,
         protocol=protocol,
         cache=None if config.cache is None else Path(config.cache),
-        shown=[*config.html.methods, *(method.name for method in methods if method.trained)],
+        shown=[*shown, *(method.name for method in methods if method.trained)],
         video_frames=config.html.video_frames,
     )
-    sources = build_sources(config, flow)
     inputs = [config.input] if isinstance(config.input, str) else config.input
     metadata = {
         "checkpoints": checkpoints,
         "weights_sha256": {n: hash_tensors(student_weights(m).items()) for n, m in students.items()},
-        "teacher": teacher.model_id,
-        "teacher_sha256": teacher.weights_sha256(),
+        "teacher": None if teacher is None else teacher.model_id,
+        "teacher_sha256": None if teacher is None else teacher.weights_sha256(),
+        "predictions": {
+            prediction.name: {"path": str(prediction.root), "kind": kind.value, "scale": prediction.scale}
+            for prediction, kind in predictions
+        }
+        or None,
         "input": config.input,
         "published_protocol": config.protocol,
         "synthetic": asdict(config.synthetic) if "synthetic" in inputs else None,
     }
     return Evaluation(evaluator, sources, _drawn(config, sources), metadata)
+
+
+def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> list[tuple[Prediction, DepthKind]]:
+    """Return the recorded depth of all clips, and its kind, as the first clip has it.
+
+    Raises:
+        UserError: a clip has none; it does not say what it is.
+    """
+    alone = len(sources) == 1
+    given = name_predictions(config.prediction, config.prediction_kind, config.prediction_scale, alone)
+    found = []
+    for prediction in given:
+        missing = []
+        for source in sources:
+            try:
+                prediction.find(source.name)
+            except UserError as error:
+                missing.append(str(error))
+        if missing:
+            raise UserError(
+                f"prediction '{prediction.name}' lacks {len(missing)} of {len(sources)} clips: {missing[0]}"
+            )
+        found.append((prediction, prediction.open(sources[0].name).kind))
+    return found
 
 
 def _drawn(config: EvaluateConfig, sources: Sequence[ClipSource]) -> frozenset[str]:
@@ -165,8 +210,9 @@ def _content(path: str, code: str) -> str:
 
 def open_video(source: VideoSource) -> EvaluationClip:
     """Open a video; its frames are decoded as they are asked for."""
-    fps = probe_video(source.path).fps
-    return EvaluationClip(source.video_id, (frame.rgb for frame in iter_frames(source.path)), fps=fps)
+    info = probe_video(source.path)
+    frames = (frame.rgb for frame in iter_frames(source.path))
+    return EvaluationClip(source.video_id, frames, fps=info.fps, source_frames=info.num_frames)
 
 
 def _rgbd(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:

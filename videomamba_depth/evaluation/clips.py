@@ -23,7 +23,8 @@ class EvaluationClip:
     frames: F × uint8 [H,W,3] RGB; an array, a sequence or an iterator (read once, in order).
     Arrays may be `FrameView`s, which hold nothing in memory.
     fps: frames per second, for the report alone.
-    frame_ids: which frames of the source these are; default 0 … F−1.
+    frame_ids: which frames of the source these are; default 0 … F−1. frame_places: their places among all pictures
+    of the source, also those without ground truth; source_frames: how many these are.
     gt_depth_m: [F,h,w] float, z in meters; anything not positive is invalid. Its size is the size of
     evaluation.
     valid: [F,h,w] bool, where gt_depth_m holds.
@@ -37,6 +38,8 @@ class EvaluationClip:
     frames: Iterable[np.ndarray]
     fps: float = 30.0
     frame_ids: tuple[int | str, ...] | None = None
+    frame_places: tuple[int, ...] | None = None
+    source_frames: int | None = None
     gt_depth_m: Frames | None = None
     valid: Frames | None = None
     max_depth_m: float = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -14,6 +14,7 @@ import numpy as np
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.metrics.accuracy import (
     MIN_DISPARITY,
+    aligned_as_depth,
     aligned_disparity,
     alignment_per_frame,
     valid_ground_truth,
@@ -39,7 +40,9 @@ class Context:
 
     teacher: [F,H,W] the framewise teacher's depth, the reference of the guards. estimated_motion: what filters may
     read; `motion`, which the metrics read, is exact where `exact_motion` says so. aligned_to: what the clip's one scale
-    and shift are fitted to, "video" or "first_frame". stills: nothing holds from one frame to the next.
+    and shift are fitted to, "video" or "first_frame". stills: nothing holds from one frame to the next. teacher_kind,
+    teacher_disparity: of the teacher, where the depth that is scored is of another kind. align_metric: metric depth is
+    aligned like inverse depth, since methods of several kinds are compared; its accuracy in meters is reported too.
     """
 
     rgb: Frames
@@ -55,6 +58,15 @@ class Context:
     estimated_motion: ClipMotion | None = None
     aligned_to: str = "video"
     stills: bool = False
+    teacher_kind: DepthKind | None = None
+    teacher_disparity: Frames | None = None
+    align_metric: bool = False
+
+    def of_kind(self, kind: DepthKind | None) -> Context:
+        """Return the context that depth of another kind is scored in; the reference stays. None: the teacher's kind."""
+        if kind is None or kind is self.depth_kind:
+            return self
+        return replace(self, depth_kind=kind, teacher_kind=self.depth_kind, teacher_disparity=self.reference)
 
     @cached_property
     def counted(self) -> FrameView:
@@ -64,12 +76,12 @@ class Context:
     @cached_property
     def reference(self) -> Frames:
         """The teacher's `disparity`."""
-        return self.disparity(self.teacher)
+        return self.disparity(self.teacher) if self.teacher_disparity is None else self.teacher_disparity
 
     @property
     def alignment(self) -> str:
         """How stability is aligned, in words."""
-        if self.depth_kind == DepthKind.METRIC:
+        if self.depth_kind == DepthKind.METRIC and not self.align_metric:
             return "none (metric depth)"
         if self.gt_depth_m is None:
             return "one affine per clip to the teacher"
@@ -80,20 +92,28 @@ class Context:
         """Return the disparity of a method's depth [F,H,W] in the clip's units.
 
         Inverse depth is aligned with ONE affine per clip, so that flicker and drift stay: to the ground truth (1/m), of
-        the video or of its first frame, where there is one, else to the teacher. Metric depth is only inverted.
+        the video or of its first frame, where there is one, else to the teacher. Metric depth is only inverted, unless
+        other methods have to be aligned; affine-invariant depth is aligned to the ground truth as depth, then inverted.
         """
-        if self.depth_kind == DepthKind.METRIC:
+        if self.depth_kind == DepthKind.METRIC and not self.align_metric:
             return self.inverse(depth)
+        if self.depth_kind == DepthKind.AFFINE_DEPTH:
+            assert self.gt_depth_m is not None, "affine-invariant depth needs ground truth"
+            fit = alignment_per_frame(depth, self.gt_depth_m, self.counted, self.aligned_to, "depth")[0]
+            far = self.max_depth_m
+            return mapped(lambda d: (1.0 / aligned_as_depth(d, *fit, far)).astype(np.float32), depth)
+        depth = self.inverse(depth)
         if self.gt_depth_m is not None:
             scale, shift = alignment_per_frame(depth, self.gt_depth_m, self.counted, self.aligned_to)[0]
             if np.isfinite(scale):
                 return mapped(lambda frame: aligned_disparity(frame, scale, shift).astype(np.float32), depth)
-        to_teacher = clip_scale_and_shift(depth, self.teacher, mapped(lambda frame: np.ones(frame.shape, bool), depth))
+        teacher = self.inverse(self.teacher, self.teacher_kind)
+        to_teacher = clip_scale_and_shift(depth, teacher, mapped(lambda frame: np.ones(frame.shape, bool), depth))
         return mapped(lambda frame: (to_teacher[0] * frame + to_teacher[1]).astype(np.float32), depth)
 
-    def inverse(self, depth: Frames) -> Frames:
-        """Return inverse depth: as it is when it already is one, 1/depth (1/m) for metric depth."""
-        if self.depth_kind == DepthKind.RELATIVE:
+    def inverse(self, depth: Frames, kind: DepthKind | None = None) -> Frames:
+        """Return inverse depth, as it is when it already is one; 1/depth (1/m) of metric depth. kind: else its own."""
+        if (kind or self.depth_kind) == DepthKind.RELATIVE:
             return depth
         return mapped(lambda frame: (1.0 / np.maximum(frame, MIN_DISPARITY)).astype(np.float32), depth)
 
@@ -109,6 +129,12 @@ class ScoredDepth:
     def disparity(self) -> Frames:
         """Aligned disparity, see `Context.disparity`."""
         return self.context.disparity(self.depth)
+
+    @property
+    def inverse(self) -> Frames:
+        """Inverse depth before alignment, for what fits one itself; where there is none, after it."""
+        has_none = self.context.depth_kind == DepthKind.AFFINE_DEPTH
+        return self.disparity if has_none else self.context.inverse(self.depth)
 
     @cached_property
     def depth_m(self) -> FrameView:

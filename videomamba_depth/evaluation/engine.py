@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from videomamba_depth.evaluation.context import (
     frames_in_any_order,
     run_streams,
 )
-from videomamba_depth.evaluation.methods import TEACHER, Method, is_average
+from videomamba_depth.evaluation.methods import Method, is_average
 from videomamba_depth.evaluation.metrics.registry import depth_flags, score_depth
 from videomamba_depth.evaluation.pictures import ClipPictures, draw_clip
 from videomamba_depth.evaluation.recurrence import Stream, recurrence_scores
@@ -72,8 +72,9 @@ class Protocol:
 class Evaluator:
     """Scores methods on one clip after another.
 
-    methods: the first is "teacher", framewise, the reference of guards and filters. depth_kind: what all methods
-    give. flow: estimates motion; may be None for clips that bring their own. Where both are, filters get the
+    methods: the first is the framewise teacher, or what stands in its place: the reference of guards and filters.
+    depth_kind: what it and all methods give that name no kind of their own. flow: estimates motion; may be None for
+    clips that bring their own. Where both are, filters get the
     estimated flow, as a user's would, and the metrics the exact one. flow_name: names it in keys. cache: folder
     where results are kept. shown: methods in the pictures of a clip; video_frames: in their video, 0 for none.
     """
@@ -89,8 +90,21 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
-        if not names or names[0] != TEACHER or len(set(names)) < len(names):
-            raise ValueError(f"methods must begin with 'teacher', the reference, and differ in name; got {names}")
+        if not names or len(set(names)) < len(names) or self.methods[0].derive is not None or self.methods[0].trained:
+            raise ValueError(
+                f"methods must begin with 'teacher' or another reference, not trained, and differ in name; got {names}"
+            )
+
+    @property
+    def reference(self) -> str:
+        """Name of the method that all others are held against."""
+        return self.methods[0].name
+
+    @property
+    def align_metric(self) -> bool:
+        """Whether metric depth is aligned, since there are methods of other kinds too."""
+        kinds = {method.kind or self.depth_kind for method in self.methods}
+        return DepthKind.METRIC in kinds and len(kinds) > 1
 
     @torch.no_grad()
     def evaluate(
@@ -131,7 +145,7 @@ class Evaluator:
             "group": source.group,
             "protocol": source.protocol,
             "stills": source.stills,
-            **done[TEACHER]["clip"],
+            **done[self.reference]["clip"],
             "methods": {name: result["scores"] for name, result in done.items()},
             "flags": {name: result["flags"] for name, result in done.items()},
             "pictures": pictures,
@@ -156,7 +170,8 @@ class _KeptClip:
         self._keep_depth, self._folder = source.keep_depth, None
         self._teacher = evaluator.methods[0].digest
         if evaluator.cache is not None and source.digest is not None:
-            about = digest(source.digest(), asdict(evaluator.protocol), evaluator.flow_name, evaluator.depth_kind.value)
+            kind = evaluator.depth_kind.value + ("-aligned" if evaluator.align_metric else "")
+            about = digest(source.digest(), asdict(evaluator.protocol), evaluator.flow_name, kind)
             self._folder = evaluator.cache / "results" / f"{_file_name(source.name)}-{about}"
         self._video_frames = evaluator.video_frames
 
@@ -210,6 +225,8 @@ def _run_clip(
     protocol, clip, teacher = evaluator.protocol, source.load(), evaluator.methods[0]
     if protocol.max_gt_side is not None:
         clip = shrink_clip(clip, protocol.max_gt_side)
+    if clip.source_frames is None and isinstance(clip.frames, Sized):
+        clip = replace(clip, source_frames=len(clip.frames))
     frames: Sequence[np.ndarray] | FrameView = []
     if (protocol.palindrome or protocol.cut_frames) and not source.stills:
         frames = frames_in_any_order(clip.frames, protocol.max_frames)
@@ -219,11 +236,11 @@ def _run_clip(
     # 1. The depth of every stream, in one pass over the frames.
     streams: dict[str, Stream] = {}
     for method in methods:
-        if method.new_stream is not None:
+        if method.derive is None:
             folder = kept.depth_folder(method)
             recorded = None if folder is None else read_arrays(folder)
             known = method if not recorded else Method.recorded(method.name, recorded["depth"])
-            streams[method.name] = known.open(source.stills)
+            streams[method.name] = known.open(source.stills, clip, protocol.max_frames)
     fewest = 1 if source.stills else 2
     rgb, depths = run_streams(clip, streams, protocol.max_side, protocol.max_frames, progress, fewest)
     for method in methods:
@@ -235,8 +252,9 @@ def _run_clip(
     if source.stills:
         clip = replace(clip, motion=no_motion(rgb.shape[:3]))
     flow = None if source.stills else evaluator.flow
-    context = build_context(clip, rgb, depths[TEACHER], evaluator.depth_kind, flow, has_filters, progress)
-    context = replace(context, aligned_to=protocol.alignment or "video")
+    reference = depths[evaluator.reference]
+    context = build_context(clip, rgb, reference, evaluator.depth_kind, flow, has_filters, progress)
+    context = replace(context, aligned_to=protocol.alignment or "video", align_metric=evaluator.align_metric)
     if source.stills:
         context = replace(context, stills=True, exact_motion=False)
     about, found = _describe(clip, context), dict[str, Any]()
@@ -247,13 +265,15 @@ def _run_clip(
         if method in drawn:
             depths[method.name] = depth
         if method in missing:
-            found[method.name] = {"clip": about, "scores": score_depth(depth, context), "flags": depth_flags(depth)}
+            scores = score_depth(depth, context.of_kind(method.kind))
+            flags = [*depth_flags(depth), *getattr(streams.get(method.name), "flags", ())]
+            found[method.name] = {"clip": about, "scores": scores, "flags": flags}
         if progress is not None:
             progress("method", method.name)
 
     # 3. What students remember.
     for method in missing:
-        if method.trained and not source.stills:
+        if method.trained and method.new_stream is not None and not source.stills:
             found[method.name]["scores"] |= recurrence_scores(
                 method.open, streams[method.name], frames, depths[method.name], protocol.palindrome, protocol.cut_frames
             )
@@ -261,7 +281,9 @@ def _run_clip(
                 if progress is not None:
                     progress(again, method.name)
     pictures = (
-        draw_clip(clip, context, {m.name: depths[m.name] for m in drawn}, evaluator.video_frames) if drawn else None
+        draw_clip(clip, context, {m.name: (depths[m.name], m.kind) for m in drawn}, evaluator.video_frames)
+        if drawn
+        else None
     )
     return found, pictures
 
@@ -330,7 +352,10 @@ def collect(
         "flow": "none" if evaluator.flow is None else type(evaluator.flow).__name__,
         **asdict(evaluator.protocol),
         "averaging": "pixels of a frame, then frames, then clips",
+        "reference": evaluator.reference,
     }
+    if others := {m.name: m.kind.value for m in evaluator.methods if m.kind not in (None, evaluator.depth_kind)}:
+        protocol["other_depth_kinds"] = others
     students = [method.name for method in evaluator.methods if method.trained]
     for name, outcome in outcomes:
         if isinstance(outcome, UserError):

@@ -23,8 +23,10 @@ from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.recurrence import Stream
 from videomamba_depth.flow.clip_motion import ClipMotion, warp_frame
 from videomamba_depth.flow.frame_view import Frames
+from videomamba_depth.utils.depth_kind import DepthKind
 
 if TYPE_CHECKING:
+    from videomamba_depth.evaluation.clips import EvaluationClip
     from videomamba_depth.evaluation.context import Context
 
 Filter = Callable[[Frames, ClipMotion], Iterable[np.ndarray]]
@@ -37,12 +39,14 @@ TEACHER, CONSTANT, FEATURE_AVERAGE = "teacher", "constant", "feature_ema"
 
 @dataclass(frozen=True)
 class Method:
-    """One method. It has either a stream, fed with the clip's frames, or it is derived from the teacher's depth.
+    """One method. It has a stream, fed with the clip's frames, or recorded depth, or it derives from the teacher's.
 
     name: of its results in tables and JSON. new_stream: returns a stream that has seen nothing. derive: gives the
     depth [H,W] of every frame, from a context that holds teacher, pictures and motion. digest: names all that
     decides its depth on a clip, teacher and flow aside; its scores are kept under it, none without one. trained: a
-    student, which is compared with all others. remembers: its stream depends on the frames before.
+    student or recorded depth, which is compared with all others. remembers: its stream depends on the frames before.
+    on_clip: returns a stream of recorded depth, which only goes with this clip, of which at most so many frames are
+    read. kind: of its depth; None: the teacher's.
     """
 
     name: str
@@ -51,9 +55,17 @@ class Method:
     digest: str = ""
     trained: bool = False
     remembers: bool = False
+    on_clip: Callable[[EvaluationClip, int | None], Stream] | None = None
+    kind: DepthKind | None = None
 
-    def open(self, stills: bool = False) -> Stream:
-        """Return a new stream; only for methods that have one. stills: it forgets every frame before the next."""
+    def open(self, stills: bool = False, clip: EvaluationClip | None = None, max_frames: int | None = None) -> Stream:
+        """Return a new stream, for at most so many frames of a clip; only for methods that are not derived.
+
+        stills: it forgets every frame before the next.
+        """
+        if self.on_clip is not None:
+            assert clip is not None
+            return self.on_clip(clip, max_frames)
         assert self.new_stream is not None
         if stills and self.remembers:
             return lambda frame: self.open()(frame)

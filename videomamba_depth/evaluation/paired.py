@@ -70,12 +70,12 @@ def cost(method: Mapping[str, float], teacher: Mapping[str, float], metric: str)
     return abs(value) if metric in ("edge_ratio", "lag") else value
 
 
-def measured(clips: Sequence[ClipScores]) -> list[str]:
+def measured(clips: Sequence[ClipScores], teacher: str = TEACHER) -> list[str]:
     """Return the metrics of tables that any clip has of the teacher."""
     return [
         column.metric
         for column in COLUMNS
-        if any(math.isfinite(clip[TEACHER].get(column.metric, math.nan)) for clip in clips)
+        if any(math.isfinite(clip[teacher].get(column.metric, math.nan)) for clip in clips)
     ]
 
 
@@ -90,23 +90,29 @@ def axes_of(metrics: Sequence[str]) -> tuple[str, dict[str, str]]:
     return flicker, axes
 
 
-def costs(clips: Sequence[ClipScores], metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+def costs(
+    clips: Sequence[ClipScores], metrics: Sequence[str], teacher: str = TEACHER
+) -> dict[str, dict[str, Estimate]]:
     """Return {method: {metric: mean `cost`}} over clips; the teacher's are 0."""
     return {
-        name: {m: estimate([cost(clip[name], clip[TEACHER], m) for clip in clips]) for m in metrics}
+        name: {m: estimate([cost(clip[name], clip[teacher], m) for clip in clips]) for m in metrics}
         for name in clips[0]
     }
 
 
-def changes(clips: Sequence[ClipScores], metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+def changes(
+    clips: Sequence[ClipScores], metrics: Sequence[str], teacher: str = TEACHER
+) -> dict[str, dict[str, Estimate]]:
     """Return {method: {metric: mean change against the teacher}} over clips."""
     return {
-        name: {m: estimate([change(clip[name], clip[TEACHER], m) for clip in clips]) for m in metrics}
+        name: {m: estimate([change(clip[name], clip[teacher], m) for clip in clips]) for m in metrics}
         for name in clips[0]
     }
 
 
-def differences(clips: Sequence[ClipScores], student: str, metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+def differences(
+    clips: Sequence[ClipScores], student: str, metrics: Sequence[str], teacher: str = TEACHER
+) -> dict[str, dict[str, Estimate]]:
     """Return {method: {metric: student − method}}, paired by clip, in points of the teacher's value.
 
     Below 0 the student is better. Edges and lag by their distance from the teacher's, so that less is better for every
@@ -114,7 +120,7 @@ def differences(clips: Sequence[ClipScores], student: str, metrics: Sequence[str
     """
 
     def difference(clip: ClipScores, other: str, metric: str) -> float:
-        return cost(clip[student], clip[TEACHER], metric) - cost(clip[other], clip[TEACHER], metric)
+        return cost(clip[student], clip[teacher], metric) - cost(clip[other], clip[teacher], metric)
 
     return {
         other: {metric: estimate([difference(clip, other, metric) for clip in clips]) for metric in metrics}
@@ -142,6 +148,7 @@ def pareto_gaps(
     points: Sequence[str],
     flicker: str,
     axes: Mapping[str, str],
+    teacher: str = TEACHER,
 ) -> dict[str, dict[str, float]]:
     """Return {point: {axis: flicker of a Pareto front at the point's cost, minus the point's own}}.
 
@@ -156,7 +163,7 @@ def pareto_gaps(
             axis: _flicker_at(
                 [
                     (costs_by_method[name][metric].value, costs_by_method[name][flicker].value)
-                    for name in (TEACHER, *curve)
+                    for name in (teacher, *curve)
                 ],
                 costs_by_method[point][metric].value,
             )
@@ -167,8 +174,8 @@ def pareto_gaps(
     }
 
 
-def compare(clips: Sequence[ClipScores], students: Sequence[str]) -> dict[str, Any]:
-    """Return everything that is said about clips of one group.
+def compare(clips: Sequence[ClipScores], students: Sequence[str], teacher: str = TEACHER) -> dict[str, Any]:
+    """Return everything that is said about clips of one group; `teacher`: the method that others are held against.
 
     Returns:
         {"flicker", "axes": see `axes_of`, "changes", "worst": {method: its largest change of accuracy}, "students":
@@ -176,25 +183,25 @@ def compare(clips: Sequence[ClipScores], students: Sequence[str]) -> dict[str, A
         the student lies below its Pareto front}}}, "memory_fronts": {student: {filter: {axis: points by which the
         Pareto front of the student's memories lies below the filter}}}}. Positive gaps: the student is better.
     """
-    metrics = measured(clips)
+    metrics = measured(clips, teacher)
     flicker, axes = axes_of(metrics)
-    costs_by_method = costs(clips, metrics)
+    costs_by_method = costs(clips, metrics, teacher)
     families = {name: [m for m in members if m in costs_by_method] for name, members in averages().items()}
     accuracy = axes.get("accuracy", axes.get("distance from the teacher", ""))
     result: dict[str, Any] = {
         "flicker": flicker,
         "axes": axes,
-        "changes": changes(clips, metrics),
-        "worst": {name: max(change(clip[name], clip[TEACHER], accuracy) for clip in clips) for name in clips[0]},
+        "changes": changes(clips, metrics, teacher),
+        "worst": {name: max(change(clip[name], clip[teacher], accuracy) for clip in clips) for name in clips[0]},
         "students": {},
     }
     for student in students:
-        paired = differences(clips, student, metrics)
+        paired = differences(clips, student, metrics, teacher)
         result["students"][student] = {
             "minus_method": paired,
             "dominance": dominance(paired, flicker, axes),
             "pareto_gaps": {
-                name: pareto_gaps(costs_by_method, members, [student], flicker, axes)[student]
+                name: pareto_gaps(costs_by_method, members, [student], flicker, axes, teacher)[student]
                 for name, members in families.items()
                 if members
             },
@@ -203,7 +210,7 @@ def compare(clips: Sequence[ClipScores], students: Sequence[str]) -> dict[str, A
     result["memory_fronts"] = {
         name: {
             point: {axis: -gap for axis, gap in gaps.items()}
-            for point, gaps in pareto_gaps(costs_by_method, members, filters, flicker, axes).items()
+            for point, gaps in pareto_gaps(costs_by_method, members, filters, flicker, axes, teacher).items()
         }
         for name, members in memories(students).items()
         if len(members) > 1

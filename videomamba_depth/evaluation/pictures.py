@@ -19,6 +19,7 @@ from videomamba_depth.evaluation.context import Context
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
 from videomamba_depth.flow.frame_view import Frames, first_frames, on_disk
 from videomamba_depth.utils.color import INFERNO
+from videomamba_depth.utils.depth_kind import DepthKind
 
 MAX_TILE_PX = 320
 MAX_VIDEO_BYTES = 12_000_000
@@ -138,15 +139,20 @@ class ClipView:
         return np.ascontiguousarray(np.concatenate(rows))
 
 
-def draw_clip(clip: EvaluationClip, context: Context, depths: Mapping[str, Frames], video_frames: int) -> ClipPictures:
+def draw_clip(
+    clip: EvaluationClip,
+    context: Context,
+    depths: Mapping[str, tuple[Frames, DepthKind | None]],
+    video_frames: int,
+) -> ClipPictures:
     """Return the pictures of a clip's methods; one that is not finite is left out.
 
-    depths: {method: [F,H,W]}, see `Evaluator`. video_frames: of the video; 0: none.
+    depths: {method: ([F,H,W], its kind)}, see `Evaluator`. video_frames: of the video; 0: none.
     """
     view = ClipView(clip.name, context.rgb, clip.fps, context.reference, video_frames)
-    for name, depth in depths.items():
+    for name, (depth, kind) in depths.items():
         if all(np.isfinite(frame).all() for frame in depth):
-            view.add(name, context.disparity(depth))
+            view.add(name, context.of_kind(kind).disparity(depth))
     return view.finish()
 
 

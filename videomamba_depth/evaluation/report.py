@@ -89,7 +89,8 @@ def _group_section(name: str, result: Mapping[str, Any]) -> Section:
     members = [clip for clip in result["clips"] if clip["group"] == name]
     students = group["students"]
     flags = {method: sorted({f for clip in members for f in clip["flags"].get(method, [])}) for method in group["mean"]}
-    changes = {method: values for method, values in group["changes"].items() if method != TEACHER}
+    reference = result.get("reference", TEACHER)
+    changes = {method: values for method, values in group["changes"].items() if method != reference}
     axes = list(group["axes"])
     as_trained = [student for student in students if "@" not in student] or list(students)
     text = [
@@ -104,9 +105,9 @@ def _group_section(name: str, result: Mapping[str, Any]) -> Section:
     tables = [
         metric_table("Mean ± standard error over clips", group["mean"], flags),
         _change_table(
-            "Change against the teacher, paired by clip: mean ± standard error", changes, worst=group["worst"]
+            f"Change against {_named(reference)}, paired by clip: mean ± standard error", changes, worst=group["worst"]
         ),
-        *([_dominated_table(students, axes)] if students and axes else []),
+        *([_dominated_table(students, axes, reference)] if students and axes else []),
         *(_gap_table(student, gaps, axes) for student, gaps in group["memory_fronts"].items()),
     ]
     paired = [
@@ -168,11 +169,11 @@ def change_title(metric: str) -> str:
     return heading if DIFFERENCES.get(metric) == 1.0 else f"{heading} %"
 
 
-def _dominated_table(students: Mapping[str, Mapping[str, Any]], axes: Sequence[str]) -> Table:
+def _dominated_table(students: Mapping[str, Mapping[str, Any]], axes: Sequence[str], reference: str) -> Table:
     """Return which students flicker less than each filter and cost no more on the axis."""
     rows = []
     for name in next(iter(students.values()))["dominance"]:
-        if name in students or name in (TEACHER, CONSTANT):
+        if name in students or name in (reference, CONSTANT):
             continue
         cells = []
         for axis in axes:
@@ -207,14 +208,15 @@ def _by_clip_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return the students' changes against the teacher clip by clip."""
     tables = []
     scores = [(clip["name"], plain_scores(clip)) for clip in result["clips"]]
-    metrics = list(dict.fromkeys(m for g in result["groups"].values() for m in g["changes"].get(TEACHER, ())))
+    reference = result.get("reference", TEACHER)
+    metrics = list(dict.fromkeys(m for g in result["groups"].values() for m in g["changes"].get(reference, ())))
     for student in result["verdicts"]:
         rows = [
-            (name, "", [cell(estimate([change(clip[student], clip[TEACHER], m)])) for m in metrics])
+            (name, "", [cell(estimate([change(clip[student], clip[reference], m)])) for m in metrics])
             for name, clip in scores
         ]
         tables.append(
-            Table(f"{student}: change against the teacher", [*map(change_title, metrics)], rows, first="clip")
+            Table(f"{student}: change against {_named(reference)}", [*map(change_title, metrics)], rows, first="clip")
         )
     return tables
 
@@ -265,6 +267,11 @@ def cell(value: Estimate, decimals: int | None = None) -> str:
     digits = (1 if abs(value.value) >= 1 else 2) if decimals is None else decimals
     error = f" ± {value.std_error:.{digits}f}" if math.isfinite(value.std_error) else ""
     return f"{value.value:+.{digits}f}{error}".replace("-", "−")
+
+
+def _named(reference: str) -> str:
+    """Return what the reference is called in a sentence."""
+    return "the teacher" if reference == TEACHER else reference
 
 
 def _points(gap: float) -> str:

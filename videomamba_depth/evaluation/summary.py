@@ -31,21 +31,26 @@ def summarize_clips(
 ) -> dict[str, Any]:
     """Average and compare the results of clips, over all of them and group by group.
 
+    reference, of the protocol: the method that the others are held against; else the teacher.
+
     Returns:
         {"clips": [per clip, see `Evaluator.evaluate`], "skipped": {clip: reason}, "mean", "verdicts", "counts":
         over all clips, "groups": {group: "num_clips", the same three, and all of `compare`}, "protocol",
         "versions", "metadata", "pictures": of clips that were drawn}.
     """
+    reference = protocol.get("reference", TEACHER)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for clip in clips:
         groups.setdefault(clip["group"], []).append(clip)
     return {
         "clips": [{key: value for key, value in clip.items() if key != "pictures"} for clip in clips],
         "skipped": dict(skipped),
-        **_averages(clips, students),
+        **_averages(clips, students, reference),
         "groups": {
-            name: _averages(members, students) | _compared(members, students) for name, members in groups.items()
+            name: _averages(members, students, reference) | _compared(members, students, reference)
+            for name, members in groups.items()
         },
+        "reference": reference,
         "protocol": dict(protocol),
         "versions": versions(),
         "metadata": dict(metadata or {}),
@@ -53,17 +58,17 @@ def summarize_clips(
     }
 
 
-def _averages(clips: Sequence[Mapping[str, Any]], students: Sequence[str]) -> dict[str, Any]:
+def _averages(clips: Sequence[Mapping[str, Any]], students: Sequence[str], reference: str) -> dict[str, Any]:
     mean = mean_methods(clips)
     return {
         "mean": mean,
-        "verdicts": {name: verdict(mean, name, students=students) for name in students},
-        "counts": {name: count_better(clips, name, students=students) for name in students},
+        "verdicts": {name: verdict(mean, name, reference, students) for name in students},
+        "counts": {name: count_better(clips, name, reference, students) for name in students},
     }
 
 
-def _compared(clips: Sequence[Mapping[str, Any]], students: Sequence[str]) -> dict[str, Any]:
-    return {"num_clips": len(clips), **compare([plain_scores(clip) for clip in clips], students)}
+def _compared(clips: Sequence[Mapping[str, Any]], students: Sequence[str], reference: str) -> dict[str, Any]:
+    return {"num_clips": len(clips), **compare([plain_scores(clip) for clip in clips], students, reference)}
 
 
 def plain_scores(clip: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -127,7 +132,9 @@ SHORT_TERM = {"flk2": -1.0, "opw": -1.0, "rtc_1.02": 1.0, "static_std/flicker": 
 """Short-term stability without ground truth, and the sign of better."""
 
 
-def count_better(clips: Sequence[Mapping[str, Any]], student: str, students: Sequence[str] = ()) -> dict[str, Any]:
+def count_better(
+    clips: Sequence[Mapping[str, Any]], student: str, teacher: str = TEACHER, students: Sequence[str] = ()
+) -> dict[str, Any]:
     """Count the clips on which the student is steadier than the teacher in the short term, and keeps the guards.
 
     Returns:
@@ -140,12 +147,12 @@ def count_better(clips: Sequence[Mapping[str, Any]], student: str, students: Seq
     for clip in clips:
         mean = mean_methods([clip])
         for metric, sign in SHORT_TERM.items():
-            per_metric[metric] += sign * _value(mean, student, metric) > sign * _value(mean, "teacher", metric)
-        guards = [name for name, kept in _guards(mean, student, "teacher").items() if not kept]
-        steadier = _value(mean, student, "flk2") < _value(mean, "teacher", "flk2")
+            per_metric[metric] += sign * _value(mean, student, metric) > sign * _value(mean, teacher, metric)
+        guards = [name for name, kept in _guards(mean, student, teacher).items() if not kept]
+        steadier = _value(mean, student, "flk2") < _value(mean, teacher, "flk2")
         count["steadier"] += steadier
         count["steadier_guards_kept"] += steadier and not guards
-        count["better"] += verdict(mean, student, students=students)["better"]
+        count["better"] += verdict(mean, student, teacher, students)["better"]
         if guards or not steadier:
             failing[str(clip["name"])] = [*guards, *([] if steadier else ["not steadier"])]
     return {**count, "per_metric": per_metric, "failing": failing}

@@ -80,7 +80,7 @@ class RecordedDepth:
         return self.num_frames
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self._frames(range(self.num_frames))
+        return self.iter_frames(range(self.num_frames))
 
     def read(self, index: int) -> np.ndarray:
         """Return frame `index` as float32 [h,w]; NaN where there is no valid depth, see `valid_depth`.
@@ -89,13 +89,23 @@ class RecordedDepth:
             IndexError: there is no such frame.
             UserError: its file is damaged or of another size; the message names it.
         """
-        return next(self._frames([index]))
+        return next(self.iter_frames([index]))
 
     def read_many(self, indices: Sequence[int]) -> np.ndarray:
         """Return frames as `read` does, float32 [K,h,w]; in any order, repeats allowed."""
         ascending = sorted(set(indices))
-        frames = dict(zip(ascending, self._frames(ascending), strict=True))
+        frames = dict(zip(ascending, self.iter_frames(ascending), strict=True))
         return np.stack([frames[i] for i in indices])
+
+    def iter_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield frames as `read` does, of ascending indices: what is compressed is decompressed once on the way."""
+        for i in indices:
+            if not 0 <= i < self.num_frames:
+                raise IndexError(f"frame {i} of {self.num_frames} in {self.path}")
+        for i, stored in zip(indices, self.storage.read_many(indices), strict=True):
+            factor = self._factor(i)
+            values = stored if factor == 1.0 else stored.astype(np.float64) * factor
+            yield valid_depth(values, self.kind)
 
     def digest(self) -> str:
         """Return the SHA-256 of what was recorded: kind, scales, names and bytes of all files."""
@@ -106,16 +116,6 @@ class RecordedDepth:
                 while block := data.read(_HASH_BLOCK):
                     found.update(block)
         return found.hexdigest()
-
-    def _frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield ascending frames."""
-        for i in indices:
-            if not 0 <= i < self.num_frames:
-                raise IndexError(f"frame {i} of {self.num_frames} in {self.path}")
-        for i, stored in zip(indices, self.storage.read_many(indices), strict=True):
-            factor = self._factor(i)
-            values = stored if factor == 1.0 else stored.astype(np.float64) * factor
-            yield valid_depth(values, self.kind)
 
     def _factor(self, index: int) -> float:
         numbers = self.frame_numbers

@@ -167,6 +167,8 @@ def recording_clip(name: str, recording: Recording, num_images: int, *, refuse_f
         frames=Pictures([frame.image for frame in frames], recording.read_image),
         fps=recording.fps,
         frame_ids=tuple(frame.name for frame in frames),
+        frame_places=tuple(frame.place for frame in frames),
+        source_frames=num_images,
         gt_depth_m=gt_depth_m,
         valid=valid,
         max_depth_m=recording.max_depth_m,

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from videomamba_depth.evaluation.cache import write_text
 from videomamba_depth.evaluation.html.pareto_plot import STUDENT_COLORS, pareto_plots
-from videomamba_depth.evaluation.methods import CONSTANT, FAMILIES
+from videomamba_depth.evaluation.methods import CONSTANT, FAMILIES, TEACHER
 from videomamba_depth.evaluation.pictures import fit_videos
 from videomamba_depth.evaluation.report import build_report
 from videomamba_depth.evaluation.summary import plain_scores
@@ -33,13 +33,14 @@ def render(result: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["emphasized"] = emphasized
-    students = list(result["verdicts"])
+    students, reference = list(result["verdicts"]), result.get("reference", TEACHER)
     result = {**result, "pictures": fit_videos(result["pictures"])}
     plots = {
         group: pareto_plots(
             [plain_scores(clip) for clip in result["clips"] if clip["group"] == group],
             students,
             all_flicker=len(result["groups"]) == 1,
+            teacher=reference,
         )
         for group in result["groups"]
     }
@@ -47,8 +48,13 @@ def render(result: Mapping[str, Any]) -> str:
     legend += [(name, name, STUDENT_COLORS[i % len(STUDENT_COLORS)]) for i, name in enumerate(students)]
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
-        report=build_report(result), plots=plots, legend=legend, students=students, style=Markup(style)
-    )
+        report=build_report(result),
+        plots=plots,
+        legend=legend,
+        students=students,
+        reference=reference,
+        style=Markup(style),
+    )  # fmt: skip
 
 
 def emphasized(text: str) -> Markup:

@@ -43,18 +43,21 @@ class Point:
     y: Estimate
 
 
-def pareto_plots(clips: Sequence[ClipScores], students: Sequence[str], all_flicker: bool) -> list[list[Markup]]:
+def pareto_plots(
+    clips: Sequence[ClipScores], students: Sequence[str], all_flicker: bool, teacher: str = TEACHER
+) -> list[list[Markup]]:
     """Return plots of flicker against every cost that was measured, one list per metric of flicker.
 
-    clips: scores of one group. all_flicker: every metric of flicker, not only the one that decides.
+    clips: scores of one group. all_flicker: every metric of flicker, not only the one that decides. teacher: the method
+    that the others are held against.
     """
-    metrics = measured(clips)
+    metrics = measured(clips, teacher)
     decides, axes = axes_of(metrics)
-    table = costs(clips, metrics)
+    table = costs(clips, metrics, teacher)
     return [
         [
             pareto_plot(
-                points_of(table, metric, flicker, students),
+                points_of(table, metric, flicker, students, teacher),
                 students,
                 Axis(f"{axis}: {change_title(metric)}", LIMITS[metric]),
                 Axis(f"{change_title(flicker)}, change", FLICKER_LIMIT),
@@ -67,7 +70,7 @@ def pareto_plots(clips: Sequence[ClipScores], students: Sequence[str], all_flick
 
 
 def points_of(
-    costs: Mapping[str, Mapping[str, Estimate]], x: str, y: str, students: Sequence[str]
+    costs: Mapping[str, Mapping[str, Estimate]], x: str, y: str, students: Sequence[str], teacher: str = TEACHER
 ) -> dict[str, list[Point]]:
     """Return {family: points in the order of strength}, each family of several strengths starting at the teacher.
 
@@ -75,16 +78,16 @@ def points_of(
     is the constant, which would win.
     """
     families = {
-        name: [*([TEACHER] if len(family.members) > 1 else []), *family.members]
+        name: [*([teacher] if len(family.members) > 1 else []), *family.members]
         for name, family in FAMILIES.items()
         if name != CONSTANT
     }
-    families |= {TEACHER: [TEACHER], **{name: [name] for name in students}}
+    families |= {TEACHER: [teacher], **{name: [name] for name in students}}
     found = {}
     for family, methods in families.items():
         points = [Point(name, family, costs[name][x], costs[name][y]) for name in methods if name in costs]
         points = [p for p in points if math.isfinite(p.x.value) and math.isfinite(p.y.value)]
-        if [p for p in points if p.method != TEACHER or family == TEACHER]:
+        if [p for p in points if p.method != teacher or family == TEACHER]:
             found[family] = points
     return found
 

@@ -43,18 +43,24 @@ def aligned_depth_m(prediction: np.ndarray, scale: float, shift: float, max_dept
     return np.clip(1.0 / aligned_disparity(prediction, scale, shift), MIN_DEPTH_M, max_depth_m)
 
 
+def aligned_as_depth(prediction: np.ndarray, scale: float, shift: float, max_depth_m: float) -> np.ndarray:
+    """Return clip(s · p + t, 1e-3, max_depth_m) in meters, of depth whose scale and shift are unknown."""
+    return np.clip(scale * prediction + shift, MIN_DEPTH_M, max_depth_m)
+
+
 def alignment_per_frame(
-    prediction: Any, gt_depth_m: Any, valid: Any, alignment: str = "video"
+    prediction: Any, gt_depth_m: Any, valid: Any, alignment: str = "video", domain: str = "disparity"
 ) -> list[tuple[float, float]]:
     """Solve the protocol's (s, t), one pair per frame: max(p, 1e-3) fitted to 1/(gt + 1e-8) on valid pixels.
 
     Args:
         prediction: disparity-like [F,H,W]. gt_depth_m: [F,H,W] m. valid: [F,H,W] bool.
         alignment: "video" (all frames at once), "first_frame" (frame 0's pair for all) or "per_frame".
+        domain: "disparity", or "depth": p itself is fitted to gt, for depth whose shift is unknown.
     """
     p, gt = as_frames("prediction", prediction), as_frames("gt_depth_m", gt_depth_m)
     mask = as_mask("valid", valid, gt)
-    q, y = mapped(lambda frame: np.maximum(frame, MIN_DISPARITY), p), mapped(_inverse, gt)
+    q, y = (p, gt) if domain == "depth" else (mapped(lambda f: np.maximum(f, MIN_DISPARITY), p), mapped(_inverse, gt))
     if alignment == "video":
         return [clip_scale_and_shift(q, y, mask)] * len(p)
     if alignment == "first_frame":
@@ -102,7 +108,8 @@ def accuracy(
 
     Returns:
         {"video" | "first_frame" | "per_frame": {"abs_rel", "delta1", "rmse" (m), "rmse_log"}} for inverse
-        depth; {"metric": {...}} for metric depth, which is never aligned. NaN where nothing is valid.
+        depth, and for affine-invariant depth, which is aligned as depth; {"metric": {...}} for metric depth, which is
+        never aligned. NaN where nothing is valid.
     """
     p = as_frames("prediction", prediction)
     gt = as_frames("gt_depth_m", gt_depth_m)
@@ -113,11 +120,13 @@ def accuracy(
         frames = [frame_accuracy(np.clip(p[i], MIN_DEPTH_M, max_depth_m), gt[i], mask[i]) for i in range(len(p))]
         return {"metric": _mean(frames)}
     report = {}
+    as_depth = depth_kind == DepthKind.AFFINE_DEPTH
+    aligned = aligned_as_depth if as_depth else aligned_depth_m
     for alignment in ALIGNMENTS:
-        pairs = alignment_per_frame(p, gt, mask, alignment)
+        pairs = alignment_per_frame(p, gt, mask, alignment, "depth" if as_depth else "disparity")
         report[alignment] = _mean(
             [
-                frame_accuracy(aligned_depth_m(p[i].astype(np.float64), *pairs[i], max_depth_m), gt[i], mask[i])
+                frame_accuracy(aligned(p[i].astype(np.float64), *pairs[i], max_depth_m), gt[i], mask[i])
                 for i in range(len(p))
             ]
         )

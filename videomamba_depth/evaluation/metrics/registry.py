@@ -27,6 +27,7 @@ from videomamba_depth.evaluation.metrics.stability import (
 )
 from videomamba_depth.flow.clip_motion import ClipMotion
 from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
+from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.metrics import clip_scale_and_shift
 
 Scores = Mapping[str, Score]
@@ -103,7 +104,11 @@ def _accuracy(scored: ScoredDepth) -> Scores:
     if share == 0.0:
         reason = "no valid ground truth"
     arguments = {"depth_kind": context.depth_kind, "max_depth_m": context.max_depth_m}
-    report = accuracy(scored.depth, context.gt_depth_m, context.valid, **arguments)  # type: ignore[arg-type]
+    depth = scored.depth
+    report = accuracy(depth, context.gt_depth_m, context.valid, **arguments)  # type: ignore[arg-type]
+    if context.align_metric and context.depth_kind == DepthKind.METRIC:
+        arguments["depth_kind"], depth = DepthKind.RELATIVE, scored.inverse
+        report |= accuracy(depth, context.gt_depth_m, context.valid, **arguments)  # type: ignore[arg-type]
     scores = {
         f"{metric}/{alignment}": Score(value, share, reason)
         for alignment, metrics in report.items()
@@ -113,7 +118,7 @@ def _accuracy(scored: ScoredDepth) -> Scores:
     if "video" in report and not context.stills:
         drift = report["video"]["abs_rel"] - report["per_frame"]["abs_rel"]
         scores["abs_rel/video_minus_per_frame"] = Score(drift, share, reason)
-        first = [None if frames is None else frames[:1] for frames in (scored.depth, context.gt_depth_m, context.valid)]
+        first = [None if frames is None else frames[:1] for frames in (depth, context.gt_depth_m, context.valid)]
         alone = accuracy(*first, **arguments)["per_frame"]["abs_rel"]  # type: ignore[arg-type]
         scores["abs_rel/single_image"] = Score(alone, share, reason if math.isfinite(alone) else "none in frame 0")
     return scores
@@ -227,7 +232,8 @@ def _static(scored: ScoredDepth) -> Scores:
 
 def _scale(scored: ScoredDepth) -> Scores:
     context = scored.context
-    return scale_jitter_and_drift(context.inverse(scored.depth), context.inverse(context.teacher))
+    teacher = context.inverse(context.teacher, context.teacher_kind)
+    return scale_jitter_and_drift(scored.inverse, teacher)
 
 
 def _sharpness(scored: ScoredDepth) -> Scores:

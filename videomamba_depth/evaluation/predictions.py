@@ -1,0 +1,177 @@
+"""Depth that other programs have recorded, as methods: matched to a clip's frames, in the unit it is scored in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomamba_depth.data.recorded_depth import (
+    RecordedDepth,
+    find_recorded_depth,
+    match_frames,
+    open_recorded_depth,
+)
+from videomamba_depth.evaluation.cache import digest
+from videomamba_depth.evaluation.clips import EvaluationClip
+from videomamba_depth.evaluation.code_digest import code_digest
+from videomamba_depth.evaluation.methods import Method
+from videomamba_depth.utils.depth_kind import DepthKind, convert_depth
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MAX_ASPECT_CHANGE = 0.05  # of width over height, between frames and depth: models round sizes to their patches
+MAX_INVALID_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The recorded depth of all clips by one program.
+
+    root: see `find_recorded_depth`. kind, scale: where the files do not say; see `open_recorded_depth`. alone: there is
+    one clip, whose depth may be `root` itself.
+    """
+
+    name: str
+    root: Path
+    kind: DepthKind | None = None
+    scale: float | None = None
+    alone: bool = False
+
+    def find(self, clip: str) -> Path:
+        """Return where the depth of a clip lies; SCENE@LIST, of a protocol, is recorded as SCENE.
+
+        Raises:
+            UserError: there is none.
+        """
+        scene = clip.rpartition("@")[0]
+        try:
+            return find_recorded_depth(self.root, clip, self.alone)
+        except UserError:
+            if not scene:
+                raise
+            return find_recorded_depth(self.root, scene, self.alone)
+
+    def open(self, clip: str) -> RecordedDepth:
+        """Open the depth of a clip.
+
+        Raises:
+            UserError: there is none, or it cannot be read; the message names the prediction.
+        """
+        try:
+            return open_recorded_depth(self.find(clip), self.kind, self.scale)
+        except UserError as error:
+            raise UserError(f"prediction '{self.name}': {error}") from error
+
+    def stamp(self) -> str:
+        """Return what names the content: kind, scale, and path, size and time of change of every file."""
+        root = self.root.expanduser()
+        files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+        stats = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return digest(str(root.resolve()), self.kind, self.scale, stats)
+
+
+def scored_kind(kind: DepthKind) -> DepthKind:
+    """Return what recorded depth is scored as: inverse depth, but for meters and for depth whose shift is unknown.
+
+    The latter has no inverse; it is aligned to the ground truth as depth. An unknown scale is fitted together with a
+    shift, as published protocols do.
+    """
+    return kind if kind in (DepthKind.METRIC, DepthKind.AFFINE_DEPTH) else DepthKind.RELATIVE
+
+
+def prediction_method(prediction: Prediction, kind: DepthKind) -> Method:
+    """Return recorded depth as a method; `kind`: what the files hold, of every clip."""
+
+    def on_clip(clip: EvaluationClip, max_frames: int | None) -> RecordedStream:
+        recorded = prediction.open(clip.name)
+        if recorded.kind is not kind:
+            raise UserError(
+                f"prediction '{prediction.name}': {recorded.path} holds {recorded.kind.value}, other clips {kind.value}"
+            )
+        return RecordedStream(prediction.name, recorded, clip, max_frames)
+
+    about = digest(prediction.stamp(), kind.value, code_digest(__name__))
+    return Method(prediction.name, on_clip=on_clip, digest=about, trained=True, kind=scored_kind(kind))
+
+
+class RecordedStream:
+    """Gives the recorded depth of a clip's frames, one after the other.
+
+    Pixels without valid depth count as far away: the farthest value of their frame, or inverse depth 0 where its zero
+    is known. The share of them is among `flags`.
+
+    Raises:
+        UserError: frames have no depth, the aspect ratio is another, more than half of a frame is invalid, or depth
+            with an unknown shift meets a clip without ground truth.
+    """
+
+    def __init__(self, name: str, recorded: RecordedDepth, clip: EvaluationClip, max_frames: int | None) -> None:
+        self._name, self._recorded = name, recorded
+        if recorded.kind is DepthKind.AFFINE_DEPTH and clip.gt_depth_m is None:
+            raise UserError(f"prediction '{name}' is {recorded.kind.value}: it needs ground truth to be aligned to")
+        try:
+            self._indices = _matched(recorded, clip, max_frames)
+        except UserError as error:
+            raise UserError(f"prediction '{name}': {error}") from error
+        self._frames = self._read()
+        self._num_pixels, self._num_invalid = 0, 0
+
+    @property
+    def flags(self) -> list[str]:
+        """What must stand beside its numbers, after it has run."""
+        share = self._num_invalid / max(self._num_pixels, 1)
+        return [f"{100 * share:.2g} % without depth, taken as far"] if share > 0 else []
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        depth = next(self._frames, None)
+        if depth is None:
+            raise UserError(f"prediction '{self._name}': {self._recorded.path} has fewer frames than the clip")
+        (height, width), (h, w) = frame.shape[-2:], depth.shape
+        if abs(width / height * h / w - 1) > MAX_ASPECT_CHANGE:
+            raise UserError(
+                f"prediction '{self._name}': {self._recorded.path} has depth of {h}×{w} px for frames of"
+                f" {height}×{width} px: it was cropped, padded or turned"
+            )
+        return torch.from_numpy(self._completed(depth))[None, None]
+
+    def _read(self) -> Iterator[np.ndarray]:
+        """Yield the depth of the clip's frames; ascending frames are read in one go."""
+        ascending = all(b > a for a, b in zip(self._indices, self._indices[1:], strict=False))
+        if ascending:
+            yield from self._recorded.iter_frames(self._indices)
+        else:
+            yield from (self._recorded.read(i) for i in self._indices)
+
+    def _completed(self, depth: np.ndarray) -> np.ndarray:
+        kind = self._recorded.kind
+        to = scored_kind(kind)
+        depth = convert_depth(depth, kind, to)
+        invalid = ~np.isfinite(depth)
+        count = int(invalid.sum())
+        self._num_pixels, self._num_invalid = self._num_pixels + depth.size, self._num_invalid + count
+        if count > MAX_INVALID_SHARE * depth.size:
+            raise UserError(
+                f"prediction '{self._name}': {100 * count / depth.size:.0f} % of a frame of {self._recorded.path} are"
+                f" no {kind.value}; is its kind another?"
+            )
+        if count:
+            known = depth[~invalid]
+            zero_is_far = to is DepthKind.RELATIVE and not kind.has_shift
+            depth[invalid] = 0.0 if zero_is_far else known.min() if to.is_inverse else known.max()
+        return depth
+
+
+def _matched(recorded: RecordedDepth, clip: EvaluationClip, max_frames: int | None) -> Sequence[int]:
+    """Return the index in the recording of every frame of a clip."""
+    total = clip.source_frames or recorded.num_frames  # nobody knows how many frames an iterator will give
+    places = list(range(total) if clip.frame_places is None else clip.frame_places)[:max_frames]
+    ids = (clip.frame_ids or ())[: len(places)]
+    names = [str(name) for name in ids] if ids and all(isinstance(name, str) for name in ids) else None
+    return match_frames(recorded, len(places), names=names, numbers=places, total=total)
