@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import zarr
 from media import write_images
+
+pytest.importorskip("zarr", reason="it needs Python 3.11")
+import zarr
 
 from videomamba_depth.configuration import build
 from videomamba_depth.configuration.cli import load_config

@@ -13,6 +13,8 @@ import av
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("zarr", reason="it needs Python 3.11")
 import zarr
 
 from videomamba_depth.data.recorded_depth import arrays, find_recorded_depth, match_frames, open_recorded_depth

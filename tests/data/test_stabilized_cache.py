@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zarr
 from media import flat_depth, write_video
 from torch import Tensor
+
+pytest.importorskip("zarr", reason="it needs Python 3.11")
+import zarr
 
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels import cache_format, stabilized_cache

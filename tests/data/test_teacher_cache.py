@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zarr
 from media import flat_depth, write_empty, write_images, write_video
 from processes import finish, make_event, start
 from torch import Tensor
+
+pytest.importorskip("zarr", reason="it needs Python 3.11")
+import zarr
 
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels import cache_format

@@ -21,6 +21,9 @@ TINY = "--num-stills 12 --first-stills 4 --stills-per-step 2 --steps 5 --early-s
 TINY += " --num-layers 4 --warmup 2 --log-every 2 --save-every 1 --evaluate-every 0"
 
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="it needs PyTorch 2.9")
+
+
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("pretrain", ROOT / "scripts" / "pretrain_embedded_teacher.py")
@@ -45,6 +48,7 @@ def stills_in(folder: Path) -> Stills:
     return stills
 
 
+@needs_muon
 def test_stopped_and_continued_gives_the_same_bits(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +154,7 @@ def test_options_that_do_not_fit_are_refused_by_name(script: ModuleType, tmp_pat
         arguments(script, tmp_path, wrong)
 
 
+@needs_muon
 def test_every_parameter_has_one_optimizer_and_only_matrices_of_blocks_have_muon(script: ModuleType) -> None:
     model = script.build_small_depth_anything(width=32, num_layers=4)
     muon, adamw = script.build_optimizers(model)
