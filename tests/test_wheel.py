@@ -51,7 +51,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
     code = f"from setuptools import build_meta; build_meta.build_wheel({str(target)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "GITHUB_SERVER_URL": "https://host.test", "GITHUB_REPOSITORY": "me/mine"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     (built,) = target.glob("*.whl")
     return built
@@ -67,6 +70,8 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
     assert {name for name in packages if not name.endswith(".dist-info")} == {"videomamba_depth", "selective_scan"}
     entry_points = zipfile.ZipFile(wheel).read(next(name for name in held if name.endswith("entry_points.txt")))
     assert b"videomamba-depth = videomamba_depth.commands.console:main" in entry_points
+    about = zipfile.ZipFile(wheel).read(next(name for name in held if name.endswith("METADATA"))).decode()
+    assert "Project-URL: Source, https://host.test/me/mine\n" in about
 
 
 @pytest.mark.parametrize("name", [name for name in console.COMMANDS if name not in ("export", "push")])
