@@ -87,10 +87,10 @@ class VideoMambaDepth(nn.Module):
         self.head = copy.deepcopy(head).requires_grad_(train_head)
         self.head.freeze_unused()
         channels = encoder.channels
-        self.motion = MotionEstimator(motion) if motion is not None else None
+        self.motion = MotionEstimator(motion, encoder.short_side) if motion is not None else None
         self.output = OutputRefiner(output) if output is not None else None
         parts = [temporal.signature(channels)]
-        parts += [f"motion at {motion.short_side} px"] if motion is not None else []
+        parts += [f"motion at {self.motion.short_side} px"] if self.motion is not None else []
         parts += ["carried output"] if output is not None else []
         self.signature = "; ".join(parts) or "frame by frame"
         self.depth_kind = encoder.depth_kind
