@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -258,3 +259,19 @@ def test_a_cache_of_labels_holds_what_the_folder_says(
     assert np.isfinite(smoothed["stabilized_depth"]).all()
     np.savez_compressed(root / "walk.npz", depths=exact_inverse_depth(7))
     assert build.label_key(tiny_encoder, labels, 28).difference(key)
+
+
+def test_the_oracle_averages_along_the_flow_and_writes_labels_of_its_videos(tmp_path: Path) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "offline_to_streaming.py"))
+    ramp = np.arange(12, dtype=np.float32) + np.zeros((9, 1), np.float32)
+    moving = np.stack([ramp - t for t in range(5)])  # to the right by 1 px per frame
+    flicker = np.array([1, -1, 1, -1, 0], np.float32)[:, None, None]
+    flow, seen = np.zeros((5, 2, 9, 12), np.float32), np.ones((5, 9, 12), bool)
+    flow[:, 0] = 1
+    smooth = list(script["oracle_depth"](moving + flicker, (flow, -flow), (seen, seen)))
+    np.testing.assert_allclose(smooth[2][:, 4:8], moving[2][:, 4:8], atol=1e-5)
+    script["main"](["write", str(tmp_path), "--worlds", "1", "--frames", "5"])
+    labels = LabelFolder(tmp_path / "labels", DepthKind.RELATIVE)
+    item = VideoClipDataset(tmp_path / "videos", clip_frames=4, labels=labels)[0]
+    assert item["teacher_depth"].shape == (4, 1, 112, 140)
+    assert item["teacher_depth"].isfinite().all()
