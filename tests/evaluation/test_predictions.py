@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch import Tensor
 
 from videomamba_depth.commands.evaluate import main
 from videomamba_depth.commands.stream import main as stream
-from videomamba_depth.configuration.build_evaluate import build_evaluation
+from videomamba_depth.configuration.build_evaluate import build_evaluation, held_against
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_predictions
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.writer import VideoWriter
 from videomamba_depth.evaluation import EvaluationClip, Evaluator, Method, evaluate_clips
+from videomamba_depth.evaluation.methods import _ema, filter_method
 from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scored_kind
 from videomamba_depth.evaluation.report import metric_table
 from videomamba_depth.flow.estimators import build_flow
@@ -304,3 +306,24 @@ def test_missing_clips_are_named_before_anything_runs(tmp_path: Path, room: Room
         build_evaluation(load_config("evaluate", EvaluateConfig, overrides))
     with pytest.raises(UserError, match="config: no value for checkpoint"):
         build_evaluation(load_config("evaluate", EvaluateConfig, [f"input={tmp_path / 'videos'}"]))
+
+
+def test_a_student_is_held_against_the_labels_that_taught_it(room: Room, tmp_path: Path) -> None:
+    """Labels in the teacher's place give the numbers that the teacher does whose depth they hold; so do meters."""
+    np.savez(tmp_path / "room.npz", depth=depth_of(room))
+    student = Method("student", lambda: lambda frame: framewise(frame) + 0.05 * frame[:, :1, ::2, ::2], trained=True)
+    live = [Method("teacher", lambda: framewise), filter_method("ema_0.5", partial(_ema, alpha=0.5)), student]
+    methods = held_against("labels", [*live, recorded(tmp_path, RELATIVE, "labels")], RELATIVE)
+    assert [(m.name, m.trained, m.kind) for m in methods] == [
+        ("labels", False, RELATIVE), ("ema_0.5", False, None), ("student", True, RELATIVE),
+    ]  # fmt: skip
+    before, now = scores([clip_of(room)], live, RELATIVE), scores([clip_of(room)], methods, RELATIVE)
+    for name in ("ema_0.5", "student"):
+        assert worst(before[name], now[name]) < 1e-5, name
+    assert worst(before["teacher"], now["labels"]) < 1e-5
+    np.savez(tmp_path / "room.npz", depth=1 / depth_of(room))
+    metric = held_against("labels", [*live, recorded(tmp_path, METRIC, "labels")], RELATIVE)
+    assert [m.kind for m in metric] == [METRIC, None, RELATIVE]
+    assert scores([clip_of(room)], metric, METRIC)["student"].keys() == before["student"].keys()
+    with pytest.raises(UserError, match="reference=labels is no prediction"):
+        held_against("labels", live, RELATIVE)

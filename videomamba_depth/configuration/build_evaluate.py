@@ -18,9 +18,9 @@ from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
-from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, filter_methods
+from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
-from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scored_kind
+from videomamba_depth.evaluation.predictions import Prediction, prediction_method
 from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, choose
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
@@ -89,6 +89,8 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             ),
             *recorded,
         ]
+    if config.reference is not None:
+        methods = held_against(config.reference, methods, None if teacher is None else teacher.depth_kind)
     names = [method.name for method in methods]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
@@ -105,7 +107,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         protocol = replace(protocol, alignment=PROTOCOLS[config.protocol].alignment)
     evaluator = Evaluator(
         methods=methods,
-        depth_kind=scored_kind(predictions[0][1]) if teacher is None else teacher.depth_kind,
+        depth_kind=methods[0].kind or _kind_of(teacher),
         flow=flow,
         flow_name=flow_name,
         protocol=protocol,
@@ -129,6 +131,30 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         "synthetic": asdict(config.synthetic) if "synthetic" in inputs else None,
     }
     return Evaluation(evaluator, sources, _drawn(config, sources), metadata)
+
+
+def held_against(reference: str, methods: Sequence[Method], model_kind: DepthKind | None) -> list[Method]:
+    """Return the methods with recorded depth first, in the place of the live teacher, which goes.
+
+    reference: name of a prediction. model_kind: of the depth of students and their features; None without any.
+
+    Raises:
+        UserError: there is no such prediction.
+    """
+    found = next((method for method in methods if method.on_clip is not None and method.name == reference), None)
+    if found is None:
+        raise UserError(f"reference={reference} is no prediction; give its folder: prediction={reference}:FOLDER")
+    rest = [method for method in methods if method is not found and method.name != TEACHER]
+    # What derives from the reference has its kind, a model's depth keeps its own.
+    return [
+        replace(found, trained=False),
+        *(replace(m, kind=m.kind or model_kind) if m.new_stream else m for m in rest),
+    ]
+
+
+def _kind_of(teacher: Teacher | None) -> DepthKind:
+    assert teacher is not None  # or the first method is recorded and names its kind
+    return teacher.depth_kind
 
 
 def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> list[tuple[Prediction, DepthKind]]:
