@@ -37,7 +37,7 @@ class EvaluateConfig(Protocol):
     prediction: str | list[str] = path(named=True)
     prediction_kind: str | list[str] = text()
     prediction_scale: str | list[str] = text()
-    reference: str | None = text(None)
+    reference: str | None = text(default=None)
     memory: list[float] = ranged(0, 1e6, open="low")
     targets: bool
     teacher: TeacherConfig
