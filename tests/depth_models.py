@@ -1,16 +1,23 @@
-"""Tiny random checkpoints of every family of depth models that transformers has, written as published ones are."""
+"""Tiny random checkpoints of depth models, written as published ones are: of transformers, and Depth Anything 3."""
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 from tiny import enliven
 from torch import nn
 from transformers import Dinov2Config
+
+from videomamba_depth.models.dinov2_multi_view import MultiViewDinov2
+from videomamba_depth.models.encoder_da3 import Da3Head, Reassemble, block_plan, published_name
 
 Built = tuple[Any, Any]  # model and image processor
 
@@ -122,4 +129,48 @@ def save_depth_model(family: str, folder: Path) -> str:
     model.load_state_dict(biases, strict=False)
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+    return str(folder)
+
+
+_MONOCULAR = {"alt_start": -1, "qknorm_start": -1, "rope_start": -1, "cat_token": False}
+_ANY_VIEW = {"alt_start": 2, "qknorm_start": 2, "rope_start": 2, "cat_token": True}
+DA3_NETS: dict[str, dict[str, Any]] = {
+    "da3mono-large": {"out_layers": [1, 3, 4, 5], **_MONOCULAR},
+    "da3metric-large": {"out_layers": [1, 3, 4, 5], **_MONOCULAR},
+    "da3-small": {"out_layers": [2, 3, 4, 5], **_ANY_VIEW},
+    "da3-giant": {"out_layers": [2, 3, 4, 5], **_ANY_VIEW},
+}
+"""What the config.json of a published checkpoint says of the blocks; here there are six."""
+DA3_WIDTH, DA3_GRID, DA3_FUSION, DA3_CHANNELS = 128, 5, 16, (8, 16, 16, 24)
+
+
+def depth_anything_3_weights(name: str) -> dict[str, torch.Tensor]:
+    """Return weights by their published names, the same on every machine: each is drawn from its name."""
+    any_view, plan = not name.startswith(("da3mono", "da3metric")), block_plan(DA3_NETS[name])
+    tokens = DA3_WIDTH * (2 if plan.cat_token else 1)
+    parts = {
+        "backbone": MultiViewDinov2(DA3_WIDTH, 6, DA3_GRID, 14, plan, swiglu=name == "da3-giant"),
+        "reassemble_stage": Reassemble(tokens, DA3_CHANNELS, any_view),
+        "head": Da3Head(DA3_CHANNELS, DA3_FUSION, 2 if any_view else 1, 14, any_view, not any_view, None),
+    }
+    weights = {"model.cam_dec.fc_t.weight": torch.zeros(3, 4)}  # a part that is not used
+    for part, module in parts.items():
+        for own, tensor in module.state_dict().items():
+            published = published_name(f"{part}.{own}")
+            drawn = np.random.RandomState(zlib.crc32(published.encode())).standard_normal(tuple(tensor.shape))
+            is_matrix = tensor.ndim > 1 and "token" not in own and own != "pos_embed"
+            scale = tensor[0].numel() ** -0.5 if is_matrix else 0.5 if tensor.ndim > 1 else 0.1
+            shift = 1.0 if tensor.ndim == 1 and ("norm" in own or "gamma" in own) and "bias" not in own else 0.0
+            weights[published] = torch.from_numpy(shift + scale * drawn).float()
+    if not any_view:
+        weights["model.head.scratch.sky_output_conv2.2.bias"] += 0.3  # some is sky, some is not
+    return weights
+
+
+def save_depth_anything_3(name: str, folder: Path) -> str:
+    """Write a tiny checkpoint of Depth Anything 3; return the folder as text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(depth_anything_3_weights(name), folder / "model.safetensors")
+    about = {"model_name": name, "config": {"net": DA3_NETS[name], "head": {}}}
+    (folder / "config.json").write_text(json.dumps(about))
     return str(folder)

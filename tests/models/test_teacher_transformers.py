@@ -81,7 +81,7 @@ def test_what_is_no_depth_is_refused(tmp_path: Path, tiny_teacher_folder: str) -
         (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
         with pytest.raises(UserError, match=message):
             open_teacher(str(tmp_path), depth_kind=DepthKind.METRIC)
-    with pytest.raises(UserError, match="says that its depth is affine_invariant_inverse_depth"):
+    with pytest.raises(UserError, match="is affine_invariant_inverse_depth; leave the key out"):
         open_teacher(tiny_teacher_folder, depth_kind=DepthKind.METRIC)
 
 

@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from depth_models import save_depth_model
+from depth_models import save_depth_anything_3, save_depth_model
 from media import write_images, write_video
 
 from videomamba_depth.data.clip import ClipMeta, collate_clips
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels.cache_format import TeacherKey
 from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, TargetSettings, precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.perturbations import Perturbations
 from videomamba_depth.data.playback import Playback
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import find_sources
+from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.teachers import open_teacher
 from videomamba_depth.training.labeller import Labeller
@@ -105,6 +107,31 @@ def test_a_teacher_of_meters_labels_a_student_of_relative_depth(
     holed = label(other, torch.device("cpu")).target
     assert not holed.valid[0, 0, 0, 3, 5]
     assert holed.valid.sum() == holed.valid.numel() - 1
+
+
+def test_where_a_teacher_has_no_label_there_is_none(
+    videos: Path, tmp_path: Path, tiny_encoder: DepthAnythingEncoder
+) -> None:
+    """The sky of Depth Anything 3 is invalid in live and in cached labels, and in targets made of either."""
+    teacher = open_teacher(save_depth_anything_3("da3mono-large", tmp_path / "da3"))
+    options: dict[str, Any] = {"image_size": (SIDE, SIDE), "progress": False}
+    cache = tmp_path / "cache"
+    refused = precompute_videos(find_sources(videos), teacher.predict_labels, KEY, cache, **options)
+    assert all("not finite" in reason for reason in refused.failed.values())
+    assert len(refused.failed) == 3
+    made = precompute_videos(find_sources(videos), teacher.predict_labels, KEY, cache, **options, masks=teacher.masks)
+    assert not made.failed
+    flow = build_flow("dis_ultrafast")
+    stabilized = StabilizeKey(2, 1.0, "dis_ultrafast", "stabilized")
+    precompute_stabilized(find_sources(videos), cache, KEY, stabilized, flow, progress=False)
+    cropped: dict[str, Any] = {"clip_frames": 3, "transform": TRANSFORMS["crop"]}
+    live = VideoClipDataset(videos, **cropped)
+    cached = VideoClipDataset(videos, **cropped, teacher_cache=TeacherCacheReader(cache, KEY, stabilized))
+    target = TargetSettings("stabilized", 2, 1.0)
+    label = Labeller(tiny_encoder, teacher, flow, 1.0, 0.1, 4, None, target)
+    masks = [label(collate_clips([data[0]]), torch.device("cpu")).target.valid for data in (live, cached)]
+    assert torch.equal(*masks)
+    assert 0.02 < masks[0].float().mean() < 0.98
 
 
 def test_a_label_made_at_another_size_is_not_taken(

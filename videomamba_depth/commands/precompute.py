@@ -61,7 +61,7 @@ def main(config: PrecomputeConfig) -> None:
             return
 
         def predict_depth(rgb: Tensor) -> Tensor:
-            return teacher.predict_depth(rgb.to(ranks.device)).float()
+            return teacher.predict_labels(rgb.to(ranks.device)).float()
 
         summary = precompute_videos(
             videos,
@@ -75,6 +75,7 @@ def main(config: PrecomputeConfig) -> None:
             flow=build_flow_estimator(config.reference_flow, ranks.device) if config.store_flow else None,
             labels=labels,
             progress=ranks.is_main,
+            masks=teacher.masks,
         )
         if config.stabilize:
             flow = build_flow_estimator(config.reference_flow, ranks.device)

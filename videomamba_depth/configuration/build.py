@@ -57,7 +57,14 @@ _CHECKED_VIDEOS, _CHECKED_FRAMES = 4, 16
 def build_teacher(config: TeacherConfig, device: torch.device, short_side: int | None = None) -> Teacher:
     """Load the frozen teacher."""
     kind = None if config.depth_kind is None else DepthKind(config.depth_kind)
-    return open_teacher(config.name, DTYPES[config.dtype], short_side, depth_kind=kind).to(device)
+    return open_teacher(
+        config.name,
+        DTYPES[config.dtype],
+        short_side,
+        depth_kind=kind,
+        horizontal_fov_deg=config.horizontal_fov_deg,
+        min_confidence=config.min_confidence,
+    ).to(device)
 
 
 def build_encoder(config: ModelConfig, teacher: Teacher, device: torch.device) -> Teacher | VideoMambaEncoder:

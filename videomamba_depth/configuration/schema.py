@@ -57,6 +57,8 @@ class TeacherConfig:
     name: str = path()
     dtype: str = choice(*DTYPES, default="float32")
     depth_kind: str | None = choice(*(kind.value for kind in DepthKind), default=None)
+    horizontal_fov_deg: float | None = ranged(1, 179, None)
+    min_confidence: float = ranged(1, 1e6, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,8 @@ def save_student(
 
 def describe_encoder(encoder: Teacher, folder: str) -> dict[str, Any]:
     """Return how to find the encoder again: its id, its digest, and where a copy lies relative to a checkpoint."""
-    return {**encoder.cache_key(), "folder": folder}
+    options = {"options": encoder.options()} if encoder.options() else {}
+    return {**encoder.cache_key(), **options, "folder": folder}
 
 
 def describe_video_mamba(encoder: VideoMambaEncoder, teacher: DepthAnythingEncoder, folder: str) -> dict[str, Any]:
@@ -271,7 +272,8 @@ def _damaged(folder: Path) -> Iterator[None]:
 
 def _load_encoder(folder: Path, about: dict[str, Any], short_side: int | None) -> Teacher:
     copy = (folder.resolve() / about["folder"]).resolve()
-    encoder = open_encoder(str(copy) if copy.is_dir() else about["model_id"], short_side=short_side)
+    options = about.get("options", {})
+    encoder = open_encoder(str(copy) if copy.is_dir() else about["model_id"], short_side=short_side, **options)
     encoder.model_id = about["model_id"]
     if encoder.weights_sha256() != about["weights_sha256"]:
         raise UserError(

@@ -116,12 +116,14 @@ class Teacher(FrameEncoder):
 
     Attributes:
         encodes: whether it can be a student's encoder: False where its only feature map is the depth itself.
+        masks: whether some labels are NaN, for none; all others are finite.
         head: from the maps of `encode_frame` to depth.
         model_id: hub id, folder or "embedded", for people.
     """
 
     frozen = True
     encodes: bool = True
+    masks: bool = False
     head: DepthHead
     model_id: str
 
@@ -137,6 +139,18 @@ class Teacher(FrameEncoder):
     def predict_depth(self, rgb: Tensor) -> Tensor:
         """Return the depth `[B, 1, H, W]` of frames `[B, 3, H, W]` in [0, 1]; its unit is `depth_kind`."""
         return self.decode(self.encode_frame(rgb), (rgb.shape[-2], rgb.shape[-1]))
+
+    def decode_labels(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Return `decode` as labels: NaN where the model itself says that its depth means nothing."""
+        return self.decode(features, image_size)
+
+    def predict_labels(self, rgb: Tensor) -> Tensor:
+        """Return the depth as labels, see `predict_depth` and `decode_labels`."""
+        return self.decode_labels(self.encode_frame(rgb), (rgb.shape[-2], rgb.shape[-1]))
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that the model was loaded with and that its depth depends on, as JSON values."""
+        return {}
 
     def check_runs(self) -> None:
         """Run one frame of 2 × 2 patches: what does not fit in a config shows here, not at the first step.

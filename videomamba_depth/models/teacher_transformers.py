@@ -84,7 +84,8 @@ class TransformersTeacher(Teacher):
             )
         super().__init__(model, (1,) * len(SCALES), (1,) * len(SCALES), 1, depth_kind, None, short_side)
         self.model_id, self.processor = model_id, processor
-        self._about_processor, self._inverts = about_processor, output_kind.is_inverse is not depth_kind.is_inverse
+        self._about_processor = about_processor
+        self.masks = self._inverts = output_kind.is_inverse is not depth_kind.is_inverse
         self.head = _DepthItself()
         self.requires_grad_(False)
         self.eval()

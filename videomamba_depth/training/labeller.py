@@ -142,7 +142,8 @@ class Labeller:
         depth = []
         for i in range(len(next(iter(flat.values())))):
             with self.autocast(clip.device):
-                depth.append(self.teacher.decode({name: x[i] for name, x in flat.items()}, size).float())  # type: ignore[operator]
+                labels = self.teacher.decode_labels({name: x[i] for name, x in flat.items()}, size)  # type: ignore[operator]
+                depth.append(labels.float())
         return torch.cat(depth).unflatten(0, clip.shape[:2])
 
     def _offline_target(self, depth: Tensor, clip: Tensor, flow: FlowEstimator | None) -> Tensor:

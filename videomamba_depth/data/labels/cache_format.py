@@ -11,7 +11,7 @@
 
 Float16 keeps 11 bits, a relative error of at most 2^-11 = 0.05 %. Each chunk is divided by a power of two that brings
 its largest magnitude into (512, 1024]: nothing overflows, and the error stays relative down to 1e-7 of the maximum,
-whatever the unit. Values that are not finite are refused.
+whatever the unit. Values that are not finite are refused, but for NaN where the teacher itself has no label.
 
 A chunk counts once `chunk_scale` says so, which is written last, after the rest has been flushed to the disk; Zarr
 replaces each file atomically. So a process may be killed, or the power cut, at any moment: running it again finishes
@@ -120,7 +120,7 @@ class StorageLayout:
 
 def chunk_scale(depth: np.ndarray) -> float:
     """Return the power of two by which `depth` is divided, so that its largest magnitude lies in (512, 1024]."""
-    largest = float(np.abs(depth).max(initial=0.0))
+    largest = float(np.abs(depth[np.isfinite(depth)]).max(initial=0.0))
     if largest == 0:
         return 1.0
     # Kept within float32, in which the scale is stored.

@@ -49,6 +49,7 @@ def precompute_videos(
     flow: FlowEstimator | None = None,
     labels: LabelFolder | None = None,
     progress: bool = True,
+    masks: bool = False,
 ) -> PrecomputeSummary:
     """Label every frame of this rank's videos and store the result; finished chunks are skipped.
 
@@ -70,6 +71,7 @@ def precompute_videos(
         flow: also store optical flow to the frame before, estimated at the stored size, and the static mask.
         labels: take depth from there, resized to the stored size, instead of asking `predict_depth`.
         progress: show a bar with the time left.
+        masks: the teacher gives NaN where it has no label.
 
     Returns:
         what was done. A broken video is named in a warning and in `failed`; the others go on.
@@ -91,7 +93,7 @@ def precompute_videos(
                 bar.total += info.num_frames - (stated or 0)
                 has_flow = flow is not None
                 layout = StorageLayout(*label_size(info, image_size), chunk_frames, has_flow, has_static=has_flow)
-                writer = TeacherCacheWriter(cache_root, source, info, key, layout)
+                writer = TeacherCacheWriter(cache_root, source, info, key, layout, masks)
                 labelled = _Labeller(source, info, writer, predict_depth, batch_frames, flow, labels).label_video(bar)
             except (VideoReadError, LabelError) as error:
                 _fail(summary, source.video_id, str(error))

@@ -144,8 +144,6 @@ def precompute_stabilized(
             frames += len(inner)
             for start in range(inner.start, inner.stop, chunk_frames):
                 part = depth[start - inner.start :][:chunk_frames]
-                if not np.isfinite(part).all():
-                    raise UserError(f"stabilized depth of {source.video_id} is not finite from frame {start} on")
                 store_chunk(group, STABILIZED, start // chunk_frames, part)
     return frames
 
@@ -195,4 +193,8 @@ def _stabilize(
         sigma=wanted.sigma,
         depth_kind=DepthKind(key.depth_kind),
     )
+    lost = np.isfinite(raw) & ~np.isfinite(depth[:, 0].numpy())
+    if lost.any():
+        first = frames.start + int(lost.any((1, 2)).argmax())
+        raise UserError(f"stabilized depth of {source.video_id} is not finite from frame {first} on")
     return depth[:, 0].numpy()

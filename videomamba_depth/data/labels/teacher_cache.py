@@ -52,6 +52,7 @@ class TeacherCacheWriter:
         info: its probe.
         key: the teacher's.
         layout: how to store it.
+        masks: depth may be NaN, for no label.
 
     Raises:
         UserError: the group exists and was made with another teacher, source or layout (the line names the field), or
@@ -59,9 +60,15 @@ class TeacherCacheWriter:
     """
 
     def __init__(
-        self, cache_root: str | Path, source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout
+        self,
+        cache_root: str | Path,
+        source: VideoSource,
+        info: VideoInfo,
+        key: TeacherKey,
+        layout: StorageLayout,
+        masks: bool = False,
     ) -> None:
-        self.layout, self.num_frames = layout, info.num_frames
+        self.layout, self.num_frames, self.masks = layout, info.num_frames, masks
         try:
             self._group = self._open_group(cache_root, source, info, key)
             self._create_arrays(info)
@@ -97,7 +104,8 @@ class TeacherCacheWriter:
         if got != expected:
             raise ValueError(f"the maps of chunk {chunk} must have the shapes {expected}; got {got}")
         for name, values in maps.items():
-            if not np.isfinite(values).all():
+            allowed = np.isnan(values) if self.masks and name == "depth" else False
+            if not (np.isfinite(values) | allowed).all():
                 shown = "optical flow" if name == "flow_bwd" else name
                 raise LabelError(f"the teacher's {shown} of frames {start} to {stop - 1} is not finite")
         others = {name: values for name, values in maps.items() if name != "depth"}
