@@ -13,8 +13,14 @@ import yaml
 from hub_server import TOKEN, Hub, running_hub
 from tiny import tiny_student
 
-from videomamba_depth.commands.push import push_to_hub
-from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
+from videomamba_depth.commands.push import model_card, push_to_hub
+from videomamba_depth.models.checkpoint import (
+    describe_encoder,
+    load_student,
+    read_description,
+    save_student,
+    student_weights,
+)
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.hub import is_hub_name
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
@@ -101,6 +107,29 @@ def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path)
     offline = "from videomamba_depth import load_student; print(load_student('me/student').signature)"
     without = ask(offline, tmp_path, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
     assert without.stdout.strip() == signature, without.stderr
+
+
+@pytest.mark.parametrize(
+    ("teacher", "license", "line"),
+    [
+        ("apple/DepthPro-hf", "apple-amlr", "`apple/DepthPro-hf` (apple-amlr). No commercial use."),
+        ("depth-anything/DA3-GIANT-1.1", "cc-by-nc-4.0", "(cc-by-nc-4.0). No commercial use."),
+        ("depth-anything/DA3-BASE", "apache-2.0", "(apache-2.0). The student's weights are bound by both."),
+        ("Intel/zoedepth-nyu", "other", "(mit). The student's weights are bound by both."),
+        ("/home/me/secret/dpt", "other", "`dpt` (not known here, see its page)."),
+    ],
+)
+def test_the_card_names_the_teacher_that_labelled(
+    run: Path, tmp_path: Path, teacher: str, license: str, line: str
+) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"teacher": {"name": teacher}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    description = read_description(run / "last")
+    description["encoder"]["model_id"] = "depth-anything/Depth-Anything-V2-Small-hf"
+    card = model_card(tmp_path, "owner/name", description, False)
+    assert f"license: {license}\n" in card
+    assert "starts from `depth-anything/Depth-Anything-V2-Small-hf` (license of its weights: apache-2.0)" in card
+    assert line in card
 
 
 def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:

@@ -33,7 +33,17 @@ _LICENSES = {
     "depth-anything/Depth-Anything-V2-Metric-Indoor-Small": "apache-2.0",
     "depth-anything/Depth-Anything-V2-Metric-Outdoor-Small": "apache-2.0",
     "depth-anything/Depth-Anything-V2-": "cc-by-nc-4.0",
+    "depth-anything/DA3MONO-LARGE": "apache-2.0",
+    "depth-anything/DA3METRIC-LARGE": "apache-2.0",
+    "depth-anything/DA3-SMALL": "apache-2.0",
+    "depth-anything/DA3-BASE": "apache-2.0",
+    "depth-anything/DA3-": "cc-by-nc-4.0",
+    "Intel/dpt-large": "apache-2.0",
+    "Intel/zoedepth-": "mit",
+    "apple/DepthPro": "apple-amlr",
+    "google/tipsv2-": "apache-2.0",
 }  # of teachers' weights by how their names begin, the longest first; docs/training.md
+_BOUND = ("cc-by-nc-4.0", "apple-amlr")  # no commercial use
 _CARD = """---
 license: {license}
 library_name: videomamba-depth
@@ -55,8 +65,8 @@ depth = stream.step(frame)  # frame: uint8 RGB [H, W, 3]; depth: float32 [H, W];
 
 ## Teacher and license
 
-The student starts from, and was trained on the depth of, `{teacher}`; license of its weights: {teacher_license}.
-{license_note}
+The student starts from `{encoder}` (license of its weights: {encoder_license}) and was trained on the depth of
+`{teacher}` ({teacher_license}). {license_note}
 
 ## Data
 
@@ -143,24 +153,29 @@ def prepare(run: Path, repository: str, folder: Path) -> None:
 def model_card(run: Path, repository: str, description: Mapping[str, Any], has_picture: bool) -> str:
     """Return the card of a run's student; metrics stand with their guards, or it is said that there are none."""
     about = description["encoder"].get("teacher", description["encoder"])
-    teacher = str(about["model_id"])
-    known = next((name for start, name in _LICENSES.items() if teacher.startswith(start)), None)
+    encoder = str(about["model_id"])
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     reports = sorted(path for path in (run / "evaluation").glob("*.md") if ".so_far" not in path.name)
     tables = [path.read_text(encoding="utf-8").replace("\n#", "\n###").lstrip("# ") for path in reports]
     public = _without_folders({**config, "run_dir": None})
+    teacher = str(config.get("teacher", {}).get("name", encoder))
+    if not HUB_NAME.fullmatch(teacher):
+        teacher = Path(teacher).name
+    terms = {name: _license(name) for name in (encoder, teacher)}
+    bound = next((known for known in terms.values() if known in _BOUND), None)
+    common = bound or (terms[teacher] if len(set(terms.values())) == 1 else None)
     return _CARD.format(
-        license=known or "other",
-        base_model=f"base_model: {teacher}\n" if HUB_NAME.fullmatch(teacher) else "",
+        license=common or "other",
+        base_model=f"base_model: {encoder}\n" if HUB_NAME.fullmatch(encoder) else "",
         title=repository.partition("/")[2],
         repository=repository,
         teacher=teacher,
         version=description["version"],
         picture="![frame, the student's depth and the teacher's](picture.png)\n\n" if has_picture else "",
-        teacher_license=known or "not known here, see its page",
-        license_note="No commercial use."
-        if known and "-nc-" in known
-        else "The student's weights are bound by it too.",
+        encoder=encoder,
+        encoder_license=terms[encoder] or "not known here, see its page",
+        teacher_license=terms[teacher] or "not known here, see its page",
+        license_note="No commercial use." if bound else "The student's weights are bound by both.",
         data=yaml.safe_dump(public["data"], sort_keys=False),
         step=description.get("step", "unknown"),
         run=run.resolve().name,
@@ -176,6 +191,11 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value
+
+
+def _license(name: str) -> str | None:
+    """Return the license of a teacher's weights; None where it is not known here."""
+    return next((known for start, known in _LICENSES.items() if name.startswith(start)), None)
 
 
 def main(arguments: list[str] | None = None) -> None:
