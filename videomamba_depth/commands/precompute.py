@@ -75,7 +75,7 @@ def main(config: PrecomputeConfig) -> None:
             flow=build_flow_estimator(config.reference_flow, ranks.device) if config.store_flow else None,
             labels=labels,
             progress=ranks.is_main,
-            masks=teacher.masks,
+            masks=teacher.masks or labels is not None,
         )
         if config.stabilize:
             flow = build_flow_estimator(config.reference_flow, ranks.device)
