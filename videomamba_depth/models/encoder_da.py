@@ -115,7 +115,7 @@ class Teacher(FrameEncoder):
     """A frozen model that labels frames, and may be a student's encoder too; it stays in eval mode.
 
     Attributes:
-        encodes: whether it can be a student's encoder: False where its only feature map is the depth itself.
+        encodes: whether it can be a student's encoder: False where its maps are the depth itself.
         masks: whether some labels are NaN, for none; all others are finite.
         head: from the maps of `encode_frame` to depth.
         model_id: hub id, folder or "embedded", for people.

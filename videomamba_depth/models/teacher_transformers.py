@@ -20,7 +20,7 @@ from videomamba_depth.models.teacher_files import errors_alone, load_weights, lo
 from videomamba_depth.utils.depth_kind import MODEL_KINDS, DepthKind, all_kinds, can_convert
 from videomamba_depth.utils.errors import UserError
 
-_DEPTH = SCALES[0]  # the one map of these teachers is their depth
+_DEPTH = SCALES[0]
 
 _NOT_USED = ("neck.fusion_stage.layers.0.residual_layer1.",)
 """What DPT's first fusion layer holds and never calls; published checkpoints have no weights for it."""
@@ -126,7 +126,7 @@ class TransformersTeacher(Teacher):
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the depth as the one map: `[B, 1, h, w]`, float32.
+        """Return the depth in place of every map: `[B, 1, h, w]`, float32.
 
         Args:
             pixels: RGB `[B, 3, h, w]` in [0, 1]; it is rounded to whole levels of 255, as processors take pictures.
@@ -140,7 +140,9 @@ class TransformersTeacher(Teacher):
         sizes = [tuple(pixels.shape[-2:])] * len(pixels)  # ZoeDepth's processor takes them as those of the sources
         processed = self.processor.post_process_depth_estimation(outputs, sizes)
         depth = torch.stack([one["predicted_depth"].reshape(sizes[0]) for one in processed])[:, None]
-        return {_DEPTH: torch.where(depth > 0, depth.reciprocal(), torch.nan) if self._inverts else depth}
+        if self._inverts:
+            depth = torch.where(depth > 0, depth.reciprocal(), torch.nan)
+        return dict.fromkeys(SCALES, depth)  # streams look for cuts in the coarsest map
 
     def cache_key(self) -> dict[str, str | int | None]:
         """Return what decides the labels, the processor's settings among it."""
@@ -155,7 +157,7 @@ class TransformersTeacher(Teacher):
 
 
 class _DepthItself(DepthHead):
-    """The head of a teacher whose one map is its depth."""
+    """The head of a teacher whose maps are its depth."""
 
     def forward(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
         """Return the map at `image_size` = (H, W), bilinearly."""
