@@ -5,6 +5,8 @@
     videomamba-depth evaluate checkpoint=[a:runs/a/last,b:runs/b/last] preset=held_out
     videomamba-depth evaluate prediction=[a:depth/a,b:depth/b] input=videos   # what any two programs have recorded
 
+    videomamba-depth evaluate check=true input=dataset prediction=a:depth/a   # are scale, units and frames right?
+
 A table is printed; the report goes to `evaluation/` beside the run's checkpoints.
 """
 
@@ -23,12 +25,14 @@ from typing import Any
 
 from videomamba_depth.configuration.build_evaluate import (
     Evaluation,
+    build_check,
     build_evaluation,
     evaluate_in_worker,
     start_worker,
 )
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
+from videomamba_depth.evaluation.check import check_report
 from videomamba_depth.evaluation.engine import ClipResult, collect
 from videomamba_depth.evaluation.progress import EvaluationBar
 from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
@@ -39,7 +43,17 @@ from videomamba_depth.utils.lock import exclusive
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate, print the table, write JSON, Markdown and HTML; exit with 1 where clips had to be left out."""
+    """Evaluate, print the table, write JSON, Markdown and HTML; exit with 1 where clips had to be left out.
+
+    With `check`, only look at the first clips, and exit with 1 where something looks wrong.
+    """
+    if config.check:
+        sources, predictions, evaluator = build_check(config)
+        text, wrong = check_report(sources, predictions, evaluator)
+        print(text, flush=True)
+        if wrong:
+            sys.exit(1)
+        return
     for package in ("jinja2", "matplotlib") if config.html.enabled else ():
         require(package, "the report's page (or take html.enabled=false)")
     evaluation = build_evaluation(config)

@@ -13,6 +13,7 @@ from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_
 from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
 from videomamba_depth.data.video.reader import iter_frames, probe_video
 from videomamba_depth.evaluation.cache import digest
+from videomamba_depth.evaluation.check import NUM_CLIPS, NUM_FRAMES, check_methods
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
@@ -155,6 +156,26 @@ def held_against(reference: str, methods: Sequence[Method], model_kind: DepthKin
 def _kind_of(teacher: Teacher | None) -> DepthKind:
     assert teacher is not None  # or the first method is recorded and names its kind
     return teacher.depth_kind
+
+
+def build_check(config: EvaluateConfig) -> tuple[Sequence[ClipSource], Sequence[Prediction], Evaluator]:
+    """Return the first clips, the predictions, and what scores the ground truth and what is made of it beside them.
+
+    Raises:
+        UserError: the input or a prediction is wrong.
+    """
+    if config.threads is not None:
+        use_threads(config.threads)
+    flow = build_flow_estimator(config.reference_flow, resolve_device(config.device))
+    sources = build_sources(config, flow)
+    found = find_predictions(config, sources)
+    methods = [*check_methods(), *(prediction_method(prediction, kind) for prediction, kind in found)]
+    protocol = Protocol(max_side=config.max_side, max_gt_side=config.max_gt_side, max_frames=NUM_FRAMES)
+    return (
+        sources[:NUM_CLIPS],
+        [prediction for prediction, _ in found],
+        Evaluator(methods, DepthKind.METRIC, flow, protocol=protocol),
+    )
 
 
 def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> list[tuple[Prediction, DepthKind]]:

@@ -124,6 +124,11 @@ class RecordedStream:
         self._num_pixels, self._num_invalid = 0, 0
 
     @property
+    def kind(self) -> DepthKind:
+        """What it gives, see `scored_kind`."""
+        return scored_kind(self._recorded.kind)
+
+    @property
     def flags(self) -> list[str]:
         """What must stand beside its numbers, after it has run."""
         share = self._num_invalid / max(self._num_pixels, 1)

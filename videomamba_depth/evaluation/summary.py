@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,12 +164,27 @@ def count_better(
 def versions() -> dict[str, str]:
     """Return the versions that a number may depend on."""
     found = {"python": platform.python_version()}
-    for package in ("videomamba-depth", "torch", "torchvision", "transformers", "numpy", "opencv-python"):
+    packages = ("torch", "torchvision", "transformers", "numpy", "opencv-python", "opencv-python-headless")
+    for package in ("videomamba-depth", *packages):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | revision()
+
+
+@cache
+def revision() -> dict[str, str]:
+    """Return the commit of this code, and whether it was changed since; nothing outside of a repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return {}
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"revision": answer.stdout.strip()} if answer.returncode == 0 else {}
 
 
 def _guards(mean: Mean, method: str, teacher: str) -> dict[str, bool]:

@@ -1,0 +1,106 @@
+"""`check=true` names a wrong scale, pairing, unit or sign, and nothing where all is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from tiny_room import Room, render_room
+
+from videomamba_depth.commands.evaluate import main
+from videomamba_depth.configuration.cli import load_config
+from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
+from videomamba_depth.evaluation import EvaluationClip
+from videomamba_depth.evaluation.check import check_clip
+from videomamba_depth.evaluation.summary import versions
+
+NUM_FRAMES = 14
+
+
+@pytest.fixture(scope="module")
+def room() -> Room:
+    return render_room(NUM_FRAMES, 72, 96, speed_m=0.04)
+
+
+def clip_of(room: Room, **changes: Any) -> EvaluationClip:
+    values = {
+        "name": "room",
+        "frames": room.rgb,
+        "gt_depth_m": room.depth_m,
+        "intrinsics": room.intrinsics,
+        "camera_to_world": room.camera_to_world,
+    }
+    return EvaluationClip(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "seen"),
+    [
+        (lambda r: {}, None, ""),
+        (
+            lambda r: {"gt_depth_m": np.roll(r.depth_m, 1, 0)},
+            "pictures and ground truth",
+            "edges of an earlier picture",
+        ),
+        (lambda r: {"gt_depth_m": r.depth_m / 1000}, "ground truth", "wrong by a power of ten"),
+        (lambda r: {"gt_depth_m": r.depth_m / 5}, "poses", "depth times 5, their units differ"),
+        (lambda r: {"camera_to_world": np.linalg.inv(r.camera_to_world)}, "poses", "lead from world to camera"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_named(
+    room: Room, change: Callable[[Room], dict[str, Any]], what: str | None, seen: str
+) -> None:
+    wrong = {finding.what: finding.seen for finding in check_clip(clip_of(room, **change(room))) if finding.wrong}
+    assert set(wrong) == ({what} if what else set())
+    assert seen in wrong.get(what or "", "")
+
+
+def write_data_set(folder: Path, room: Room) -> None:
+    for name in ("rgb", "depth"):
+        (folder / name).mkdir(parents=True)
+    for t in range(NUM_FRAMES):
+        cv2.imwrite(str(folder / "rgb" / f"{t:03d}.png"), room.rgb[t, ..., ::-1])
+        cv2.imwrite(str(folder / "depth" / f"{t:03d}.png"), np.rint(5000 * room.depth_m[t]).astype(np.uint16))
+
+
+def test_the_command_checks_a_data_set_and_predictions(
+    tmp_path: Path, room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_data_set(tmp_path / "room", room)
+    late = np.concatenate([room.depth_m[:1], room.depth_m[:-1]])
+    made = {
+        "right": (1 / room.depth_m, "affine_invariant_inverse_depth"),
+        "late": (late, "metric_depth_m"),
+        "millimeters": (1000 * room.depth_m, "metric_depth_m"),
+        "upside_down": (room.depth_m, "affine_invariant_inverse_depth"),
+    }
+    for name, (depth, kind) in made.items():
+        np.savez(tmp_path / f"{name}.npz", depth=depth.astype(np.float32), depth_kind=kind)
+    overrides = ["check=true", f"input={tmp_path / 'room'}", "rgbd.depth_scale=5000"]
+    main(load_config("evaluate", EvaluateConfig, [*overrides, f"prediction=right:{tmp_path / 'right.npz'}"]))
+    assert "nothing looks wrong." in capsys.readouterr().out
+    given = ",".join(f"{name}:{tmp_path / name}.npz" for name in made)
+    with pytest.raises(SystemExit) as caught:
+        main(load_config("evaluate", EvaluateConfig, [*overrides, f"prediction=[{given}]"]))
+    assert caught.value.code == 1
+    printed = capsys.readouterr().out
+    wrong = [line for line in printed.splitlines() if "WRONG?" in line]
+    assert len(wrong) == 3
+    for what in (
+        "late, pairing: it fits the truth of the frame 1 before",
+        "millimeters, meters: 1e+03",
+        "upside_down, sign",
+    ):
+        assert any(what in line for line in wrong), what
+    for method in ("truth", "constant", "blur", "ema_0.5", "one_frame_late", "right"):
+        assert f"| {method}" in printed
+    assert "AbsRel of the truth 0.00 %" in printed
+    assert "one frame late reads as" in printed
+
+
+def test_results_name_versions_and_revision() -> None:
+    assert {"python", "torch", "numpy", "videomamba-depth"} <= set(versions())
