@@ -74,7 +74,7 @@ def prepare(dockerfile: Path, folder: Path, without: tuple[str, ...] = ()) -> tu
     return command, environment
 
 
-def fetch_page(command: list[str], environment: dict[str, str], folder: Path, url: str, wait_s: float = 120) -> bytes:
+def fetch_page(command: list[str], environment: dict[str, str], folder: Path, url: str, wait_s: float = 600) -> bytes:
     """Start a server, return what `url` gives, and stop the server.
 
     Raises:

@@ -12,6 +12,9 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
+OLD_EXPORTER = torch.__version__ < "2.9"
+"""Whether PyTorch's compiler and ONNX exporter are too old for what is tested of them."""
+
 
 def tiny_teacher(kind: str = "relative", seed: int = 0) -> DepthAnythingForDepthEstimation:
     """Return a Depth Anything model of 0.2 M parameters, random."""

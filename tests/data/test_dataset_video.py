@@ -107,7 +107,7 @@ def test_broken_and_short_videos_are_named_once_and_skipped(root: Path, tmp_path
     write_text(tmp_path / "text.mp4")
     dataset = VideoClipDataset(tmp_path, clip_frames=8, transform=PLAIN)
     assert set(dataset.skipped) == {"short.mp4", "zero.mp4", "text.mp4"}
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if not record.name.startswith("libav")]) == 1
     assert "3 of 4" in caplog.text
     assert all(name in caplog.text for name in dataset.skipped)
     assert {dataset[i]["meta"].video_id for i in range(5)} == {"good.mp4"}

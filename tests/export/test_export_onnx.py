@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import ROOT, run_command
 from media import numbered_frame, write_video
-from tiny import tiny_student
+from tiny import OLD_EXPORTER, tiny_student
 
 from videomamba_depth.data.video.reader import probe_video
 from videomamba_depth.export.explicit_step import ExplicitStep, evaluate_shape, exportable, state_shapes
@@ -29,6 +29,7 @@ from videomamba_depth.utils.errors import UserError
 
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra [export])")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra [export])")
+pytestmark = pytest.mark.skipif(OLD_EXPORTER, reason="the exporters of PyTorch 2.6 and 2.8 fail")
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +199,15 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert done.status == 2
     assert done.errors == [done.err.strip().splitlines()[-1]]
     assert "not a student checkpoint" in done.errors[0]
+
+
+def test_a_failing_exporter_is_one_line(
+    student: VideoMambaDepth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("many\nlines")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UserError, match=r"^the exporter of PyTorch \S+ failed \(RuntimeError\); it is tested with"):
+        export_onnx(student, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())

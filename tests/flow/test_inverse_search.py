@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny import OLD_EXPORTER
 from torch import Tensor, nn
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
@@ -153,6 +154,7 @@ class _Flow(nn.Module):
         return estimate(a, b, SMALL)
 
 
+@pytest.mark.skipif(OLD_EXPORTER, reason="the compiler of PyTorch 2.6 and the exporter of 2.8 fail")
 def test_compiles_and_exports_as_one_graph_to_onnx_too() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     a, b = noise(2, 26, 35)[:, :1].split(1)

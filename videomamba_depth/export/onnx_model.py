@@ -56,7 +56,7 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
             model that estimates motion does not have: the levels of its flow depend on the size.
 
     Raises:
-        UserError: the exporter is not installed, or the size does not fit.
+        UserError: the exporter is not installed, is too old, or the size does not fit.
     """
     if model.motion is not None and image_size is None:
         raise UserError("a student that estimates motion is exported at one size: give --size HEIGHT WIDTH")
@@ -70,16 +70,22 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
     with exportable(model), torch.no_grad():
         step = ExplicitStep(model, size).eval()
         example = (torch.rand(1, 3, *size), *model.init_states(1, size).tensors().values())
-        program: Any = torch.onnx.export(
-            step,
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            verbose=False,
-            input_names=["rgb", *step.names],
-            output_names=["depth", *(f"next.{name}" for name in step.names)],
-            dynamic_shapes=None if image_size else _dynamic_shapes(shapes, patch),
-        )
+        try:
+            program: Any = torch.onnx.export(
+                step,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=["rgb", *step.names],
+                output_names=["depth", *(f"next.{name}" for name in step.names)],
+                dynamic_shapes=None if image_size else _dynamic_shapes(shapes, patch),
+            )
+        except Exception as error:  # of many kinds: what an exporter does not know differs between releases
+            raise UserError(
+                f"the exporter of PyTorch {torch.__version__} failed ({type(error).__name__}); it is tested with "
+                "PyTorch 2.14 and onnxscript 0.7: pip install --upgrade torch torchvision onnxscript"
+            ) from error
     program.save(str(path))
     written = onnx.load(str(path))
     about = {
