@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import runpy
+import socket
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +31,41 @@ class Result(NamedTuple):
 
 def run_command(folder: Path, script: str, *arguments: str, timeout_s: float = 120) -> Result:
     """Run `python SCRIPT ARGUMENTS` in `folder`, without network, and wait for it."""
+    return finish_command(start_command(folder, script, *arguments), folder, timeout_s)
+
+
+def start_command(folder: Path, script: str, *arguments: str, **environment: object) -> BaseProcess:
+    """Start a command in `folder`, with further variables in its environment, and return its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    status = finish(start(_run, folder, script, arguments, dict(os.environ)), timeout_s)
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    return start(_run, folder, script, arguments, variables)
+
+
+def finish_command(process: BaseProcess, folder: Path, timeout_s: float = 120) -> Result:
+    """Wait for a started command and return what it has said."""
+    status = finish(process, timeout_s)
     texts = [(folder / name).read_text() for name in ("stdout.txt", "stderr.txt")]
     return Result(-1 if status is None else status, *texts)
+
+
+def start_ranks(count: int, folder: Path, script: str, *arguments: str) -> list[BaseProcess]:
+    """Start the processes that `torchrun --nproc-per-node=COUNT` would, rank r in the folder `folder/r`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        start_command(
+            folder / str(rank), script, *arguments,
+            RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=count, MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def run_ranks(count: int, folder: Path, script: str, *arguments: str) -> list[Result]:
+    """Run a command on so many ranks and wait for all of them."""
+    processes = start_ranks(count, folder, script, *arguments)
+    return [finish_command(process, folder / str(rank)) for rank, process in enumerate(processes)]
 
 
 def _run(folder: Path, script: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:

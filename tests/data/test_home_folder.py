@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media import write_images, write_video
 
-from videomamba_depth.data.labels.cache_verify import open_groups
+from videomamba_depth.data.labels.cache_verify import group_names
 from videomamba_depth.data.video.decode import open_video
 from videomamba_depth.data.video.find import find_sources, hash_source
 from videomamba_depth.data.video.image_sequence import list_images
@@ -46,7 +46,7 @@ def test_files_are_found(here: Path, read: Callable[[str], object], name: str) -
     read(name)
 
 
-@pytest.mark.parametrize("read", [find_sources, hash_source, probe_video, list_images, open_groups, load_intrinsics])
+@pytest.mark.parametrize("read", [find_sources, hash_source, probe_video, list_images, group_names, load_intrinsics])
 def test_what_is_missing_is_said(here: Path, read: Callable[[str], object]) -> None:
     with pytest.raises(UserError, match=r"~nosuch/x"):
         read("~nosuch/x")

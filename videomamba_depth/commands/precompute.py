@@ -14,22 +14,21 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
-from pathlib import Path
+from datetime import timedelta
 
-from fsspec.core import url_to_fs
 from torch import Tensor
 
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, label_key, stabilize_key
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import PrecomputeConfig
-from videomamba_depth.data.labels.cache_verify import verify_cache
+from videomamba_depth.data.labels.cache_server import has_content, local_root
+from videomamba_depth.data.labels.cache_verify import VerifyReport, verify_cache
 from videomamba_depth.data.labels.label_folder import LabelFolder
-from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.precompute import PrecomputeSummary, precompute_videos
 from videomamba_depth.data.labels.stabilized_cache import precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherKey
-from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import VideoSource, find_sources
-from videomamba_depth.training.distributed import start_ranks, stop_ranks
+from videomamba_depth.training.distributed import Ranks, start_ranks, stop_ranks
 from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.errors import UserError, building
 from videomamba_depth.utils.lock import exclusive
@@ -40,24 +39,24 @@ log = logging.getLogger(__name__)
 def main(config: PrecomputeConfig) -> None:
     """Fill, or verify, the cache that `config` describes."""
     use_threads(config.threads)
-    if is_url(config.cache):
+    folder = local_root(config.cache)
+    if folder is None:
         with building("cache"):
-            url_to_fs(config.cache)
+            has_content(config.cache)
     videos = find_sources(config.root)
-    ranks = start_ranks(config.device)
+    ranks = start_ranks(config.device, patience=timedelta(days=30))
     held = ExitStack()
     try:
         with ranks.together():
-            if ranks.is_main and not config.verify and "://" not in config.cache:  # one lock for all ranks
-                lock = Path(config.cache) / ".lock"
-                held.enter_context(exclusive(lock, f"teacher cache '{config.cache}'"))
+            if ranks.is_main and not config.verify and folder is not None:  # one lock for all ranks
+                held.enter_context(exclusive(folder / ".lock", f"teacher cache '{config.cache}'"))
         teacher = build_teacher(config.teacher, ranks.device)
         labels = None
         if config.labels is not None:
             labels = LabelFolder(config.labels, teacher.depth_kind, config.labels_kind, config.labels_scale)
         key = label_key(teacher, labels, config.short_side)
         if config.verify:
-            verify(config, key, videos)
+            verify(config, key, videos, ranks)
             return
 
         def predict_depth(rgb: Tensor) -> Tensor:
@@ -82,7 +81,8 @@ def main(config: PrecomputeConfig) -> None:
             stabilized = stabilize_key(config, config.reference_flow)
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
             frames = precompute_stabilized(mine, config.cache, key, stabilized, flow, progress=ranks.is_main)
-            log.info("%d frames given %s targets", frames, config.target)
+            log.info("%d frames given %s targets", sum(ranks.gather(frames)), config.target)
+        summary = PrecomputeSummary.merged(ranks.gather(summary))
     finally:
         held.close()
         stop_ranks()
@@ -90,13 +90,16 @@ def main(config: PrecomputeConfig) -> None:
         "%d videos labelled, %d were already, %d frames, %d failed",
         summary.finished, summary.already_finished, summary.frames, len(summary.failed),
     )  # fmt: skip
-    if summary.failed:
+    if summary.failed and ranks.is_main:
         sys.exit(1)
 
 
-def verify(config: PrecomputeConfig, key: TeacherKey, videos: list[VideoSource]) -> None:
-    """Read every chunk again and name what does not fit."""
-    report = verify_cache(config.cache, key=key, sources=videos)
+def verify(config: PrecomputeConfig, key: TeacherKey, videos: list[VideoSource], ranks: Ranks) -> None:
+    """Read every chunk again, shared among the ranks; the main one names what does not fit."""
+    part = verify_cache(config.cache, key=key, sources=videos, rank=ranks.rank, world_size=ranks.world_size)
+    report = VerifyReport.merged(ranks.gather(part))
+    if not ranks.is_main:
+        return
     for problem in report.problems:
         log.error("%s", problem)
     for video_id in report.unfinished:

@@ -22,6 +22,7 @@ from videomamba_depth.configuration.schema import (
 )
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.labels.cache_server import has_content, local_root
 from videomamba_depth.data.labels.label_checks import Sample, check_labels
 from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, TargetSettings
@@ -29,7 +30,6 @@ from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, Teach
 from videomamba_depth.data.sampling import ClipBatchSampler, build_loader, iterate_loader
 from videomamba_depth.data.synthetic import CameraMotion, WorldConfig
 from videomamba_depth.data.transforms import cover_size, resize_depth, resize_images
-from videomamba_depth.data.video.decode import is_url
 from videomamba_depth.data.video.find import hash_source
 from videomamba_depth.data.video.reader import probe_video, read_frames, read_image
 from videomamba_depth.flow.estimators import FlowEstimator, FlowSettings, build_flow
@@ -146,9 +146,11 @@ def build_dataset(
     if config.labels is not None:
         labels = LabelFolder(config.labels, teacher.depth_kind, config.labels_kind, config.labels_scale)
     if config.teacher_cache is not None:
-        if not is_url(config.teacher_cache) and not Path(config.teacher_cache).is_dir():
+        folder = local_root(config.teacher_cache)
+        if not (has_content(config.teacher_cache) if folder is None else folder.is_dir()):
+            found = "is not a folder" if folder is not None else "holds nothing"
             raise UserError(
-                f"data.teacher_cache: '{config.teacher_cache}' is not a folder; make it with"
+                f"data.teacher_cache: '{config.teacher_cache}' {found}; make it with"
                 " scripts/precompute_teacher_depth.py, or set data.teacher_cache=null"
             )
         key = label_key(teacher, labels, config.transform.short_side)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -13,6 +15,8 @@ from torch import Tensor, distributed
 from videomamba_depth.utils.device import resolve_device
 from videomamba_depth.utils.environment import launch
 from videomamba_depth.utils.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,21 @@ class Ranks:
         """Return whether `flag` is True on any rank."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
 
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's `value`, which can be pickled, in the order of ranks.
+
+        Raises:
+            UserError: another rank has ended early.
+        """
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        try:
+            distributed.all_gather_object(values, value)
+        except RuntimeError as error:  # as Gloo and NCCL report a connection that is gone
+            raise UserError("another process of this run has ended early; run again, which continues") from error
+        return values
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
@@ -63,11 +82,12 @@ class Ranks:
             raise UserError("another process of this run failed; its own line names the reason")
 
 
-def start_ranks(device_name: str) -> Ranks:
+def start_ranks(device_name: str, patience: timedelta | None = None) -> Ranks:
     """Join the process group that torchrun announces in the environment, if any.
 
     Args:
         device_name: "auto" (CUDA where there is one), "cpu" or "cuda".
+        patience: how long a rank waits for the slowest; None: PyTorch's 10 or 30 minutes.
 
     Raises:
         UserError: the environment says something else than torchrun would, or a CUDA device is missing.
@@ -78,7 +98,7 @@ def start_ranks(device_name: str) -> Ranks:
     if use_cuda:
         torch.cuda.set_device(device)
     if world_size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if use_cuda else "gloo")
+        distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=patience)
     return Ranks(rank, world_size, device)
 
 

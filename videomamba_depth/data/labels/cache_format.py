@@ -17,13 +17,17 @@ A chunk counts once `chunk_scale` says so, which is written last, after the rest
 replaces each file atomically. So a process may be killed, or the power cut, at any moment: running it again finishes
 the chunks that are missing and changes none of the others. Whoever reads a chunk compares it with its digest first: a
 file that is missing (which Zarr reads as zeros), of another chunk or video, or a number that was changed is damage.
+
+The root is a folder, or a URL that fsspec and Zarr can write (s3://bucket/labels), with an object for each file. An
+object store replaces objects atomically and in order, which is all that the above asks for. It has no lock: one process
+writes a video at a time (`precompute_videos` gives each to one rank). Two of them make the same bytes in the end, since
+each puts whole objects of what itself has read and labelled (`ChunkWriter`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,6 +36,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from videomamba_depth.data.labels.cache_server import local_root
 from videomamba_depth.data.video.find import hash_source, source_stamp
 from videomamba_depth.data.video.info import VideoReadError
 from videomamba_depth.utils.atomic import disk_errors, sync_tree
@@ -151,29 +156,47 @@ def chunk_digest(
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def store_chunk(
-    group: Any, kind: str, chunk: int, depth: np.ndarray, others: Mapping[str, np.ndarray] | None = None
-) -> None:
-    """Write a chunk's maps, then its digest, and its scale last, which makes it count; on a local disk all are flushed.
+class ChunkWriter:
+    """Write a kind's chunks into a video's group, which it holds open: a chunk costs one put of each of its objects.
 
     Args:
-        depth: float32 [K,h,w], stored divided by its scale.
-        others: the chunk's part of the other arrays in `ARRAYS`, as they are to be stored.
-
-    Raises:
-        UserError: the disk is full or cannot be written.
+        group: with the arrays of the kind.
+        kind: `RAW` or `STABILIZED`.
     """
-    scale, half = scaled(depth)
-    maps, attributes = {ARRAYS[kind][0]: half, **(others or {})}, dict(group.attrs)
-    rows = chunk_rows(chunk, attributes["storage"]["chunk_frames"], attributes["source"]["num_frames"])
-    with disk_errors("the teacher cache"):
-        for name, values in maps.items():
-            group[name][rows] = values
-        times = group["timestamps_s"][rows]
-        group[f"{kind}_digest"][chunk] = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": times})
-        _flush(group, *(f"{name}/c/{chunk}" for name in maps), f"{kind}_digest/c")
-        group[f"{kind}_scale"][chunk] = scale
-        _flush(group, f"{kind}_scale/c")
+
+    def __init__(self, group: Any, kind: str) -> None:
+        self._group, self._kind = group, kind
+        self._attributes, self._times = dict(group.attrs), group["timestamps_s"][:]
+        bookkeeping = (f"{kind}_digest", f"{kind}_scale")
+        self._arrays = {name: group[name] for name in (*ARRAYS[kind], *bookkeeping) if name in group}
+        self._digests, self._scales = (self._arrays[name][:] for name in bookkeeping)
+        is_missing = (self._scales == 0) | ~self._digests.any(1)
+        self.missing: list[int] = np.flatnonzero(is_missing).tolist()
+        """The chunks that were still to be written when the group was opened, ascending."""
+
+    def write(self, chunk: int, depth: np.ndarray, others: Mapping[str, np.ndarray] | None = None) -> None:
+        """Write a chunk's maps, then its digest, and its scale last, which makes it count; on a local disk all flushed.
+
+        Args:
+            depth: float32 [K,h,w], stored divided by its scale.
+            others: the chunk's part of the other arrays in `ARRAYS`, as they are to be stored.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        kind, attributes = self._kind, self._attributes
+        scale, half = scaled(depth)
+        maps = {ARRAYS[kind][0]: half, **(others or {})}
+        rows = chunk_rows(chunk, attributes["storage"]["chunk_frames"], attributes["source"]["num_frames"])
+        digest = chunk_digest(attributes, kind, chunk, scale, {**maps, "timestamps_s": self._times[rows]})
+        self._digests[chunk], self._scales[chunk] = digest, scale
+        with disk_errors("the teacher cache"):
+            for name, values in maps.items():
+                self._arrays[name][rows] = values
+            self._arrays[f"{kind}_digest"][:] = self._digests
+            _flush(self._group, *(f"{name}/c/{chunk}" for name in maps), f"{kind}_digest/c")
+            self._arrays[f"{kind}_scale"][:] = self._scales
+            _flush(self._group, f"{kind}_scale/c")
 
 
 def read_chunk(
@@ -208,8 +231,9 @@ class StoredLabels:
 
     def __init__(self, group: Any, kinds: Sequence[str] = (RAW,)) -> None:
         self.attributes = dict(group.attrs)
-        names = ["timestamps_s", *(name for kind in kinds for name in ARRAYS[kind])]
+        names = [name for kind in kinds for name in ARRAYS[kind]]
         self.arrays: dict[str, Any] = {name: group[name] for name in names if name in group}
+        self.arrays["timestamps_s"] = group["timestamps_s"][:]
         for kind in kinds:
             self.arrays |= {f"{kind}_{name}": group[f"{kind}_{name}"][:] for name in ("scale", "digest")}
         self._verified: set[tuple[str, int]] = set()
@@ -278,10 +302,15 @@ def group_name(video_id: str) -> str:
     return f"{slug}-{hashlib.sha256(video_id.encode()).hexdigest()[:10]}"
 
 
+def address_of(cache_root: str | Path, name: str) -> str:
+    """Return where the group of this name is: its folder, or its URL."""
+    folder = local_root(cache_root)
+    return f"{str(cache_root).rstrip('/')}/{name}" if folder is None else str(folder / name)
+
+
 def group_address(cache_root: str | Path, video_id: str) -> str:
     """Return where a video's group is: its folder, or its URL."""
-    root, name = str(cache_root), group_name(video_id)
-    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(os.path.expanduser(root)) / name)
+    return address_of(cache_root, group_name(video_id))
 
 
 def open_group(cache_root: str | Path, video_id: str, mode: Literal["r", "r+"]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,13 @@ from videomamba_depth.data.labels.cache_format import (
     ChunkError,
     StorageLayout,
     TeacherKey,
+    address_of,
     group_difference,
     group_name,
     read_chunk,
     zarr_library,
 )
+from videomamba_depth.data.labels.cache_server import list_names, local_root
 from videomamba_depth.data.video.find import VideoSource, hash_source
 from videomamba_depth.data.video.info import VideoReadError
 from videomamba_depth.utils.errors import UserError
@@ -37,6 +38,15 @@ class VerifyReport:
     unfinished: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    @classmethod
+    def merged(cls, parts: Iterable[VerifyReport]) -> VerifyReport:
+        """Return one report of what several ranks have read."""
+        whole = cls()
+        for part in parts:
+            whole.videos, whole.frames = whole.videos + part.videos, whole.frames + part.frames
+            whole.unfinished, whole.problems = whole.unfinished + part.unfinished, whole.problems + part.problems
+        return whole
+
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong; an unfinished video is not wrong, running the precompute again finishes it."""
@@ -48,24 +58,28 @@ def verify_cache(
     *,
     key: TeacherKey | None = None,
     sources: Iterable[VideoSource] = (),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> VerifyReport:
     """Read every chunk back and check format, shapes and digests, which cover every number that is stored.
 
     Args:
-        cache_root: a local cache.
+        cache_root: folder or URL.
         key: the teacher that it should be of; None skips that check.
         sources: videos to compare with the hashes in the cache, reading each file whole; missing ones are reported.
+        rank, world_size: this process among all, which share the videos of the cache.
 
     Raises:
         UserError: there is no cache at `cache_root`.
     """
     report = VerifyReport()
-    groups = open_groups(cache_root)
+    names = group_names(cache_root)
     by_name = {group_name(source.video_id): source for source in sources}
-    report.problems += [f"{s.video_id}: not in the cache" for name, s in by_name.items() if name not in groups]
-    for name, group in tqdm(groups.items(), desc="verify cache", unit="video"):
+    if rank == 0:
+        report.problems += [f"{s.video_id}: not in the cache" for name, s in by_name.items() if name not in names]
+    for name in tqdm(names[rank::world_size], desc="verify cache", unit="video", disable=rank > 0):
         try:
-            problem = _verify_group(name, group, key, by_name.get(name), report)
+            problem = _verify_group(name, _open_or_none(cache_root, name), key, by_name.get(name), report)
         except Exception as error:  # damage shows as whatever the codec in question raises
             problem = f"cannot be read ({' '.join(str(error).split())})"
         if problem:
@@ -73,24 +87,30 @@ def verify_cache(
     return report
 
 
-def open_groups(cache_root: str | Path) -> dict[str, Any]:
-    """Open all groups of a local cache for reading: {folder name: group}; a folder without readable metadata is None.
+def group_names(cache_root: str | Path) -> list[str]:
+    """Return the names of a cache's groups, sorted, whether they can be read or not.
 
     Raises:
-        UserError: no such folder, or nothing in it.
+        UserError: there is no cache, or nothing in it; or its server cannot be reached.
     """
-    root = Path(os.path.expanduser(cache_root))
-    if not root.is_dir():
+    root = local_root(cache_root)
+    if root is not None and not root.is_dir():
         raise UserError(f"no teacher cache at {root}; make one with scripts/precompute_teacher_depth.py")
-    groups: dict[str, Any] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        try:
-            groups[folder.name] = zarr_library().open_group(str(folder), mode="r", zarr_format=3)
-        except (OSError, KeyError, ValueError):
-            groups[folder.name] = None
-    if not groups:
-        raise UserError(f"the teacher cache {root} is empty; fill it with scripts/precompute_teacher_depth.py")
-    return groups
+    found = (
+        list_names(str(cache_root)) if root is None else sorted(path.name for path in root.iterdir() if path.is_dir())
+    )
+    names = [name for name in found if not name.startswith(".")]
+    if not names:
+        raise UserError(f"the teacher cache {cache_root} is empty; fill it with scripts/precompute_teacher_depth.py")
+    return names
+
+
+def _open_or_none(cache_root: str | Path, name: str) -> Any:
+    """Return a group, opened for reading; None where its metadata cannot be read."""
+    try:
+        return zarr_library().open_group(address_of(cache_root, name), mode="r", zarr_format=3)
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def _verify_group(

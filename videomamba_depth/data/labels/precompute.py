@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,12 +27,23 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PrecomputeSummary:
-    """What one rank did: videos finished now, videos found finished, frames labelled, {video_id: why it failed}."""
+    """What a rank did: videos finished now, videos found finished, frames labelled, {video_id: why it failed}."""
 
     finished: int = 0
     already_finished: int = 0
     frames: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def merged(cls, parts: Iterable[PrecomputeSummary]) -> PrecomputeSummary:
+        """Return what several ranks did."""
+        whole = cls()
+        for part in parts:
+            whole.finished += part.finished
+            whole.already_finished += part.already_finished
+            whole.frames += part.frames
+            whole.failed |= part.failed
+        return whole
 
 
 def precompute_videos(

@@ -29,13 +29,14 @@ from videomamba_depth.data.labels.cache_format import (
     RAW,
     STABILIZED,
     ChunkError,
+    ChunkWriter,
     StoredLabels,
     TeacherKey,
     create_arrays,
     group_difference,
     open_group,
-    store_chunk,
 )
+from videomamba_depth.data.labels.cache_server import server_errors
 from videomamba_depth.data.labels.geometry import geometric_clip
 from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.data.transforms import resize_images
@@ -127,12 +128,13 @@ def precompute_stabilized(
     """
     frames = 0
     for source in tqdm(videos, desc="stabilized depth", unit="video", disable=not progress):
-        group = _open(cache_root, source.video_id, key, wanted)
+        with server_errors(cache_root):
+            group = _open(cache_root, source.video_id, key, wanted)
         if group is None:
             continue
         chunk_frames, num_frames = group["depth"].chunks[0], group["depth"].shape[0]
-        missing = {int(chunk) // BLOCK_CHUNKS for chunk in np.flatnonzero(group[f"{STABILIZED}_scale"][:] == 0)}
-        for block in sorted(missing):
+        writer = ChunkWriter(group, STABILIZED)
+        for block in sorted({chunk // BLOCK_CHUNKS for chunk in writer.missing}):
             inner, outer = block_range(block, chunk_frames, num_frames)
             try:
                 depth = _stabilize(source, group, outer, key, wanted, flow)[inner.start - outer.start :][: len(inner)]
@@ -144,7 +146,8 @@ def precompute_stabilized(
             frames += len(inner)
             for start in range(inner.start, inner.stop, chunk_frames):
                 part = depth[start - inner.start :][:chunk_frames]
-                store_chunk(group, STABILIZED, start // chunk_frames, part)
+                with server_errors(cache_root):
+                    writer.write(start // chunk_frames, part)
     return frames
 
 

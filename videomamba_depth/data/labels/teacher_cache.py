@@ -16,6 +16,7 @@ from videomamba_depth.data.labels.cache_format import (
     FORMAT_VERSION,
     RAW,
     STABILIZED,
+    ChunkWriter,
     LabelError,
     StorageLayout,
     StoredLabels,
@@ -28,9 +29,9 @@ from videomamba_depth.data.labels.cache_format import (
     local_folder,
     open_group,
     source_unchanged,
-    store_chunk,
     zarr_library,
 )
+from videomamba_depth.data.labels.cache_server import local_root, server_errors
 from videomamba_depth.data.labels.stabilized_cache import StabilizeKey
 from videomamba_depth.data.video.find import VideoSource, hash_source, source_stamp
 from videomamba_depth.data.video.info import VideoInfo
@@ -69,17 +70,14 @@ class TeacherCacheWriter:
         masks: bool = False,
     ) -> None:
         self.layout, self.num_frames, self.masks = layout, info.num_frames, masks
-        try:
-            self._group = self._open_group(cache_root, source, info, key)
-            self._create_arrays(info)
-            self.missing: list[int] = np.flatnonzero(self._group["chunk_scale"][:] == 0).tolist()
-            """The chunks still to be written when the group was opened, ascending."""
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # Attributes that make no sense show as whatever reading them raises.
-            reason = " ".join(str(error).split())
-            if not isinstance(error, OSError | ValueError):
-                reason = f"its metadata are damaged ({error!r}); delete the group {group_name(source.video_id)}"
-            raise UserError(f"cannot write {source.video_id} to the teacher cache {cache_root}: {reason}") from error
+        self._root = cache_root
+        with server_errors(cache_root):
+            self._chunks = self._open(source, info, key)
+
+    @property
+    def missing(self) -> list[int]:
+        """The chunks that were still to be written when the group was opened, ascending."""
+        return self._chunks.missing
 
     def chunk_range(self, chunk: int) -> tuple[int, int]:
         """Return the frames [start, stop) of a chunk."""
@@ -111,7 +109,20 @@ class TeacherCacheWriter:
         others = {name: values for name, values in maps.items() if name != "depth"}
         if "flow_bwd" in others:
             others["flow_bwd"] = np.clip(others["flow_bwd"], -6e4, 6e4).astype(np.float16)
-        store_chunk(self._group, RAW, chunk, maps["depth"], others)
+        with server_errors(self._root):
+            self._chunks.write(chunk, maps["depth"], others)
+
+    def _open(self, source: VideoSource, info: VideoInfo, key: TeacherKey) -> ChunkWriter:
+        try:
+            group = self._open_group(self._root, source, info, key)
+            self._create_arrays(group, info)
+            return ChunkWriter(group, RAW)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # Attributes that make no sense show as whatever reading them raises.
+            reason = " ".join(str(error).split())
+            if not isinstance(error, OSError | ValueError):
+                reason = f"its metadata are damaged ({error!r}); delete the group {group_name(source.video_id)}"
+            raise UserError(f"cannot write {source.video_id} to the teacher cache {self._root}: {reason}") from error
 
     def _open_group(self, root: str | Path, source: VideoSource, info: VideoInfo, key: TeacherKey) -> Any:
         try:
@@ -132,23 +143,23 @@ class TeacherCacheWriter:
             )
         return group
 
-    def _create_arrays(self, info: VideoInfo) -> None:
+    def _create_arrays(self, group: Any, info: VideoInfo) -> None:
         """Create what a killed run has not created yet.
 
         Raises:
             ValueError: an array is gone, or the frames' times are not those that are stored.
         """
         frames, shapes = self.num_frames, self.layout.map_shapes(self.num_frames)
-        if "chunk_scale" not in self._group:
-            times = self._group.require_array("timestamps_s", shape=(frames,), chunks=(frames,), dtype="float64")
+        if "chunk_scale" not in group:
+            times = group.require_array("timestamps_s", shape=(frames,), chunks=(frames,), dtype="float64")
             times[:] = info.timestamps_s
         else:
-            gone = [name for name in (*shapes, "timestamps_s") if name not in self._group]
+            gone = [name for name in (*shapes, "timestamps_s") if name not in group]
             if gone:
                 raise ValueError(f"array {gone[0]} is missing; delete this one to make it anew")
-            if not np.array_equal(self._group["timestamps_s"][:], np.asarray(info.timestamps_s, np.float64)):
+            if not np.array_equal(group["timestamps_s"][:], np.asarray(info.timestamps_s, np.float64)):
                 raise ValueError("timestamps_s are not those of the video; delete this one to make it anew")
-        create_arrays(self._group, RAW, shapes, self.layout.chunk_frames)
+        create_arrays(group, RAW, shapes, self.layout.chunk_frames)
 
 
 def _attributes(source: VideoSource, info: VideoInfo, key: TeacherKey, layout: StorageLayout) -> dict[str, Any]:
@@ -272,7 +283,8 @@ class TeacherCacheReader:
         return labels
 
     def _open_video(self, video_id: str, path: str | None) -> StoredLabels:
-        if "://" not in self.cache_root and not Path(os.path.expanduser(self.cache_root)).is_dir():
+        folder = local_root(self.cache_root)
+        if folder is not None and not folder.is_dir():
             raise _Misfit("no cache", f"there is no folder {self.cache_root}")
         try:
             group = open_group(self.cache_root, video_id, "r")
