@@ -65,7 +65,7 @@ def start_ranks(count: int, folder: Path, script: str, *arguments: str) -> list[
 def run_ranks(count: int, folder: Path, script: str, *arguments: str) -> list[Result]:
     """Run a command on so many ranks and wait for all of them."""
     processes = start_ranks(count, folder, script, *arguments)
-    return [finish_command(process, folder / str(rank)) for rank, process in enumerate(processes)]
+    return [finish_command(process, folder / str(rank), 400) for rank, process in enumerate(processes)]
 
 
 def _run(folder: Path, script: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ for needed in ("s3fs", "moto", "flask"):
     pytest.importorskip(needed, reason="needs s3fs and moto[server], an S3 server for tests")
 
 SCRIPT = "scripts/precompute_teacher_depth.py"
+SLOW_S = 400
 SIZES = ("short_side=56", "crop=[56,70]", "device=cpu", "threads=1")
 
 
@@ -27,6 +29,7 @@ def server() -> Iterator[str]:
     """The address of a server with the empty bucket "labels", which the environment names."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     started = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     started.start()
     host, port = started.get_host_and_port()
@@ -76,11 +79,13 @@ def test_a_rank_is_killed_and_run_again(server: str, options: tuple[str, ...], l
         fsspec.filesystem("s3", use_listings_cache=False),
         f"labels/killed/{group_name('1.mp4')}/depth/c/0/0/0",
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + SLOW_S
     while not system.exists(written) and time.monotonic() < deadline:
         time.sleep(0.01)
     processes[1].kill()
-    results = [finish_command(process, tmp_path / "first" / str(rank)) for rank, process in enumerate(processes)]
+    results = [
+        finish_command(process, tmp_path / "first" / str(rank), SLOW_S) for rank, process in enumerate(processes)
+    ]
     assert [result.status for result in results] == [2, -signal.SIGKILL, 2, 2]
     assert results[0].errors == ["error: another process of this run has ended early; run again, which continues"]
     assert tree("s3://labels/killed") != tree(local)
@@ -98,6 +103,7 @@ def test_an_epoch_is_trained_from_a_bucket(server: str, options: tuple[str, ...]
         done = run_command(
             tmp_path / name, "train.py", "debug=smoke", "data=video_folder", f"data.{root}", teacher, "run_dir=run",
             f"data.teacher_cache={cache}", "trainer.steps=6", "trainer.device=cpu", "data.num_workers=2",
+            timeout_s=SLOW_S,
         )  # fmt: skip
         assert done.status == 0, done.err
         assert "live teacher labels instead" not in done.err
@@ -106,17 +112,11 @@ def test_an_epoch_is_trained_from_a_bucket(server: str, options: tuple[str, ...]
     assert students[0] != students[2]  # the labels' float16
 
 
-@pytest.mark.parametrize(
-    ("address", "reason"),
-    [("s3://nowhere/labels", "bucket does not exist"), ("s3:///labels", "Invalid")],
-)
-def test_a_bucket_that_is_not_there(
-    server: str, options: tuple[str, ...], tmp_path: Path, address: str, reason: str
-) -> None:
-    refused = run_command(tmp_path, SCRIPT, *options, f"cache={address}")
+def test_a_bucket_that_is_not_there(server: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    refused = run_command(tmp_path, SCRIPT, *options, "cache=s3://nowhere/labels", timeout_s=SLOW_S)
     assert refused.status == 2
-    assert len(refused.errors) == 1
-    assert reason in refused.errors[0]
+    (error,) = refused.errors
+    assert "s3://nowhere/labels: The specified bucket does not exist" in error
 
 
 def test_a_server_that_does_not_answer(
@@ -124,7 +124,7 @@ def test_a_server_that_does_not_answer(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    refused = run_command(tmp_path, SCRIPT, *options, "cache=s3://labels/x")
+    refused = run_command(tmp_path, SCRIPT, *options, "cache=s3://labels/x", timeout_s=SLOW_S)
     assert refused.status == 2
     assert refused.errors == [
         'error: cache: teacher cache s3://labels/x: Could not connect to the endpoint URL: "http://127.0.0.1:9/labels/x";'

@@ -27,7 +27,7 @@ from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.precompute import PrecomputeSummary, precompute_videos
 from videomamba_depth.data.labels.stabilized_cache import precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherKey
-from videomamba_depth.data.video.find import VideoSource, find_sources
+from videomamba_depth.data.video.find import VideoSource, find_sources, is_list
 from videomamba_depth.training.distributed import Ranks, start_ranks, stop_ranks
 from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.errors import UserError, building
@@ -73,6 +73,7 @@ def main(config: PrecomputeConfig) -> None:
             world_size=ranks.world_size,
             flow=build_flow_estimator(config.reference_flow, ranks.device) if config.store_flow else None,
             labels=labels,
+            scan=not is_list(config.root),
             progress=ranks.is_main,
             masks=teacher.masks or labels is not None,
         )

@@ -59,6 +59,7 @@ def precompute_videos(
     world_size: int = 1,
     flow: FlowEstimator | None = None,
     labels: LabelFolder | None = None,
+    scan: bool = True,
     progress: bool = True,
     masks: bool = False,
 ) -> PrecomputeSummary:
@@ -81,6 +82,7 @@ def precompute_videos(
         rank, world_size: this process among all.
         flow: also store optical flow to the frame before, estimated at the stored size, and the static mask.
         labels: take depth from there, resized to the stored size, instead of asking `predict_depth`.
+        scan: open all videos before the first is labelled, so that the bar knows how many frames there are.
         progress: show a bar with the time left.
         masks: the teacher gives NaN where it has no label.
 
@@ -92,7 +94,8 @@ def precompute_videos(
         KeyboardInterrupt: Ctrl-C; what is stored stays valid and the next run continues.
     """
     summary = PrecomputeSummary()
-    usable, broken = scan_sources(unique_ids(videos)[rank::world_size], progress)
+    mine = unique_ids(videos)[rank::world_size]
+    usable, broken = scan_sources(mine, progress) if scan else ([(source, None) for source in mine], {})
     for video_id, reason in broken.items():
         _fail(summary, video_id, reason)
     total = sum(num_frames or 0 for _, num_frames in usable)

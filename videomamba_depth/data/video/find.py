@@ -1,4 +1,4 @@
-"""Find the videos of a data set: video files and image folders under a root, without decoding anything."""
+"""Find the videos of a data set: video files and image folders, under a root or in a list, without decoding any."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def find_sources(root: str | Path) -> list[VideoSource]:
     """List the videos under `root`, recursively, in natural order of their ids.
 
     A video is a file with a video's suffix, or a folder that directly holds images and is not called "depth"; hidden
-    names are ignored and links to folders are followed once. `root` may also be one video file.
+    names are ignored and links to folders are followed once. `root` may also be one video file, or a list of videos
+    (`read_list`), whose order stays.
 
     Raises:
         UserError: `root` is missing, or holds no video.
@@ -50,6 +51,8 @@ def find_sources(root: str | Path) -> list[VideoSource]:
     root = Path(os.path.expanduser(root))
     if not root.exists():
         raise UserError(f"data folder {root} does not exist; set data.root to a folder of videos or image folders")
+    if is_list(root):
+        return read_list(root)
     if root.is_file():
         return [VideoSource(root.name, str(root))]
     found = []
@@ -71,6 +74,41 @@ def find_sources(root: str | Path) -> list[VideoSource]:
             f"no videos or image folders in {root}; expected files such as .mp4, .mov, .mkv, or folders of images"
         )
     return sorted(found, key=lambda source: natural_key(source.video_id))
+
+
+def is_list(root: str | Path) -> bool:
+    """Tell whether a data root is a text file that names videos."""
+    return Path(root).suffix.lower() == ".txt" and os.path.isfile(os.path.expanduser(root))
+
+
+def read_list(path: Path) -> list[VideoSource]:
+    """Return the videos that a text file names, one per line: paths of video files and image folders.
+
+    A relative path is relative to the list's folder, and is the video's id as it stands: a list in the root of a folder
+    has the ids that the folder has, so that their caches are the same. Empty lines and lines that begin with # are left
+    out; white space around a path is. No video is looked for: one that is missing is named when it is wanted.
+
+    Raises:
+        UserError: it cannot be read, names nothing, or names a video twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"the list of videos {path} cannot be read: {error.strerror}") from error
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        if "\0" in name:
+            raise UserError(f"{path} is no list of videos: line {number} is no path; expected one path per line")
+        video_id = os.path.normpath(os.path.expanduser(name))
+        first = numbers.setdefault(video_id, number)
+        if first != number:
+            raise UserError(f"the list of videos {path} names {video_id} twice, in lines {first} and {number}")
+    if not numbers:
+        raise UserError(f"the list {path} names no video; expected one path per line")
+    return [VideoSource(video_id, os.path.join(path.parent, video_id)) for video_id in numbers]
 
 
 def scan_sources(
