@@ -59,6 +59,7 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
     def checked_main(config: DictConfig) -> None:
         sys.argv = given  # as the person wrote it, for the records
         with exit_on_user_error(BackendError):
+            _join_submitted_job()
             main(to_schema(config, schema))
 
     with exit_on_user_error(BackendError), _stopped_in_one_line():
@@ -75,7 +76,7 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
         sys.argv = [given[0], *quote_overrides(arguments, schema, CONFIG_DIR, sweep)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, instead of being printed over several lines
         entry = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_main)
-        with _one_line_errors():
+        with _one_line_errors(), _launcher_errors():
             entry()
 
 
@@ -83,6 +84,35 @@ def sweep_folder() -> str | None:
     """Return the folder of this run of a `--multirun`; None outside of one. To be asked for within `main`."""
     current = HydraConfig.get()
     return current.runtime.output_dir if current.mode == RunMode.MULTIRUN else None
+
+
+def _join_submitted_job() -> None:
+    """Within a job of Hydra's submitit launchers, do what `hydra_entry` did where it was submitted, and join its ranks.
+
+    Each of several tasks is a rank: the variables that torchrun would set are set from those of Slurm.
+    """
+    if "submitit" not in HydraConfig.get().launcher["_target_"]:
+        return
+    import submitit
+
+    if submitit.JobEnvironment().num_tasks > 1:
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    check_environment()
+    configure_logging()
+
+
+@contextmanager
+def _launcher_errors() -> Iterator[None]:
+    """Put on one line that there is no Slurm, that it refuses a job, or that a job has failed."""
+    try:
+        yield
+    except Exception as error:
+        refused = isinstance(error, RuntimeError) and "srun" in str(error)
+        if not refused and not type(error).__module__.startswith("submitit"):
+            raise
+        first = str(error).strip().splitlines()[0].rstrip(":")
+        place = "the launcher needs a machine with sbatch and srun" if refused else "see hydra.launcher.submitit_folder"
+        raise UserError(f"the launcher's job did not succeed: {first}; {place}") from error
 
 
 def load_config(config_name: str, schema: type[Schema], overrides: Sequence[str]) -> Schema:
@@ -156,5 +186,6 @@ def _one_line(error: Exception) -> str:
     named = f" (key: {key})" if key and key not in message else ""
     options = [option for option in getattr(error, "options", None) or () if option != "common"]
     if options:
-        return f"config: {message}; there are {', '.join(options)}"
+        missing = "; pip install 'videomamba-depth[slurm]'" if "hydra/launcher/submitit" in message else ""
+        return f"config: {message}; there are {', '.join(options)}{missing}"
     return f"config: {message}{named}; '--cfg job' prints all keys and values"
