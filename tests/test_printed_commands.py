@@ -39,8 +39,9 @@ PROGRAMS = [
 ]
 NOT_RUN = {
     "python scripts/precompute_teacher_depth.py -m hydra/launcher=submitit_slurm hydra.launcher.partition=gpu"
-    " hydra.launcher.nodes=1 hydra.launcher.tasks_per_node=2 hydra.launcher.gpus_per_node=2 hydra.launcher.cpus_per_task=4"
-    " hydra.launcher.timeout_min=90 root=list.txt cache=cache": "needs Hydra's launcher, an extra; test_slurm submits it",
+    " hydra.launcher.nodes=1 hydra.launcher.tasks_per_node=2 hydra.launcher.gpus_per_node=2"
+    " hydra.launcher.cpus_per_task=4 hydra.launcher.timeout_min=90 root=list.txt"
+    " cache=cache": "needs an extra; test_slurm submits it",
     "pip install torch torchvision": "installs several GB",
     "python tests/campaigns/mutated_videos.py 400 0": "reads its arguments itself; tests/campaigns runs it in small",
     "python tests/campaigns/mutated_videos.py [COUNT] [SEED]": "names its arguments, gives none",
