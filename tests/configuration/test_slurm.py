@@ -49,9 +49,9 @@ def test_tasks_of_a_job_are_ranks(tmp_path: Path, options: tuple[str, ...], monk
         tmp_path, SCRIPT, *SLURM, "hydra.launcher.tasks_per_node=2", "hydra.launcher.gpus_per_node=2",
         "hydra.launcher.cpus_per_task=4", "hydra.launcher.timeout_min=90", *options, "root=videos", timeout_s=400,
     )  # fmt: skip
-    said = "".join(path.read_text() for path in sorted(log.glob("task_*")))
-    assert done.status == 0, done.err + said
-    assert "3 videos labelled, 0 were already, 15 frames, 0 failed" in said
+    output = "".join(path.read_text() for path in sorted(log.glob("task_*")))
+    assert done.status == 0, done.err + output
+    assert "3 videos labelled, 0 were already, 15 frames, 0 failed" in output
     assert verify_cache(tmp_path / "cache").videos == 3
     (submitted,) = (path.read_text() for path in log.glob("submitted_*"))
     flags = {line.removeprefix("#SBATCH --") for line in submitted.splitlines() if line.startswith("#SBATCH")}

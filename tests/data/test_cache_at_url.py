@@ -26,6 +26,8 @@ from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.utils.errors import UserError
 
+pytest.importorskip("zarr", reason="it needs Python 3.11")
+
 KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
 
 
