@@ -86,7 +86,7 @@ def write(output: Path, worlds: int, frames: int, seed: int) -> None:
         log.info("%s: %d frames, %s camera", name, frames, motion)
 
 
-def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -> None:
+def score(checkpoints: list[str], memories: list[float], cache: Path, output: Path, worlds: WorldSet) -> None:
     """Write what teacher, oracle and students change on held-out worlds, and print it."""
     device, dtype = torch.device("cpu"), torch.float32
     teacher, flow = DepthAnythingEncoder.from_pretrained("embedded"), build_flow("dis", None, device="cpu")
@@ -101,7 +101,7 @@ def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -
     for checkpoint in checkpoints:
         name, _, path = checkpoint.partition(":")
         student = load_student(path or name)
-        methods.append(student_method(name, path or name, student, 1.0, device, dtype))
+        methods += [student_method(name, path or name, student, memory, device, dtype) for memory in memories]
     evaluator = Evaluator(methods=methods, depth_kind=teacher.depth_kind, flow=flow, flow_name="dis", cache=cache)
     result = evaluate_clips(worlds.sources(cache, flow, "dis"), evaluator, metadata={"checkpoints": checkpoints})
     changes = {
@@ -115,7 +115,7 @@ def score(checkpoints: list[str], cache: Path, output: Path, worlds: WorldSet) -
         for name, change in methods_of.items():
             cells = ", ".join(f"{metric} {_number(change.get(metric))}" for metric in METRICS)
             log.info("%-8s %-12s %s", group, name, cells)
-    for name in [checkpoint.partition(":")[0] for checkpoint in checkpoints]:
+    for name in [method.name for method in methods[2:]]:
         kept = {metric: _kept(changes, name, metric) for metric in METRICS[:2]}
         log.info("%s keeps of the oracle's gain, mean over kinds: %s", name, json.dumps(kept))
 
@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     writing.add_argument("--seed", type=whole(0, 2**31 - 1), default=700_000)
     scoring = commands.add_parser("score", help="evaluate teacher, oracle and students")
     scoring.add_argument("checkpoints", nargs="+", metavar="NAME:FOLDER")
+    scoring.add_argument("--memory", nargs="+", type=float, default=[1.0], help="of every student; 1: as trained")
     scoring.add_argument("--videos", type=whole(1, 10_000), default=4, help="of each kind")
     scoring.add_argument("--kinds", nargs="+", default=["moving", "fast", "static"])
     scoring.add_argument("--seed", type=whole(0, 2**40), default=3_400_000_000)
@@ -164,7 +165,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     if any(":" not in checkpoint and checkpoint != "embedded" for checkpoint in args.checkpoints):
         raise UserError("name every student: NAME:FOLDER")
-    score(args.checkpoints, args.cache, args.output, WorldSet(seed=args.seed, kinds=args.kinds, videos=args.videos))
+    worlds = WorldSet(seed=args.seed, kinds=args.kinds, videos=args.videos)
+    score(args.checkpoints, args.memory, args.cache, args.output, worlds)
 
 
 if __name__ == "__main__":
