@@ -314,6 +314,24 @@ def test_memory_is_the_same_for_every_split(tiny_encoder: DepthAnythingEncoder) 
         torch.testing.assert_close(tensor, end.tensors()[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "short_side"), [((150, 300), 42), ((98, 980), 100), ((60, 90), 98)])
+def test_motion_is_that_of_the_picture_that_the_model_sees(
+    tiny_encoder: DepthAnythingEncoder, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], short_side: int
+) -> None:
+    """However it is cut or brought, also where the size that was rounded to patches would be rounded to another one."""
+    monkeypatch.setattr(tiny_encoder, "short_side", short_side)
+    student = moving_student(tiny_encoder)
+    clip = F.interpolate(sliding_clip(3)[0], size, mode="bilinear").unsqueeze(0)
+    with torch.no_grad():
+        depth, states, _ = student(clip)
+    assert depth.shape[-2:] == size
+    assert states.maps["frame"].shape[-2:] == student.encoder.fitted_size(*size)
+    stream = DepthStream(student, device="cpu")
+    for t in range(3):
+        shown = stream.step_tensor(clip[:, t])
+        assert torch.allclose(shown, depth[:, t], atol=1e-5 * float(depth.max()))
+
+
 @pytest.mark.parametrize("moving", [True, False])
 def test_another_frame_size_midway_is_refused_with_both_sizes(tiny_encoder: DepthAnythingEncoder, moving: bool) -> None:
     student = moving_student(tiny_encoder) if moving else tiny_student(tiny_encoder)

@@ -107,9 +107,9 @@ def test_the_count_can_fail(stream: DepthStream, name: str, monkeypatch: pytest.
     """A control: a value that is read, and a constant that is copied, are found."""
     encode = stream.model.encode
 
-    def encode_badly(clip: Tensor, checked: bool) -> dict[str, Tensor]:
+    def encode_badly(clip: Tensor, **options: Any) -> dict[str, Tensor]:
         clip.amax().item() if name == "item" else clip.new_tensor([1.0])
-        return encode(clip, checked=checked)
+        return encode(clip, **options)
 
     monkeypatch.setattr(stream.model, "encode", encode_badly)
     with HostCalls() as calls:

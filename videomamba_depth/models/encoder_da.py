@@ -17,7 +17,7 @@ from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.models.teacher_files import FORMER_NAMES, HAS_FORMER_NAMES, load_depth_anything, loading_error
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images
+from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images, shrinks
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
@@ -80,20 +80,36 @@ class FrameEncoder(nn.Module):
         factors = zip(SCALES, self.factors, strict=True)
         return {name: (math.ceil(rows * factor), math.ceil(columns * factor)) for name, factor in factors}
 
-    def encode_frame(self, rgb: Tensor, *, checked: bool = False) -> dict[str, Tensor]:
+    def fitted_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px of what `fit` makes of a frame of that size."""
+        size = self.input_resolution(height, width)
+        return size if shrinks((height, width), size) else (height, width)
+
+    def fit(self, rgb: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return frames `[B, 3, H, W]` in [0, 1] no larger than the model sees them; what fits is returned as it is.
+
+        Args:
+            size: (H, W) px that the model sees them at; None: `input_resolution`.
+        """
+        return shrink_images(rgb.to(self.mean.dtype), size or self.input_resolution(rgb.shape[-2], rgb.shape[-1]))
+
+    def encode_frame(
+        self, rgb: Tensor, *, checked: bool = False, size: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
         """Return the feature maps s0..s3, each `[B, C_i, H_i, W_i]`.
 
         Args:
             rgb: `[B, 3, H, W]` in [0, 1], any size.
             checked: they are known to be such: to look at them would wait for their device.
+            size: as in `fit`; frames that were fitted need it, since rounding to patches twice may give another one.
 
         Raises:
             ValueError: see `check_rgb`.
         """
         if not checked:
             check_rgb(rgb)
-        size = self.input_resolution(rgb.shape[-2], rgb.shape[-1])
-        pixels = self.normalize(shrink_images(rgb.to(self.mean.dtype), size))
+        size = size or self.input_resolution(rgb.shape[-2], rgb.shape[-1])
+        pixels = self.normalize(self.fit(rgb, size))
         if size != pixels.shape[-2:]:  # a side grows
             pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
         return self.encode_pixels(pixels)  # [B, 3, *size], about -2 to 2.6

@@ -14,7 +14,6 @@ from videomamba_depth.utils.flow_utils import consistency_mask, resize_flow, res
 from videomamba_depth.utils.settings import check_settings, choice, ranged
 
 CUBIC = -0.75  # of Keys' kernel, as in PyTorch's bicubic sampling
-MAX_SIDE_PX = 224  # short side beyond which motion that is estimated costs more than it gains
 
 
 class Motion(NamedTuple):
@@ -45,11 +44,11 @@ class MotionSpec:
     Attributes:
         estimator: "dis", "dis_fast" or "dis_ultrafast", OpenCV's dense inverse search on the CPU; "inverse_search" or
             "inverse_search_fine", tensor operations on the model's device. None needs weights.
-        short_side: larger frames are shrunk to this short side first, px; None: the model's, at most `MAX_SIDE_PX`.
+        short_side: frames that are larger still when the model sees them are shrunk to this short side first, px.
     """
 
     estimator: str = choice(*WEIGHTLESS, default="dis")
-    short_side: int | None = ranged(DIS_MIN_SIZE_PX, 8192, None)
+    short_side: int = ranged(DIS_MIN_SIZE_PX, 8192, 224)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -59,14 +58,11 @@ class MotionEstimator:
     """Backward motion of a stream's frames, cheap enough to run beside the model.
 
     It only ever sees a frame and the one before: motion does not depend on how a clip is cut into chunks.
-
-    Args:
-        model_short_side: short side in px that the model sees; None: that of the frames.
     """
 
-    def __init__(self, spec: MotionSpec, model_short_side: int | None = None) -> None:
+    def __init__(self, spec: MotionSpec) -> None:
         self.flow: FlowEstimator = build_flow(spec.estimator)
-        self.short_side = spec.short_side or max(DIS_MIN_SIZE_PX, min(MAX_SIDE_PX, model_short_side or MAX_SIDE_PX))
+        self.short_side = spec.short_side
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in px that frames of that size are compared at."""

@@ -22,7 +22,7 @@ from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
 from videomamba_depth.utils.errors import describe, is_out_of_memory
-from videomamba_depth.utils.images import check_axes
+from videomamba_depth.utils.images import check_axes, check_rgb
 
 ClipFeatures = dict[str, Tensor]
 """Feature maps of a clip by scale name, each `[B, N, C_i, H_i, W_i]`."""
@@ -87,10 +87,10 @@ class VideoMambaDepth(nn.Module):
         self.head = copy.deepcopy(head).requires_grad_(train_head)
         self.head.freeze_unused()
         channels = encoder.channels
-        self.motion = MotionEstimator(motion, encoder.short_side) if motion is not None else None
+        self.motion = MotionEstimator(motion) if motion is not None else None
         self.output = OutputRefiner(output) if output is not None else None
         parts = [temporal.signature(channels)]
-        parts += [f"motion at {self.motion.short_side} px"] if self.motion is not None else []
+        parts += [f"motion at {motion.short_side} px"] if motion is not None else []
         parts += ["carried output"] if output is not None else []
         self.signature = "; ".join(parts) or "frame by frame"
         self.depth_kind = encoder.depth_kind
@@ -136,16 +136,20 @@ class VideoMambaDepth(nn.Module):
         dtype = dtype if dtype is not None else self._any_weight.dtype
         return self._new_state(batch_size, image_size, dtype, float(memory), self.device if device is None else device)
 
-    def encode(self, clip: Tensor, *, checked: bool = False) -> ClipFeatures:
+    def fit(self, clip: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return a clip `[B, N, 3, H, W]` no larger than the model sees it, see `FrameEncoder.fit`."""
+        return self.encoder.fit(clip.flatten(0, 1), size).unflatten(0, clip.shape[:2])
+
+    def encode(self, clip: Tensor, *, checked: bool = False, size: tuple[int, int] | None = None) -> ClipFeatures:
         """Return the encoder's features of a clip `[B, N, 3, H, W]` in [0, 1]; no gradient if it is frozen.
 
         Args:
-            checked: see `FrameEncoder.encode_frame`.
+            checked, size: see `FrameEncoder.encode_frame`.
         """
         check_axes("clip", clip, "B N 3 H W")
         frames = clip.flatten(0, 1)  # frame by frame: time is the stacks' business
         with _explain_mixed_weights(self):
-            features = self.encoder.encode_frame(frames, checked=checked)
+            features = self.encoder.encode_frame(frames, checked=checked, size=size)
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
     def forward(
@@ -160,7 +164,7 @@ class VideoMambaDepth(nn.Module):
         """Return the depth of a clip or chunk and the state after it: `depth, states, _ = model(clip, states)`.
 
         Args:
-            clip: `[B, N, 3, H, W]` RGB in [0, 1]; any H, W.
+            clip: `[B, N, 3, H, W]` RGB in [0, 1]; any H, W. What `fit` made of it will do, with features and states.
             states: what the previous chunk returned; None starts new streams. Never written to.
             features: what `encode` returned for the clip, where it is at hand. Who brings them, as streams and trainers
                 do, looks at the depth: the states' values are then not checked.
@@ -177,21 +181,26 @@ class VideoMambaDepth(nn.Module):
             check_values(states)
         if motion is not None and self.motion is None:
             raise ValueError("this student carries nothing along the motion: leave motion out")
-        if features is None:
-            features = self.encode(clip)
         image_size = (clip.shape[-2], clip.shape[-1])
+        if features is not None and states is not None:
+            image_size = states.image_size  # the clip may have been fitted
+        model_size = self.encoder.input_resolution(*image_size)
+        if features is None:
+            check_rgb(clip.flatten(0, 1))
+            clip = self.fit(clip, model_size)
+            features = self.encode(clip, checked=True, size=model_size)
         dtype = next(iter(features.values())).dtype
         if states is None:
             states = self.init_states(clip.shape[0], image_size, dtype)
         else:
             check_state(states, self._expected_state(clip.shape[0], image_size, dtype, states.memory))
         if self.motion is not None and motion is None:
-            motion, last_frame = self.motion(clip, states.maps["frame"], states.frame_index == 0)
+            fitted = self.fit(clip, model_size)
+            motion, last_frame = self.motion(fitted, states.maps["frame"], states.frame_index == 0)
             states = replace(states, maps={**states.maps, "frame": last_frame})
-        model_size = self.encoder.input_resolution(*image_size)
         with _explain_mixed_weights(self):
             depth, states, summaries = self._predict(features, states, motion, model_size, out_size or image_size)
-        return Prediction(depth, replace(states, image_size=image_size), summaries)
+        return Prediction(depth, states, summaries)
 
     def step(self, frame: Tensor, states: DepthState | None = None) -> tuple[Tensor, DepthState]:
         """Return the depth `[B, 1, H, W]` of one frame `[B, 3, H, W]` in [0, 1] and the next state; see `forward`."""
@@ -281,9 +290,8 @@ class VideoMambaDepth(nn.Module):
         }
         maps = {}
         if self.motion is not None:  # the last frame, RGB
-            maps["frame"] = torch.zeros(
-                batch, 3, *self.motion.frame_size(*image_size), dtype=torch.float32, device=device
-            )
+            size = self.motion.frame_size(*self.encoder.fitted_size(*image_size))
+            maps["frame"] = torch.zeros(batch, 3, *size, dtype=torch.float32, device=device)
         if self.output is not None:  # the last depth
             size = self.encoder.input_resolution(*image_size)
             maps["depth"] = torch.zeros(batch, 1, *size, dtype=torch.promote_types(dtype, torch.float32), device=device)

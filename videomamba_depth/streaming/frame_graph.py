@@ -51,8 +51,9 @@ class FrameStep(nn.Module):
         kept = dict(zip(self.kept_names, tensors[len(self.state_names) :], strict=True))
         states = DepthState.from_tensors(before, self.metadata)
         with autocast(rgb.device, self.precision):
-            clip = rgb.unsqueeze(1)
-            features = self.model.encode(clip, checked=True)
+            size = self.model.encoder.input_resolution(rgb.shape[-2], rgb.shape[-1])
+            clip = self.model.fit(rgb.unsqueeze(1), size)
+            features = self.model.encode(clip, checked=True, size=size)
             cuts = torch.zeros_like(gaps)
             if self.resets is not None:
                 cuts = self.resets.find_cuts(kept, rgb, features["s3"].squeeze(1))

@@ -224,7 +224,8 @@ class DepthStream:
         Between these frames and that depth nothing waits for the device, but for key frames and flow on the CPU.
         """
         image_size = (rgb.shape[-2], rgb.shape[-1])
-        out_size = image_size if self.resolution == "source" else self.model_resolution(*image_size)
+        model_size = self.model_resolution(*image_size)
+        out_size = image_size if self.resolution == "source" else model_size
         if self._states is not None and self._states.image_size != image_size:
             raise ValueError(
                 f"the stream has frames of {self._states.image_size} (height, width) px; got {image_size}: resize them,"
@@ -234,8 +235,8 @@ class DepthStream:
         if self._is_compiled and self._states is not None and has_past:
             return self._replay(rgb, timestamps_s, self._states, out_size)
         with autocast(self.device, self.dtype):
-            clip = rgb.unsqueeze(1)
-            features = self.model.encode(clip, checked=True)
+            clip = self.model.fit(rgb.unsqueeze(1), model_size)
+            features = self.model.encode(clip, checked=True, size=model_size)
             before = self._start(image_size) if self._states is None else self._states
             reasons = ["" if has_past else "start" for has_past in self._has_past]
             frame, states = NextFrame(rgb, features["s3"].squeeze(1), timestamps_s, before, reasons), before
