@@ -18,6 +18,7 @@ from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
+from videomamba_depth.evaluation.encoded_frames import EncodedFrames
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
 from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
@@ -78,13 +79,18 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         reference = replace(recorded.pop(0), trained=False)
         methods = [reference, *filter_methods(), *targets, *recorded]
     else:
+        encoded = EncodedFrames(teacher)
+        of_student = {
+            name: encoded if isinstance(model.encoder, Teacher) else EncodedFrames(model.encoder)
+            for name, model in students.items()
+        }
         methods = [
-            teacher_method(teacher, device, dtype),
+            teacher_method(teacher, device, dtype, encoded),
             *filter_methods(),
-            *([feature_average_method(teacher, flow, flow_name, device, dtype)] if teacher.encodes else []),
+            *([feature_average_method(teacher, flow, flow_name, device, dtype, encoded)] if teacher.encodes else []),
             *targets,
             *(
-                student_method(name, checkpoints[name], model, memory, device, dtype)
+                student_method(name, checkpoints[name], model, memory, device, dtype, of_student[name])
                 for name, model in students.items()
                 for memory in config.memory
             ),

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +50,7 @@ def digest_of(modules: Iterable[str], roots: Mapping[str, Path]) -> str:
         ModuleNotFoundError: one of `modules` has no file there.
     """
     files = closure(modules, roots)
-    sources = [_read(file.read_text(encoding="utf-8")) for file in files.values()]
+    sources = [_source(file) for file in files.values()]
     contents = {source.digest for source in sources}
     native = {_native(roots[package]) for package in {name.partition(".")[0] for name in files}}
     versions = {f"{library} {_version(library)}" for source in sources for library in source.libraries}
@@ -60,19 +60,20 @@ def digest_of(modules: Iterable[str], roots: Mapping[str, Path]) -> str:
 def closure(modules: Iterable[str], roots: Mapping[str, Path]) -> dict[str, Path]:
     """Return {module: file} of `modules` and of all of ours that they import, however far down; as `digest_of`."""
     waiting, found = list(modules), dict[str, Path]()
-    if unknown := [name for name in waiting if _file(name, roots) is None]:
+    file_of = cache(partial(_file, roots=roots))
+    if unknown := [name for name in waiting if file_of(name) is None]:
         raise ModuleNotFoundError(f"no source file of module {unknown[0]}")
     while waiting:
         name = waiting.pop()
-        file = _file(name, roots)
+        file = file_of(name)
         if name in found or file is None:
             continue
         found[name] = file
-        for module, member in _read(file.read_text(encoding="utf-8")).imports:
+        for module, member in _source(file).imports:
             base = _absolute(module, name, file)
             inside = f"{base}.{member}"
             # `from package import x` needs the package's own code only where x is not a module of it.
-            waiting.append(inside if member and _file(inside, roots) else base)
+            waiting.append(inside if member and file_of(inside) else base)
     return found
 
 
@@ -85,44 +86,64 @@ class _Source:
     libraries: frozenset[str]
 
 
+def _source(file: Path) -> _Source:
+    about = file.stat()
+    return _source_at(file, about.st_mtime_ns, about.st_size)
+
+
+@cache
+def _source_at(file: Path, mtime_ns: int, size: int) -> _Source:
+    return _read(file.read_text(encoding="utf-8"))
+
+
 @cache
 def _read(text: str) -> _Source:
-    body = _Reduce()
-    tree = body.visit(ast.parse(text))
-    return _Source(_sha256(ast.dump(tree), *sorted(body.bound)), tuple(body.imports), frozenset(body.libraries))
+    reduced = _Reduced()
+    reduced.add(ast.parse(text))
+    return _Source(
+        _sha256("".join(reduced.tokens), *sorted(reduced.bound)), tuple(reduced.imports), frozenset(reduced.libraries)
+    )
 
 
-class _Reduce(ast.NodeTransformer):
-    """Takes docstrings and imports out of a tree and gathers the imports, which then count without order or place."""
+class _Reduced:
+    """What a syntax tree says without docstrings, and its imports, which then count without order or place."""
 
     def __init__(self) -> None:
+        self.tokens: list[str] = []
         self.imports: list[tuple[str, str]] = []
         self.libraries: set[str] = set()
         self.bound: set[str] = set()
 
-    def visit_Import(self, node: ast.Import) -> None:
-        for alias in node.names:
-            self._add(alias.name, "", alias.asname or "")
+    def add(self, value: object) -> None:
+        """Add a node, a list of nodes, or a plain value."""
+        if isinstance(value, list):
+            self.tokens.append("[")
+            for item in value:
+                self.add(item)
+            self.tokens.append("]")
+        elif not isinstance(value, ast.AST):
+            self.tokens.append(f"{value!r},")
+        elif isinstance(value, ast.Import):
+            for alias in value.names:
+                self._import(alias.name, "", alias.asname or "")
+        elif isinstance(value, ast.ImportFrom):
+            for alias in value.names:
+                self._import("." * value.level + (value.module or ""), alias.name, alias.asname or "")
+        elif not _is_for_type_checkers(value):
+            self._node(value)
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        for alias in node.names:
-            self._add("." * node.level + (node.module or ""), alias.name, alias.asname or "")
+    def _node(self, node: ast.AST) -> None:
+        self.tokens.append(f"{type(node).__name__}(")
+        for name in node._fields:
+            if name == "ctx":  # Load or Store, which the place says already
+                continue
+            value = getattr(node, name, None)
+            if name == "body" and isinstance(node, _DOCUMENTED):
+                value = [statement for statement in node.body if not _is_text(statement)]
+            self.add(value)
+        self.tokens.append(")")
 
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        """Leave out what is there for type checkers alone."""
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return None
-        return self._kept(node)
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, _DOCUMENTED):
-            node.body = [statement for statement in node.body if not _is_text(statement)]
-        return self._kept(node)
-
-    def _kept(self, node: ast.AST) -> ast.AST:
-        return super().generic_visit(node)
-
-    def _add(self, module: str, member: str, name: str) -> None:
+    def _import(self, module: str, member: str, name: str) -> None:
         top = module.partition(".")[0]
         ours = top in OURS or not top
         self.bound.add(f"{'' if ours else module} {member} {name}")
@@ -130,6 +151,10 @@ class _Reduce(ast.NodeTransformer):
             self.imports.append((module, member))
         elif top not in sys.stdlib_module_names:
             self.libraries.add(top)
+
+
+def _is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _is_text(statement: ast.stmt) -> bool:

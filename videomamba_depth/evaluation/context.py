@@ -23,7 +23,7 @@ from videomamba_depth.evaluation.metrics.stability import positive_log
 from videomamba_depth.evaluation.recurrence import Stream, resize_depth, to_tensor
 from videomamba_depth.flow.clip_motion import ClipMotion, estimate_motion
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.flow.frame_view import Frames, FrameView, first_frames, mapped, on_disk
+from videomamba_depth.flow.frame_view import Frames, FrameView, computed, first_frames, mapped, on_disk
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.metrics import clip_scale_and_shift
@@ -69,14 +69,14 @@ class Context:
         return replace(self, depth_kind=kind, teacher_kind=self.depth_kind, teacher_disparity=self.reference)
 
     @cached_property
-    def counted(self) -> FrameView:
+    def counted(self) -> Frames:
         """Where ground truth counts, [F,H,W] bool."""
         return valid_ground_truth(self.gt_depth_m, self.valid, self.max_depth_m)
 
     @cached_property
     def reference(self) -> Frames:
         """The teacher's `disparity`."""
-        return self.disparity(self.teacher) if self.teacher_disparity is None else self.teacher_disparity
+        return computed(self.disparity(self.teacher)) if self.teacher_disparity is None else self.teacher_disparity
 
     @property
     def alignment(self) -> str:
@@ -128,7 +128,7 @@ class ScoredDepth:
     @cached_property
     def disparity(self) -> Frames:
         """Aligned disparity, see `Context.disparity`."""
-        return self.context.disparity(self.depth)
+        return computed(self.context.disparity(self.depth))
 
     @property
     def inverse(self) -> Frames:
@@ -143,9 +143,10 @@ class ScoredDepth:
         return mapped(lambda frame: np.clip(1.0 / np.maximum(frame, 1.0 / far), 1e-3, far), self.disparity)
 
     @cached_property
-    def log(self) -> tuple[FrameView, FrameView]:
+    def log(self) -> tuple[Frames, Frames]:
         """Log disparity and where it is defined, see `positive_log`."""
-        return positive_log(self.disparity)
+        x, defined = positive_log(self.disparity)
+        return computed(x), computed(defined)
 
 
 def run_streams(

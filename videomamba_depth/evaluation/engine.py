@@ -33,7 +33,7 @@ from videomamba_depth.evaluation.context import (
 from videomamba_depth.evaluation.methods import Method, is_average
 from videomamba_depth.evaluation.metrics.registry import depth_flags, score_depth
 from videomamba_depth.evaluation.pictures import ClipPictures, draw_clip
-from videomamba_depth.evaluation.recurrence import Stream, recurrence_scores
+from videomamba_depth.evaluation.recurrence import Stream, keep_first, recurrence_scores
 from videomamba_depth.evaluation.summary import summarize_clips
 from videomamba_depth.flow.clip_motion import no_motion
 from videomamba_depth.flow.estimators import FlowEstimator
@@ -234,13 +234,16 @@ def _run_clip(
     methods = [m for m in evaluator.methods if m is teacher or m in missing or m in drawn]
 
     # 1. The depth of every stream, in one pass over the frames.
-    streams: dict[str, Stream] = {}
+    streams, first = dict[str, Stream](), dict[str, list[np.ndarray]]()
     for method in methods:
         if method.derive is None:
             folder = kept.depth_folder(method)
             recorded = None if folder is None else read_arrays(folder)
             known = method if not recorded else Method.recorded(method.name, recorded["depth"])
-            streams[method.name] = known.open(source.stills, clip, protocol.max_frames)
+            stream = known.open(source.stills, clip, protocol.max_frames)
+            if method.trained and protocol.cut_frames and method.new_stream is not None:
+                stream = keep_first(stream, protocol.cut_frames, first.setdefault(method.name, []))
+            streams[method.name] = stream
     fewest = 1 if source.stills else 2
     rgb, depths = run_streams(clip, streams, protocol.max_side, protocol.max_frames, progress, fewest)
     for method in methods:
@@ -275,8 +278,9 @@ def _run_clip(
     for method in missing:
         if method.trained and method.new_stream is not None and not source.stills:
             found[method.name]["scores"] |= recurrence_scores(
-                method.open, streams[method.name], frames, depths[method.name], protocol.palindrome, protocol.cut_frames
-            )
+                method.open, streams[method.name], frames, depths[method.name],
+                protocol.palindrome, protocol.cut_frames, first.get(method.name),
+            )  # fmt: skip
             for again in [*(["palindrome"] * protocol.palindrome), *(["cut"] * (protocol.cut_frames > 0))]:
                 if progress is not None:
                     progress(again, method.name)

@@ -59,20 +59,20 @@ class AdvectedFeatureAverage:
 
 def feature_average_stream(
     encoder: Teacher, flow: FlowEstimator, alpha: float = DEFAULT_ALPHA
-) -> Callable[[Tensor], Tensor]:
-    """Return a new stream: a function from the next frame [1,3,H,W] in [0,1] to its depth [1,1,H,W].
+) -> Callable[[Tensor, Features], Tensor]:
+    """Return a new stream: a function from the next frame [1,3,H,W] in [0,1] and its features to depth [1,1,H,W].
 
     The flow is estimated at the size that the encoder works in.
     """
     average = AdvectedFeatureAverage(alpha)
     before: Tensor | None = None
 
-    def step(frame: Tensor) -> Tensor:
+    def step(frame: Tensor, features: Features) -> Tensor:
         nonlocal before
         small = F.interpolate(frame, encoder.input_resolution(*frame.shape[-2:]), mode="bilinear", antialias=True)
         previous, before = small if before is None else before, small
         back, forth = both_ways(flow, small, previous)
-        features = average(encoder.encode_frame(frame), back, consistency_mask(back, forth))
-        return encoder.decode(features, (frame.shape[-2], frame.shape[-1]))
+        averaged = average(features, back, consistency_mask(back, forth))
+        return encoder.decode(averaged, (frame.shape[-2], frame.shape[-1]))
 
     return step

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from videomamba_depth.evaluation.cache import digest
 from videomamba_depth.evaluation.code_digest import code_digest
+from videomamba_depth.evaluation.encoded_frames import EncodedFrames
 from videomamba_depth.evaluation.feature_average import feature_average_stream
 from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, Method
 from videomamba_depth.evaluation.recurrence import Stream
@@ -23,29 +24,49 @@ from videomamba_depth.utils.device import autocast
 from videomamba_depth.utils.errors import UserError
 
 
-def teacher_method(encoder: Teacher, device: torch.device, dtype: torch.dtype) -> Method:
-    """Return the framewise teacher."""
-    return Method(
-        TEACHER, lambda: _on_device(encoder.predict_depth, device, dtype), digest=_about(encoder, device, dtype)
-    )
+def teacher_method(
+    encoder: Teacher, device: torch.device, dtype: torch.dtype, encoded: EncodedFrames | None = None
+) -> Method:
+    """Return the framewise teacher. encoded: of the encoder, where methods share it."""
+    encode = encoded or EncodedFrames(encoder)
+
+    def step(frame: Tensor) -> Tensor:
+        return encoder.decode(encode(frame), (frame.shape[-2], frame.shape[-1]))
+
+    return Method(TEACHER, lambda: _stream(step, device, dtype), digest=_about(encoder, device, dtype))
 
 
 def feature_average_method(
-    encoder: Teacher, flow: FlowEstimator, flow_name: str, device: torch.device, dtype: torch.dtype
+    encoder: Teacher,
+    flow: FlowEstimator,
+    flow_name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    encoded: EncodedFrames | None = None,
 ) -> Method:
-    """Return the average of the teacher's features along the flow; see `AdvectedFeatureAverage`."""
+    """Return the average of the teacher's features along the flow; see `AdvectedFeatureAverage`, `teacher_method`."""
     about = digest(_about(encoder, device, dtype), flow_name, code_digest(feature_average_stream.__module__))
-    return Method(
-        FEATURE_AVERAGE, lambda: _on_device(feature_average_stream(encoder, flow), device, dtype), digest=about
-    )
+    encode = encoded or EncodedFrames(encoder)
+
+    def new_stream() -> Stream:
+        average = feature_average_stream(encoder, flow)
+        return _stream(lambda frame: average(frame.to(device), encode(frame)), device, dtype)
+
+    return Method(FEATURE_AVERAGE, new_stream, digest=about)
 
 
 def student_method(
-    name: str, path: str | Path, model: VideoMambaDepth, memory: float, device: torch.device, dtype: torch.dtype
+    name: str,
+    path: str | Path,
+    model: VideoMambaDepth,
+    memory: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    encoded: EncodedFrames | None = None,
 ) -> Method:
     """Return a student that remembers `memory` times as long as it was trained to, as NAME or NAME@MEMORY.
 
-    path: its checkpoint.
+    path: its checkpoint. encoded: of an encoder of the same weights and input size, where methods share it.
 
     Raises:
         UserError: the student cannot have that memory.
@@ -59,6 +80,7 @@ def student_method(
         weights, read_description(path), model.encoder.short_side, memory, str(dtype), device.type,
         code_digest(__name__, load_student.__module__),
     )  # fmt: skip
+    encode = encoded or EncodedFrames(model.encoder)
 
     def new_stream() -> Stream:
         states: DepthState | None = None
@@ -67,26 +89,27 @@ def student_method(
             nonlocal states
             if states is None and memory != 1.0:
                 states = model.init_states(1, (frame.shape[-2], frame.shape[-1]), memory=memory)
-            depth, states = model.step(frame, states)
-            return depth
+            features = {scale: maps.unsqueeze(1) for scale, maps in encode(frame).items()}  # [1, 1, C_i, H_i, W_i]
+            depth, states, _ = model(frame.to(device).unsqueeze(1), states, features=features)
+            return depth.squeeze(1)
 
-        return _on_device(step, device, dtype)
+        return _stream(step, device, dtype)
 
     return Method(
         name if memory == 1.0 else f"{name}@{memory:g}", new_stream, digest=about, trained=True, remembers=True
     )
 
 
-def _on_device(step: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> Stream:
-    """Return a stream that computes on `device` under autocast and takes and returns tensors of the CPU."""
+def _stream(step: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> Stream:
+    """Return a stream that computes under the device's autocast and takes and returns tensors of the CPU."""
 
     def stream(frame: Tensor) -> Tensor:
         with torch.no_grad(), autocast(device, dtype):
-            return step(frame.to(device)).float().cpu()
+            return step(frame).float().cpu()
 
     return stream
 
 
 def _about(encoder: Teacher, device: torch.device, dtype: torch.dtype) -> str:
     about = {name: value for name, value in encoder.cache_key().items() if name != "model_id"}
-    return digest(about, str(dtype), device.type, code_digest(type(encoder).__module__))
+    return digest(about, str(dtype), device.type, code_digest(type(encoder).__module__, EncodedFrames.__module__))

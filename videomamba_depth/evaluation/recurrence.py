@@ -28,17 +28,19 @@ def recurrence_scores(
     depth: Frames,
     palindrome: bool,
     cut_frames: int,
+    beginning: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Score]:
     """Return what a stream remembers: back from the end of the clip, and across a cut of `cut_frames` frames.
 
     stream: stands at the end of the clip. frames: of the clip. depth: [F,H,W], what the stream gave for them.
-    palindrome, cut_frames: see `Protocol`.
+    palindrome, cut_frames: see `Protocol`. beginning: the stream's own outputs [h,w] for the first `cut_frames` frames,
+    before they were resized; None: a new stream is run over them.
     """
     scores: dict[str, Score] = {}
     if palindrome:
         scores["palindrome_drift"] = run_palindrome(stream, frames, (depth.shape[1], depth.shape[2]), depth)
     if cut_frames:
-        scores["settle_after_cut"] = settle_after_own_cut(new_stream, frames, cut_frames)
+        scores["settle_after_cut"] = settle_after_own_cut(new_stream, frames, cut_frames, beginning)
     return scores
 
 
@@ -68,33 +70,58 @@ def settle_after_cut(
     before: Sequence[np.ndarray],
     after: Sequence[np.ndarray],
     tolerance: float = 0.02,
+    known: Sequence[np.ndarray] | None = None,
 ) -> Score:
     """Return for how many frames of `after` a stream that saw `before` differs from a new one
     (`frames_to_settle`).
 
-    factory: returns a new stream. before, after: uint8 [H,W,3] frames of two shots, of one size.
+    factory: returns a new stream. before, after: uint8 [H,W,3] frames of two shots, of one size. known: what a new
+    stream gives for `after`, [h,w] each, if it has just been run over them.
     """
-    carried, new = factory(), factory()
+    carried = factory()
     for frame in before:
         carried(to_tensor(frame))
-    pairs = [(carried(to_tensor(f)), new(to_tensor(f))) for f in after]
-    outputs = [np.stack([pair[i].float().cpu().numpy()[0, 0] for pair in pairs]) for i in (0, 1)]
-    return frames_to_settle(outputs[0], outputs[1], tolerance)
+    outputs = np.stack([to_array(carried(to_tensor(frame))) for frame in after])
+    if known is None:
+        new = factory()
+        known = [to_array(new(to_tensor(frame))) for frame in after]
+    return frames_to_settle(outputs, np.stack(known), tolerance)
 
 
 def settle_after_own_cut(
-    factory: Callable[[], Stream], frames: Sequence[np.ndarray] | FrameView, num_frames: int
+    factory: Callable[[], Stream],
+    frames: Sequence[np.ndarray] | FrameView,
+    num_frames: int,
+    beginning: Sequence[np.ndarray] | None = None,
 ) -> Score:
     """Return `settle_after_cut` for a cut that every clip can be given: its end, upside down, then its beginning.
 
     Near and far change places over the cut, so the state is as wrong as it can be. num_frames: of each of both shots;
-    half a clip at most.
+    half a clip at most. beginning: see `recurrence_scores`.
     """
     count = min(num_frames, len(frames) // 2)
     if count < 2:
         return undefined("fewer than four frames")
-    end, beginning = ([frames[i] for i in range(start, start + count)] for start in (len(frames) - count, 0))
-    return settle_after_cut(factory, [frame[::-1, ::-1] for frame in end], beginning)
+    end, first = ([frames[i] for i in range(start, start + count)] for start in (len(frames) - count, 0))
+    known = None if beginning is None else beginning[:count]
+    return settle_after_cut(factory, [frame[::-1, ::-1] for frame in end], first, known=known)
+
+
+def keep_first(stream: Stream, num_frames: int, kept: list[np.ndarray]) -> Stream:
+    """Return the stream, which puts its first outputs [h,w] into `kept` as it is run."""
+
+    def step(frame: Tensor) -> Tensor:
+        depth = stream(frame)
+        if len(kept) < num_frames:
+            kept.append(to_array(depth))
+        return depth
+
+    return step
+
+
+def to_array(depth: Tensor) -> np.ndarray:
+    """Return a stream's depth [1,1,h,w] as [h,w] float32."""
+    return depth.float().cpu().numpy()[0, 0]
 
 
 def to_tensor(frame: np.ndarray) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.flow.frame_view import Frames, Keep, in_memory
-from videomamba_depth.utils.flow_utils import backward_warp, trust_mask
+from videomamba_depth.utils.flow_utils import pixel_grid, sample_along, sample_px, trust_mask
 
 MIN_COVERAGE = 0.1
 MAX_HISTOGRAM_CHANGE = 0.5  # share of pixels that change bin from frame to frame within a shot
@@ -55,12 +56,16 @@ class ClipMotion:
         """Share of the pixels of frames 1..F−1 whose flow to the frame before can be trusted; 0 across
         cuts.
         """
-        shares = [0.0 if t in self.cuts else float(self.trusted_bwd[t].mean()) for t in range(1, self.num_frames)]
+        shares = [0.0 if t in self.cuts else self._trusted_shares[t] for t in range(1, self.num_frames)]
         return float(np.mean(shares)) if shares else 0.0
+
+    @cached_property
+    def _trusted_shares(self) -> list[float]:
+        return [float(self.trusted_bwd[t].mean()) for t in range(self.num_frames)]
 
     def usable(self, t: int, min_coverage: float = MIN_COVERAGE) -> bool:
         """Return whether the pair (t−1, t) may be scored: no cut, and enough trusted pixels."""
-        return t >= 1 and t not in self.cuts and float(self.trusted_bwd[t].mean()) >= min_coverage
+        return t >= 1 and t not in self.cuts and self._trusted_shares[t] >= min_coverage
 
 
 def no_motion(shape: tuple[int, ...]) -> ClipMotion:
@@ -153,8 +158,18 @@ def warp_frame(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Sample frame [H,W] or [C,H,W] at p + flow(p) (bilinear, in the frame's float precision)."""
     channels = frame[None] if frame.ndim == 2 else frame
     values = torch.from_numpy(np.ascontiguousarray(channels))[None]
-    warped = backward_warp(values, torch.from_numpy(np.ascontiguousarray(flow))[None].to(values.dtype))[0][0]
+    flow_px = torch.from_numpy(np.ascontiguousarray(flow))[None].to(values.dtype)
+    if values.is_floating_point() and np.isfinite(flow).all():  # `sample_along` without its search for what is not
+        points = _grid(*frame.shape[-2:], values.dtype) + flow_px
+        warped = sample_px(values, points.permute(0, 2, 3, 1))[0]
+    else:
+        warped = sample_along(values, flow_px)[0]
     return warped.numpy()[0] if frame.ndim == 2 else warped.numpy()
+
+
+@lru_cache(4)
+def _grid(height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    return pixel_grid(torch.empty(height, width), dtype)
 
 
 def warped_pairs(x: Frames, motion: ClipMotion, defined: Frames) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -12,14 +12,16 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any, TypeAlias
+from functools import cached_property, lru_cache, wraps
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
 from videomamba_depth.utils.errors import UserError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_Given = ParamSpec("_Given")
+_Returned = TypeVar("_Returned")
 
 
 class FrameView:
@@ -30,6 +32,7 @@ class FrameView:
 
     def __init__(self, read: Callable[[int], np.ndarray], num_frames: int) -> None:
         self._read, self._num_frames = read, num_frames
+        self.remembered: dict[Any, Any] = {}
 
     def __len__(self) -> int:
         return self._num_frames
@@ -78,6 +81,55 @@ def mapped(function: Callable[..., Any], *sources: Any) -> FrameView:
 def first_frames(frames: Any, num_frames: int) -> FrameView:
     """Return at most the first `num_frames` of anything with a length that can be indexed."""
     return FrameView(lambda t: np.asarray(frames[t]), min(len(frames), num_frames))
+
+
+def recent(frames: Frames, num_frames: int = 2) -> FrameView:
+    """Return the same frames, of which the last ones that were read are held: for what goes over pairs of neighbors."""
+    return FrameView(lru_cache(num_frames)(lambda t: frames[t]), len(frames))
+
+
+def computed(frames: Frames) -> Frames:
+    """Return the same frames, computed now and read from disk from then on; of one shape and type."""
+    return on_disk([frame] for frame in frames)[0] if isinstance(frames, FrameView) and len(frames) else frames
+
+
+def remembered(function: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
+    """Let a function work a thing out once per `FrameView`, its first argument, and keep it for as long as that lives.
+
+    Other arguments count by value where they can be hashed, else as the object that they are. Nobody may change what
+    comes back, nor the frames.
+    """
+
+    @wraps(function)
+    def once(*args: _Given.args, **kwargs: _Given.kwargs) -> _Returned:
+        if not (args and isinstance(args[0], FrameView)):
+            return function(*args, **kwargs)
+        known = args[0].remembered
+        key = (function.__qualname__, *map(_key, args[1:]), *((name, _key(kwargs[name])) for name in sorted(kwargs)))
+        if key not in known:
+            known[key] = function(*args, **kwargs)
+        return known[key]
+
+    return once
+
+
+class _Same:
+    """Stands for an object in a key, which no other object equals."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return value if isinstance(value, (str, int, float, tuple, type(None))) else _Same(value)
 
 
 def in_memory(columns: Columns) -> list[np.ndarray]:
@@ -137,7 +189,6 @@ class _FrameFile:
 
     def read(self, t: int) -> np.ndarray:
         frame = np.empty(self._shape, self._dtype)
-        self._file.seek(t * frame.nbytes, os.SEEK_SET)
-        if self._file.readinto(frame.data.cast("B")) != frame.nbytes:
+        if os.preadv(self._file.fileno(), [frame.data.cast("B")], t * frame.nbytes) != frame.nbytes:
             raise OSError(f"a temporary file lost frame {t} of {self.num_frames}")
         return frame

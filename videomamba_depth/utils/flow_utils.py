@@ -30,6 +30,11 @@ def backward_warp(
         warped [K,C,H,W] in x's dtype (border values where the flow leaves the frame, 0 where the flow is not
         finite) and in_bounds [K,1,H,W] bool.
     """
+    return sample_along(x, flow, mode), in_bounds_mask(flow)
+
+
+def sample_along(x: Tensor, flow: Tensor, mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear") -> Tensor:
+    """Return what `backward_warp` does, without the mask."""
     if x.ndim != 4 or flow.ndim != 4 or flow.shape[1] != 2 or x.shape[-2:] != flow.shape[-2:]:
         raise ValueError(f"x must be [K,C,H,W] and flow [K,2,H,W] of one size; got {list(x.shape)}, {list(flow.shape)}")
     values = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -37,7 +42,7 @@ def backward_warp(
     # `grid_sample` is undefined at NaN; pixels whose flow is not finite are zeroed below.
     target = pixel_grid(flow, values.dtype) + torch.where(finite, flow.to(values.dtype), 0.0)
     warped = sample_px(values, target.permute(0, 2, 3, 1), mode)
-    return torch.where(finite, warped, 0.0).to(x.dtype), in_bounds_mask(flow)
+    return torch.where(finite, warped, 0.0).to(x.dtype)
 
 
 def sample_px(maps: Tensor, points_px: Tensor, mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear") -> Tensor:

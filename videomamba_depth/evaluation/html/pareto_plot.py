@@ -101,8 +101,8 @@ def pareto_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str]
     drawn = {name: p for name, p in points.items() if abs(p.x.value) <= x.limit and abs(p.y.value) <= y.limit}
     if not drawn:
         return Markup('<figure class="plot empty"><p>Not measured: {}.</p></figure>').format(x.title)
-    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(4.6, 3.6))  # with fixed margins: a layout that looks for them draws everything twice
+    axes = figure.subplots(gridspec_kw={"left": 0.16, "right": 0.97, "bottom": 0.14, "top": 0.97})
     axes.set(xlabel=x.title, ylabel=y.title)
     axes.grid(color="#efece6")
     axes.set_axisbelow(True)

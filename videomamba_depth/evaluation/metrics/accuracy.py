@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from videomamba_depth.evaluation.metrics.score import as_frames, as_mask
-from videomamba_depth.flow.frame_view import FrameView, mapped
+from videomamba_depth.flow.frame_view import Frames, computed, mapped, remembered
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.metrics import abs_rel, clip_scale_and_shift, delta1, rmse, rmse_log
 
@@ -22,7 +22,8 @@ ALIGNMENTS = ("video", "first_frame", "per_frame")
 ACCURACY_METRICS = ("abs_rel", "delta1", "rmse", "rmse_log")
 
 
-def valid_ground_truth(gt_depth_m: Any, valid: Any = None, max_depth_m: float = 80.0) -> FrameView:
+@remembered
+def valid_ground_truth(gt_depth_m: Any, valid: Any = None, max_depth_m: float = 80.0) -> Frames:
     """Return where ground truth counts: {1e-3 < gt < max_depth_m} (and `valid`), [F,H,W] bool."""
     gt = as_frames("gt_depth_m", gt_depth_m)
 
@@ -30,7 +31,7 @@ def valid_ground_truth(gt_depth_m: Any, valid: Any = None, max_depth_m: float = 
         with np.errstate(invalid="ignore"):
             return known & (depth_m > MIN_DEPTH_M) & (depth_m < max_depth_m)
 
-    return mapped(counts, gt, as_mask("valid", valid, gt))
+    return computed(mapped(counts, gt, as_mask("valid", valid, gt)))
 
 
 def aligned_disparity(prediction: np.ndarray, scale: float, shift: float) -> np.ndarray:
@@ -48,6 +49,7 @@ def aligned_as_depth(prediction: np.ndarray, scale: float, shift: float, max_dep
     return np.clip(scale * prediction + shift, MIN_DEPTH_M, max_depth_m)
 
 
+@remembered
 def alignment_per_frame(
     prediction: Any, gt_depth_m: Any, valid: Any, alignment: str = "video", domain: str = "disparity"
 ) -> list[tuple[float, float]]:
@@ -60,7 +62,7 @@ def alignment_per_frame(
     """
     p, gt = as_frames("prediction", prediction), as_frames("gt_depth_m", gt_depth_m)
     mask = as_mask("valid", valid, gt)
-    q, y = (p, gt) if domain == "depth" else (mapped(lambda f: np.maximum(f, MIN_DISPARITY), p), mapped(_inverse, gt))
+    q, y = (p, gt) if domain == "depth" else (mapped(lambda f: np.maximum(f, MIN_DISPARITY), p), _inverses(gt))
     if alignment == "video":
         return [clip_scale_and_shift(q, y, mask)] * len(p)
     if alignment == "first_frame":
@@ -138,6 +140,11 @@ def _mean(frames: list[dict[str, float] | None]) -> dict[str, float]:
     if not seen:
         return dict.fromkeys(ACCURACY_METRICS, math.nan)
     return {name: float(np.mean([frame[name] for frame in seen])) for name in ACCURACY_METRICS}
+
+
+@remembered
+def _inverses(gt_depth_m: Frames) -> Frames:
+    return computed(mapped(_inverse, gt_depth_m))
 
 
 def _inverse(gt_depth_m: np.ndarray) -> np.ndarray:

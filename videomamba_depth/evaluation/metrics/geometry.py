@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
 from videomamba_depth.evaluation.metrics.score import Score, as_frames, as_mask, is_flat, mean_score, undefined
-from videomamba_depth.flow.frame_view import Frames, mapped
+from videomamba_depth.flow.clip_motion import warp_frame
+from videomamba_depth.flow.frame_view import Frames, FrameView, mapped, on_disk, recent, remembered
 from videomamba_depth.utils.flow_utils import backward_warp
 
 MIN_Z_M = 1e-6
@@ -51,7 +53,7 @@ def tae(depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid
         rows, columns, z = _project(depth[source], k[min(source, target)], poses[source], poses[target])
         target_depth = depth[target]
         hit = np.zeros_like(target_depth)
-        hit[rows, columns] = z
+        hit.reshape(-1)[rows * hit.shape[1] + columns] = z
         seen = (hit > 0) & (target_depth > 0) & masks[target]
         if seen.any():
             total += float(np.mean(np.abs(target_depth[seen] - hit[seen]) / target_depth[seen]))
@@ -88,20 +90,18 @@ def tae_z(
     depth, masks, k, poses = _check_cameras(depth_m, intrinsics, camera_to_world, valid)
     if is_flat(depth):
         return undefined("the prediction is flat")
-    gt = None if gt_depth_m is None else mapped(_float64, as_frames("gt_depth_m", gt_depth_m))
-    pairs, errors = _both_directions(usable_poses(poses)), []
+    pairs, errors, truth = _both_directions(usable_poses(poses)), [], None
+    if gt_depth_m is not None and pairs:
+        gt = as_frames("gt_depth_m", gt_depth_m)
+        truth = _covisible_pairs(gt, intrinsics, camera_to_world, max_gt_disagreement)
     coverage = [0.0] * (2 * (len(depth) - 1) - len(pairs))
-    for source, target in pairs:
-        covisible = masks[source]
+    for number, (source, target) in enumerate(pairs):
+        covisible = masks[source] if truth is None else masks[source] & truth[number]
         camera = k[min(source, target)]
-        if gt is not None:
-            covisible = covisible & _covisible(
-                gt[source], gt[target], camera, poses[source], poses[target], max_gt_disagreement
-            )
         rows, columns, z = _project(depth[source], camera, poses[source], poses[target], keep=covisible)
         target_depth, counted = depth[target], masks[target]
         nearest = np.full(target_depth.shape, np.inf)
-        np.minimum.at(nearest, (rows, columns), z)
+        np.minimum.at(nearest.reshape(-1), rows * nearest.shape[1] + columns, z)
         seen = np.isfinite(nearest) & (target_depth > 0) & counted
         coverage.append(float(seen.sum() / max(int(counted.sum()), 1)))
         if coverage[-1] >= min_coverage:
@@ -134,27 +134,46 @@ def temporal_gradient_error(
     masks, visible = as_mask("valid", valid, y), as_mask("visible_fwd", visible_fwd, y)
     if not any(mask.any() for mask in masks):
         return undefined("no valid ground truth")
-    low, high = percentiles(mapped(lambda frame, mask: frame[mask], y, masks), [2, 98])
+    low, high = _range(y, masks)
     if not high > low:
         return undefined("the ground truth is flat")
-    errors, coverage = [], []
+    changes, seen_pairs = _true_changes(y, masks, flow_fwd, visible)
+    errors, coverage, d = [], [], recent(d)
     for t in range(len(d) - 1):
-        ends_valid = masks[t + 1]
-        ends = np.stack([d[t + 1], np.where(ends_valid, y[t + 1], 0.0), ends_valid]).astype(np.float64)
-        flow = torch.from_numpy(np.array(flow_fwd[t], np.float64))
-        warped, in_bounds = backward_warp(torch.from_numpy(ends)[None], flow[None])
-        next_d, next_y, next_valid = warped[0].numpy()
-        seen = visible[t] & masks[t] & in_bounds[0, 0].numpy() & (next_valid > 0.999)
+        seen = seen_pairs[t]
         coverage.append(float(seen.mean()))
-        if seen.mean() >= min_coverage:
-            errors.append(float(np.mean(np.abs((next_d - d[t]) - (next_y - y[t]))[seen]) / (high - low)))
+        if coverage[-1] >= min_coverage:
+            change = warp_frame(d[t + 1].astype(np.float64), flow_fwd[t]) - d[t]
+            errors.append(float(np.mean(np.abs(change - changes[t])[seen]) / (high - low)))
     return mean_score(errors, coverage, "no pair of frames overlaps enough")
+
+
+@remembered
+def _range(y: Frames, masks: Frames) -> tuple[float, float]:
+    low, high = percentiles(mapped(lambda frame, mask: frame[mask], y, masks), [2, 98])
+    return low, high
+
+
+@remembered
+def _true_changes(y: Frames, masks: Frames, flow_fwd: Any, visible: Frames) -> Sequence[Frames]:
+    """Return for every pair y_{t+1}∘flow − y_t, float64, and where both ends are valid and seen."""
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for t in range(len(y) - 1):
+            ends_valid = masks[t + 1]
+            ends = np.stack([np.where(ends_valid, y[t + 1], 0.0), ends_valid]).astype(np.float64)
+            flow = torch.from_numpy(np.array(flow_fwd[t], np.float64))
+            warped, in_bounds = backward_warp(torch.from_numpy(ends)[None], flow[None])
+            next_y, next_valid = warped[0].numpy()
+            yield next_y - y[t], visible[t] & masks[t] & in_bounds[0, 0].numpy() & (next_valid > 0.999)
+
+    return on_disk(pairs()) or [[], []]
 
 
 def _check_cameras(
     depth_m: Any, intrinsics: np.ndarray, camera_to_world: np.ndarray, valid: Any
 ) -> tuple[Frames, Frames, np.ndarray, np.ndarray]:
-    depth = mapped(_float64, as_frames("depth_m", depth_m))
+    depth = recent(mapped(_float64, as_frames("depth_m", depth_m)))
     poses = np.asarray(camera_to_world, dtype=np.float64)
     if poses.shape != (len(depth), 4, 4):
         raise ValueError(f"camera_to_world must have shape [{len(depth)},4,4]; got {list(poses.shape)}")
@@ -175,7 +194,7 @@ def _both_directions(usable: np.ndarray) -> list[tuple[int, int]]:
 def _move(depth: np.ndarray, k: np.ndarray, pose_from: np.ndarray, pose_to: np.ndarray) -> tuple[np.ndarray, ...]:
     """Lift every pixel, move it into the other camera: column, row (float px) and z, each [H,W]."""
     height, width = depth.shape
-    v, u = np.mgrid[:height, :width].astype(np.float64)
+    u, v = np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)[:, None]
     x, y = (u - k[0, 2]) / k[0, 0] * depth, (v - k[1, 2]) / k[1, 1] * depth
     move = np.linalg.inv(pose_to) @ pose_from
     moved = np.einsum("ij,jhw->ihw", move[:3, :3], np.stack([x, y, depth])) + move[:3, 3, None, None]
@@ -197,12 +216,22 @@ def _project(
     With `keep`, only those source pixels, and only points in front of the camera.
     """
     column, row, z = _move(depth, k, pose_from, pose_to)
+    column, row = np.round(column), np.round(row)
     with np.errstate(invalid="ignore"):
-        inside = (np.round(column) >= 0) & (np.round(column) < depth.shape[1])
-        inside &= (np.round(row) >= 0) & (np.round(row) < depth.shape[0])
+        inside = (column >= 0) & (column < depth.shape[1]) & (row >= 0) & (row < depth.shape[0])
         if keep is not None:
             inside &= keep & (z > MIN_Z_M) & (depth > 0)
-    return np.round(row[inside]).astype(int), np.round(column[inside]).astype(int), z[inside]
+    return row[inside].astype(int), column[inside].astype(int), z[inside]
+
+
+@remembered
+def _covisible_pairs(
+    gt_depth_m: Frames, intrinsics: np.ndarray, camera_to_world: np.ndarray, max_disagreement: float
+) -> FrameView:
+    """Return `_covisible` of every pair (source, target) of `_both_directions`."""
+    gt, _, k, poses = _check_cameras(gt_depth_m, intrinsics, camera_to_world, None)
+    pairs = _both_directions(usable_poses(poses))
+    return on_disk([_covisible(gt[a], gt[b], k[min(a, b)], poses[a], poses[b], max_disagreement)] for a, b in pairs)[0]
 
 
 def _covisible(

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videomamba_depth.flow.frame_view import Frames, disk_space
+from videomamba_depth.flow.frame_view import Frames, disk_space, remembered
 
 
+@remembered
 def percentiles(frames: Frames | Sequence[np.ndarray], shares: Sequence[float]) -> list[float]:
     """Return the percentiles of all numbers of all frames together: those of `np.percentile`, "linear", exactly.
 

@@ -26,7 +26,7 @@ from videomamba_depth.evaluation.metrics.stability import (
     static_variation,
 )
 from videomamba_depth.flow.clip_motion import ClipMotion
-from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
+from videomamba_depth.flow.frame_view import Frames, FrameView, computed, mapped, remembered
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.metrics import clip_scale_and_shift
 
@@ -126,10 +126,15 @@ def _accuracy(scored: ScoredDepth) -> Scores:
 
 def _fast_pixels(scored: ScoredDepth) -> Scores:
     context = scored.context
-    fast = mapped(np.logical_and, context.counted, fast_pixels(context.motion))
+    fast = _fast_and_known(context.counted, context.motion)
     share = _share(fast)
     value = mean_accuracy(scored.depth_m, context.gt_depth_m, fast)["abs_rel"]
     return {"abs_rel/fast_pixels": Score(value, share, "" if share > 0.0 else "no pixel moves fast")}
+
+
+@remembered
+def _fast_and_known(counted: Frames, motion: ClipMotion) -> Frames:
+    return computed(mapped(np.logical_and, counted, fast_pixels(motion)))
 
 
 def fast_pixels(motion: ClipMotion) -> FrameView:
@@ -142,11 +147,20 @@ def fast_pixels(motion: ClipMotion) -> FrameView:
 
 def _temporal_gradient(scored: ScoredDepth) -> Scores:
     context, motion = scored.context, scored.context.motion
-    truth = mapped(
-        lambda true, known: np.where(known, 1.0 / np.maximum(true, 1e-3), 0.0), context.gt_depth_m, context.counted
-    )
+    truth = _true_disparity(context.counted, context.gt_depth_m)
     score = temporal_gradient_error(scored.disparity, truth, motion.flow_fwd, motion.trusted_fwd, context.counted)
     return {"tge": score}
+
+
+@remembered
+def _true_disparity(counted: Frames, gt_depth_m: Frames) -> Frames:
+    """Return 1/m, 0 where ground truth does not count."""
+    return computed(mapped(lambda true, known: np.where(known, 1.0 / np.maximum(true, 1e-3), 0.0), gt_depth_m, counted))
+
+
+@remembered
+def _true_disparity_f32(counted: Frames, gt_depth_m: Frames) -> Frames:
+    return computed(mapped(lambda true: true.astype(np.float32), _true_disparity(counted, gt_depth_m)))
 
 
 def _true_edges(scored: ScoredDepth) -> Scores:
@@ -154,25 +168,24 @@ def _true_edges(scored: ScoredDepth) -> Scores:
     context, counted = scored.context, scored.context.counted
     if not context.exact_motion or _share(counted) == 0.0:
         return {}
-    truth = mapped(
-        lambda true, known: np.where(known, 1.0 / np.maximum(true, 1e-3), 0.0).astype(np.float32),
-        context.gt_depth_m,
-        counted,
-    )
+    truth = _true_disparity_f32(counted, context.gt_depth_m)
     error = 0.0
     for axis in (0, 1):
-        inside = mapped(lambda known, axis=axis: np.delete(known, 0, axis) & np.delete(known, -1, axis), counted)
-        wrong = mapped(
-            lambda ours, true, both, axis=axis: np.abs(np.diff(ours, axis=axis) - np.diff(true, axis=axis))[both],
-            scored.disparity,
-            truth,
-            inside,
-        )
-        error += sum(float(w.sum(dtype=np.float64)) for w in wrong) / max(sum(int(both.sum()) for both in inside), 1)
-    low, high = percentiles(mapped(lambda true, known: true[known], truth, counted), [1, 99])
+        wrong, total = 0.0, 0
+        for ours, true, known in zip(scored.disparity, truth, counted, strict=True):
+            both = np.delete(known, 0, axis) & np.delete(known, -1, axis)
+            difference = np.abs(np.diff(ours, axis=axis) - np.diff(true, axis=axis))[both]
+            wrong, total = wrong + float(difference.sum(dtype=np.float64)), total + int(both.sum())
+        error += wrong / max(total, 1)
+    low, high = _true_range(truth, counted)
     ours = mapped(lambda frame, known: np.where(known, frame, 0.0), scored.disparity, counted)
     edges = boundary_f1(ours, truth, threshold=EDGE_OF_RANGE * (high - low))
     return {"gradient_error": Score(error), "boundary_f1/true": edges}
+
+
+@remembered
+def _true_range(truth: Frames, counted: Frames) -> list[float]:
+    return percentiles(mapped(lambda true, known: true[known], truth, counted), [1, 99])
 
 
 def _temporal_alignment(scored: ScoredDepth) -> Scores:
@@ -181,7 +194,7 @@ def _temporal_alignment(scored: ScoredDepth) -> Scores:
         return {}
     cameras = (context.intrinsics, context.camera_to_world)
     counted = context.counted
-    truth = mapped(lambda true, known: np.where(known, true, 0.0), context.gt_depth_m, counted)
+    truth = _true_depth(counted, context.gt_depth_m)
     blind = _share(counted) == 0.0
     return {
         "tae": Score(math.nan, 1.0, "no valid ground truth") if blind else tae(scored.depth_m, *cameras),
@@ -189,11 +202,15 @@ def _temporal_alignment(scored: ScoredDepth) -> Scores:
     }
 
 
+@remembered
+def _true_depth(counted: Frames, gt_depth_m: Frames) -> FrameView:
+    return mapped(lambda true, known: np.where(known, true, 0.0), gt_depth_m, counted)
+
+
 def _teacher_difference(scored: ScoredDepth) -> Scores:
     """Return mean |method − teacher| over the teacher's spread, after one affine per clip and after one per frame."""
     disparity, reference = scored.disparity, scored.context.reference
-    middle = median(reference)
-    spread = float(np.mean([np.mean(np.abs(frame - middle), dtype=np.float64) for frame in reference]))
+    spread = _spread(reference)
     names = ("teacher_diff/clip", "teacher_diff/per_frame")
     if spread == 0.0:
         return {name: undefined("the teacher is flat") for name in names}
@@ -203,6 +220,12 @@ def _teacher_difference(scored: ScoredDepth) -> Scores:
         per_frame.append(float(np.mean(np.abs(scale * ours + shift - theirs))))
     per_clip = [float(np.mean(np.abs(a - b))) for a, b in zip(disparity, reference, strict=True)]
     return {name: Score(float(np.mean(v)) / spread) for name, v in zip(names, (per_clip, per_frame), strict=True)}
+
+
+@remembered
+def _spread(reference: Frames) -> float:
+    middle = median(reference)
+    return float(np.mean([np.mean(np.abs(frame - middle), dtype=np.float64) for frame in reference]))
 
 
 def _flow_warping(scored: ScoredDepth) -> Scores:
@@ -255,13 +278,18 @@ def _true_lag(scored: ScoredDepth) -> Scores:
         return {}
     if is_flat(scored.depth):
         return {"lag/true": undefined("the prediction is flat")}
-    true_inverse = mapped(
-        lambda true, known: np.where(known, 1.0 / (true.astype(np.float64) + 1e-8), 0.0).astype(np.float32),
-        context.gt_depth_m,
-        context.counted,
-    )
+    true_inverse = _true_inverse(context.counted, context.gt_depth_m)
     ours = mapped(lambda frame, known: np.where(known, frame, 0.0), scored.disparity, context.counted)
     return {"lag/true": lag_frames(ours, true_inverse)}
+
+
+@remembered
+def _true_inverse(counted: Frames, gt_depth_m: Frames) -> FrameView:
+    return mapped(
+        lambda true, known: np.where(known, 1.0 / (true.astype(np.float64) + 1e-8), 0.0).astype(np.float32),
+        gt_depth_m,
+        counted,
+    )
 
 
 MEASURES = (
@@ -344,10 +372,12 @@ COLUMNS = tuple(
 """What tables show, group by group."""
 
 
+@remembered
 def _count_not_finite(depth: Frames) -> int:
     return sum(not np.isfinite(frame).all() for frame in depth)
 
 
+@remembered
 def _share(masks: Frames) -> float:
     """Return the share of all pixels of all frames where a mask [F,H,W] is True."""
     return sum(int(mask.sum()) for mask in masks) / math.prod(masks.shape)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
+from videomamba_depth.flow.frame_view import Frames, FrameView, mapped, remembered
 
 MIN_RELATIVE_SPREAD = 1e-3
 
@@ -75,6 +75,7 @@ def as_mask(name: str, values: Any, like: Frames) -> Frames:
     return mask
 
 
+@remembered
 def is_flat(frames: Iterable[np.ndarray], min_relative_spread: float = MIN_RELATIVE_SPREAD) -> bool:
     """Return whether the frames [F,H,W] carry no picture: spatial std below a share of their root mean
     square.

@@ -7,7 +7,7 @@ to the same units (one affine per clip).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -15,7 +15,7 @@ import numpy as np
 
 from videomamba_depth.evaluation.metrics.percentiles import median, percentiles
 from videomamba_depth.evaluation.metrics.score import Score, as_frames, is_flat, undefined
-from videomamba_depth.flow.frame_view import mapped
+from videomamba_depth.flow.frame_view import Frames, computed, mapped, on_disk, remembered
 
 EDGE_PERCENTILE = 95.0
 
@@ -36,8 +36,24 @@ def edge_threshold(reference: Any, percentile: float = EDGE_PERCENTILE) -> float
     """Return the strength above which a pixel of the reference clip is an edge: a percentile of
     `edge_strength`.
     """
-    frames = as_frames("reference", reference)
-    return percentiles(mapped(lambda frame: edge_strength(frame)[::2, ::2], frames), [percentile])[0]
+    strength = edge_strengths(as_frames("reference", reference))
+    return _strong(strength, percentile)
+
+
+@remembered
+def _strong(strength: Frames, percentile: float) -> float:
+    return percentiles(mapped(lambda frame: frame[::2, ::2], strength), [percentile])[0]
+
+
+@remembered
+def edge_strengths(frames: Frames) -> Frames:
+    """Return `edge_strength` of every frame, worked out once."""
+    return computed(mapped(edge_strength, frames))
+
+
+@remembered
+def _energy(strength: Frames) -> float:
+    return sum(float(np.square(frame, dtype=np.float64).sum()) for frame in strength)
 
 
 def edge_ratio(disparity: Any, reference: Any) -> Score:
@@ -48,10 +64,10 @@ def edge_ratio(disparity: Any, reference: Any) -> Score:
     blur.
     """
     d, r = as_frames("disparity", disparity), as_frames("reference", reference)
-    theirs = sum(float(np.square(edge_strength(frame), dtype=np.float64).sum()) for frame in r)
+    theirs = _energy(edge_strengths(r))
     if is_flat(r) or theirs <= 0:
         return undefined("the reference has no edges")
-    ours = sum(float(np.square(edge_strength(frame), dtype=np.float64).sum()) for frame in d)
+    ours = _energy(edge_strengths(d))
     return Score((ours / theirs) ** 0.5)
 
 
@@ -66,11 +82,10 @@ def boundary_f1(disparity: Any, reference: Any, threshold: float | None = None, 
     limit = edge_threshold(r) if threshold is None else threshold
     kernel = np.ones((2 * tolerance_px + 1, 2 * tolerance_px + 1), np.uint8)
     found = right = wanted = met = 0
-    for ours, theirs in zip(d, r, strict=True):
-        a = (edge_strength(ours) > limit).astype(np.uint8)
-        b = (edge_strength(theirs) > limit).astype(np.uint8)
+    for ours, b, near in zip(edge_strengths(d), *_edges(edge_strengths(r), limit, tolerance_px), strict=True):
+        a = (ours > limit).astype(np.uint8)
         found, wanted = found + int(a.sum()), wanted + int(b.sum())
-        right += int((a & cv2.dilate(b, kernel)).sum())
+        right += int((a & near).sum())
         met += int((b & cv2.dilate(a, kernel)).sum())
     if limit <= 0 or wanted == 0:
         return undefined("the reference has no edges")
@@ -78,6 +93,14 @@ def boundary_f1(disparity: Any, reference: Any, threshold: float | None = None, 
         return Score(0.0)
     precision, recall = right / found, met / wanted
     return Score(0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall))
+
+
+@remembered
+def _edges(strength: Frames, limit: float, tolerance_px: int) -> Sequence[Frames]:
+    """Return the edge pixels of every frame as uint8 [H,W], and those within `tolerance_px` of one."""
+    kernel = np.ones((2 * tolerance_px + 1, 2 * tolerance_px + 1), np.uint8)
+    edges = mapped(lambda frame: (frame > limit).astype(np.uint8), strength)
+    return on_disk((b, cv2.dilate(b, kernel)) for b in edges)
 
 
 def lag_frames(disparity: Any, reference: Any, max_lag: int = 8, cell_px: int = 8) -> Score:
@@ -96,7 +119,7 @@ def lag_frames(disparity: Any, reference: Any, max_lag: int = 8, cell_px: int = 
         max_lag = max(len(d) - 4, 1)
     if len(d) < 5:
         return undefined("fewer than five frames")
-    a, b = (mapped(lambda frame: _cell_means(frame, cell_px), frames) for frames in (d, r))
+    a, b = (_cells(frames, cell_px) for frames in (d, r))
     lags = range(-2, max_lag + 1)
     correlation = _correlate_changes(a, b, lags)
     if is_flat(d) or not np.isfinite(correlation).all():
@@ -131,6 +154,11 @@ def frames_to_settle(carried: Any, new: Any, tolerance: float = 0.02) -> Score:
     return Score(float(first)) if first < len(f) else undefined(f"not settled after {len(f)} frames", 1.0)
 
 
+@remembered
+def _cells(frames: Frames, cell_px: int) -> Frames:
+    return computed(mapped(lambda frame: _cell_means(frame, cell_px), frames))
+
+
 def _cell_means(frame: np.ndarray, cell_px: int) -> np.ndarray:
     height, width = frame.shape
     size = (max(width // cell_px, 1), max(height // cell_px, 1))
@@ -140,17 +168,19 @@ def _cell_means(frame: np.ndarray, cell_px: int) -> np.ndarray:
 def _correlate_changes(a: Iterable[np.ndarray], b: Iterable[np.ndarray], lags: range) -> np.ndarray:
     """Return the normalized correlation of ∂_t a(t+k) and ∂_t b(t) for every lag k, holding max |k| + 2 frames."""
     farthest = max(abs(lag) for lag in lags)
-    recent: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=farthest + 1)  # changes of both, the newest first
+    # Changes of both with their sums of squares, the newest first.
+    recent: deque[tuple[tuple[np.ndarray, float], tuple[np.ndarray, float]]] = deque(maxlen=farthest + 1)
     sums = np.zeros((len(lags), 3))
     before: tuple[np.ndarray, np.ndarray] | None = None
     for now in zip(a, b, strict=True):
         if before is not None:
-            recent.appendleft((now[0] - before[0], now[1] - before[1]))
+            changes = [now[i] - before[i] for i in (0, 1)]
+            squares = [float(np.square(change, dtype=np.float64).sum()) for change in changes]
+            recent.appendleft(((changes[0], squares[0]), (changes[1], squares[1])))
         before = now
         for i, lag in enumerate(lags):
             if abs(lag) < len(recent):
-                later, earlier = recent[max(-lag, 0)][0], recent[max(lag, 0)][1]
-                products = (later * earlier, np.square(later, dtype=np.float64), np.square(earlier, dtype=np.float64))
-                sums[i] += [product.sum(dtype=np.float64) for product in products]
+                (later, later_square), (earlier, earlier_square) = recent[max(-lag, 0)][0], recent[max(lag, 0)][1]
+                sums[i] += [(later * earlier).sum(dtype=np.float64), later_square, earlier_square]
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[:, 0] / np.sqrt(sums[:, 1] * sums[:, 2])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from videomamba_depth.evaluation.metrics.percentiles import median, percentiles
 from videomamba_depth.evaluation.metrics.score import Score, as_frames, as_mask, is_flat, mean_score, undefined
 from videomamba_depth.flow.clip_motion import MIN_COVERAGE, ClipMotion, warp_frame, warped_pairs
-from videomamba_depth.flow.frame_view import Frames, FrameView, mapped
+from videomamba_depth.flow.frame_view import Frames, FrameView, computed, mapped, on_disk, recent, remembered
 from videomamba_depth.utils.metrics import robust_scale_and_shift
 
 FLAT = "the prediction is flat"
@@ -44,6 +44,12 @@ def positive_log(disparity: Any, floor_share: float = 0.02) -> tuple[FrameView, 
     return mapped(log, d), mapped(lambda frame: frame > floor, d)
 
 
+@remembered
+def _is_flat_log(x: Frames) -> bool:
+    """Return whether log disparity is that of a flat prediction."""
+    return is_flat(mapped(np.exp, x))
+
+
 def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str = "clip") -> Score:
     """Return OPW: mean of w |d_t − warp(d_{t−1})| / mean w with w = exp(−50 |ΔRGB|²), d in units of its
     spread.
@@ -62,19 +68,29 @@ def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str 
     if per not in ("clip", "frame"):
         raise ValueError(f"per must be 'clip' or 'frame'; got {per!r}")
     clip_unit = _unit_of_clip(d) if per == "clip" else None
+    units = recent(mapped(lambda frame: _in_units(frame.astype(np.float32), clip_unit), d))
+    weights = _color_weights(rgb if isinstance(rgb, FrameView) else mapped(np.asarray, rgb), motion)
     values, coverage = [], []
     for t in range(1, len(d)):
         if not motion.usable(t):
             coverage.append(0.0)
             continue
-        pair = [_in_units(d[i].astype(np.float32), clip_unit) for i in (t - 1, t)]
-        colors = [np.asarray(rgb[i], dtype=np.float32).transpose(2, 0, 1) / 255.0 for i in (t - 1, t)]
-        warped = warp_frame(np.concatenate([pair[0][None], colors[0]]), motion.flow_bwd[t])
-        weight = np.exp(-50.0 * np.square(colors[1] - warped[1:]).sum(axis=0))
-        mask = motion.trusted_bwd[t]
-        values.append(float((weight * np.abs(pair[1] - warped[0]))[mask].sum() / weight[mask].sum()))
+        weight, mask = weights[t - 1], motion.trusted_bwd[t]
+        change = np.abs(units[t] - warp_frame(units[t - 1], motion.flow_bwd[t]))
+        values.append(float((weight * change)[mask].sum() / weight[mask].sum()))
         coverage.append(float(mask.mean()))
     return mean_score(values, coverage, NO_PAIR)
+
+
+@remembered
+def _color_weights(rgb: FrameView, motion: ClipMotion) -> FrameView:
+    """Return exp(−50 |ΔRGB|²) of frames 1 … F−1, ΔRGB between a pixel and where the flow leads."""
+    colors = recent(mapped(lambda frame: np.asarray(frame, dtype=np.float32).transpose(2, 0, 1) / 255.0, rgb))
+
+    def weight(t: int) -> np.ndarray:
+        return np.exp(-50.0 * np.square(colors[t] - warp_frame(colors[t - 1], motion.flow_bwd[t])).sum(axis=0))
+
+    return computed(mapped(weight, range(1, len(rgb))))
 
 
 def relative_temporal_consistency(
@@ -89,9 +105,9 @@ def relative_temporal_consistency(
     shares: dict[float, list[float]] = {threshold: [] for threshold in thresholds}
     coverage: list[float] = []
     frames, mask_all = _log_frames(x, defined)
-    if is_flat(mapped(np.exp, frames)):
+    if _is_flat_log(frames):
         return {threshold: undefined(FLAT) for threshold in thresholds}
-    for t, warped, mask in warped_pairs(frames, motion, mask_all):
+    for t, warped, mask in _warped_pairs(frames, motion, mask_all):
         coverage.append(float(mask.mean()))
         if coverage[-1] >= MIN_COVERAGE:
             change = np.abs(frames[t] - warped)[mask]
@@ -108,11 +124,12 @@ def flicker2(x: Any, motion: ClipMotion, defined: Any = None) -> Score:
     twice.
     """
     frames, mask_all = _log_frames(x, defined)
-    if is_flat(mapped(np.exp, frames)):
+    if _is_flat_log(frames):
         return undefined(FLAT)
     previous: tuple[int, np.ndarray, np.ndarray] | None = None
     values, coverage = [], []
-    for t, warped, mask in warped_pairs(frames, motion, mask_all):
+    for t, warped, mask in _warped_pairs(frames, motion, mask_all):
+        change = frames[t] - warped
         if previous is not None and previous[0] == t - 1:
             # Step t−1 → t−2 was stored on the pixels of t−1; one more warp brings it onto those of t.
             change_before = np.stack([previous[1], ~previous[2]]).astype(np.float32)
@@ -120,8 +137,8 @@ def flicker2(x: Any, motion: ClipMotion, defined: Any = None) -> Score:
             seen = mask & (untrusted < 1e-3)
             coverage.append(float(seen.mean()))
             if coverage[-1] >= MIN_COVERAGE:
-                values.append(float(np.mean(np.abs(frames[t] - warped - earlier)[seen])))
-        previous = (t, frames[t] - warped, mask)
+                values.append(float(np.mean(np.abs(change - earlier)[seen])))
+        previous = (t, change, mask)
     return mean_score(values, coverage, "no three frames in a row have enough trusted pixels")
 
 
@@ -150,7 +167,7 @@ def static_variation(
     """
     frames, mask_all = _log_frames(x, defined)
     names = ("total", "flicker", "change")
-    if is_flat(mapped(np.exp, frames)):
+    if _is_flat_log(frames):
         return {name: undefined(FLAT) for name in names}
     sums, count, shares = np.zeros(2), 0, []
     for start, stop in _windows(motion, window, min_frames):
@@ -232,6 +249,24 @@ def _log_frames(x: Any, defined: Any) -> tuple[Frames, Frames]:
     return frames, as_mask("defined", defined, frames)
 
 
+def _warped_pairs(x: Frames, motion: ClipMotion, defined: Frames) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield what `warped_pairs` does, worked out once where x is read from disk or computed."""
+    return zip(*_kept_pairs(x, motion, defined), strict=True)
+
+
+@remembered
+def _kept_pairs(x: Frames, motion: ClipMotion, defined: Frames) -> tuple[list[int], Frames, Frames]:
+    times: list[int] = []
+
+    def columns() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for t, warped, mask in warped_pairs(x, motion, defined):
+            times.append(t)
+            yield warped, mask
+
+    warped, masks = on_disk(columns()) or ([], [])
+    return times, warped, masks
+
+
 def _in_units(frame: np.ndarray, unit: tuple[float, float] | None) -> np.ndarray:
     """Return the frame in units of a median and a mean absolute deviation, by default its own."""
     if unit is None:
@@ -240,6 +275,7 @@ def _in_units(frame: np.ndarray, unit: tuple[float, float] | None) -> np.ndarray
     return (frame - unit[0]) / unit[1]
 
 
+@remembered
 def _unit_of_clip(d: Frames) -> tuple[float, float]:
     """Return the median of all pixels of all frames and their mean absolute deviation from it."""
     middle = median(d)
