@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import math
@@ -27,6 +28,7 @@ from videomamba_depth.evaluation import (
     filter_methods,
     shrink_clip,
     to_markdown,
+    write_csv,
     write_json,
     write_markdown,
 )
@@ -321,6 +323,19 @@ def test_a_steadier_student_must_keep_every_guard(broken: dict[str, float], guar
     assert found["better"] == (not guard)
     guards = {name: found[name] for name in ("edges_kept", "lag_kept", "accuracy_kept")}
     assert [name for name, kept in guards.items() if not kept] == ([guard] if guard else [])
+
+
+def test_csv_holds_every_score(room: Room, tmp_path: Path) -> None:
+    result = evaluate_clips([clip_of(room, name='a, "room"')], evaluator({"student": averaging_stream}))
+    with write_csv(result, tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = result["clips"][0]["methods"]
+    assert len(rows) == sum(map(len, scores.values()))
+    for row in rows:
+        score = scores[row["method"]][row["metric"]]
+        assert row["clip"] == 'a, "room"'
+        assert row["value"] == ("" if math.isnan(score.value) else repr(float(score.value)))
+        assert (float(row["coverage"]), row["reason"]) == (score.coverage, score.reason)
 
 
 def test_markdown_shows_guards_beside_stability(room: Room) -> None:

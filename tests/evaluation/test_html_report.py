@@ -19,14 +19,16 @@ from tiny_room import Room, render_room
 from torch import Tensor
 
 from videomamba_depth.evaluation import EvaluationClip, Evaluator, Method, Protocol, evaluate_clips, filter_methods
+from videomamba_depth.evaluation.context import build_context
 from videomamba_depth.evaluation.html.page import render, write_html
 from videomamba_depth.evaluation.html.pareto_plot import Axis, Point, pareto_plot, points_of
 from videomamba_depth.evaluation.methods import all_filters
 from videomamba_depth.evaluation.metrics.score import Score
 from videomamba_depth.evaluation.paired import Estimate, costs
-from videomamba_depth.evaluation.pictures import ClipPictures, ClipView, fit_videos
+from videomamba_depth.evaluation.pictures import ClipPictures, ClipView, fit_videos, worst_frames
 from videomamba_depth.evaluation.report import folded_ranges, to_markdown
 from videomamba_depth.evaluation.summary import plain_scores, summarize_clips
+from videomamba_depth.flow.frame_view import mapped
 from videomamba_depth.utils.depth_kind import DepthKind
 
 NUM_FRAMES = 12
@@ -109,7 +111,7 @@ def test_the_page_holds_every_method_guard_and_source(text: str) -> None:
         assert f'<th scope="row">{method}' in text, method
     words = """AbsRel video|AbsRel first frame|AbsRel per frame|TGE|Flk2|OPW/clip|sDrift|sJit|rTC 1.02|palindrome
 edges|edge F1|lag (frames)|settled after a cut|abc123|one affine per clip to ground truth|12 frames: 0–11
-torch|Verdict: mine"""
+torch|Verdict: mine|Leaderboard: change against teacher|better on clips"""
     for expected in words.replace("\n", "|").split("|"):
         assert expected in text, expected
 
@@ -175,6 +177,25 @@ def test_slices_show_a_jump_and_nothing_where_depth_is_steady(room: Room) -> Non
     still, jumps = (decoded(s.jumps) for s in view.finish().slices[1:])
     assert still.min() == 255
     assert jumps.min() < 200
+
+
+def test_the_worst_frames_are_found_and_shown(room: Room, text: str) -> None:
+    assert "Worst frames" in text
+    assert "mine, frame" in text
+    teacher = 1.0 / room.depth_m
+    student = teacher.copy()
+    student[9] *= 1.4
+    student[3, 10:20, 10:20] *= 3.0
+    for truth in (room.depth_m, None):
+        clip = EvaluationClip("room", room.rgb, gt_depth_m=truth, motion=room.motion)
+        context = build_context(clip, mapped(np.asarray, room.rgb), teacher, DepthKind.RELATIVE, None, False)
+        worst = worst_frames("student", student, context)
+        assert [frame.frame for frame in worst] == [9, 3]
+        assert worst[0].value > max(worst[1].value, worst[0].mean)
+        assert decoded(worst[0].picture).shape[1] == 4 * 320  # input, reference, depth, error
+    blind = EvaluationClip("room", room.rgb, gt_depth_m=np.zeros_like(room.depth_m), motion=room.motion)
+    context = build_context(blind, mapped(np.asarray, room.rgb), teacher, DepthKind.RELATIVE, None, False)
+    assert worst_frames("student", student, context) == []
 
 
 def decoded(uri: str) -> np.ndarray:

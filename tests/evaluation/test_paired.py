@@ -7,7 +7,16 @@ import math
 import pytest
 
 from videomamba_depth.configuration.evaluate_schema import name_checkpoints
-from videomamba_depth.evaluation.paired import axes_of, compare, cost, differences, dominance, estimate, measured
+from videomamba_depth.evaluation.paired import (
+    axes_of,
+    compare,
+    cost,
+    differences,
+    dominance,
+    estimate,
+    leaderboard,
+    measured,
+)
 from videomamba_depth.utils.errors import UserError
 
 
@@ -46,6 +55,24 @@ def test_without_ground_truth_flicker_and_distance_from_the_teacher_decide() -> 
     result = compare(clips, ["student"])
     assert (result["flicker"], result["axes"]) == ("flk2", {"distance from the teacher": "teacher_diff/per_frame"})
     assert result["students"]["student"]["dominance"]["ema_0.5"]["distance from the teacher"] == "student*"
+
+
+def test_a_leaderboard_ranks_by_flicker_against_its_reference_and_broken_guards_last() -> None:
+    clips = made_up(0.5)
+    kept = {name: not name.endswith("_0.1") for name in clips[0]}
+    places = leaderboard(clips, "ema_0.5", kept)
+    names = [place["method"] for place in places]
+    assert names[0] == "student"
+    assert names[-3:] == ["ema_0.1", "affine_ema_0.1", "warped_ema_0.1"]
+    assert names.index("ema_0.25") < names.index("ema_0.5") < names.index("teacher")
+    first, teacher = places[0], places[names.index("teacher")]
+    ratios = [100 * (clip["student"]["tge"] / clip["ema_0.5"]["tge"] - 1) for clip in clips]
+    assert first["changes"]["tge"] == estimate(ratios)
+    assert first["changes"]["tge"].std_error > 0
+    assert (first["wins"], teacher["wins"], first["num_clips"]) == (4, 0, 4)
+    assert places[names.index("ema_0.5")]["changes"]["tge"] == (0.0, 0.0, 4)
+    stills = [{name: {"abs_rel/per_frame": m["tge"]} for name, m in clip.items()} for clip in clips]
+    assert leaderboard(stills, "teacher", kept)[0]["method"] == "student"
 
 
 def test_paired_differences_and_dominance() -> None:

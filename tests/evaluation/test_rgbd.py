@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from videomamba_depth.evaluation import load_rgbd
-from videomamba_depth.evaluation.datasets.recording import pose_matrix
-from videomamba_depth.evaluation.datasets.rgbd import find_sequences
+from videomamba_depth.evaluation.datasets.recording import ALL_FRAMES, FramePick, pose_matrix
+from videomamba_depth.evaluation.datasets.rgbd import RgbdFormat, find_sequences, folder_recording
 from videomamba_depth.evaluation.datasets.timestamps import associate
 from videomamba_depth.evaluation.metrics.geometry import tae_z, usable_poses
 from videomamba_depth.utils.errors import UserError
@@ -61,6 +61,35 @@ def test_loads_in_numeric_order_with_units(folder: Path) -> None:
     assert not rows.valid[:][:, 0].any()
     assert rows.valid[:][:, 1].all()
     np.testing.assert_array_equal(rows.camera_to_world[1], clip.camera_to_world[1])
+
+
+def test_kept_results_belong_to_all_that_a_sequence_is_read_from(folder: Path) -> None:
+    def content(root: Path = folder, pick: FramePick = ALL_FRAMES, **changed: object) -> str:
+        given = {"depth_scale": 1000.0, "intrinsics": "intrinsics.txt", "poses": "pose", **changed}
+        return RgbdFormat(**given).content(folder_recording(root), pick)  # type: ignore[arg-type]
+
+    first = content()
+    moved = folder.rename(folder.with_name("elsewhere"))
+    os.utime(moved / "depth" / "2.png")
+    assert content(moved) == first
+    seen = {first}
+    other_settings = [{"depth_scale": 999.0}, {"invalid": 3.0}, {"max_depth_m": 5.0}, {"crop_px": 2}, {"stride": 2}]
+    for changed in (*other_settings, {"poses": "pose.txt"}, {"poses": None}, {"intrinsics": None}):
+        seen.add(content(moved, **changed))
+    seen.add(content(moved, FramePick(count=2)))
+    assert len(seen) == 9, "poses in one file are the same poses"
+    for name in ("rgb/10.png", "depth/1.png"):
+        picture = cv2.imread(str(moved / name), cv2.IMREAD_UNCHANGED)
+        picture[5, 5] += 1
+        cv2.imwrite(str(moved / name), picture)
+        seen.add(content(moved))
+    np.savetxt(moved / "pose" / "2.txt", 2 * np.eye(4))
+    seen.add(content(moved))
+    assert len(seen) == 12
+    (moved / "depth" / "1.png").chmod(0)
+    if not os.access(moved / "depth" / "1.png", os.R_OK):  # not so for root
+        with pytest.raises(UserError, match=r"cannot read .*1\.png"):
+            content(moved)
 
 
 def test_a_folder_of_sequences_shares_one_set_of_arguments(folder: Path) -> None:

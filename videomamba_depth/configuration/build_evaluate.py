@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints, name_predictions
 from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
@@ -32,6 +34,7 @@ from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import resolve_device, resolve_dtype, use_threads
+from videomamba_depth.utils.environment import launch
 from videomamba_depth.utils.errors import UserError
 
 Sources = Callable[[EvaluateConfig, str, FlowEstimator], list[ClipSource]]
@@ -57,7 +60,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         UserError: a checkpoint or the input is wrong.
     """
     use_threads(config.threads)
-    device = resolve_device(config.device)
+    device = _device_of_rank(config.device)
     dtype = resolve_dtype(config.precision, device)
     flow, flow_name = build_flow_estimator(config.reference_flow, device), flow_key(config.reference_flow)
     sources = build_sources(config, flow)
@@ -109,6 +112,8 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     unknown = [name for name in shown if name not in names]
     if unknown:
         raise UserError(f"html.methods: there is no method '{unknown[0]}'; choose from {', '.join(names)}")
+    if config.against not in (None, *names):
+        raise UserError(f"against: there is no method '{config.against}'; choose from {', '.join(names)}")
     protocol = Protocol(**{item.name: getattr(config, item.name) for item in fields(Protocol)})
     if protocol.alignment is None and config.protocol is not None:
         protocol = replace(protocol, alignment=PROTOCOLS[config.protocol].alignment)
@@ -121,6 +126,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         cache=None if config.cache is None else Path(config.cache),
         shown=[*shown, *(method.name for method in methods if method.trained)],
         video_frames=config.html.video_frames,
+        against=config.against,
     )
     inputs = [config.input] if isinstance(config.input, str) else config.input
     metadata = {
@@ -208,6 +214,14 @@ def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> l
     return found
 
 
+def _device_of_rank(name: str) -> torch.device:
+    """Return the device of that name; of several processes of torchrun, each takes another GPU."""
+    shared = launch()
+    if shared.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{shared.local_rank % torch.cuda.device_count()}"
+    return resolve_device(name)
+
+
 def _drawn(config: EvaluateConfig, sources: Sequence[ClipSource]) -> frozenset[str]:
     groups: dict[str, list[str]] = {}
     for source in sources if config.html.enabled else []:
@@ -288,7 +302,14 @@ def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSour
         return []
     stills = config.protocol is not None and PROTOCOLS[config.protocol].stills
     return [
-        ClipSource(one.name, partial(_open_recording, config, one), one.group, stills=stills, protocol=config.protocol)
+        ClipSource(
+            one.name,
+            partial(_open_recording, config, one),
+            one.group,
+            partial(_content_of_recording, config, one),
+            stills=stills,
+            protocol=config.protocol,
+        )
         for one in choose(config.protocol, found, config.rgbd.scenes, config.rgbd.lists)
     ]
 
@@ -296,6 +317,12 @@ def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSour
 def _open_recording(config: EvaluateConfig, chosen: Chosen) -> EvaluationClip:
     pick = chosen.frames.pick(chosen.found.name, config.max_frames)
     return config.rgbd.clip(chosen.name, chosen.rules.applied(chosen.found.open()), pick)
+
+
+def _content_of_recording(config: EvaluateConfig, chosen: Chosen) -> str:
+    pick = chosen.frames.pick(chosen.found.name, config.max_frames)
+    content = config.rgbd.content(chosen.rules.applied(chosen.found.open()), pick)
+    return digest(content, chosen.found.name, config.protocol, code_digest(find_layout.__module__, choose.__module__))
 
 
 CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig, str], bool], Sources], ...] = (

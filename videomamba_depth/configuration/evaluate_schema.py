@@ -38,6 +38,7 @@ class EvaluateConfig(Protocol):
     prediction_kind: str | list[str] = text()
     prediction_scale: str | list[str] = text()
     reference: str | None = text(default=None)
+    against: str | None = text(default=None)
     check: bool
     memory: list[float] = ranged(0, 1e6, open="low")
     targets: bool

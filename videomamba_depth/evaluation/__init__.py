@@ -4,7 +4,7 @@ from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, clip_f
 from videomamba_depth.evaluation.datasets.rgbd import load_rgbd
 from videomamba_depth.evaluation.engine import Evaluator, Protocol, evaluate_clips
 from videomamba_depth.evaluation.methods import Method, filter_methods
-from videomamba_depth.evaluation.report import to_markdown, write_json, write_markdown
+from videomamba_depth.evaluation.report import to_markdown, write_csv, write_json, write_markdown
 
 __all__ = [
     "ClipSource",
@@ -18,6 +18,7 @@ __all__ = [
     "load_rgbd",
     "shrink_clip",
     "to_markdown",
+    "write_csv",
     "write_json",
     "write_markdown",
 ]

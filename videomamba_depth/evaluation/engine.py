@@ -77,6 +77,7 @@ class Evaluator:
     clips that bring their own. Where both are, filters get the
     estimated flow, as a user's would, and the metrics the exact one. flow_name: names it in keys. cache: folder
     where results are kept. shown: methods in the pictures of a clip; video_frames: in their video, 0 for none.
+    against: the method that the leaderboard holds the others against; None: the first.
     """
 
     methods: Sequence[Method]
@@ -87,6 +88,7 @@ class Evaluator:
     cache: Path | None = None
     shown: Sequence[str] = ()
     video_frames: int = 96
+    against: str | None = None
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
@@ -135,8 +137,6 @@ class Evaluator:
             found, new_pictures = _run_clip(self, source, kept, missing, drawn, progress)
             results |= found
             pictures = pictures or new_pictures
-            for method in missing:
-                kept.keep_result(method, found[method.name])
             if drawn and new_pictures is not None:
                 kept.keep_pictures(drawn, new_pictures)
         done: Mapping[str, dict[str, Any]] = results  # type: ignore[assignment]
@@ -171,7 +171,8 @@ class _KeptClip:
         self._teacher = evaluator.methods[0].digest
         if evaluator.cache is not None and source.digest is not None:
             kind = evaluator.depth_kind.value + ("-aligned" if evaluator.align_metric else "")
-            about = digest(source.digest(), asdict(evaluator.protocol), evaluator.flow_name, kind)
+            content = [source.digest(), source.stills]
+            about = digest(content, asdict(evaluator.protocol), evaluator.flow_name, kind)
             self._folder = evaluator.cache / "results" / f"{_file_name(source.name)}-{about}"
         self._video_frames = evaluator.video_frames
 
@@ -221,7 +222,10 @@ def _run_clip(
     drawn: Sequence[Method],
     progress: Progress | None,
 ) -> tuple[dict[str, Any], ClipPictures | None]:
-    """Run methods over a clip; return the results of those missing, by name, and pictures of those drawn."""
+    """Run methods over a clip; return the results of those missing, by name, and pictures of those drawn.
+
+    A result is kept as soon as there is one.
+    """
     protocol, clip, teacher = evaluator.protocol, source.load(), evaluator.methods[0]
     if protocol.max_gt_side is not None:
         clip = shrink_clip(clip, protocol.max_gt_side)
@@ -271,12 +275,16 @@ def _run_clip(
             scores = score_depth(depth, context.of_kind(method.kind))
             flags = [*depth_flags(depth), *getattr(streams.get(method.name), "flags", ())]
             found[method.name] = {"clip": about, "scores": scores, "flags": flags}
+            if not method.trained:
+                kept.keep_result(method, found[method.name])
         if progress is not None:
             progress("method", method.name)
 
     # 3. What students remember.
     for method in missing:
-        if method.trained and method.new_stream is not None and not source.stills:
+        if not method.trained:
+            continue
+        if method.new_stream is not None and not source.stills:
             found[method.name]["scores"] |= recurrence_scores(
                 method.open, streams[method.name], frames, depths[method.name],
                 protocol.palindrome, protocol.cut_frames, first.get(method.name),
@@ -284,6 +292,7 @@ def _run_clip(
             for again in [*(["palindrome"] * protocol.palindrome), *(["cut"] * (protocol.cut_frames > 0))]:
                 if progress is not None:
                     progress(again, method.name)
+        kept.keep_result(method, found[method.name])
     pictures = (
         draw_clip(clip, context, {m.name: (depths[m.name], m.kind) for m in drawn}, evaluator.video_frames)
         if drawn
@@ -371,9 +380,9 @@ def collect(
         results.append(outcome)
         log.info("evaluated %s: %d frames", name, outcome["num_frames"])
         if keep is not None:
-            keep(summarize_clips(results, skipped, students, protocol, metadata))
+            keep(summarize_clips(results, skipped, students, protocol, metadata, evaluator.against))
     if skipped and not results:
         raise UserError(f"none of {len(skipped)} clips can be evaluated: {summarize(skipped)}")
     if not results:
         raise UserError("there is nothing to evaluate: no clip was given")
-    return summarize_clips(results, skipped, students, protocol, metadata)
+    return summarize_clips(results, skipped, students, protocol, metadata, evaluator.against)

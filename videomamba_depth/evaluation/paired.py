@@ -226,6 +226,41 @@ def memories(students: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def leaderboard(clips: Sequence[ClipScores], against: str, guards_kept: Mapping[str, bool]) -> list[dict[str, Any]]:
+    """Return all methods, the steadiest first and those that break a guard last, held against one of them.
+
+    guards_kept: {method: whether it keeps all guards}, see `verdict`.
+
+    Returns:
+        [{"method", "guards_kept", "changes": {metric: change against that one, paired by clip}, "wins": clips on
+        which the first of these metrics is better than that one's, "num_clips"}]. The metrics are that of flicker
+        which decides, and `AXES`; of stills, which have none, those of accuracy. Methods without a value come last of
+        their kind.
+    """
+    metrics = measured(clips, against)
+    flicker, axes = axes_of(metrics)
+    shown = [metric for metric in (flicker, *axes.values()) if metric in metrics] or metrics
+    places = []
+    for name in clips[0]:
+        changed = {metric: [change(clip[name], clip[against], metric) for clip in clips] for metric in shown}
+        decides = changed[shown[0]] if shown else []
+        places.append(
+            {
+                "method": name,
+                "guards_kept": guards_kept[name],
+                "changes": {metric: estimate(values) for metric, values in changed.items()},
+                "wins": sum(value < 0 for value in decides),
+                "num_clips": sum(math.isfinite(value) for value in decides),
+            }
+        )
+
+    def order(place: dict[str, Any]) -> tuple[bool, bool, float]:
+        value = place["changes"][shown[0]].value if shown else math.nan
+        return not place["guards_kept"], not math.isfinite(value), value if math.isfinite(value) else 0.0
+
+    return sorted(places, key=order)
+
+
 def _dominates(flicker: Estimate, axis: Estimate) -> str:
     if not (math.isfinite(flicker.value) and math.isfinite(axis.value)):
         return "neither"

@@ -16,8 +16,9 @@ import numpy as np
 from videomamba_depth.data.video.writer import VideoWriter
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.context import Context
+from videomamba_depth.evaluation.methods import TEACHER
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
-from videomamba_depth.flow.frame_view import Frames, first_frames, on_disk
+from videomamba_depth.flow.frame_view import Frames, computed, first_frames, on_disk
 from videomamba_depth.utils.color import INFERNO
 from videomamba_depth.utils.depth_kind import DepthKind
 
@@ -36,6 +37,21 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class WorstFrame:
+    """Where a method fails most: input, reference, its depth and its error side by side, as a data URI.
+
+    value, mean: `metric` of this frame, and of all.
+    """
+
+    method: str
+    frame: int
+    metric: str
+    value: float
+    mean: float
+    picture: str
+
+
+@dataclass(frozen=True)
 class ClipPictures:
     """Pictures of one clip.
 
@@ -48,6 +64,7 @@ class ClipPictures:
     height: int
     num_frames: int
     slices: tuple[Slice, ...]
+    worst: tuple[WorstFrame, ...] = ()
     video: str = ""
     video_frames: int = 0
     video_size: tuple[int, int] = (0, 0)
@@ -57,7 +74,8 @@ class ClipPictures:
     def from_json(cls, values: Mapping[str, Any]) -> ClipPictures:
         """Return the pictures that `dataclasses.asdict` made plain."""
         slices = tuple(Slice(**s) for s in values["slices"])
-        return cls(**{**values, "slices": slices, "video_size": tuple(values["video_size"])})
+        worst = tuple(WorstFrame(**frame) for frame in values["worst"])
+        return cls(**{**values, "slices": slices, "worst": worst, "video_size": tuple(values["video_size"])})
 
 
 @dataclass
@@ -107,7 +125,7 @@ class ClipView:
         shown = min(self.video_frames, len(self.rgb))
         frame = self._frame(0) if video else np.empty((0, 0))
         return ClipPictures(
-            self.name, self.image_row, int(self.rgb.shape[1]), len(self.rgb), tuple(slices),
+            self.name, self.image_row, int(self.rgb.shape[1]), len(self.rgb), tuple(slices), (),
             _data_uri("video/mp4", video) if video else "", shown if video else 0,
             (frame.shape[1], frame.shape[0]), reason,
         )  # fmt: skip
@@ -150,10 +168,69 @@ def draw_clip(
     depths: {method: ([F,H,W], its kind)}, see `Evaluator`. video_frames: of the video; 0: none.
     """
     view = ClipView(clip.name, context.rgb, clip.fps, context.reference, video_frames)
+    worst: list[WorstFrame] = []
     for name, (depth, kind) in depths.items():
         if all(np.isfinite(frame).all() for frame in depth):
-            view.add(name, context.of_kind(kind).disparity(depth))
-    return view.finish()
+            disparity = computed(context.of_kind(kind).disparity(depth))
+            view.add(name, disparity)
+            if name != TEACHER:
+                worst += worst_frames(name, disparity, context)
+    return replace(view.finish(), worst=tuple(worst))
+
+
+def worst_frames(method: str, disparity: Frames, context: Context, count: int = 2) -> list[WorstFrame]:
+    """Return the frames in which a method is farthest from the ground truth, else from the teacher, the worst first.
+
+    The error of a frame is AbsRel of depth aligned once per clip, or the mean distance from the teacher's inverse depth
+    over the spread of that. Two frames are at least an eighth of the clip apart.
+    """
+    reference, metric = context.reference, "distance from the teacher"
+    if context.gt_depth_m is not None:
+        metric = "AbsRel"
+
+        def error(t: int) -> np.ndarray:
+            ratio = context.gt_depth_m[t] * np.maximum(disparity[t], 1.0 / context.max_depth_m)  # type: ignore[index]
+            return np.where(context.counted[t], np.abs(1.0 / np.where(context.counted[t], ratio, 1.0) - 1.0), np.nan)
+    else:
+        low, high = percentiles(reference, [2, 98])
+
+        def error(t: int) -> np.ndarray:
+            return np.abs(disparity[t] - reference[t]) / max(high - low, 1e-12)
+
+    errors = np.array([_mean_of_known(error(t)) for t in range(len(disparity))])
+    mean, left, found = _mean_of_known(errors), errors.copy(), list[WorstFrame]()
+    while len(found) < count and np.isfinite(left).any():
+        t = int(np.nanargmax(left))
+        left[max(0, t - len(errors) // 8) : t + len(errors) // 8 + 1] = np.nan
+        picture = _failure(context, t, disparity[t], error(t), method, metric)
+        found.append(WorstFrame(method, t, metric, float(errors[t]), mean, picture))
+    return found
+
+
+def _failure(context: Context, t: int, disparity: np.ndarray, error: np.ndarray, method: str, metric: str) -> str:
+    known = np.ones(error.shape, bool)
+    reference, title = context.reference[t], "reference"
+    if context.gt_depth_m is not None:
+        known, title = context.counted[t], "ground truth"
+        reference = np.where(known, 1.0 / np.maximum(context.gt_depth_m[t], 1e-3), 0.0)
+    low, high = np.percentile(reference[known], [2, 98])
+    top = 3.0 * max(_mean_of_known(error), 1e-12)
+    blank = ~known[..., None]
+    tiles = [
+        _tile(context.rgb[t], "input"),
+        _tile(np.where(blank, np.uint8(0), INFERNO(reference, (low, high))), title),
+        _tile(INFERNO(disparity, (low, high)), method),
+        _tile(np.where(blank, np.uint8(0), INFERNO(np.nan_to_num(error), (0.0, top))), f"{metric}, 0 to {top:.2g}"),
+    ]
+    done, data = cv2.imencode(".jpg", np.concatenate(tiles, axis=1)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if not done:
+        raise ValueError(f"cannot encode pictures of shape {tiles[0].shape}")
+    return _data_uri("image/jpeg", data.tobytes())
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean(dtype=np.float64)) if known.size else float("nan")
 
 
 def fit_videos(clips: Sequence[ClipPictures], max_bytes: int | None = None) -> list[ClipPictures]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +106,7 @@ def _group_section(name: str, result: Mapping[str, Any]) -> Section:
     ]
     tables = [
         metric_table("Mean ± standard error over clips", group["mean"], flags),
+        _leaderboard_table(**group["leaderboard"]),
         _change_table(
             f"Change against {_named(reference)}, paired by clip: mean ± standard error", changes, worst=group["worst"]
         ),
@@ -160,6 +163,19 @@ def _change_table(
         columns += [f"better: flicker × {axis}" for axis in next(iter(dominance.values()), {})]
         rows = [(name, kind, [*cells, *dominance[name].values()]) for name, kind, cells in rows]
     return Table(caption, columns, rows)
+
+
+def _leaderboard_table(against: str, places: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the methods in the order of their flicker, those that break a guard last."""
+    metrics = list(places[0]["changes"])
+    rows = []
+    for number, place in enumerate(places, 1):
+        name = place["method"]
+        wins = "–" if name == against else f"{place['wins']} of {place['num_clips']}"
+        cells = [str(number), *(cell(place["changes"][metric]) for metric in metrics)]
+        rows.append((name, family_of(name), [*cells, wins, "kept" if place["guards_kept"] else "broken"]))
+    caption = f"Leaderboard: change against {against}, paired by clip, mean ± standard error; broken guards rank last"
+    return Table(caption, ["rank", *map(change_title, metrics), "better on clips", "guards"], rows)
 
 
 def change_title(metric: str) -> str:
@@ -342,6 +358,24 @@ def write_json(result: Mapping[str, Any], path: str | Path) -> Path:
     """Write the result of `evaluate_clips` as JSON, pictures aside, atomically; return the path."""
     numbers = {key: value for key, value in result.items() if key != "pictures"}
     return write_text(path, to_json(to_jsonable(numbers), indent=2) + "\n")
+
+
+def write_csv(result: Mapping[str, Any], path: str | Path) -> Path:
+    """Write every score of a result of `evaluate_clips` as a row of a CSV file, atomically; return the path.
+
+    Columns: clip, group, method, metric, value (empty where not defined), coverage, reason. Values are plain ratios, as
+    in the JSON.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["clip", "group", "method", "metric", "value", "coverage", "reason"])
+    for clip in result["clips"]:
+        for method, scores in clip["methods"].items():
+            for metric, score in scores.items():
+                value = repr(float(score.value)) if math.isfinite(score.value) else ""
+                about = [clip["name"], clip["group"], method, metric]
+                rows.writerow([*about, value, repr(float(score.coverage)), score.reason])
+    return write_text(path, text.getvalue())
 
 
 def write_markdown(result: Mapping[str, Any], path: str | Path) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 
 from videomamba_depth.evaluation.methods import CONSTANT, TEACHER
 from videomamba_depth.evaluation.metrics.score import Score
-from videomamba_depth.evaluation.paired import compare
+from videomamba_depth.evaluation.paired import compare, leaderboard
 
 Mean = dict[str, dict[str, dict[str, float]]]
 EDGE_RANGE = (0.9, 1.1)
@@ -31,15 +31,17 @@ def summarize_clips(
     students: Sequence[str],
     protocol: Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Average and compare the results of clips, over all of them and group by group.
 
-    reference, of the protocol: the method that the others are held against; else the teacher.
+    reference, of the protocol: the method that the others are held against; else the teacher. against: the same, of the
+    leaderboard alone.
 
     Returns:
         {"clips": [per clip, see `Evaluator.evaluate`], "skipped": {clip: reason}, "mean", "verdicts", "counts":
-        over all clips, "groups": {group: "num_clips", the same three, and all of `compare`}, "protocol",
-        "versions", "metadata", "pictures": of clips that were drawn}.
+        over all clips, "groups": {group: "num_clips", the same three, all of `compare`, and "leaderboard", see
+        `leaderboard`}, "reference", "protocol", "versions", "metadata", "pictures": of clips that were drawn}.
     """
     reference = protocol.get("reference", TEACHER)
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -50,7 +52,7 @@ def summarize_clips(
         "skipped": dict(skipped),
         **_averages(clips, students, reference),
         "groups": {
-            name: _averages(members, students, reference) | _compared(members, students, reference)
+            name: _averages(members, students, reference) | _compared(members, students, reference, against)
             for name, members in groups.items()
         },
         "reference": reference,
@@ -70,8 +72,17 @@ def _averages(clips: Sequence[Mapping[str, Any]], students: Sequence[str], refer
     }
 
 
-def _compared(clips: Sequence[Mapping[str, Any]], students: Sequence[str], reference: str) -> dict[str, Any]:
-    return {"num_clips": len(clips), **compare([plain_scores(clip) for clip in clips], students, reference)}
+def _compared(
+    clips: Sequence[Mapping[str, Any]], students: Sequence[str], reference: str, against: str | None
+) -> dict[str, Any]:
+    scores, mean = [plain_scores(clip) for clip in clips], mean_methods(clips)
+    kept = {name: all(_guards(mean, name, reference).values()) for name in mean}
+    against = against if against is not None and against in mean else reference
+    return {
+        "num_clips": len(clips),
+        **compare(scores, students, reference),
+        "leaderboard": {"against": against, "places": leaderboard(scores, against, kept)},
+    }
 
 
 def plain_scores(clip: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -83,7 +83,7 @@ def first_frames(frames: Any, num_frames: int) -> FrameView:
     return FrameView(lambda t: np.asarray(frames[t]), min(len(frames), num_frames))
 
 
-def recent(frames: Frames, num_frames: int = 2) -> FrameView:
+def recent(frames: Frames, num_frames: int = 3) -> FrameView:
     """Return the same frames, of which the last ones that were read are held: for what goes over pairs of neighbors."""
     return FrameView(lru_cache(num_frames)(lambda t: frames[t]), len(frames))
 
@@ -96,8 +96,8 @@ def computed(frames: Frames) -> Frames:
 def remembered(function: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
     """Let a function work a thing out once per `FrameView`, its first argument, and keep it for as long as that lives.
 
-    Other arguments count by value where they can be hashed, else as the object that they are. Nobody may change what
-    comes back, nor the frames.
+    Plain arguments count by value, others as the objects that they are. Nobody may change what comes back, nor the
+    frames; what comes back must not lead to them again, so that their files are gone when nobody needs them.
     """
 
     @wraps(function)
@@ -114,16 +114,16 @@ def remembered(function: Callable[_Given, _Returned]) -> Callable[_Given, _Retur
 
 
 class _Same:
-    """Stands for an object in a key, which no other object equals."""
+    """Stands for an object in a key, which no other object equals, and does not keep it alive."""
 
     def __init__(self, value: Any) -> None:
-        self.value = value
+        self._id, self._value = id(value), weakref.ref(value)
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return self._id
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        return isinstance(other, _Same) and self._value() is not None and self._value() is other._value()
 
 
 def _key(value: Any) -> Any:

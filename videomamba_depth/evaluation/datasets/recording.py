@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -140,6 +141,35 @@ class Recording:
     def num_images(self) -> int:
         """Number of pictures, also of those that are left out."""
         return len(self.frames) + sum(map(len, self.left_out.values()))
+
+
+def content_digest(recording: Recording) -> str:
+    """Return a digest of what `recording_clip` would return: of the files, and of the numbers beside them.
+
+    Depth and pictures that a layout reads in a way of its own count by what comes out of that.
+
+    Raises UserError, naming the file, where one is missing or damaged.
+    """
+    digest = hashlib.sha256()
+    readers = ((recording.read_image, read_image), (recording.read_depth, read_depth))
+    for frame in recording.frames:
+        for item, (read, plain) in zip((frame.image, frame.depth), readers, strict=True):
+            try:
+                known = hashlib.sha256(item.read_bytes()).hexdigest() if read is plain else array_digest(read(item))
+            except OSError as error:
+                raise UserError(f"cannot read {item}: {error.strerror}") from error
+            digest.update(f"{frame.name}\0{known}\0".encode())
+    r = recording
+    about = (r.depth_scale, r.invalid_value, r.max_depth_m, r.crop, r.region, r.fps)
+    cameras = [None if array is None else array_digest(array) for array in (r.intrinsics, r.poses)]
+    digest.update(repr((about, cameras)).encode())
+    return digest.hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Return a digest of an array's numbers, type and shape."""
+    plain = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{plain.dtype} {plain.shape} ".encode() + plain.tobytes()).hexdigest()
 
 
 def recording_clip(name: str, recording: Recording, num_images: int, *, refuse_far: bool = True) -> EvaluationClip:

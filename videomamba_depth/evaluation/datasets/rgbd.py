@@ -18,6 +18,7 @@ from videomamba_depth.evaluation.datasets.recording import (
     FramePick,
     Recording,
     RgbdFrame,
+    content_digest,
     listed,
     pose_matrix,
     read_numbers,
@@ -64,6 +65,16 @@ class RgbdFormat:
 
         Raises UserError as `load_rgbd` does; ground truth beyond the layout's own range is no reason.
         """
+        own_range = self.depth_scale is None and self.max_depth_m is None
+        recording, frames = self._over(recording, frames)
+        return read_recording(name, recording, self.intrinsics, self.poses, frames, refuse_far=not own_range)
+
+    def content(self, recording: Recording, frames: FramePick = ALL_FRAMES) -> str:
+        """Return a digest of all that `clip` returns for a recording; what cannot be read raises as there."""
+        recording, frames = self._over(recording, frames)
+        return content_digest(picked(recording, self.intrinsics, self.poses, frames))
+
+    def _over(self, recording: Recording, frames: FramePick) -> tuple[Recording, FramePick]:
         border = None if self.crop_px is None else (self.crop_px,) * 4
         given = {
             "depth_scale": self.depth_scale,
@@ -73,12 +84,11 @@ class RgbdFormat:
             "region": self.region,
         }
         recording = replace(recording, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-        own_range = self.depth_scale is None and self.max_depth_m is None
         if self.start is not None:
             frames = replace(frames, start=self.start)
         if self.stride is not None:
             frames = replace(frames, stride=self.stride)
-        return read_recording(name, recording, self.intrinsics, self.poses, frames, refuse_far=not own_range)
+        return recording, frames
 
 
 def find_sequences(root: str | Path, rgb_dir: str = "rgb") -> list[Path]:
@@ -165,6 +175,17 @@ def read_recording(
     refuse_far: bool = True,
 ) -> EvaluationClip:
     """Return frames of a recording as a clip; intrinsics and poses as `load_rgbd`, None: its own."""
+    recording, num_images = picked(recording, intrinsics, poses, pick), recording.num_images
+    return recording_clip(name, recording, num_images, refuse_far=refuse_far)
+
+
+def picked(
+    recording: Recording,
+    intrinsics: np.ndarray | Sequence[float] | str | Path | None = None,
+    poses: np.ndarray | str | Path | None = None,
+    pick: FramePick = ALL_FRAMES,
+) -> Recording:
+    """Return frames of a recording; intrinsics and poses as `load_rgbd`, None: its own."""
     num_images, places = recording.num_images, pick.places(recording.frames)
     frames = [recording.frames[i] for i in places]
     camera_to_world = None if recording.poses is None else _checked(recording.poses[places], len(frames))
@@ -173,8 +194,7 @@ def read_recording(
     found = _inside(recording.folder, intrinsics) if isinstance(intrinsics, str | Path) else intrinsics
     matrix = recording.intrinsics if found is None else camera_matrix(found)
     fps = recording.fps / pick.stride
-    recording = replace(recording, frames=frames, fps=fps, intrinsics=matrix, poses=camera_to_world)
-    return recording_clip(name, recording, num_images, refuse_far=refuse_far)
+    return replace(recording, frames=frames, fps=fps, intrinsics=matrix, poses=camera_to_world)
 
 
 def _pair(root: Path, rgb_dir: str, depth_dir: str) -> tuple[list[RgbdFrame], list[str]]:

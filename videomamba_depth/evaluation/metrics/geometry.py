@@ -167,7 +167,7 @@ def _true_changes(y: Frames, masks: Frames, flow_fwd: Any, visible: Frames) -> S
             next_y, next_valid = warped[0].numpy()
             yield next_y - y[t], visible[t] & masks[t] & in_bounds[0, 0].numpy() & (next_valid > 0.999)
 
-    return on_disk(pairs()) or [[], []]
+    return on_disk(pairs()) or [np.empty((0, 1, 1)), np.empty((0, 1, 1), bool)]
 
 
 def _check_cameras(

@@ -153,14 +153,9 @@ def _temporal_gradient(scored: ScoredDepth) -> Scores:
 
 
 @remembered
-def _true_disparity(counted: Frames, gt_depth_m: Frames) -> Frames:
+def _true_disparity(counted: Frames, gt_depth_m: Frames | None) -> Frames:
     """Return 1/m, 0 where ground truth does not count."""
     return computed(mapped(lambda true, known: np.where(known, 1.0 / np.maximum(true, 1e-3), 0.0), gt_depth_m, counted))
-
-
-@remembered
-def _true_disparity_f32(counted: Frames, gt_depth_m: Frames) -> Frames:
-    return computed(mapped(lambda true: true.astype(np.float32), _true_disparity(counted, gt_depth_m)))
 
 
 def _true_edges(scored: ScoredDepth) -> Scores:
@@ -168,7 +163,8 @@ def _true_edges(scored: ScoredDepth) -> Scores:
     context, counted = scored.context, scored.context.counted
     if not context.exact_motion or _share(counted) == 0.0:
         return {}
-    truth = _true_disparity_f32(counted, context.gt_depth_m)
+    truth = _true_disparity(counted, context.gt_depth_m)
+    truth = truth if truth.dtype == np.float32 else _single(truth)
     error = 0.0
     for axis in (0, 1):
         wrong, total = 0.0, 0
@@ -181,6 +177,11 @@ def _true_edges(scored: ScoredDepth) -> Scores:
     ours = mapped(lambda frame, known: np.where(known, frame, 0.0), scored.disparity, counted)
     edges = boundary_f1(ours, truth, threshold=EDGE_OF_RANGE * (high - low))
     return {"gradient_error": Score(error), "boundary_f1/true": edges}
+
+
+@remembered
+def _single(frames: Frames) -> Frames:
+    return computed(mapped(lambda frame: frame.astype(np.float32), frames))
 
 
 @remembered
@@ -203,8 +204,8 @@ def _temporal_alignment(scored: ScoredDepth) -> Scores:
 
 
 @remembered
-def _true_depth(counted: Frames, gt_depth_m: Frames) -> FrameView:
-    return mapped(lambda true, known: np.where(known, true, 0.0), gt_depth_m, counted)
+def _true_depth(counted: Frames, gt_depth_m: Frames | None) -> Frames:
+    return computed(mapped(lambda true, known: np.where(known, true, 0.0), gt_depth_m, counted))
 
 
 def _teacher_difference(scored: ScoredDepth) -> Scores:
@@ -284,11 +285,13 @@ def _true_lag(scored: ScoredDepth) -> Scores:
 
 
 @remembered
-def _true_inverse(counted: Frames, gt_depth_m: Frames) -> FrameView:
-    return mapped(
-        lambda true, known: np.where(known, 1.0 / (true.astype(np.float64) + 1e-8), 0.0).astype(np.float32),
-        gt_depth_m,
-        counted,
+def _true_inverse(counted: Frames, gt_depth_m: Frames | None) -> Frames:
+    return computed(
+        mapped(
+            lambda true, known: np.where(known, 1.0 / (true.astype(np.float64) + 1e-8), 0.0).astype(np.float32),
+            gt_depth_m,
+            counted,
+        )
     )
 
 

@@ -83,7 +83,7 @@ def optical_flow_warping(disparity: Any, motion: ClipMotion, rgb: Any, per: str 
 
 
 @remembered
-def _color_weights(rgb: FrameView, motion: ClipMotion) -> FrameView:
+def _color_weights(rgb: FrameView, motion: ClipMotion) -> Frames:
     """Return exp(−50 |ΔRGB|²) of frames 1 … F−1, ΔRGB between a pixel and where the flow leads."""
     colors = recent(mapped(lambda frame: np.asarray(frame, dtype=np.float32).transpose(2, 0, 1) / 255.0, rgb))
 
@@ -263,8 +263,8 @@ def _kept_pairs(x: Frames, motion: ClipMotion, defined: Frames) -> tuple[list[in
             times.append(t)
             yield warped, mask
 
-    warped, masks = on_disk(columns()) or ([], [])
-    return times, warped, masks
+    kept: Sequence[Frames] = on_disk(columns()) or [np.empty((0, 1, 1)), np.empty((0, 1, 1), bool)]
+    return times, kept[0], kept[1]
 
 
 def _in_units(frame: np.ndarray, unit: tuple[float, float] | None) -> np.ndarray:
