@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch import nn
 
+from videomamba_depth.models.encoder_da import FrameEncoder
 from videomamba_depth.utils.depth_kind import (
     DepthKind,
     can_convert,
@@ -78,5 +80,7 @@ def test_models_hold_two_kinds() -> None:
     assert require_model_kind(DepthKind.METRIC, "the teacher") is DepthKind.METRIC
     with pytest.raises(UserError, match=r"^the teacher has depth of kind scale_invariant_depth; models take"):
         require_model_kind(DepthKind.SCALED_DEPTH, "the teacher")
+    with pytest.raises(UserError, match=r"^FrameEncoder has depth of kind affine_invariant_depth; models take"):
+        FrameEncoder(nn.Identity(), (1,) * 4, (1,) * 4, 1, DepthKind.AFFINE_DEPTH, None, None)
     with pytest.raises(UserError, match=r"^x\.npz: 'disparity' is no kind of depth; choose from affine"):
         parse_kind("disparity", "x.npz")

@@ -16,7 +16,7 @@ from videomamba_depth.models.head_depth import DepthHead, DPTHead
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.models.teacher_files import FORMER_NAMES, HAS_FORMER_NAMES, load_depth_anything, loading_error
 from videomamba_depth.utils.checkpoint import hash_tensors
-from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.depth_kind import DepthKind, require_model_kind
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images, shrinks
 
 SCALES = ("s0", "s1", "s2", "s3")
@@ -61,7 +61,8 @@ class FrameEncoder(nn.Module):
             raise ValueError(f"neck_hidden_sizes must hold {len(SCALES)} numbers; got {list(channels)}")
         self.backbone = backbone
         self.channels, self.factors, self.patch_size = channels, factors, patch_size
-        self.depth_kind, self.max_depth_m, self.short_side = depth_kind, max_depth_m, short_side
+        self.depth_kind = require_model_kind(depth_kind, type(self).__name__)
+        self.max_depth_m, self.short_side = max_depth_m, short_side
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
