@@ -373,7 +373,7 @@ def test_settle_after_cut_of_an_average(room: Room) -> None:
 
 def test_wrong_clips_are_refused(room: Room) -> None:
     with pytest.raises(ValueError, match="methods must begin with 'teacher' or another reference"):
-        Evaluator([Method("student", averaging_stream)], DepthKind.RELATIVE)
+        Evaluator([Method("student", averaging_stream, trained=True)], DepthKind.RELATIVE)
     with pytest.raises(UserError, match="has 1 frames"):
         evaluator().evaluate(clip_of(room, frames=room.rgb[:1]))
     with pytest.raises(UserError, match="gt_depth_m has 3 frames for 12 images"):
