@@ -14,7 +14,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, _use_current_names
-from videomamba_depth.models.teacher_files import FORMER_NAMES
+from videomamba_depth.models.teacher_files import FORMER_NAMES, former_name
+from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -164,3 +165,13 @@ def test_digests_and_files_have_the_current_names(tiny_encoder: DepthAnythingEnc
     assert any("attention.attention.query" in name for name in state)
     _use_current_names(tiny_encoder, state, "encoder.", None)
     assert set(state) == {f"encoder.{name}" for name in current}
+
+
+def test_a_digest_from_before_transformers_5_18_is_that_of_the_same_weights(tiny_encoder: DepthAnythingEncoder) -> None:
+    weights = tiny_encoder.state_dict()
+    renamed = {former_name(name): tensor for name, tensor in weights.items()}
+    assert renamed.keys() != weights.keys()
+    assert tiny_encoder.has_weights(hash_tensors(renamed.items()))
+    assert tiny_encoder.has_weights(tiny_encoder.weights_sha256())
+    name, changed = next(iter(renamed.items()))
+    assert not tiny_encoder.has_weights(hash_tensors((renamed | {name: changed + 1}).items()))

@@ -71,6 +71,10 @@ def stream(tiny_encoder: DepthAnythingEncoder) -> DepthStream:
 def fake_stream(stream: DepthStream) -> Iterator[DepthStream]:
     """The stream on a GPU that is not there."""
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        try:
+            mode.from_tensor(torch.zeros(1)).to("cuda")
+        except RuntimeError:  # PyTorch 2.6
+            pytest.skip("this version of PyTorch makes no fake tensors of a GPU that is not there")
         for module in stream.model.modules():
             for kept in (module._parameters, module._buffers):
                 for name, tensor in kept.items():

@@ -275,7 +275,7 @@ def _load_encoder(folder: Path, about: dict[str, Any], short_side: int | None) -
     options = about.get("options", {})
     encoder = open_encoder(str(copy) if copy.is_dir() else about["model_id"], short_side=short_side, **options)
     encoder.model_id = about["model_id"]
-    if encoder.weights_sha256() != about["weights_sha256"]:
+    if not encoder.has_weights(about["weights_sha256"]):
         raise UserError(
             f"the encoder '{about['model_id']}' has other weights than the one that '{folder}' was trained with;"
             " restore that encoder or train again"

@@ -14,7 +14,13 @@ from transformers import DepthAnythingForDepthEstimation
 
 from videomamba_depth.models.head_depth import DepthHead, DPTHead
 from videomamba_depth.models.input_size import model_input_size
-from videomamba_depth.models.teacher_files import FORMER_NAMES, HAS_FORMER_NAMES, load_depth_anything, loading_error
+from videomamba_depth.models.teacher_files import (
+    FORMER_NAMES,
+    HAS_FORMER_NAMES,
+    former_name,
+    load_depth_anything,
+    loading_error,
+)
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.depth_kind import DepthKind, require_model_kind
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images, shrinks
@@ -187,6 +193,12 @@ class Teacher(FrameEncoder):
     def weights_sha256(self) -> str:
         """Return a digest of all weights, independent of where and in which dtype they are stored in memory."""
         return hash_tensors(self.state_dict().items())
+
+    def has_weights(self, sha256: str) -> bool:
+        """Tell whether the digest is that of these weights, under the names of any version of transformers."""
+        return sha256 == self.weights_sha256() or sha256 == hash_tensors(
+            (former_name(name), t) for name, t in self.state_dict().items()
+        )
 
     def cache_key(self) -> dict[str, str | int | None]:
         """Return what decides the labels that this teacher gives to a frame."""

@@ -198,3 +198,10 @@ def _cause_chain(error: BaseException | None) -> Iterable[BaseException]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def former_name(name: str) -> str:
+    """Return the name that a weight had before transformers 5.18."""
+    for now, former in FORMER_NAMES.items():
+        name = name.replace(now, former)
+    return name
