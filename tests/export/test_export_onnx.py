@@ -57,6 +57,7 @@ def moving(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
     return VideoMambaDepth(tiny_encoder, tiny_encoder.head, spec, motion=MotionSpec(), output=OutputSpec()).eval()
 
 
+@pytest.mark.slow
 def test_motion_and_carried_depth_are_part_of_the_graph(moving: VideoMambaDepth, tmp_path: Path) -> None:
     estimator = moving.motion.flow if moving.motion else None
     export_onnx(moving, tmp_path / "moving.onnx", (42, 56))

@@ -96,7 +96,8 @@ def test_depth_state_and_reasons_are_those_of_a_plain_stream(build: Build, flow:
 
 @pytest.mark.usefixtures("without_code_generation")
 def test_nothing_is_compiled_again(build: Build, tmp_path: Path) -> None:
-    stream = build(compiled=True)
+    """Frames are larger than the model sees them; tensors of any memory layout."""
+    stream = build(compiled=True, short_side=42)
     frames = video(batch=1)[:, 0]
     for frame in frames[:2]:
         stream.step(frame)
@@ -110,6 +111,11 @@ def test_nothing_is_compiled_again(build: Build, tmp_path: Path) -> None:
         stream.reset([True])
         stream.step(frames[1])
         assert stream.reset_reasons == ("start",)
+        rgb = torch.from_numpy(frames[2]).permute(2, 0, 1)[None].float() / 255
+        for tensor in (rgb, rgb.contiguous(), rgb.contiguous().requires_grad_(), torch.cat([rgb, rgb], 3)[..., :120]):
+            stream.step_tensor(tensor)
+        with torch.inference_mode():
+            stream.step_tensor(rgb.contiguous().clone())
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionSpec
@@ -44,17 +45,22 @@ class HostCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Launches(TorchDispatchMode):
-    """Counts operators that compute; a view launches nothing."""
+class Operators(TorchDispatchMode):
+    """Counts operators that compute, a view does not, and names those that read from or write to another device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.launches = 0
+        self.crossings: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returns = func._schema.returns
-        self.count += not (returns and all(r.alias_info and not r.alias_info.is_write for r in returns))
-        return func(*args, **(kwargs or {}))
+        self.launches += not (returns and all(r.alias_info and not r.alias_info.is_write for r in returns))
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+        if len({x.device.type for x in tensors}) > 1:
+            self.crossings.append(str(func))
+        return result
 
 
 @pytest.fixture
@@ -91,19 +97,20 @@ def advance(stream: DepthStream, num_frames: int = 3) -> list[tuple[Tensor, Tens
 
 
 def test_a_frame_waits_for_nothing(fake_stream: DepthStream) -> None:
-    with HostCalls() as calls:
+    with HostCalls() as calls, Operators() as operators:
         depth, is_finite = advance(fake_stream)[-1]
     assert depth.shape == (2, 1, *SIZE)
     assert is_finite.shape == ()
     assert not +calls.found
+    assert not operators.crossings
 
 
 def test_launches_of_a_frame(fake_stream: DepthStream) -> None:
     """A bound, so that they do not creep up: a GPU needs about 5 µs for each that no graph covers."""
     advance(fake_stream)
-    with Launches() as launches:
+    with Operators() as operators:
         advance(fake_stream, 1)
-    assert launches.count <= 2100  # 2035, most of them of the flow
+    assert operators.launches <= 2100  # 2035, most of them of the flow
 
 
 @pytest.mark.parametrize("name", ["item", "new_tensor"])
@@ -119,6 +126,23 @@ def test_the_count_can_fail(stream: DepthStream, name: str, monkeypatch: pytest.
     with HostCalls() as calls:
         advance(stream, 1)
     assert calls.found[name] == 1
+
+
+@pytest.mark.parametrize(
+    "cross",
+    [
+        lambda x: x.to("cpu"),
+        lambda x: torch.empty(x.shape).copy_(x),
+        lambda x: torch.arange(3).to(x.device),
+        lambda x: x[torch.tensor([0])],
+    ],
+    ids=["read", "copied out", "copied in", "index of the host"],
+)
+def test_crossings_are_found(fake_stream: DepthStream, cross: Callable[[Tensor], Tensor]) -> None:
+    frame = torch.rand(2, 3, *SIZE, device=fake_stream.device)
+    with Operators() as operators:
+        cross(frame)
+    assert operators.crossings
 
 
 def test_reasons_are_read_later_and_are_the_same(stream: DepthStream) -> None:

@@ -216,3 +216,17 @@ def test_a_carried_output_streams_in_bfloat16(tiny_encoder: DepthAnythingEncoder
     precise = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu")(frames)))
     rough = np.stack(list(DepthStream(copy.deepcopy(student), device="cpu", precision="bfloat16")(frames)))
     assert np.abs(rough - precise).max() < 0.05 * np.ptp(precise)
+
+
+def test_a_float64_student_streams_as_it_does_on_clips(tiny_encoder: DepthAnythingEncoder, frames: np.ndarray) -> None:
+    encoder = copy.deepcopy(tiny_encoder)
+    student = VideoMambaDepth(
+        encoder, tiny_encoder.head, TemporalSpec(), motion=MotionSpec(), output=OutputSpec()
+    ).eval()
+    student.double()
+    clip = torch.from_numpy(frames[:3]).permute(0, 3, 1, 2)[None].double() / 255
+    with torch.no_grad():
+        expected = student(clip).depth[0, :, 0]
+    stream = DepthStream(student, device="cpu")
+    shown = np.stack([stream.step(frame) for frame in frames[:3]])
+    assert np.abs(shown - expected.numpy()).max() < 1e-5 * np.ptp(shown)

@@ -74,7 +74,7 @@ class FrameGraph:
         self._step, self.image_size = step, (rgb.shape[-2], rgb.shape[-1])
         self._no_gaps = torch.zeros(rgb.shape[0], dtype=torch.bool, device=rgb.device)
         with torch.inference_mode(False), torch.no_grad():
-            inputs = (_plain(rgb), _plain(self._no_gaps), *self._inputs(states))
+            inputs = (_plain(rgb, torch.channels_last), _plain(self._no_gaps), *self._inputs(states))
             program = torch.export.export(step, inputs, strict=False)
         mode = "reduce-overhead" if rgb.device.type == "cuda" else "default"
         self._run = torch.compile(program.module(), mode=mode, fullgraph=True, dynamic=False)
@@ -85,7 +85,7 @@ class FrameGraph:
         """Return depth, whether it is finite, cuts and the next state; what the resets keep is replaced."""
         mask = torch.tensor(gaps, device=rgb.device) if any(gaps) else self._no_gaps
         with torch.inference_mode(False), torch.no_grad():
-            outputs = self._run(_plain(rgb), _plain(mask), *self._inputs(states))
+            outputs = self._run(_plain(rgb, torch.channels_last), _plain(mask), *self._inputs(states))
         if rgb.device.type == "cuda":  # a replayed graph writes the next ones into the same memory
             outputs = [t.clone() for t in outputs]
         depth, is_finite, cuts, *rest = outputs
@@ -102,6 +102,11 @@ class FrameGraph:
         return [_plain(t) for t in ordered]
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """Return the tensor as one that was not made in inference mode: for such ones a graph would be compiled again."""
-    return tensor.clone() if tensor.is_inference() else tensor
+def _plain(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Return the tensor in one memory layout, of no inference mode and without a gradient.
+
+    For every other kind a graph would be compiled again.
+    """
+    plain = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
+    is_plain = tensor.stride() == plain.stride() and not tensor.is_inference() and not tensor.requires_grad
+    return tensor if is_plain else plain.copy_(tensor.detach())

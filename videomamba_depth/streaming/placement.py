@@ -23,7 +23,7 @@ def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     model.eval().requires_grad_(False)
     model.to(device)
     model.to(memory_format=torch.channels_last)
-    if dtype == torch.float32:
+    if dtype in (torch.float32, torch.float64):
         return
     if device.type == "cpu" and is_emulated(dtype):
         log.warning("this CPU has no instructions for %s: float32 is faster here", dtype)

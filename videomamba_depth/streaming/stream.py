@@ -45,7 +45,7 @@ class DepthStream:
             already (it is moved, frozen and, below float32, its encoder's and decoder's weights are converted in
             place).
         device: "auto", "cpu", "cuda", "cuda:1", …
-        precision: "float32", or "bfloat16" / "float16" under autocast.
+        precision: "float32" (float64 for a model whose weights are), or "bfloat16" / "float16" under autocast.
         short_side: short side in px that frames are resized to; None: the checkpoint's.
         batch_size: number of videos B that are streamed side by side; their frames must have one size.
         resolution: "source" returns depth at the size of the frames, "model" at the size that the model works in.
@@ -96,6 +96,8 @@ class DepthStream:
         except ValueError as error:
             raise UserError(str(error)) from error
         self.memory = float(memory)
+        if precision == "float32" and next(self.model.head.parameters()).dtype == torch.float64:
+            self.dtype = torch.float64
         place(self.model, self.device, self.dtype)
         if compile and hooks:
             raise UserError(

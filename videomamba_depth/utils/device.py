@@ -48,8 +48,8 @@ def use_threads(threads: int | None) -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Return the context to run a model in; float32 needs none."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    """Return the context to run a model in; float32 and float64 need none."""
+    return nullcontext() if dtype in (torch.float32, torch.float64) else torch.autocast(device.type, dtype)
 
 
 def is_emulated(dtype: torch.dtype) -> bool:
