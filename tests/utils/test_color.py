@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from videomamba_depth.utils.color import COLOR_MAPS, Colorizer, ColorRange, ColorSettings, DepthColors, nearness
-from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.depth_kind import MODEL_KINDS, DepthKind
 
 
 def ramp(low: float, high: float) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_levels_are_colored_as_opencv_does() -> None:
         assert np.array_equal(Colorizer(name).paint(levels), expected)
 
 
-@pytest.mark.parametrize("kind", DepthKind)
+@pytest.mark.parametrize("kind", MODEL_KINDS)
 def test_a_new_shot_sets_the_range_and_the_next_frame_follows_it(kind: DepthKind) -> None:
     colors = DepthColors(kind, ColorSettings(percentiles=(0, 100)))
     colors(ramp(1, 2), 0.0, reset=True)
