@@ -35,7 +35,7 @@ import os, subprocess, sys
 words = sys.argv[1:]
 while words[0].startswith("-"):
     del words[: 2 if words[0] in ("--output", "--error") else 1]
-log = open(os.path.join(os.path.dirname(__file__), "srun"), "a")
+log = open(os.path.join(os.path.dirname(__file__), "srun.log"), "a")
 print(" ".join(words), file=log, flush=True)
 started = []
 for rank in range(int(os.environ["SLURM_NTASKS"])):

@@ -57,7 +57,7 @@ def test_tasks_of_a_job_are_ranks(tmp_path: Path, options: tuple[str, ...], monk
     flags = {line.removeprefix("#SBATCH --") for line in submitted.splitlines() if line.startswith("#SBATCH")}
     expected = ("partition=gpu", "nodes=1", "ntasks-per-node=2", "gpus-per-node=2", "cpus-per-task=4", "time=90")
     assert set(expected) <= flags
-    assert (log / "srun").read_text().split()[1:4] == ["-u", "-m", "submitit.core._submit"]
+    assert (log / "srun.log").read_text().split()[1:4] == ["-u", "-m", "submitit.core._submit"]
 
 
 def test_values_of_a_sweep_are_an_array(
@@ -71,4 +71,4 @@ def test_values_of_a_sweep_are_an_array(
     assert done.status == 0, done.err
     assert verify_cache(tmp_path / "cache").videos == 3
     (submitted,) = (path.read_text() for path in log.glob("submitted_*"))
-    assert "#SBATCH --array=0-2%256" in submitted
+    assert "#SBATCH --array=0-2%3" in submitted

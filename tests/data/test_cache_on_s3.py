@@ -127,6 +127,6 @@ def test_a_server_that_does_not_answer(
     refused = run_command(tmp_path, SCRIPT, *options, "cache=s3://labels/x", timeout_s=SLOW_S)
     assert refused.status == 2
     assert refused.errors == [
-        'error: cache: teacher cache s3://labels/x: Could not connect to the endpoint URL: "http://127.0.0.1:9/labels/x";'
+        'error: teacher cache s3://labels/x: Could not connect to the endpoint URL: "http://127.0.0.1:9/labels/x";'
         " see to the address, the server and its credentials, and run again"
     ]
