@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from depth_models import save_depth_model
+from depth_models import save_depth_anything_3, save_depth_model
 from tiny import save_tiny_teacher
 
 from videomamba_depth.configuration.build import build_dataset, build_teacher, build_trainer
@@ -60,6 +60,29 @@ def test_a_teacher_that_only_labels_wants_an_encoder(tmp_path: Path, tiny_teache
     trainer = build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / "run"), {})
     assert trainer.student.encoder.model_id == tiny_teacher_folder  # type: ignore[union-attr]
     assert open_encoder(str(tmp_path / "run" / "encoder")).weights_sha256()
+
+
+def test_the_scale_that_a_student_gets(
+    tmp_path: Path, tiny_teacher_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher, meters = save_depth_model("glpn", tmp_path / "glpn"), save_tiny_teacher(tmp_path / "meters", "metric")
+    given = [f"teacher.name={teacher}", "debug=smoke", "trainer.device=cpu"]
+
+    def build(*overrides: str) -> None:
+        config = load_config("train", TrainConfig, [*given, *overrides])
+        build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / str(len(overrides))), {})
+
+    for alignment in ("clip", "frame"):
+        with pytest.raises(UserError, match=r"set loss\.ssi_alignment=none and model\.train_head=true"):
+            build(f"model.encoder={meters}", f"loss.ssi_alignment={alignment}")
+    build(f"model.encoder={meters}", "loss.ssi_alignment=none", "model.train_head=true")
+    assert not caplog.records
+    build(f"model.encoder={tiny_teacher_folder}")
+    (record,) = caplog.records
+    assert "a single frame keeps the encoder's depth; model.train_head=true lets it learn" in record.getMessage()
+    given[0] = f"teacher.name={save_depth_anything_3('da3metric-large', tmp_path / 'da3')}"
+    with pytest.raises(UserError, match=r"data\.crop=\[28, 28\] cuts frames .*; set data\.short_side alone"):
+        build("teacher.horizontal_fov_deg=60", "data=video_folder", "data.root=.", "data.crop=[28,28]")
 
 
 def test_a_cache_that_is_no_folder(tiny_teacher_folder: str) -> None:

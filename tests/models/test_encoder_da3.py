@@ -18,6 +18,7 @@ from depth_models import (
     depth_anything_3_weights,
     save_depth_anything_3,
 )
+from safetensors.torch import save_file
 from tiny import tiny_student
 from torch import Tensor, nn
 
@@ -187,11 +188,25 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
         ({"config": {"net": {**net, "out_layers": [1]}}}, "must be 4 blocks"),
         ({"config": {"net": {**net, "qknorm_start": 1}}}, r"tensors missing .*blocks\.1\.attn\.q_norm"),
         ({"config": None}, "cannot load a depth model"),
+        ({"config": {"net": {**net, "alt_start": -1}}}, r"leaves 1 tensors unused, .*\.camera_token"),
+        ({"config": {"net": {**net, "qknorm_start": 4}}}, r"leaves 8 tensors unused, .*blocks\.2\.attn\.k_norm"),
+        ({"config": {"net": {k: v for k, v in net.items() if k != "rope_start"}}}, "no rope_start"),
+        ({"model_name": "da3metric-large"}, "they find no sky"),
     ):
         (folder / "config.json").write_text(json.dumps(about | changed))
         with pytest.raises(UserError, match=message) as caught:
             open_teacher(str(folder))
         assert "\n" not in str(caught.value)
+
+
+def test_which_tensors_may_be_unused_and_which_types(tmp_path: Path) -> None:
+    folder, weights = Path(save_depth_anything_3("da3-small", tmp_path)), depth_anything_3_weights("da3-small")
+    rays = {"model.head.scratch.output_conv1_aux.0.weight": torch.zeros(1), "model.gs_head.x.weight": torch.zeros(1)}
+    save_file(weights | rays, folder / "model.safetensors")
+    open_teacher(str(folder))
+    save_file({name: t.mul(9).to(torch.int8) for name, t in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"tensors of integers, first model\.backbone"):
+        open_teacher(str(folder))
 
 
 @pytest.mark.parametrize("name", ["da3mono-large", "da3-small"])

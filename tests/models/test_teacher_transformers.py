@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,34 @@ def test_tensors_that_are_never_used_may_be_missing(folders: dict[str, str], tmp
     assert one.weights_sha256() == two.weights_sha256()
     rgb = as_rgb(pictures(40, 60))
     assert torch.equal(one.predict_depth(rgb), open_teacher(folders["dpt"]).predict_depth(rgb))
+
+
+def test_weights_that_a_config_leaves_unused(folders: dict[str, str], tmp_path: Path) -> None:
+    for folder, key, value in (
+        (folders["glpn"], "num_encoder_blocks", 3),
+        (folders["dpt"], "num_hidden_layers", 3),
+        (folders["dpt"], "qkv_bias", False),
+    ):
+        copy = shutil.copytree(folder, tmp_path / key)
+        about = json.loads((copy / "config.json").read_text())
+        lists = {k: v[:value] for k, v in about.items() if key == "num_encoder_blocks" and isinstance(v, list)}
+        indices = {"backbone_out_indices": [0, 1, 2, 2]} if key == "num_hidden_layers" else {}
+        (copy / "config.json").write_text(json.dumps({**about, **lists, **indices, key: value}))
+        with pytest.raises(UserError, match="does not fit") as caught:
+            open_teacher(str(copy))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["dpt", "zoedepth", "depth_anything"])
+def test_weights_of_integers(folders: dict[str, str], tmp_path: Path, tiny_teacher_folder: str, family: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree({**folders, "depth_anything": tiny_teacher_folder}[family], tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    whole = {name: t.mul(9).to(torch.int8) if t.is_floating_point() else t for name, t in weights.items()}
+    save_file(whole, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="is of type I8, not of floating-point numbers"):
+        open_teacher(str(copy))
 
 
 def test_the_bare_teacher_streams(folders: dict[str, str]) -> None:

@@ -248,6 +248,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         origin, about = teacher, describe_video_mamba(encoder, teacher, "../../encoder")
     else:
         origin, about = encoder, describe_encoder(encoder, "../../encoder")
+        _check_scale(config, encoder, teacher)
     temporal, motion, output = config.model.temporal(), config.model.flow, config.model.output
     with building("model"):
         student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
@@ -286,6 +287,35 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         run_log=partial(RunLog, run, backend=config.trainer.logger, config=resolved),
         save_student=student_writer(temporal, about, config, resolved),
     )
+
+
+def _check_scale(config: TrainConfig, encoder: Teacher, teacher: Teacher) -> None:
+    """Look whether the student's depth can get the scale of its labels.
+
+    Raises:
+        UserError: nothing would teach it the labels' meters, or its encoder makes meters of whole frames alone.
+    """
+    fov, crop = encoder.options().get("horizontal_fov_deg"), config.data.transform.crop
+    if fov is not None and crop is not None and config.data.kind != "synthetic":
+        raise UserError(
+            f"data.crop={list(crop)} cuts frames for an encoder that is told the field of view of whole ones,"
+            f" teacher.horizontal_fov_deg={fov:g}: its meters would be others; set data.short_side alone"
+        )
+    if teacher is encoder or config.data.labels is not None:
+        return
+    if encoder.depth_kind is DepthKind.METRIC and config.loss.ssi_alignment != "none":
+        raise UserError(
+            f"loss.ssi_alignment={config.loss.ssi_alignment} is blind to scale and shift: the student's meters would be"
+            f" those of its encoder '{encoder.model_id}', not those of '{teacher.model_id}'; set"
+            " loss.ssi_alignment=none and model.train_head=true"
+        )
+    if not config.model.train_head:
+        log.warning(
+            "the decoder of the encoder '%s' is frozen: a single frame keeps the encoder's depth; model.train_head=true"
+            " lets it learn that of the teacher '%s'",
+            encoder.model_id,
+            teacher.model_id,
+        )
 
 
 def student_writer(

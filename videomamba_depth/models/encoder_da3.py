@@ -88,10 +88,19 @@ class DepthAnything3Encoder(Teacher):
             focal = 0.5 / torch.tensor(horizontal_fov_deg / 2).deg2rad().tan().item()
         has_sky = "head.sky_output_conv2.0.weight" in weights
         self.head = Da3Head(channels, fusion, outputs, patch_size, is_any_view, has_sky, focal)
+        if str(config["model_name"]).startswith(_METRIC) and not has_sky:
+            raise ValueError(f"these are not the weights of {config['model_name']}: they find no sky")
         own = self.state_dict()
         missing = [name for name, t in own.items() if name not in weights or weights[name].shape != t.shape]
         if missing:
             raise ValueError(f"{len(missing)} tensors missing or of another shape, first {missing[0]}")
+        unused = [name for name in weights.keys() - own.keys() if _decides_depth(name)]
+        if unused:
+            raise ValueError(f"config.json leaves {len(unused)} tensors unused, first {published_name(min(unused))}")
+        integers = [name for name in own if not weights[name].is_floating_point()]
+        if integers:
+            first = weights[integers[0]].dtype
+            raise ValueError(f"{len(integers)} tensors of integers, first {published_name(integers[0])} of {first}")
         self.load_state_dict({name: weights[name] for name in own})
         self.masks = has_sky or min_confidence > 1
         self.requires_grad_(False)
@@ -331,6 +340,8 @@ def block_plan(net: dict[str, Any]) -> BlockPlan:
     if len(layers) != len(SCALES):
         raise ValueError(f"config.net.out_layers must be {len(SCALES)} blocks; got {list(layers)}")
     starts = {name: int(net.get(name, -1)) for name in ("alt_start", "qknorm_start", "rope_start")}
+    if starts["alt_start"] >= 0 and "rope_start" not in net:  # no tensor would tell
+        raise ValueError("config.net has alt_start and no rope_start")
     return BlockPlan(layers, **starts, cat_token=bool(net.get("cat_token", True)))  # type: ignore[arg-type]
 
 
@@ -355,6 +366,12 @@ def published_name(name: str) -> str:
         if name.startswith(ours):
             return published + name.removeprefix(ours)
     return name
+
+
+def _decides_depth(name: str) -> bool:
+    """Tell whether depth would be another without a tensor: not of rays ("_aux"), cameras and Gaussians."""
+    is_used = name.startswith(tuple(ours for _, ours in _NAMES)) and "_aux." not in name
+    return is_used and not name.startswith("head.refinenet4.resConfUnit1.")  # never called in the first fusion
 
 
 def _read_weights(name_or_path: str) -> dict[str, Tensor]:

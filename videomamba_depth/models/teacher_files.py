@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import DepthAnythingForDepthEstimation, PretrainedConfig
 from transformers.models.dinov2 import modeling_dinov2
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from videomamba_depth.utils.checkpoint import check_finite, is_lfs_pointer, verify_files
@@ -30,6 +33,12 @@ FORMER_NAMES = {
 HAS_FORMER_NAMES = hasattr(modeling_dinov2, "Dinov2SelfAttention")
 """Whether the version of transformers that is installed is one of those."""
 
+_MAY_LACK: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of files that would have to be unpickled
 
 
@@ -69,14 +78,18 @@ def load_weights(model_class: Any, name_or_path: str, dtype: torch.dtype, not_us
         verify_files(Path(source))
     try:
         with _no_bar() if Path(source).is_dir() else nullcontext(), errors_alone("transformers"):
+            _check_dtypes(name_or_path, source)
             model, report = model_class.from_pretrained(
                 source,
                 dtype=dtype,
                 use_safetensors=True,
+                trust_remote_code=False,  # or it asks on the terminal
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below, in one line
                 key_mapping={re.escape(n): former for n, former in FORMER_NAMES.items()} if HAS_FORMER_NAMES else None,
             )
+    except UserError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and SafetensorError here
         raise loading_error(name_or_path, error) from error
     unused = {name for name in report["missing_keys"] if name.startswith(not_used)}
@@ -89,8 +102,45 @@ def load_weights(model_class: Any, name_or_path: str, dtype: torch.dtype, not_us
             f"the weights of '{name_or_path}' do not fit its config: {len(missing)} tensors missing or of another"
             f" shape, first {missing[0]}; restore the config.json that came with them, or download them again"
         )
+    left = _left_out(report["unexpected_keys"], model.state_dict())
+    if left:
+        raise UserError(
+            f"the config of '{name_or_path}' does not fit its weights: it leaves {len(left)} tensors unused, first"
+            f" {left[0]}; restore the config.json that came with them, or download them again"
+        )
     check_finite(dict(model.named_parameters()), f"'{name_or_path}' cannot be used")
     return model
+
+
+def _check_dtypes(name_or_path: str, source: str) -> None:
+    """Refuse weights and biases of integers: quantized ones would be taken as they are."""
+    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **_MAY_LACK)
+    names = {SAFE_WEIGHTS_NAME}
+    if index is not None:
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    for name in names:
+        path = cached_file(source, name, **_MAY_LACK)
+        if path is None:
+            continue  # loading says what is missing
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                dtype = file.get_slice(key).get_dtype()
+                if key.endswith((".weight", ".bias")) and not dtype.startswith(("F", "BF")):
+                    raise UserError(
+                        f"'{name_or_path}' cannot be used: its tensor {key} is of type {dtype}, not of floating-point"
+                        " numbers; use a checkpoint that is not quantized"
+                    )
+
+
+def _left_out(unexpected: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Return those names in a file that the model lacks for its config alone: of one more layer, or a layer's bias."""
+    own = set(own)
+    alike = {_NUMBER.sub("#", name) for name in own}
+    return sorted(
+        name
+        for name in unexpected
+        if _NUMBER.sub("#", name) in alike or (name.endswith(".bias") and name.removesuffix("bias") + "weight" in own)
+    )
 
 
 def _converted(name_or_path: str) -> str:

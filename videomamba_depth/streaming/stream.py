@@ -96,7 +96,7 @@ class DepthStream:
         except ValueError as error:
             raise UserError(str(error)) from error
         self.memory = float(memory)
-        if precision == "float32" and next(self.model.head.parameters()).dtype == torch.float64:
+        if precision == "float32" and any(p.dtype == torch.float64 for p in self.model.head.parameters()):
             self.dtype = torch.float64
         place(self.model, self.device, self.dtype)
         if compile and hooks:
