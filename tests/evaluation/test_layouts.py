@@ -524,3 +524,114 @@ def test_a_new_data_set_is_a_function_and_an_entry(
     assert (clip.name, clip.max_depth_m) == ("walk", 20.0)
     assert "is My set (rgbd.layout=my_set)" in caplog.text
     np.testing.assert_allclose(clip.gt_depth_m[:], room.depth_m, atol=5e-4)  # type: ignore[index]
+
+
+def test_a_row_for_each_listed_picture_stays_with_its_picture(tmp_path: Path) -> None:
+    root = write_tum(tmp_path, render_room(5, HEIGHT, WIDTH, speed_m=0.05))
+    (root / "poses.txt").write_text("".join(f"{i} 0 0 0 0 0 1\n" for i in range(5)))
+    sorted((root / "rgb").iterdir())[3].unlink()
+    (clip,) = clips(root, "rgbd.poses=poses.txt")
+    assert clip.camera_to_world[:, 0, 3].tolist() == [0, 1, 2, 4]  # type: ignore[index]
+    assert (clip.frame_places, clip.source_frames) == ((0, 1, 2, 4), 5)
+
+
+@pytest.mark.parametrize(
+    ("write", "gone", "poses"),
+    [
+        (write_tartanair, "office/Easy/P000/image_left/000001_left.png", "pose_left.txt has 2 poses"),
+        (write_point_odyssey, "ani10_new_/rgbs/rgb_00001.jpg", "anno.npz has 2 poses"),
+    ],
+)
+def test_poses_go_by_the_number_of_the_picture(
+    tmp_path: Path, room: Room, write: Callable[..., Any], gone: str, poses: str
+) -> None:
+    write(tmp_path, room)
+    (tmp_path / gone).unlink()
+    (clip,) = clips(tmp_path)
+    moved = np.linalg.inv(clip.camera_to_world[0]) @ clip.camera_to_world[1]  # type: ignore[index]
+    np.testing.assert_allclose(moved, np.linalg.inv(room.camera_to_world[0]) @ room.camera_to_world[2], atol=3e-6)
+    if write is write_tartanair:
+        trajectory(tmp_path / "office/Easy/P000/pose_left.txt", room.camera_to_world[:2])
+    else:
+        np.savez(tmp_path / "ani10_new_/anno.npz", intrinsics=np.eye(3)[None], extrinsics=room.camera_to_world[:2])
+    with pytest.raises(UserError, match=f"{poses}; picture number 2"):
+        clips(tmp_path)
+
+
+def test_pictures_without_a_number_have_no_pose(tmp_path: Path, room: Room) -> None:
+    write_icl(tmp_path, room)
+    for path in tmp_path.glob("*/*/0.png"):
+        path.rename(path.with_name("first.png"))
+    with pytest.raises(UserError, match=r"first\.png must be called by its frame number"):
+        clips(tmp_path)
+
+
+def test_keys_of_rgbd_on_what_is_no_data_set_are_refused(
+    tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_kitti(tmp_path, room)
+    raw = tmp_path / "raw"
+    for override in (f"rgbd.depth_root={raw}", "rgbd.max_depth_m=5", f"rgbd.depth_root={raw} rgbd.depth_scale=256"):
+        with pytest.raises(UserError, match=r"'.*raw' is recognized as no data set with depth, which rgbd\."):
+            clips(raw, *override.split())
+    save(tmp_path / "mine" / "rgb" / "0.png", room.rgb[0])
+    save(tmp_path / "mine" / "depth" / "0.png", units(room.depth_m[0], 1000))
+    (clip,) = clips(tmp_path / "mine")
+    assert clip.gt_depth_m is None
+    assert "1 image folders are read as plain videos, without the folder depth/" in caplog.text
+    (clip,) = clips(tmp_path / "mine", "rgbd.depth_scale=1000")
+    assert clip.gt_depth_m is not None
+
+
+def test_the_folder_that_one_is_in_is_a_data_set(tmp_path: Path, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_kitti(tmp_path / "kitti", room)
+    monkeypatch.chdir(tmp_path / "kitti/raw/2011_09_26/2011_09_26_drive_0002_sync")
+    (clip,) = clips(Path(), f"rgbd.depth_root={tmp_path / 'kitti/data_depth_annotated'}")
+    assert clip.name == "2011_09_26_drive_0002_sync/image_02"
+    write_7scenes(tmp_path, room)
+    sequence = tmp_path / "chess" / "seq-01"
+    for path in sequence.glob("frame-000000.*"):
+        path.unlink()
+    (clip,) = clips(sequence)
+    assert clip.frame_ids == ("frame-000001", "frame-000002")
+
+
+def test_a_single_key_keeps_what_else_the_layout_says(tmp_path: Path, room: Room) -> None:
+    root = write_tum(tmp_path, room)
+    (clip,), (scaled,) = clips(root), clips(root, "rgbd.depth_scale=10000")
+    np.testing.assert_allclose(scaled.gt_depth_m[:], clip.gt_depth_m[:] / 2, rtol=1e-6)  # type: ignore[index]
+    np.testing.assert_array_equal(scaled.camera_to_world, clip.camera_to_world)  # type: ignore[arg-type]
+
+
+def test_inputs_that_are_called_alike_stay_apart(tmp_path: Path, room: Room) -> None:
+    for name in ("a", "b"):
+        write_tum(tmp_path / name / "test", room)
+    (tmp_path / "a" / "test" / "link").symlink_to(tmp_path / "a")
+    flow, inputs = build_flow("dis"), f"input=[{tmp_path / 'a/test'},{tmp_path / 'b/test'}]"
+    config = load_config("evaluate", EvaluateConfig, ["checkpoint=[]", inputs])
+    name = "rgbd_dataset_freiburg2_desk"
+    assert [(one.group, one.name) for one in build_sources(config, flow)] == [
+        ("a/test", f"a/test: {name}"), ("b/test", f"b/test: {name}"),
+    ]  # fmt: skip
+    config = load_config("evaluate", EvaluateConfig, ["checkpoint=[]", inputs, "protocol=streaming"])
+    names = [source.name for source in build_sources(config, flow)]
+    assert names == [f"a/test: {name}", f"b/test: {name}"]
+    assert len({source.group for source in build_sources(config, flow)}) == 1
+    twice = f"input=[{tmp_path / 'a'},{tmp_path / 'b' / '..' / 'a'}]"
+    config = load_config("evaluate", EvaluateConfig, ["checkpoint=[]", twice])
+    with pytest.raises(UserError, match="twice"):
+        build_sources(config, flow)
+
+
+def test_an_input_without_the_list_that_is_asked_for_is_left_out(
+    tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tum(tmp_path / "bonn", room, "rgbd_bonn_balloon2")
+    write_scannet(tmp_path / "scannet", room)
+    given = ["checkpoint=[]", "protocol=vda", f"input=[{tmp_path / 'bonn'},{tmp_path / 'scannet'}]", "rgbd.lists=[tae]"]
+    sources = build_sources(load_config("evaluate", EvaluateConfig, given), build_flow("dis"))
+    assert [source.name for source in sources] == ["scene0707_00@tae"]
+    assert re.search(r"bonn' is left out: rgbd\.lists=\['tae'\]: choose from 500, 110", caplog.text)
+    given[-1] = "rgbd.lists=[none]"
+    with pytest.raises(UserError, match="choose from 500, 110"):
+        build_sources(load_config("evaluate", EvaluateConfig, given), build_flow("dis"))

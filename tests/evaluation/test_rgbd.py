@@ -266,3 +266,16 @@ def test_poses_and_depth_of_a_real_sequence_agree() -> None:
     # Sensor noise and rounding: around half a percent; a swapped axis or an inverted pose is several times
     # that.
     assert score.value < 1.5
+
+
+def test_an_array_of_poses_stays_with_its_pictures(tmp_path: Path) -> None:
+    root = tum_folder(tmp_path / "desk")
+    sorted((root / "depth").iterdir())[1].unlink()
+    poses = np.tile(np.eye(4), (6, 1, 1))
+    poses[:, 0, 3] = range(6)
+    for given, wanted in ((poses, [0, 2, 3, 4, 5]), (poses[:5], [0, 1, 2, 3, 4])):
+        assert load_rgbd(root, depth_scale=5000.0, poses=given).camera_to_world[:, 0, 3].tolist() == wanted
+    assert load_rgbd(root, depth_scale=5000.0, poses=poses, max_frames=2).camera_to_world[:, 0, 3].tolist() == [0, 2]
+    for wrong in (poses[:4], np.concatenate([poses, poses])):
+        with pytest.raises(UserError, match=r"one matrix per image \(6\) or per frame that is taken \(5\)"):
+            load_rgbd(root, depth_scale=5000.0, poses=wrong)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -25,7 +28,7 @@ from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
 from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
 from videomamba_depth.evaluation.predictions import Prediction, prediction_method
-from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, choose
+from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, NoSuchList, choose
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.checkpoint import load_student, load_teacher, student_weights
@@ -36,6 +39,8 @@ from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.device import resolve_device, resolve_dtype, use_threads
 from videomamba_depth.utils.environment import launch
 from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Sources = Callable[[EvaluateConfig, str, FlowEstimator], list[ClipSource]]
 
@@ -237,19 +242,54 @@ def build_sources(config: EvaluateConfig, flow: FlowEstimator) -> list[ClipSourc
     if isinstance(config.input, str):
         sources = _sources(config, config.input, flow)
     else:
-        sources = []
-        for place in config.input:
-            name = Path(place).name
-            sources += [replace(one, group=one.group or name) for one in _sources(config, place, flow)]
+        of_input, lacking = list[tuple[str, ClipSource]](), list[NoSuchList]()
+        for place, called in _names_of_inputs(config.input).items():
+            try:
+                inside = _sources(config, place, flow)
+            except NoSuchList as error:
+                lacking.append(error)
+                log.warning("'%s' is left out: %s", place, error)
+                continue
+            of_input += [(called, replace(one, group=one.group or called)) for one in inside]
+        if lacking and not of_input:
+            raise lacking[0]
+        alike = Counter((one.group, one.name) for _, one in of_input)
+        sources = [
+            one if alike[one.group, one.name] == 1 else replace(one, name=f"{called}: {one.name}")
+            for called, one in of_input
+        ]
     if not config.input:
         raise UserError("input=[] names nothing to evaluate")
     if not sources:
         raise UserError(f"nothing to evaluate: synthetic.kinds={list(config.synthetic.kinds)} has no videos")
-    names = [source.name for source in sources]
-    return [
-        source if names.count(source.name) == 1 else replace(source, name=f"{source.group}: {source.name}")
+    count = Counter(source.name for source in sources)
+    named = [
+        source if count[source.name] == 1 else replace(source, name=f"{source.group}: {source.name}".removeprefix(": "))
         for source in sources
     ]
+    name, times = Counter(source.name for source in named).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"input: {times} sequences are called '{name}'; move or rename one, results go by these names")
+    return named
+
+
+def _names_of_inputs(places: Sequence[str]) -> dict[str, str]:
+    """Return {input: what it is called}: the last part of its path, and as many before it as tell it from the others.
+
+    Raises:
+        UserError: one is named twice.
+    """
+    real = [place if place == "synthetic" else str(Path(place).resolve()) for place in places]
+    if twice := [place for place, one in zip(places, real, strict=True) if real.count(one) > 1]:
+        raise UserError(f"input names '{twice[0]}' twice; name each once")
+    parts = [(place,) if place == "synthetic" else Path(os.path.abspath(place)).parts for place in places]
+    names = {}
+    for place, own in zip(places, parts, strict=True):
+        length = 1
+        while sum(own[-length:] == other[-length:] for other in parts) > 1:
+            length += 1
+        names[place] = "/".join(own[-length:])
+    return names
 
 
 def _sources(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
@@ -265,10 +305,15 @@ def _worlds(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[Cli
 
 def _videos(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
     code = code_digest(iter_frames.__module__)
-    return [
-        ClipSource(s.video_id, partial(open_video, s), digest=partial(_content, s.path, code))
-        for s in find_sources(place)
-    ]
+    found = find_sources(place)
+    with_depth = [s.path for s in found if Path(s.path).is_dir() and (Path(s.path).resolve().parent / "depth").is_dir()]
+    if with_depth:
+        log.warning(
+            "%d image folders are read as plain videos, without the folder depth/ beside them, first '%s': for folders"
+            " rgb/ and depth/ set rgbd.depth_scale=UNITS_PER_METER",
+            len(with_depth), with_depth[0],
+        )  # fmt: skip
+    return [ClipSource(s.video_id, partial(open_video, s), digest=partial(_content, s.path, code)) for s in found]
 
 
 def _content(path: str, code: str) -> str:
@@ -282,24 +327,28 @@ def open_video(source: VideoSource) -> EvaluationClip:
     return EvaluationClip(source.video_id, frames, fps=info.fps, source_frames=info.num_frames)
 
 
-def _rgbd(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
-    return _recordings(
-        config, [Found(folder.name, partial(folder_recording, folder)) for folder in find_sequences(place)]
-    )
-
-
-def _layout_or_videos(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
+def _rgbd_or_videos(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:
     given = config.rgbd
-    known = given.layout is not None or Path(place).exists()
-    found = find_layout(place, given.layout, given.depth_root) if known else []
-    if config.protocol is not None and not found:
+    keys = [item.name for item in fields(given) if getattr(given, item.name) is not None]
+    found = find_layout(place, given.layout, given.depth_root) if keys or Path(place).exists() else []
+    if not found and given.depth_scale is not None and given.depth_root is None:
+        found = [
+            Found(folder.resolve().name if folder.name == "" else folder.name, partial(folder_recording, folder))
+            for folder in find_sequences(place)
+        ]
+    if found:
+        return _recordings(config, found)
+    if config.protocol is not None:
         raise UserError(f"protocol={config.protocol} needs a data set with depth; '{place}' holds none")
-    return _recordings(config, found) or _videos(config, place, flow)
+    if keys:
+        raise UserError(
+            f"'{place}' is recognized as no data set with depth, which rgbd.{keys[0]} is of: name its layout"
+            " (rgbd.layout=…), give rgbd.depth_scale for folders rgb/ and depth/, or leave out the keys of rgbd"
+        )
+    return _videos(config, place, flow)
 
 
 def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSource]:
-    if not found:
-        return []
     stills = config.protocol is not None and PROTOCOLS[config.protocol].stills
     return [
         ClipSource(
@@ -327,8 +376,7 @@ def _content_of_recording(config: EvaluateConfig, chosen: Chosen) -> str:
 
 CLIP_SOURCES: tuple[tuple[Callable[[EvaluateConfig, str], bool], Sources], ...] = (
     (lambda config, place: place == "synthetic", _worlds),
-    (lambda config, place: config.rgbd.depth_scale is not None and config.rgbd.layout is None, _rgbd),
-    (lambda config, place: True, _layout_or_videos),
+    (lambda config, place: True, _rgbd_or_videos),
 )
 """Kinds of input: when each applies, the first that does, and the function that lists its clips."""
 

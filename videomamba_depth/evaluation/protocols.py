@@ -205,6 +205,10 @@ PROTOCOLS = {
 }
 
 
+class NoSuchList(UserError):
+    """A protocol has none of the frame lists that are asked for on this layout; it may on another."""
+
+
 class Chosen(NamedTuple):
     """A sequence, which of its frames are taken, what is asked for; name and group: of the clip that it becomes."""
 
@@ -229,7 +233,8 @@ def choose(
         lists: names of the protocol's frame lists; None: all.
 
     Raises:
-        UserError: the protocol has nothing for the layout, or nothing is left.
+        NoSuchList: the protocol has no list of these names for the layout.
+        UserError: it has nothing for the layout, or nothing is left.
     """
     if protocol is None:
         if lists:
@@ -241,7 +246,7 @@ def choose(
             rules = replace(rules, lists=tuple(replace(one, scenes=tuple(scenes)) for one in rules.lists))
     wanted = [one for one in rules.lists if not lists or one.name in lists]
     if not wanted:
-        raise UserError(f"rgbd.lists={list(lists or ())}: choose from {', '.join(one.name for one in rules.lists)}")
+        raise NoSuchList(f"rgbd.lists={list(lists or ())}: choose from {', '.join(one.name for one in rules.lists)}")
     chosen = []
     for frames in wanted:
         for sequence in _sequences(frames, found):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,8 +38,16 @@ def read_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return numbers[:9].reshape(3, 3), np.vstack([numbers[9:].reshape(3, 4), [0, 0, 0, 1]])
 
 
-def read_list(path: Path) -> tuple[list[float], list[Path], list[str]]:
-    """Return stamps (s) and files of rows "stamp file" in order of time, and the names of those that are missing."""
+class ListedFile(NamedTuple):
+    """A row "stamp file": when (s), where, and the how many-th row it is, from 0 on."""
+
+    stamp: float
+    path: Path
+    row: int
+
+
+def read_list(path: Path) -> tuple[list[ListedFile], list[str]]:
+    """Return the rows "stamp file" of a list in order of time, and the names of the files that are missing."""
     found, missing = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         cells = line.replace(",", " ").split()
@@ -50,13 +58,12 @@ def read_list(path: Path) -> tuple[list[float], list[Path], list[str]]:
         except (ValueError, IndexError):
             raise UserError(f"{path} must have rows 'stamp filename'; got '{line.strip()}'") from None
         if math.isfinite(stamp) and (path.parent / name).is_file():
-            found.append((stamp, path.parent / name))
+            found.append(ListedFile(stamp, path.parent / name, len(found) + len(missing)))
         else:
             missing.append(Path(name).name)
     if not found:
         raise UserError(f"{path} lists no file that is there")
-    stamps, files = zip(*sorted(found), strict=True)
-    return list(stamps), list(files), missing
+    return sorted(found), missing
 
 
 def read_fields(path: Path) -> dict[str, list[float]]:

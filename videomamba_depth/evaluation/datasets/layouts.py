@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ from videomamba_depth.evaluation.datasets.recording import (
     IMAGE_SUFFIXES,
     Recording,
     RgbdFrame,
+    last_number,
     listed,
     pose_matrix,
     read_depth,
@@ -68,20 +70,23 @@ class Tree:
     """The folders at and below one, at most `LEVELS` deep; depth may lie in a tree of its own."""
 
     def __init__(self, root: Path, depth_root: Path | None = None) -> None:
-        self.root = root
+        self.root = root.resolve() if root.is_dir() else root  # "." has no name, and no parents
         self.depth = self if depth_root is None else Tree(depth_root)
 
     @cached_property
     def folders(self) -> list[Path]:
-        """All folders, sorted, each before those inside it; hidden ones are left out."""
-        return [] if self.root.is_file() else list(self._below(self.root, LEVELS))
+        """All folders, sorted, each before those inside it, once; hidden ones are left out."""
+        return [] if self.root.is_file() else list(self._below(self.root, LEVELS, set()))
 
-    def _below(self, folder: Path, levels: int) -> Iterator[Path]:
+    def _below(self, folder: Path, levels: int, seen: set[Path]) -> Iterator[Path]:
+        if (real := folder.resolve()) in seen:  # a link
+            return
+        seen.add(real)
         yield folder
         if levels:
             inside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
             for path in sorted(inside):
-                yield from self._below(path, levels - 1)
+                yield from self._below(path, levels - 1, seen)
 
     def having(self, *marks: str) -> Iterator[Path]:
         """Yield the folders in which every mark is there: a path, or a pattern of paths."""
@@ -118,7 +123,7 @@ def _sintel(scene: Path, depths: Path) -> Recording:
         invalid_value=1e11,  # the sky
         fps=24.0,
         intrinsics=known[0][0] if complete else None,
-        poses=np.linalg.inv([pose for _, pose in known]) if complete else None,
+        poses=_stacked(_inverse(pose) for _, pose in known) if complete else None,
         read_depth=formats.read_dpt,
     )
 
@@ -145,15 +150,15 @@ def _by_stamps(
     folder: Path, matrix: np.ndarray, world: np.ndarray | None = None, camera: np.ndarray | None = None
 ) -> Recording:
     """Associate three lists by time; poses P become world⁻¹ · P · world · camera."""
-    stamps, images, missing = formats.read_list(folder / "rgb.txt")
-    times, depths, _ = formats.read_list(folder / "depth.txt")
-    partners = associate(stamps, times)
+    images, missing = formats.read_list(folder / "rgb.txt")
+    depths, _ = formats.read_list(folder / "depth.txt")
+    partners = associate([image.stamp for image in images], [depth.stamp for depth in depths])
     frames = [
-        RgbdFrame(image, depths[j], image.stem, i, stamps[i])
-        for i, (image, j) in enumerate(zip(images, partners, strict=True))
+        RgbdFrame(image.path, depths[j].path, image.path.stem, image.row, image.stamp)
+        for image, j in zip(images, partners, strict=True)
         if j >= 0
     ]
-    alone = [image.name for image, j in zip(images, partners, strict=True) if j < 0]
+    alone = [image.path.name for image, j in zip(images, partners, strict=True) if j < 0]
     left_out = {"have no depth map within 20 ms": alone, "are listed in rgb.txt and missing": missing}
     poses, trajectory = None, folder / "groundtruth.txt"
     if trajectory.is_file():
@@ -186,7 +191,7 @@ def _icl(folder: Path) -> Recording:
         left_out=left_out,
         depth_scale=5000.0,
         intrinsics=camera_matrix((481.2, -480.0, 319.5, 239.5)),
-        poses=_posed(next(folder.glob("*.gt.freiburg")), [float(frame.name) for frame in frames]),
+        poses=_posed(next(folder.glob("*.gt.freiburg")), [float(n) for n in _numbers(frames)]),
     )
 
 
@@ -205,7 +210,10 @@ def kitti(tree: Tree) -> Iterator[Found]:
 
 def _kitti(drive: Path, images: Path, depths: Path) -> Recording:
     frames, left_out = _paired(listed(images, IMAGE_SUFFIXES), lambda image: depths / f"{image.stem}.png")
-    projection = formats.read_fields(drive.parent / "calib_cam_to_cam.txt").get(f"P_rect_{images.parent.name[-2:]}")
+    calibration, key = drive.parent / "calib_cam_to_cam.txt", f"P_rect_{images.parent.name[-2:]}"
+    projection = formats.read_fields(calibration).get(key)
+    if projection is not None and len(projection) != 12:
+        raise UserError(f"{key} of {calibration} must have 12 numbers; found {len(projection)}")
     return Recording(
         folder=drive,
         frames=frames,
@@ -260,7 +268,7 @@ def _scannet(scene: Path) -> Recording:
 
 def seven_scenes(tree: Tree) -> Iterator[Found]:
     """7-Scenes: seq-01/frame-000000.color.png, .depth.png (not registered to color), .pose.txt."""
-    for folder in tree.having("frame-000000.color.*", "frame-000000.depth.png"):
+    for folder in tree.having("frame-*.color.*", "frame-*.depth.png"):
         yield Found(tree.name(folder), partial(_seven_scenes, folder))
 
 
@@ -329,7 +337,9 @@ def _tartanair(folder: Path, camera: str) -> Recording:
     frames, left_out = _paired(images, lambda image: folder / f"depth_{camera}" / f"{image.stem}_depth{suffix}")
     poses, trajectory = None, folder / f"pose_{camera}.txt"
     if trajectory.is_file():
-        rows = read_numbers(trajectory)[[frame.place for frame in frames]]
+        rows = _by_number(read_numbers(trajectory), frames, trajectory)
+        if rows.shape[1] != 7:
+            raise UserError(f"{trajectory} must have rows 'tx ty tz qx qy qz qw'; found {rows.shape[1]} columns")
         poses = _stacked(pose_matrix(row[:3], row[3:]) for row in rows) @ NED_FROM_CAMERA
     return Recording(
         folder=folder,
@@ -357,8 +367,10 @@ def _virtual_kitti(folder: Path, depths: Path) -> Recording:
     if (folder / "intrinsic.txt").is_file() and (folder / "extrinsic.txt").is_file():
         numbers, cameras = (read_numbers(folder / f"{name}.txt", skip=1) for name in ("intrinsic", "extrinsic"))
         matrix = camera_matrix(numbers[0, 2:].tolist())
+        if numbers.shape[1] != 6 or cameras.shape[1] != 18:
+            raise UserError(f"{folder}: intrinsic.txt and extrinsic.txt must have 6 and 18 columns")
         by_frame = {int(row[0]): row[2:].reshape(4, 4) for row in cameras if row[1] == 0}
-        poses = _stacked(_inverse(by_frame.get(int(frame.name[-5:]), UNKNOWN)) for frame in frames)
+        poses = _stacked(_inverse(by_frame.get(number, UNKNOWN)) for number in _numbers(frames))
     return Recording(
         folder=folder,
         frames=frames,
@@ -381,8 +393,12 @@ def point_odyssey(tree: Tree) -> Iterator[Found]:
 def _point_odyssey(folder: Path) -> Recording:
     images = listed(folder / "rgbs", IMAGE_SUFFIXES)
     frames, left_out = _paired(images, lambda image: folder / "depths" / f"{image.stem.replace('rgb', 'depth')}.png")
-    with np.load(folder / "anno.npz", allow_pickle=False) as annotations:
-        intrinsics, world_to_camera = annotations["intrinsics"], annotations["extrinsics"]
+    file = folder / "anno.npz"
+    try:
+        with np.load(file, allow_pickle=False) as annotations:
+            intrinsics, world_to_camera = annotations["intrinsics"], annotations["extrinsics"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read intrinsics and extrinsics of {file}: {error}") from error
     return Recording(
         folder=folder,
         frames=frames,
@@ -391,7 +407,7 @@ def _point_odyssey(folder: Path) -> Recording:
         invalid_value=65535.0,
         max_depth_m=80.0,
         intrinsics=np.asarray(intrinsics[0], dtype=np.float64),
-        poses=_stacked(_inverse(world_to_camera[frame.place]) for frame in frames),
+        poses=_stacked(_inverse(matrix) for matrix in _by_number(world_to_camera, frames, file)),
     )
 
 
@@ -444,7 +460,7 @@ def _hypersim(preview: Path, camera: str) -> Recording:
         images, lambda image: _hypersim_geometry(preview) / f"{stem(image)}.depth_meters.hdf5", stem
     )
     detail = preview.parents[1] / "_detail"
-    poses = formats.hypersim_poses(detail, camera, [int(frame.name[-4:]) for frame in frames])
+    poses = formats.hypersim_poses(detail, camera, _numbers(frames))
     height, width = formats.h5_array(frames[0].depth, "dataset").shape if frames else (768, HYPERSIM_WIDTH)
     focal = HYPERSIM_FOCAL_PX * width / HYPERSIM_WIDTH
     matrix = camera_matrix((focal, focal, (width - 1) / 2, (height - 1) / 2))
@@ -596,6 +612,24 @@ def _posed(trajectory: Path, stamps: Sequence[float]) -> np.ndarray:
     return _stacked(pose_matrix(rows[j, 1:4], rows[j, 4:]) if j >= 0 else UNKNOWN for j in partners)
 
 
+def _numbers(frames: Sequence[RgbdFrame]) -> list[int]:
+    """Return the frame number that each picture is called by."""
+    numbers = [last_number(frame.name) for frame in frames]
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(frames):
+        unnamed = frames[numbers.index(None)].image
+        raise UserError(f"{unnamed} must be called by its frame number, which its pose is found by")
+    return known
+
+
+def _by_number(rows: np.ndarray, frames: Sequence[RgbdFrame], source: Path) -> np.ndarray:
+    """Return the rows that the frames' numbers, from 0 on, stand for; `source`: the file that they come from."""
+    numbers = _numbers(frames)
+    if numbers and max(numbers) >= len(rows):
+        raise UserError(f"{source} has {len(rows)} poses; picture number {max(numbers)}, counted from 0, has none")
+    return rows[numbers]
+
+
 def _matrices(paths: Iterable[Path]) -> np.ndarray:
     """Return [F,4,4] from text files of 4×4 numbers, NaN where one is missing."""
     found = {path: read_numbers(path) if path.is_file() else UNKNOWN for path in paths}
@@ -606,7 +640,10 @@ def _matrices(paths: Iterable[Path]) -> np.ndarray:
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     """Return the inverse, NaN where there is none."""
-    return np.linalg.inv(matrix) if np.isfinite(matrix).all() else UNKNOWN
+    try:
+        return np.linalg.inv(matrix) if np.isfinite(matrix).all() else UNKNOWN
+    except np.linalg.LinAlgError:
+        return UNKNOWN
 
 
 def _stacked(poses: Iterable[np.ndarray]) -> np.ndarray:

@@ -30,7 +30,8 @@ NEAR_M = 0.1  # a median depth below it is more likely a wrong scale
 class RgbdFrame(NamedTuple):
     """A picture with its depth map, mostly two paths, and what is known of both.
 
-    name: in reports. place: among all pictures, also those without depth. stamp: when it was taken (s).
+    name: in reports. place: among all pictures, also those without depth, and those that a list names and that are
+    missing. stamp: when it was taken (s).
     """
 
     image: Any
@@ -79,7 +80,7 @@ class FramePick:
         Raises:
             UserError: none is.
         """
-        known = [i for i, frame in enumerate(frames) if self.numbers is None or _number(frame.name) in self.numbers]
+        known = [i for i, frame in enumerate(frames) if self.numbers is None or last_number(frame.name) in self.numbers]
         kept = known[self.start :: self.stride][: self.count]
         if frames and not kept:
             chosen = "" if self.numbers is None else f", of which {len(known)} are listed"
@@ -90,7 +91,8 @@ class FramePick:
 ALL_FRAMES = FramePick()
 
 
-def _number(name: str) -> int | None:
+def last_number(name: str) -> int | None:
+    """Return the last whole number that stands in a name; None without one."""
     digits = re.findall(r"\d+", name)
     return int(digits[-1]) if digits else None
 

@@ -132,8 +132,8 @@ def load_rgbd(
         max_depth_m: ground truth beyond it does not count; how much that is goes to the log.
         intrinsics: [3,3] px at the depth maps' size; or what else `camera_matrix` takes.
             A negative focal length (the y axis of ICL-NUIM) is kept.
-        poses: [F,4,4] camera-to-world in meters; or a folder of 4×4 text files, one per frame by stem; or a
-            file with a row "tx ty tz qx qy qz qw" per frame; or one with rows "stamp tx ty tz qx qy qz qw", of which
+        poses: [F,4,4] camera-to-world in meters, of all images or of the frames that are taken; or a folder of 4×4
+            text files, one per frame by stem; or a file with a row "tx ty tz qx qy qz qw" per frame; or one with rows "stamp tx ty tz qx qy qz qw", of which
             each frame gets the closest in time, within 20 ms. Frames without one, or with one that is not finite,
             have a pose of NaN, and what needs poses skips them. Files of intrinsics and poses are looked for as given,
             then inside root.
@@ -236,7 +236,12 @@ def _load_poses(poses: np.ndarray | str | Path | None, pairs: Sequence[RgbdFrame
     """Return [F,4,4], see `load_rgbd`."""
     assert poses is not None
     if isinstance(poses, np.ndarray):
-        result = poses[: len(pairs)]
+        if len(poses) not in (num_images, len(pairs)):
+            raise UserError(
+                f"poses must have one matrix per image ({num_images}) or per frame that is taken ({len(pairs)}); got"
+                f" {len(poses)}"
+            )
+        result = poses[[pair.place for pair in pairs]] if len(poses) == num_images else poses
     elif Path(poses).is_dir():
         result = _stack([read_numbers(Path(poses) / f"{pair.name}.txt") for pair in pairs], poses)
     else:
