@@ -48,7 +48,7 @@ class ListedFile(NamedTuple):
 
 def read_list(path: Path) -> tuple[list[ListedFile], list[str]]:
     """Return the rows "stamp file" of a list in order of time, and the names of the files that are missing."""
-    found, missing = [], []
+    found, missing = list[ListedFile](), list[str]()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         cells = line.replace(",", " ").split()
         if not cells or cells[0].startswith("#"):

@@ -133,10 +133,10 @@ def load_rgbd(
         intrinsics: [3,3] px at the depth maps' size; or what else `camera_matrix` takes.
             A negative focal length (the y axis of ICL-NUIM) is kept.
         poses: [F,4,4] camera-to-world in meters, of all images or of the frames that are taken; or a folder of 4×4
-            text files, one per frame by stem; or a file with a row "tx ty tz qx qy qz qw" per frame; or one with rows "stamp tx ty tz qx qy qz qw", of which
-            each frame gets the closest in time, within 20 ms. Frames without one, or with one that is not finite,
-            have a pose of NaN, and what needs poses skips them. Files of intrinsics and poses are looked for as given,
-            then inside root.
+            text files, one per frame by stem; or a file with a row "tx ty tz qx qy qz qw" per image; or one with rows
+            "stamp tx ty tz qx qy qz qw", of which each frame gets the closest in time, within 20 ms. Frames without
+            one, or with one that is not finite, have a pose of NaN, and what needs poses skips them. Files of
+            intrinsics and poses are looked for as given, then inside root.
         rgb_dir, depth_dir: names of the folders inside root. fps: for the report.
         crop_px: a border of so many pixels counts as invalid (NYU has a white frame).
         max_frames: load no more than this.
