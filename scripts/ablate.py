@@ -20,7 +20,7 @@ from typing import Any
 from videomamba_depth.configuration.ablate_schema import RECIPE, AblateConfig, AblationRun, list_runs
 from videomamba_depth.configuration.cli import hydra_entry, load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
-from videomamba_depth.configuration.old_keys import renamed_values
+from videomamba_depth.configuration.old_keys import upgraded_values
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.evaluation.ablation import ablation_markdown, summarize
 from videomamba_depth.evaluation.cache import write_text
@@ -64,7 +64,7 @@ def is_finished(run: AblationRun) -> bool:
     """
     train = load_config("train", TrainConfig, list(run.overrides))
     folder = RunFolder(run.folder)
-    folder.check_config(to_values(train), partial(renamed_values, schema=TrainConfig))
+    folder.check_config(to_values(train), partial(upgraded_values, schema=TrainConfig))
     steps = list_steps(folder.checkpoints)
     return bool(steps) and steps[-1] >= train.trainer.steps
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from media import write_images
+from media import write_images, write_video
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("zarr", reason="it needs Python 3.11")
 import zarr
@@ -123,6 +126,43 @@ def test_four_formats_and_four_kinds_give_the_same_training(
     wrong_kind = (f"data.labels_kind={DepthKind.METRIC.value}",)
     wrong = trained(tmp_path / "run-wrong", tiny_teacher_folder, videos, tmp_path / "npz", *wrong_kind)
     assert wrong.losses != pytest.approx(first.losses, rel=1e-2)
+    # A run goes on with the labels that it was started with alone.
+    given = (tiny_teacher_folder, videos, tmp_path / "copy", "data.labels_kind=scale_invariant_inverse_depth")
+    shutil.copytree(tmp_path / "npy", tmp_path / "copy", copy_function=shutil.copy)  # times of change are other ones
+    assert trained(tmp_path / "run-npy", *given).losses == students["npy"].losses
+    np.save(tmp_path / "copy" / "walk.npy", np.load(tmp_path / "copy" / "walk.npy")[::-1])  # of the same header
+    with pytest.raises(UserError, match=r"was started with other labels, labels of npy: .*start another run"):
+        trained(tmp_path / "run-npy", *given)
+
+
+def test_a_run_goes_on_with_the_teacher_it_was_started_with_alone(
+    tmp_path: Path, tiny_teacher_folder: str, videos: Path
+) -> None:
+    teacher, more = (
+        tmp_path / "teacher",
+        ("data.labels=null", f"model.encoder={tiny_teacher_folder}", "trainer.steps=1"),
+    )
+    shutil.copytree(tiny_teacher_folder, teacher)
+    trained(tmp_path / "run", str(teacher), videos, tmp_path, *more)
+    weights = load_file(teacher / "model.safetensors")
+    name = next(name for name in weights if name.startswith("head"))
+    save_file(weights | {name: weights[name] + 1}, teacher / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"was started with other labels, .*teacher: weights_sha256 is .*another run"):
+        trained(tmp_path / "run", str(teacher), videos, tmp_path, *more)
+
+
+def test_the_digest_of_large_files_takes_in_blocks(tmp_path: Path) -> None:
+    labels = folder_of(tmp_path)
+    path, depth = tmp_path / "long.npy", np.zeros((8, 500, 700), np.float32)
+    found = set()
+    for t in range(8):
+        np.save(path, depth)
+        depth[t] = 1
+        found.add(labels.digest())
+    assert len(found) == 8
+    (tmp_path / ".DS_Store").touch()
+    os.utime(path, (0, 0))
+    assert labels.digest() in found
 
 
 def folder_of(root: Path, **arrays: np.ndarray) -> LabelFolder:
@@ -144,12 +184,38 @@ def test_videos_without_labels_that_fit_are_refused_by_name(tmp_path: Path, vide
             VideoClipDataset(videos, clip_frames=4, labels=labels)
         assert "\n" not in str(error.value)
     np.savez(tmp_path / "walk.npz", depth=whole)
+    for number, (depth, more, reason) in enumerate(
+        (
+            (whole, {"frame_index": np.arange(1, FRAMES + 1)}, "no depth of 1 of 8 frames, by number: 0"),
+            (whole.transpose(0, 2, 1), {}, "42×28 px, frames are 28×42"),
+        )
+    ):  # as many frames as the video has
+        labels = folder_of(tmp_path / str(number), walk=whole)
+        np.savez(labels.root / "drive.npz", depth=depth, **more)
+        with pytest.raises(UserError, match=f"1 of 2 videos .*drive.*{reason}"):
+            VideoClipDataset(videos, clip_frames=4, labels=labels)
     np.savez(tmp_path / "drive.npz", depth=whole)
     labels = LabelFolder(tmp_path, DepthKind.RELATIVE, DepthKind.AFFINE_DEPTH)
     with pytest.raises(UserError, match=r"2 of 2 videos .* shift is unknown"):
         VideoClipDataset(videos, clip_frames=4, labels=labels)
     with pytest.raises(UserError, match="scale is unknown"):
         VideoClipDataset(videos, clip_frames=4, labels=LabelFolder(tmp_path, DepthKind.METRIC, DepthKind.SCALED_DEPTH))
+
+
+def test_labels_of_video_files_are_checked_and_a_list_without_any_says_so(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "walk.mp4", FRAMES, width=WIDTH, height=HEIGHT)
+    whole = exact_inverse_depth(0)
+    assert VideoClipDataset(tmp_path / "videos", clip_frames=4, labels=folder_of(tmp_path / "good", walk=whole)).sources
+    for number, depth in enumerate((whole.transpose(0, 2, 1), whole[1:])):
+        with pytest.raises(UserError, match=r"1 of 1 videos .*walk"):
+            VideoClipDataset(
+                tmp_path / "videos", clip_frames=4, labels=folder_of(tmp_path / f"bad-{number}", walk=depth)
+            )
+    (tmp_path / "list.txt").write_text("videos/walk.mp4\n")
+    listed = VideoClipDataset(tmp_path / "list.txt", clip_frames=4, labels=folder_of(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"such as videos/walk.mp4 \(its labels .*no depth of .*data\.labels$"):
+        listed[0]
 
 
 def test_frames_are_matched_by_time_and_missing_ones_named(tmp_path: Path, videos: Path) -> None:
@@ -252,6 +318,8 @@ def test_a_cache_of_labels_holds_what_the_folder_says(
     stored = reader.lookup(source.video_id, [5, 0], source.path, (28, 42))
     assert stored is not None
     assert np.array_equal(stored["teacher_depth"], labels.read(source, probe_video(source.path), [5, 0]))
+    os.utime(root / "walk.npz", (0, 0))
+    assert not build.label_key(tiny_encoder, labels, 28).difference(key)
     wanted = StabilizeKey(2, 1.5, "dis")
     assert precompute_stabilized(sources, cache, key, wanted, build_flow("dis"), progress=False) == 2 * FRAMES
     smoothed = TeacherCacheReader(cache, key, wanted).lookup(source.video_id, [5, 0], source.path)

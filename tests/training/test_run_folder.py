@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from videomamba_depth.configuration.cli import load_config
-from videomamba_depth.configuration.old_keys import renamed_values
+from videomamba_depth.configuration.old_keys import upgraded_values
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder
 from videomamba_depth.utils.errors import UserError
@@ -49,9 +49,24 @@ def test_keys_of_another_kind_of_data_do_not_count(tmp_path: Path) -> None:
     assert isinstance(data, dict)
     data["motion"] = "moving"
     del data["camera_motion"]
-    upgrade = partial(renamed_values, schema=TrainConfig)
+    upgrade = partial(upgraded_values, schema=TrainConfig)
     started(tmp_path / "a", stored).check_config(settings(*folder), upgrade)
     with pytest.raises(
         UserError, match=r"started with data\.camera_motion=moving, now it is data\.camera_motion=mixed;"
     ):
         started(tmp_path / "b", settings("data.camera_motion=moving")).check_config(settings(), upgrade)
+
+
+def test_a_key_that_is_newer_than_the_run_counts_as_its_default(tmp_path: Path) -> None:
+    stored = settings("model.output=null")
+    for group, key in (("teacher", "min_confidence"), ("data", "labels"), ("data", "labels_check")):
+        values = stored[group]
+        assert isinstance(values, dict)
+        del values[key]
+    upgrade = partial(upgraded_values, schema=TrainConfig)
+    run = started(tmp_path, stored)
+    run.check_config(settings("model.output=null"), upgrade)
+    with pytest.raises(UserError, match=r"with teacher\.min_confidence=1\.0, now it is teacher\.min_confidence=2\.0;"):
+        run.check_config(settings("model.output=null", "teacher.min_confidence=2"), upgrade)
+    with pytest.raises(UserError, match=r"started with model\.output=null, now"):
+        run.check_config(settings(), upgrade)

@@ -17,7 +17,7 @@ from functools import partial
 
 from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import hydra_entry, sweep_folder
-from videomamba_depth.configuration.old_keys import renamed_values
+from videomamba_depth.configuration.old_keys import upgraded_values
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.sampling import loader_errors
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
@@ -42,7 +42,7 @@ def main(config: TrainConfig) -> None:
             with ranks.together():
                 if ranks.is_main:  # one lock for all ranks
                     stack.enter_context(run.locked())
-                    run.check_config(resolved, partial(renamed_values, schema=TrainConfig))
+                    run.check_config(resolved, partial(upgraded_values, schema=TrainConfig))
                     run.write_config(resolved)
             trainer = build_trainer(config, ranks, run, resolved)
             with only_deterministic(config.trainer.deterministic), loader_errors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -41,7 +41,7 @@ from videomamba_depth.models.temporal_mamba import TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.labeller import Labeller
-from videomamba_depth.training.run_folder import CONFIG_JSON, RunFolder, RunLog
+from videomamba_depth.training.run_folder import CONFIG_JSON, LABELS_JSON, RunFolder, RunLog
 from videomamba_depth.training.trainer import Trainer
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.depth_kind import DepthKind, can_convert
@@ -272,9 +272,14 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
     if config.data.labels_check and isinstance(dataset, VideoClipDataset) and dataset.labels is not None:
         check_label_folder(dataset, dataset.labels, teacher)
+    labelled_by: TeacherKey | None = None
     with ranks.together():
         if ranks.is_main:
             run.keep_encoder(origin)
+            labels = dataset.labels if isinstance(dataset, VideoClipDataset) else None
+            if labels is not None or teacher is not origin:
+                labelled_by = label_key(teacher, labels, config.data.transform.short_side)
+                run.check_labels(labelled_by, teacher)
     return Trainer(
         student,
         labeller,
@@ -285,7 +290,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         ranks,
         run,
         run_log=partial(RunLog, run, backend=config.trainer.logger, config=resolved),
-        save_student=student_writer(temporal, about, config, resolved),
+        save_student=student_writer(temporal, about, config, resolved, labelled_by),
     )
 
 
@@ -319,13 +324,19 @@ def _check_scale(config: TrainConfig, encoder: Teacher, teacher: Teacher) -> Non
 
 
 def student_writer(
-    temporal: TemporalSpec, encoder: dict[str, Any], config: TrainConfig, resolved: dict[str, Any]
+    temporal: TemporalSpec,
+    encoder: dict[str, Any],
+    config: TrainConfig,
+    resolved: dict[str, Any],
+    labelled_by: TeacherKey | None,
 ) -> Callable[[Path, dict[str, Tensor], int], None]:
-    """Return the function that writes `student.*` and the resolved config into a checkpoint."""
+    """Return the function that writes `student.*`, the resolved config and whose labels these are into a checkpoint."""
 
     def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
         model, size = config.model, config.data.transform.short_side
         save_student(folder, weights, temporal, encoder, size, {"step": step}, model.flow, model.output)
         write_json(folder / CONFIG_JSON, resolved)
+        if labelled_by is not None:
+            write_json(folder / LABELS_JSON, asdict(labelled_by))
 
     return write

@@ -10,7 +10,7 @@ from typing import Any
 
 from videomamba_depth.configuration.overrides import split_values
 from videomamba_depth.utils.errors import UserError
-from videomamba_depth.utils.settings import declared
+from videomamba_depth.utils.settings import declared, lacking_defaults
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +155,12 @@ def _check_value(argument: str, key: str, known: tuple[str, ...]) -> None:
     if not _is_known(key, known) and any(new.values()):
         named = "; ".join(f"{old} is now {_named(overrides)}" for old, overrides in new.items() if overrides)
         raise UserError(f"config: there is no key '{key}' any more, got '{argument}': {named}")
+
+
+def upgraded_values(stored: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """Return a stored config, flat, as of today: with its new keys, and the defaults of those that it lacks."""
+    values = renamed_values(stored, schema)
+    return values | lacking_defaults(schema, values)
 
 
 def renamed_values(stored: Mapping[str, Any], schema: type) -> dict[str, Any]:

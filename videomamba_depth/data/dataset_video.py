@@ -100,9 +100,11 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
             try:
                 return self._read(source, frames, rng)
             except (VideoReadError, OSError) as error:
+                last = f"{source.video_id} ({error})"
                 if self._named.first(number):
                     log.warning("%s cannot be used here, drawing another video: %s", source.video_id, error)
-        raise UserError(f"{MAX_ATTEMPTS} draws in a row hit unreadable videos; check the data folder and its disk")
+        where = "the data folder and its disk" if self.labels is None else "data.root and data.labels"
+        raise UserError(f"{MAX_ATTEMPTS} draws in a row hit videos that cannot be used, such as {last}; check {where}")
 
     def _read(self, source: VideoSource, frames: int, rng: np.random.Generator) -> dict[str, Any]:
         """Draw and read one clip; the order of the draws is part of the data set's definition."""

@@ -6,12 +6,14 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from videomamba_depth.data.labels.cache_format import TeacherKey
 from videomamba_depth.models.checkpoint import read_description
 from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.models.teachers import open_encoder
@@ -26,6 +28,7 @@ from videomamba_depth.utils.logger import JsonLines
 log = logging.getLogger(__name__)
 
 CONFIG_JSON = "config.json"  # in a checkpoint: the resolved config that it was trained with
+LABELS_JSON = "labels.json"  # likewise: what decides its labels, where the student's own encoder does not
 
 MAY_CHANGE = (
     "run_dir",
@@ -99,6 +102,30 @@ class RunFolder:
     def locked(self) -> AbstractContextManager[None]:
         """Hold the run for this process, see `exclusive`."""
         return exclusive(self.path / ".lock", f"run '{self.path}'")
+
+    def check_labels(self, labelled_by: TeacherKey, teacher: Teacher) -> None:
+        """Refuse to continue a run with other labels than it was started with.
+
+        Args:
+            labelled_by: what decides the labels; runs before it was stored pass.
+            teacher: whose weights are known under former names too.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        newest = self.newest_checkpoint()
+        if newest is None or not (newest / LABELS_JSON).is_file():
+            return
+        with resuming(newest):
+            verify_files(newest, [LABELS_JSON])
+            stored = TeacherKey.from_dict(json.loads((newest / LABELS_JSON).read_text(encoding="utf-8")))
+        if teacher.has_weights(stored.weights_sha256):
+            stored = replace(stored, weights_sha256=labelled_by.weights_sha256)
+        if difference := labelled_by.difference(stored):
+            raise UserError(
+                f"run '{self.path}' was started with other labels, {stored.model_id}: {difference}; restore them to"
+                " continue, or start another run with name=..."
+            )
 
     def keep_encoder(self, encoder: Teacher) -> None:
         """Put a copy of the frozen encoder beside the checkpoints, so that they can be run anywhere.

@@ -250,6 +250,24 @@ def to_values(settings: Any) -> dict[str, Any]:
     return values
 
 
+def lacking_defaults(schema: type, flat: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the defaults that a schema declares for keys that a flat config, `{full key: value}`, lacks.
+
+    Keys of a group that may be null are filled in only where another key of it is there.
+    """
+    lacking: dict[str, Any] = {}
+    for item, hint in _keys(schema):
+        name, group = prefix + item.name, _group(hint)
+        if group is not None and _INLINED in item.metadata:
+            lacking |= lacking_defaults(group, flat, prefix)
+        elif group is not None:
+            if not _is_optional(hint) or any(key.startswith(f"{name}.") for key in flat):
+                lacking |= lacking_defaults(group, flat, f"{name}.")
+        elif item.default is not REQUIRED and name not in flat:
+            lacking[name] = list(item.default) if isinstance(item.default, tuple) else item.default
+    return lacking
+
+
 def check_settings(settings: Any) -> None:
     """Check the fields of an instance against what they declare; for `__post_init__` of a component's settings.
 

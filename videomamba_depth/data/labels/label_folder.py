@@ -13,12 +13,15 @@ import numpy as np
 
 from videomamba_depth.data.recorded_depth import RecordedDepth, find_recorded_depth, match_frames, open_recorded_depth
 from videomamba_depth.data.video.find import VideoSource, summarize
+from videomamba_depth.data.video.image_sequence import is_image_sequence
+from videomamba_depth.data.video.probe import frame_size
 from videomamba_depth.data.video.reader import VideoInfo, VideoReadError, probe_video
 from videomamba_depth.utils.depth_kind import DepthKind, can_convert, convert_depth
 from videomamba_depth.utils.errors import UserError
 
 _OPEN_VIDEOS = 256
 _THREADS = 8
+_WHOLE_BYTES, _BLOCK_BYTES, _BLOCK_EVERY_BYTES = 2**16, 2**12, 2**20
 ASPECT_TOLERANCE = 0.04
 """Share by which the aspect ratio of labels may differ from the video's: sides that a model rounds to its patch."""
 
@@ -45,17 +48,27 @@ class LabelFolder:
             raise UserError(f"labels: '{root}' is not a folder; it must hold one recording of depth per video")
 
     def check(self, videos: Sequence[tuple[VideoSource, int | None]]) -> None:
-        """Open the labels of every video and compare their frames, where it is known how many the video has.
+        """Open the labels of every video and compare their frames and aspect ratio, without reading depth.
+
+        Args:
+            videos: with the number of frames, or None where only decoding would tell.
 
         Raises:
-            UserError: videos have no labels, too few or too many, or of a kind that does not fit; the line names them.
+            UserError: videos have no labels, or such that do not fit, see `open_video`; the line names them.
         """
 
         def problem_of(video: tuple[VideoSource, int | None]) -> str:
             source, num_frames = video
             try:
-                if num_frames is not None and self._recorded(source).num_frames != num_frames:
+                recorded = self._recorded(source)
+                if is_image_sequence(source.path) or num_frames not in (None, recorded.num_frames):
                     self.open_video(source, probe_video(source.path))
+                    return ""
+                if num_frames is not None:
+                    match_frames(recorded, num_frames)
+                _check_aspect(recorded, frame_size(source.path))
+            except VideoReadError:
+                return ""  # of the video itself: named where it is drawn
             except UserError as error:
                 return str(error)
             return ""
@@ -92,26 +105,24 @@ class LabelFolder:
             recorded = self._recorded(source)
             names = [path.stem for path in info.image_paths] or None
             places = match_frames(recorded, info.num_frames, names=names, timestamps=list(info.timestamps_s))
-            height, width = recorded.size
-            if abs(width / height * info.height / info.width - 1) > ASPECT_TOLERANCE:
-                raise UserError(
-                    f"{recorded.path} is {height}×{width} px, frames are {info.height}×{info.width}: labels must"
-                    " show the whole frame in its own aspect ratio"
-                )
+            _check_aspect(recorded, (info.height, info.width))
             if len(self._open) >= _OPEN_VIDEOS:
                 self._open.clear()
             self._open[source.video_id] = recorded, places
         return self._open[source.video_id]
 
     def digest(self) -> str:
-        """Return a digest of the names, sizes and times of change of all files, and of how they are read."""
-        found = hashlib.sha256(f"{self.to.value}\0{self._kind}\0{self._scale}".encode())
-        for folder, subfolders, names in os.walk(self.root):
-            subfolders.sort()
-            for name in sorted(names):
-                path = Path(folder) / name
-                stat = path.stat()
-                found.update(f"\0{path.relative_to(self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        """Return a digest of all files but hidden ones, and of how they are read; a copy elsewhere has the same.
+
+        It takes in names, sizes and content: of files above 64 KiB blocks from the first to the last, where the check
+        sums of npz, PNG and their like are, so that terabytes need not be read.
+        """
+        kind = None if self._kind is None else DepthKind(self._kind).value
+        found = hashlib.sha256(f"{self.to.value}\0{kind}\0{self._scale}".encode())
+        paths = _files_below(self.root)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for path, content in zip(paths, pool.map(_digest_of_blocks, paths), strict=True):
+                found.update(f"\0{path.relative_to(self.root).as_posix()}\0".encode(errors="surrogateescape") + content)
         return found.hexdigest()
 
     def _recorded(self, source: VideoSource) -> RecordedDepth:
@@ -127,3 +138,42 @@ class LabelFolder:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
+
+
+def _check_aspect(recorded: RecordedDepth, size: tuple[int, int]) -> None:
+    (height, width), (frame_height, frame_width) = recorded.size, size
+    if abs(width / height * frame_height / frame_width - 1) > ASPECT_TOLERANCE:
+        raise UserError(
+            f"{recorded.path} is {height}×{width} px, frames are {frame_height}×{frame_width}: labels must show the"
+            " whole frame in its own aspect ratio"
+        )
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Return all files but hidden ones, sorted; links to folders are followed once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
+        if real not in seen:
+            seen.add(real)
+            found += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def _digest_of_blocks(path: Path) -> bytes:
+    """Return the SHA-256 of a file's size and bytes, or of a block of each MiB and its last where it is large."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            found = hashlib.sha256(f"{size}\0".encode())
+            if size <= _WHOLE_BYTES:
+                found.update(file.read())
+            else:
+                for place in (*range(0, size - _BLOCK_BYTES, _BLOCK_EVERY_BYTES), size - _BLOCK_BYTES):
+                    file.seek(place)
+                    found.update(file.read(_BLOCK_BYTES))
+    except OSError as error:
+        raise UserError(f"labels: cannot read {path}: {error.strerror}") from error
+    return found.digest()

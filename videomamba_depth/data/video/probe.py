@@ -88,6 +88,20 @@ def count_frames(path: str | Path) -> int | None:
         return None if structure.damage or structure.second else stated
 
 
+def frame_size(path: str | Path) -> tuple[int, int]:
+    """Return the (height, width) in px of a video file's frames as displayed; its first is decoded.
+
+    Raises:
+        VideoReadError: not a readable video.
+    """
+    with open_video(path) as stream:
+        first = next(decode_frames(stream), None)
+        if first is None:
+            raise nothing_decodable(path, Losses(), structure_of(path))
+        _, width, height = displayed_geometry(first, stream)
+        return height, width
+
+
 class FrameTimes:
     """Gives decoded frames their times, in the order of display."""
 
