@@ -6,7 +6,7 @@ import json
 import os
 import runpy
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,6 +184,9 @@ def test_videos_without_labels_that_fit_are_refused_by_name(tmp_path: Path, vide
             VideoClipDataset(videos, clip_frames=4, labels=labels)
         assert "\n" not in str(error.value)
     np.savez(tmp_path / "walk.npz", depth=whole)
+    twins = [(VideoSource(f"{folder}/walk", str(videos / "walk")), FRAMES) for folder in "ab"]
+    with pytest.raises(UserError, match=r"2 of 2 videos .*the depth of 'a/walk' and of 'b/walk'"):
+        LabelFolder(tmp_path, DepthKind.RELATIVE, DepthKind.RELATIVE).check(twins)
     for number, (depth, more, reason) in enumerate(
         (
             (whole, {"frame_index": np.arange(1, FRAMES + 1)}, "no depth of 1 of 8 frames, by number: 0"),
@@ -226,6 +229,9 @@ def test_frames_are_matched_by_time_and_missing_ones_named(tmp_path: Path, video
     times = np.concatenate([[info.timestamps_s[0] - 1], info.timestamps_s])
     np.savez(tmp_path / f"{source.video_id}.npz", depth=more, timestamps_s=times)
     labels = LabelFolder(tmp_path, DepthKind.RELATIVE, DepthKind.RELATIVE)
+    with pytest.raises(UserError, match="depth of 9 frames, the clip has 8"):
+        labels.read(source, info, [0])  # the times of image folders are made up
+    info = replace(info, image_paths=())
     assert np.array_equal(labels.read(source, info, [7, 0, 3]), whole[[7, 0, 3]])
     np.savez(tmp_path / f"{source.video_id}.npz", depth=more[:6], timestamps_s=times[:6])
     with pytest.raises(UserError, match="no depth of 3 of 8 frames"):

@@ -17,7 +17,13 @@ import pytest
 pytest.importorskip("zarr", reason="it needs Python 3.11")
 import zarr
 
-from videomamba_depth.data.recorded_depth import arrays, find_recorded_depth, match_frames, open_recorded_depth
+from videomamba_depth.data.recorded_depth import (
+    arrays,
+    find_mixed_up,
+    find_recorded_depth,
+    match_frames,
+    open_recorded_depth,
+)
 from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.sinks.images import ExrSink, Png16Sink
 from videomamba_depth.streaming.sinks.npz import NpzSink
@@ -217,6 +223,64 @@ def test_videos_are_found_by_their_names(tmp_path: Path) -> None:
         find_recorded_depth(tmp_path, "day/x.mp4")
 
 
+def test_a_video_is_never_its_own_depth(tmp_path: Path) -> None:
+    for name in ("videos/clip.mp4", "depth/note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    root, video = tmp_path / "depth", tmp_path / "videos" / "clip.mp4"
+    for name in (str(video), "../videos/clip.mp4"):  # of lists
+        with pytest.raises(UserError, match="has no depth of"):
+            find_recorded_depth(root, name)
+    with pytest.raises(UserError, match="has no depth of"):
+        find_recorded_depth(video.parent, "clip.mp4", source=video)
+    npy(tmp_path / "0.npy", DEPTH)
+    for name in (".", ".."):
+        with pytest.raises(UserError, match="has no depth of"):
+            find_recorded_depth(root, name)
+    npy(root / "clip.npy", DEPTH)
+    assert find_recorded_depth(root, str(video), source=video) == root / "clip.npy"
+    assert find_recorded_depth(root, "../videos/clip.mp4", source=video) == root / "clip.npy"
+
+
+def test_one_recording_is_not_of_two_videos(tmp_path: Path) -> None:
+    root, day, c = tmp_path / "clip.npz", tmp_path / "day", tmp_path / "c.npz"
+    folder(day, {"d.npz": b""})
+    found = {"a/clip.mp4": root, "b/clip.mp4": root, "c.mp4": c, "day.mp4": day, "day/d": day / "d.npz"}
+    wrong = find_mixed_up(found, {"e.mp4": c})
+    assert set(wrong) == {*found} - {"day.mp4"}
+    assert "depth of 'a/clip.mp4' and of 'b/clip.mp4'" in wrong["a/clip.mp4"]
+    assert "is the video 'e.mp4' and not depth of 'c.mp4'" in wrong["c.mp4"]
+    assert "lies among the frames of 'day.mp4'" in wrong["day/d"]
+    assert not find_mixed_up({"a.mp4": root, "b.mp4": c}, {"a.mp4": tmp_path / "a.mp4"})
+
+
+def test_of_one_clip_the_recording_of_its_name_counts(tmp_path: Path) -> None:
+    npy(tmp_path / "other.npy", DEPTH)
+    with pytest.raises(UserError, match=r"no depth that is called like 'clip\.mp4': it holds other\.npy; rename it"):
+        find_recorded_depth(tmp_path, "clip.mp4", alone=True)
+    npy(tmp_path / "third.npy", DEPTH)
+    with pytest.raises(UserError, match=r"other\.npy and 1 more"):
+        find_recorded_depth(tmp_path, "clip.mp4", alone=True)
+    assert find_recorded_depth(tmp_path / "other.npy", "clip.mp4", alone=True) == tmp_path / "other.npy"
+    npy(tmp_path / "clip_depth.npy", DEPTH)
+    assert find_recorded_depth(tmp_path, "clip.mp4", alone=True) == tmp_path / "clip_depth.npy"
+    for first in (0, 3):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        saved(tmp_path / "shards" / f"{first}.npz", depth=DEPTH[:3], frame_index=np.arange(first, first + 3))
+    assert find_recorded_depth(tmp_path / "shards", "clip.mp4", alone=True) == tmp_path / "shards"
+
+
+def test_times_count_where_both_sides_have_them(tmp_path: Path) -> None:
+    times = np.array([0, 1, 2, 4, 5, 6, 7]) / 10  # frame 3 was lost, one more was recorded
+    timed = open_recorded_depth(stored(tmp_path / "t.npz", depth=DEPTH, timestamps=times), METRIC)
+    with pytest.raises(UserError, match=r"no depth of 1 of 7 frames, by time: 0\.300 s"):
+        match_frames(timed, 7, timestamps=np.arange(7) / 10)
+    assert match_frames(timed, 7, timestamps=times + 0.02) == list(range(7))
+    assert match_frames(timed, 7) == list(range(7))  # a source without a clock
+    with pytest.raises(UserError, match="the clip has 7"):
+        match_frames(timed, 4, numbers=[0, 2, 3, 7], total=7)  # places that such a source does not have
+
+
 def test_frames_are_matched_by_name_number_place_or_time(tmp_path: Path) -> None:
     named = open_recorded_depth(npy_folder(tmp_path / "named"), METRIC)  # frame0 … frame6
     assert match_frames(named, 2, names=["frame6", "frame2"], numbers=[0, 1], total=7) == [6, 2]
@@ -261,6 +325,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "empty folder": (lambda p: folder(p / "a", {"note.txt": b"x"}), "holds no npz, npy, EXR or PNG"),
     "a text": (lambda p: folder(p, {"a.txt": b"x"}) / "a.txt", "is no form of recorded depth"),
+    "too many numbers": (
+        lambda p: saved(p / "a.npz", depth=DEPTH, frame_index=np.arange(8)),
+        "holds 7 frames and 8 frame numbers",
+    ),
+    "too few times": (lambda p: saved(p / "a.npz", depth=DEPTH, timestamps=np.arange(6)), "7 frames and 6 time stamps"),
+    "NaN times": (lambda p: saved(p / "a.npz", depth=DEPTH, timestamps=np.full(7, np.nan)), "time stamps that are no"),
     "damaged note": (lambda p: folder(p, {"about.json": b"{"}) and npy(p / "a.npy", DEPTH), "cannot read .*about"),
     "damaged Zarr": (lambda p: folder(p / "a.zarr", {"zarr.json": b"{"}), "cannot read depth"),
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_predictions
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.writer import VideoWriter
-from videomamba_depth.evaluation import EvaluationClip, Evaluator, Method, evaluate_clips
+from videomamba_depth.evaluation import ClipSource, EvaluationClip, Evaluator, Method, evaluate_clips
 from videomamba_depth.evaluation.methods import _ema, filter_method
 from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scored_kind
 from videomamba_depth.evaluation.report import metric_table
@@ -152,7 +154,7 @@ def test_pixels_without_depth_count_as_far_and_are_named(tmp_path: Path, room: R
     assert math.isfinite(result["clips"][0]["methods"]["a"]["tge"].value)
     depth[2, :40] = np.nan
     np.save(tmp_path / "a.npy", depth)
-    with pytest.raises(UserError, match=r"prediction 'a': 83 % of a frame of .*a\.npy are no metric_depth_m"):
+    with pytest.raises(UserError, match=r"prediction 'a': 83 % of frame 2 of .*a\.npy are no metric_depth_m"):
         evaluate_clips([clip_of(room)], Evaluator(methods, RELATIVE))
 
 
@@ -261,6 +263,8 @@ def test_two_foreign_systems_without_any_model_of_ours(
     assert means["average"]["flk2"] == pytest.approx(means["ema_0.5"]["flk2"], rel=1e-6)
     assert means["png"]["flk2"] == pytest.approx(means["average"]["flk2"], rel=1e-2)
     assert result["metadata"]["predictions"]["average"]["kind"] == RELATIVE.value
+    assert result["metadata"]["predictions"]["average"]["scale"] == 1.0
+    assert result["metadata"]["precision"] in ("bfloat16", "float32")
     assert result["reference"] == "framewise"
     assert set(result["verdicts"]) == {"average", "png"}
 
@@ -291,6 +295,53 @@ def test_a_recording_of_our_own_stream_equals_the_live_method(tmp_path: Path, ro
     )
     assert [abs(float(value)) for value in live] == [abs(float(value)) for value in replayed]  # as printed
     assert worst(*({m: s.value for m, s in result["methods"][n].items()} for n in ("teacher", "streamed"))) < 1e-4
+
+
+def test_kept_results_follow_the_content(tmp_path: Path, room: Room) -> None:
+    """Links, equal sizes and times, or a note beside the recording hide no change."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "room").symlink_to(tmp_path / "real")
+    file, depth = tmp_path / "real" / "0.npy", depth_of(room)
+    np.save(file, depth)
+    prediction = Prediction("x", tmp_path / "depth", RELATIVE)
+    digests, times = {prediction.digest("room")}, (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    np.save(file, depth[::-1])
+    os.utime(file, ns=times)
+    digests.add(prediction.digest("room"))
+    (tmp_path / "depth" / "about.json").write_text('{"scale": 2.0}')
+    digests.add(prediction.digest("room"))
+    assert len(digests) == 3
+
+    def flicker() -> float:
+        source = ClipSource("room", lambda: clip_of(room), digest=lambda: "room")
+        reference = replace(prediction_method(prediction, RELATIVE), trained=False)
+        found = Evaluator([reference], RELATIVE, cache=tmp_path / "cache").evaluate(source)
+        return float(found["methods"]["x"]["flk2"].value)
+
+    before = flicker()
+    np.save(file, depth)
+    os.utime(file, ns=times)
+    assert flicker() != before
+
+
+def test_one_recording_for_two_clips_is_refused(tmp_path: Path, room: Room) -> None:
+    for name in ("a/clip", "b/clip"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", room.rgb[:2])
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "depth" / "clip.npy", np.ones((2, *SIZE)))
+    overrides = [f"prediction=x:{tmp_path / 'depth'}", f"input={tmp_path / 'videos'}"]
+    with pytest.raises(UserError, match=r"prediction 'x': .*'a/clip\.mp4' and of 'b/clip\.mp4'"):
+        build_evaluation(load_config("evaluate", EvaluateConfig, overrides))
+
+
+def test_a_constant_recording_is_named(tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((NUM_FRAMES, *SIZE)))
+    method = recorded(tmp_path / "a.npy", RELATIVE, "a", alone=True)
+    scores([clip_of(room)], [Method("teacher", lambda: framewise), method], RELATIVE)
+    assert [record.message for record in caplog.records if "everywhere" in record.message] == [
+        f"prediction 'a': {tmp_path / 'a.npy'} is 0 everywhere: is it what was recorded?"
+    ]
 
 
 def test_missing_clips_are_named_before_anything_runs(tmp_path: Path, room: Room) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig, name_checkpoints, name_predictions
+from videomamba_depth.data.recorded_depth import RecordedDepth, find_mixed_up
 from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
 from videomamba_depth.data.video.reader import iter_frames, probe_video
 from videomamba_depth.evaluation.cache import digest
@@ -27,7 +28,7 @@ from videomamba_depth.evaluation.encoded_frames import EncodedFrames
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
 from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
-from videomamba_depth.evaluation.predictions import Prediction, prediction_method
+from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scene_of
 from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, NoSuchList, choose
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
@@ -81,7 +82,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     for model in (teacher, *students.values()):
         if model is not None:
             model.to(device)
-    recorded = [prediction_method(prediction, kind) for prediction, kind in predictions]
+    recorded = [prediction_method(prediction, first.kind) for prediction, first in predictions]
     targets = target_methods(flow) if config.targets else []
     if teacher is None:
         reference = replace(recorded.pop(0), trained=False)
@@ -140,12 +141,14 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         "teacher": None if teacher is None else teacher.model_id,
         "teacher_sha256": None if teacher is None else teacher.weights_sha256(),
         "predictions": {
-            prediction.name: {"path": str(prediction.root), "kind": kind.value, "scale": prediction.scale}
-            for prediction, kind in predictions
+            prediction.name: {"path": str(prediction.root), "kind": first.kind.value, "scale": first.scale}
+            for prediction, first in predictions
         }
         or None,
         "input": config.input,
         "published_protocol": config.protocol,
+        "precision": str(dtype).removeprefix("torch."),
+        "device": str(device),
         "synthetic": asdict(config.synthetic) if "synthetic" in inputs else None,
     }
     return Evaluation(evaluator, sources, _drawn(config, sources), metadata)
@@ -186,7 +189,7 @@ def build_check(config: EvaluateConfig) -> tuple[Sequence[ClipSource], Sequence[
     flow = build_flow_estimator(config.reference_flow, resolve_device(config.device))
     sources = build_sources(config, flow)
     found = find_predictions(config, sources)
-    methods = [*check_methods(), *(prediction_method(prediction, kind) for prediction, kind in found)]
+    methods = [*check_methods(), *(prediction_method(prediction, first.kind) for prediction, first in found)]
     protocol = Protocol(max_side=config.max_side, max_gt_side=config.max_gt_side, max_frames=NUM_FRAMES)
     return (
         sources[:NUM_CLIPS],
@@ -195,27 +198,30 @@ def build_check(config: EvaluateConfig) -> tuple[Sequence[ClipSource], Sequence[
     )
 
 
-def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> list[tuple[Prediction, DepthKind]]:
-    """Return the recorded depth of all clips, and its kind, as the first clip has it.
+def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> list[tuple[Prediction, RecordedDepth]]:
+    """Return the recorded depth of all clips, and that of the first.
 
     Raises:
-        UserError: a clip has none; it does not say what it is.
+        UserError: a clip has none, or that of another; it does not say what it is.
     """
     alone = len(sources) == 1
+    videos = {source.name: source.path for source in sources if source.path is not None}
     given = name_predictions(config.prediction, config.prediction_kind, config.prediction_scale, alone)
     found = []
-    for prediction in given:
-        missing = []
+    for prediction in (replace(one, videos=videos) for one in given):
+        missing, recordings = [], {}
         for source in sources:
             try:
-                prediction.find(source.name)
+                recordings[scene_of(source.name)] = prediction.find(source.name)
             except UserError as error:
                 missing.append(str(error))
         if missing:
             raise UserError(
                 f"prediction '{prediction.name}' lacks {len(missing)} of {len(sources)} clips: {missing[0]}"
             )
-        found.append((prediction, prediction.open(sources[0].name).kind))
+        if mixed_up := find_mixed_up(recordings, videos):
+            raise UserError(f"prediction '{prediction.name}': {next(iter(mixed_up.values()))}")
+        found.append((prediction, prediction.open(sources[0].name)))
     return found
 
 
@@ -313,7 +319,10 @@ def _videos(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[Cli
             " rgb/ and depth/ set rgbd.depth_scale=UNITS_PER_METER",
             len(with_depth), with_depth[0],
         )  # fmt: skip
-    return [ClipSource(s.video_id, partial(open_video, s), digest=partial(_content, s.path, code)) for s in found]
+    return [
+        ClipSource(s.video_id, partial(open_video, s), digest=partial(_content, s.path, code), path=s.path)
+        for s in found
+    ]
 
 
 def _content(path: str, code: str) -> str:
@@ -324,7 +333,14 @@ def open_video(source: VideoSource) -> EvaluationClip:
     """Open a video; its frames are decoded as they are asked for."""
     info = probe_video(source.path)
     frames = (frame.rgb for frame in iter_frames(source.path))
-    return EvaluationClip(source.video_id, frames, fps=info.fps, source_frames=info.num_frames)
+    times = info.own_times_s
+    return EvaluationClip(
+        source.video_id,
+        frames,
+        fps=info.fps,
+        source_frames=info.num_frames,
+        times_s=None if times is None else tuple(times.tolist()),
+    )
 
 
 def _rgbd_or_videos(config: EvaluateConfig, place: str, flow: FlowEstimator) -> list[ClipSource]:

@@ -168,12 +168,13 @@ class _KeptClip:
 
     def __init__(self, evaluator: Evaluator, source: ClipSource) -> None:
         self._keep_depth, self._folder = source.keep_depth, None
-        self._teacher = evaluator.methods[0].digest
+        self._teacher, self._name = "", source.name
         if evaluator.cache is not None and source.digest is not None:
             kind = evaluator.depth_kind.value + ("-aligned" if evaluator.align_metric else "")
             content = [source.digest(), source.stills]
             about = digest(content, asdict(evaluator.protocol), evaluator.flow_name, kind)
             self._folder = evaluator.cache / "results" / f"{_file_name(source.name)}-{about}"
+            self._teacher = evaluator.methods[0].digest_of(source.name)
         self._video_frames = evaluator.video_frames
 
     def result(self, method: Method) -> dict[str, Any] | None:
@@ -204,12 +205,14 @@ class _KeptClip:
         if self._folder is None or not (method.digest and self._teacher):
             return None
         code = code_digest(score_depth.__module__, build_context.__module__, recurrence_scores.__module__)
-        return self._folder / f"{_file_name(method.name)}-{digest(method.digest, self._teacher, code)}.json"
+        return (
+            self._folder / f"{_file_name(method.name)}-{digest(method.digest_of(self._name), self._teacher, code)}.json"
+        )
 
     def _pictures_path(self, shown: Sequence[Method]) -> Path | None:
         if self._folder is None or not all(method.digest for method in shown):
             return None
-        methods = [(method.name, method.digest) for method in shown]
+        methods = [(method.name, method.digest_of(self._name)) for method in shown]
         key = digest(methods, self._teacher, self._video_frames, code_digest(draw_clip.__module__))
         return self._folder / f"pictures-{key}.json"
 

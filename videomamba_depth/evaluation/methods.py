@@ -43,7 +43,8 @@ class Method:
 
     name: of its results in tables and JSON. new_stream: returns a stream that has seen nothing. derive: gives the
     depth [H,W] of every frame, from a context that holds teacher, pictures and motion. digest: names all that
-    decides its depth on a clip, teacher and flow aside; its scores are kept under it, none without one. trained: a
+    decides its depth on a clip, teacher and flow aside; its scores are kept under it, none without one. digest_on:
+    returns what more decides it on the clip of that name. trained: a
     student or recorded depth, which is compared with all others. remembers: its stream depends on the frames before.
     on_clip: returns a stream of recorded depth, which only goes with this clip, of which at most so many frames are
     read. kind: of its depth; None: the teacher's.
@@ -57,6 +58,11 @@ class Method:
     remembers: bool = False
     on_clip: Callable[[EvaluationClip, int | None], Stream] | None = None
     kind: DepthKind | None = None
+    digest_on: Callable[[str], str] | None = None
+
+    def digest_of(self, clip: str) -> str:
+        """Return what names its depth on a clip, teacher and flow aside; "" where nothing is kept of it."""
+        return self.digest if not self.digest or self.digest_on is None else f"{self.digest}-{self.digest_on(clip)}"
 
     def open(self, stills: bool = False, clip: EvaluationClip | None = None, max_frames: int | None = None) -> Stream:
         """Return a new stream, for at most so many frames of a clip; only for methods that are not derived.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class Prediction:
     """The recorded depth of all clips by one program.
 
     root: see `find_recorded_depth`. kind, scale: where the files do not say; see `open_recorded_depth`. alone: there is
-    one clip, whose depth may be `root` itself.
+    one clip, whose depth may be `root` itself. videos: where the clips' videos lie, which are never their own depth.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Prediction:
     kind: DepthKind | None = None
     scale: float | None = None
     alone: bool = False
+    videos: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def find(self, clip: str) -> Path:
         """Return where the depth of a clip lies; SCENE@LIST, of a protocol, is recorded as SCENE.
@@ -50,13 +52,13 @@ class Prediction:
         Raises:
             UserError: there is none.
         """
-        scene = clip.rpartition("@")[0]
-        try:
-            return find_recorded_depth(self.root, clip, self.alone)
-        except UserError:
-            if not scene:
-                raise
-            return find_recorded_depth(self.root, scene, self.alone)
+        scene = scene_of(clip)
+        if scene != clip:
+            try:
+                return find_recorded_depth(self.root, clip)
+            except UserError:
+                pass
+        return find_recorded_depth(self.root, scene, self.alone, self.videos.get(clip))
 
     def open(self, clip: str) -> RecordedDepth:
         """Open the depth of a clip.
@@ -69,12 +71,16 @@ class Prediction:
         except UserError as error:
             raise UserError(f"prediction '{self.name}': {error}") from error
 
-    def stamp(self) -> str:
-        """Return what names the content: kind, scale, and path, size and time of change of every file."""
-        root = self.root.expanduser()
-        files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-        stats = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return digest(str(root.resolve()), self.kind, self.scale, stats)
+    def digest(self, clip: str) -> str:
+        """Return what names the depth of a clip: all its bytes, and what they mean."""
+        recorded = self.open(clip)
+        numbers = None if recorded.frame_numbers is None else recorded.frame_numbers.tolist()
+        return digest(recorded.digest(), recorded.frame_names, numbers)
+
+
+def scene_of(clip: str) -> str:
+    """Return SCENE of a clip that is called SCENE@LIST; the name of every other clip."""
+    return clip.rpartition("@")[0] or clip
 
 
 def scored_kind(kind: DepthKind) -> DepthKind:
@@ -97,8 +103,11 @@ def prediction_method(prediction: Prediction, kind: DepthKind) -> Method:
             )
         return RecordedStream(prediction.name, recorded, clip, max_frames)
 
-    about = digest(prediction.stamp(), kind.value, code_digest(__name__))
-    return Method(prediction.name, on_clip=on_clip, digest=about, trained=True, kind=scored_kind(kind))
+    about = digest(kind.value, code_digest(__name__))
+    digest_on = lru_cache(prediction.digest)
+    return Method(
+        prediction.name, on_clip=on_clip, digest=about, trained=True, kind=scored_kind(kind), digest_on=digest_on
+    )
 
 
 class RecordedStream:
@@ -122,6 +131,7 @@ class RecordedStream:
             raise UserError(f"prediction '{name}': {error}") from error
         self._frames = self._read()
         self._num_pixels, self._num_invalid = 0, 0
+        self._place, self._values = 0, set[float]()  # of all frames so far, at most two
 
     @property
     def kind(self) -> DepthKind:
@@ -144,7 +154,9 @@ class RecordedStream:
                 f"prediction '{self._name}': {self._recorded.path} has depth of {h}×{w} px for frames of"
                 f" {height}×{width} px: it was cropped, padded or turned"
             )
-        return torch.from_numpy(self._completed(depth))[None, None]
+        depth = self._completed(depth)
+        self._note_constant(depth)
+        return torch.from_numpy(depth)[None, None]
 
     def _read(self) -> Iterator[np.ndarray]:
         """Yield the depth of the clip's frames; ascending frames are read in one go."""
@@ -154,8 +166,19 @@ class RecordedStream:
         else:
             yield from (self._recorded.read(i) for i in self._indices)
 
+    def _note_constant(self, depth: np.ndarray) -> None:
+        """Warn after the last frame where all were one number."""
+        self._place += 1
+        if len(self._values) < 2:
+            self._values |= {float(depth.min()), float(depth.max())}
+            if self._place == len(self._indices) and len(self._values) == 1:
+                log.warning(
+                    "prediction '%s': %s is %g everywhere: is it what was recorded?",
+                    *(self._name, self._recorded.path, *self._values),
+                )
+
     def _completed(self, depth: np.ndarray) -> np.ndarray:
-        kind = self._recorded.kind
+        kind, index = self._recorded.kind, self._indices[self._place]
         to = scored_kind(kind)
         depth = convert_depth(depth, kind, to)
         invalid = ~np.isfinite(depth)
@@ -163,8 +186,8 @@ class RecordedStream:
         self._num_pixels, self._num_invalid = self._num_pixels + depth.size, self._num_invalid + count
         if count > MAX_INVALID_SHARE * depth.size:
             raise UserError(
-                f"prediction '{self._name}': {100 * count / depth.size:.0f} % of a frame of {self._recorded.path} are"
-                f" no {kind.value}; is its kind another?"
+                f"prediction '{self._name}': {100 * count / depth.size:.0f} % of frame {index} of"
+                f" {self._recorded.file_of(index)} are no {kind.value}; is its kind another?"
             )
         if count:
             known = depth[~invalid]
@@ -177,6 +200,7 @@ def _matched(recorded: RecordedDepth, clip: EvaluationClip, max_frames: int | No
     """Return the index in the recording of every frame of a clip."""
     total = clip.source_frames or recorded.num_frames  # nobody knows how many frames an iterator will give
     places = list(range(total) if clip.frame_places is None else clip.frame_places)[:max_frames]
+    times = None if clip.times_s is None else clip.times_s[: len(places)]
     ids = (clip.frame_ids or ())[: len(places)]
     names = [str(name) for name in ids] if ids and all(isinstance(name, str) for name in ids) else None
-    return match_frames(recorded, len(places), names=names, numbers=places, total=total)
+    return match_frames(recorded, len(places), names=names, numbers=places, total=total, timestamps=times)

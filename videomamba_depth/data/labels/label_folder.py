@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from videomamba_depth.data.recorded_depth import RecordedDepth, find_recorded_depth, match_frames, open_recorded_depth
+from videomamba_depth.data.recorded_depth import (
+    RecordedDepth,
+    find_mixed_up,
+    find_recorded_depth,
+    match_frames,
+    open_recorded_depth,
+)
 from videomamba_depth.data.video.find import VideoSource, summarize
 from videomamba_depth.data.video.image_sequence import is_image_sequence
 from videomamba_depth.data.video.probe import frame_size
@@ -57,11 +63,15 @@ class LabelFolder:
             UserError: videos have no labels, or such that do not fit, see `open_video`; the line names them.
         """
 
+        recordings: dict[str, Path] = {}
+
         def problem_of(video: tuple[VideoSource, int | None]) -> str:
             source, num_frames = video
             try:
                 recorded = self._recorded(source)
-                if is_image_sequence(source.path) or num_frames not in (None, recorded.num_frames):
+                recordings[source.video_id] = recorded.path
+                by_time = num_frames is not None and recorded.frame_numbers is None and recorded.timestamps is not None
+                if is_image_sequence(source.path) or by_time or num_frames not in (None, recorded.num_frames):
                     self.open_video(source, probe_video(source.path))
                     return ""
                 if num_frames is not None:
@@ -76,6 +86,7 @@ class LabelFolder:
         with ThreadPoolExecutor(_THREADS) as pool:
             found = zip(videos, pool.map(problem_of, videos), strict=True)
             problems = {source.video_id: problem for (source, _), problem in found if problem}
+        problems |= find_mixed_up(recordings, {source.video_id: source.path for source, _ in videos})
         if problems:
             raise UserError(
                 f"data.labels: {len(problems)} of {len(videos)} videos have no labels that fit: {summarize(problems)}"
@@ -104,7 +115,7 @@ class LabelFolder:
         if source.video_id not in self._open:
             recorded = self._recorded(source)
             names = [path.stem for path in info.image_paths] or None
-            places = match_frames(recorded, info.num_frames, names=names, timestamps=list(info.timestamps_s))
+            places = match_frames(recorded, info.num_frames, names=names, timestamps=info.own_times_s)
             _check_aspect(recorded, (info.height, info.width))
             if len(self._open) >= _OPEN_VIDEOS:
                 self._open.clear()
@@ -126,7 +137,7 @@ class LabelFolder:
         return found.hexdigest()
 
     def _recorded(self, source: VideoSource) -> RecordedDepth:
-        path = find_recorded_depth(self.root, source.video_id)
+        path = find_recorded_depth(self.root, source.video_id, source=source.path)
         recorded = open_recorded_depth(path, self._kind, self._scale)
         if not can_convert(recorded.kind, self.to):
             unknown = "shift" if recorded.kind.has_shift else "scale"

@@ -19,21 +19,21 @@ def match_frames(
     names: Sequence[str] | None = None,
     numbers: Sequence[int] | None = None,
     total: int | None = None,
-    timestamps: Sequence[float] | None = None,
+    timestamps: Sequence[float] | np.ndarray | None = None,
 ) -> list[int]:
     """Return for every frame of a clip the index of its recorded depth.
 
     Frames are matched by the first of these that both sides have: the number of the frame in its source, as our own
-    streams record it; its name, where any is shared; its place, where there is depth for every frame of the source, or
-    of the clip; its time, at most half a frame apart, one to one. Nothing is matched by place in lists of different
-    lengths.
+    streams record it; its name, where any is shared; its time, at most half a frame apart, one to one; its place,
+    where there is depth for every frame of the source, or of the clip (of 8-bit videos place goes before time).
+    Nothing is matched by place in lists of different lengths.
 
     Args:
         num_frames: F of the clip.
         names: of its frames, without a suffix.
         numbers: which frames of their source they are, from 0 on; None: the first F.
         total: frames of the whole source; None: F.
-        timestamps: of its frames, s, on the source's clock.
+        timestamps: of its frames, s, on the source's own clock; None where it has none.
 
     Raises:
         UserError: frames have no depth; the message names the first of them.
@@ -44,12 +44,15 @@ def match_frames(
         return _looked_up(recorded, [int(n) for n in recorded.frame_numbers], places, "number")
     if names is not None and recorded.frame_names is not None and set(names) & set(recorded.frame_names):
         return _looked_up(recorded, list(recorded.frame_names), list(names), "name")
-    if recorded.num_frames == total:
+    times = None if timestamps is None else recorded.timestamps
+    if times is not None and not recorded.storage.about.made_up_times:
+        return _by_time(recorded, times, np.asarray(timestamps, dtype=np.float64))
+    if recorded.num_frames == total and max(places, default=0) < total:
         return places
     if recorded.num_frames == num_frames:
         return list(range(num_frames))
-    if recorded.timestamps is not None and timestamps is not None:
-        return _by_time(recorded, recorded.timestamps, np.asarray(timestamps, dtype=np.float64))
+    if times is not None:
+        return _by_time(recorded, times, np.asarray(timestamps, dtype=np.float64))
     raise UserError(
         f"{recorded.path} has depth of {recorded.num_frames} frames, the clip has {total}; record every frame, or call"
         " one file for each by the frame's name"

@@ -6,7 +6,7 @@ import bisect
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -62,6 +62,12 @@ class RecordedDepth:
         return self.storage.size
 
     @property
+    def scale(self) -> float | list[float]:
+        """Factor from stored numbers to depth; all of them where it changes on the way."""
+        factors = [factor for _, factor in self.scales]
+        return factors[0] if len(set(factors)) == 1 else factors
+
+    @property
     def timestamps(self) -> np.ndarray | None:
         """Time of every frame in s, float64 [F]; None where it is not recorded."""
         return self.storage.about.timestamps
@@ -106,6 +112,11 @@ class RecordedDepth:
             factor = self._factor(i)
             values = stored if factor == 1.0 else stored.astype(np.float64) * factor
             yield valid_depth(values, self.kind)
+
+    def file_of(self, index: int) -> Path:
+        """Return the file of a frame, or what was opened where files hold several."""
+        files = self.storage.files()
+        return files[index] if len(files) == self.num_frames else self.path
 
     def digest(self) -> str:
         """Return the SHA-256 of what was recorded: kind, scales, names and bytes of all files."""
@@ -154,38 +165,104 @@ def open_recorded_depth(
     sidecar = read_sidecar(*inside, path.parent / "about.json")
     storage = _open_storage(path, sidecar, array)
     found = _agreed_kind(path, kind, storage.about.kind or sidecar.kind)
+    _refuse_columns(storage)
     return RecordedDepth(storage, found, _agreed_scales(storage, found, scale, sidecar))
 
 
-def find_recorded_depth(root: str | Path, name: str, alone: bool = False) -> Path:
-    """Return where the depth of a video lies below a folder.
+def find_recorded_depth(root: str | Path, name: str, alone: bool = False, source: str | Path | None = None) -> Path:
+    """Return where the depth of a video lies below a folder, never outside it.
 
     Args:
         root: a folder of files or folders that are called like the videos, whose depth ends in nothing, `_depth` or
             `_depths`, in the subfolders that the videos are in, or directly in it.
-        name: of the video: its path below the data's root, with or without a suffix.
-        alone: it is the only video, so that `root` itself may be its depth.
+        name: of the video: its path below the data's root, with or without a suffix; of one that lies elsewhere, the
+            last part counts.
+        alone: it is the only video, so that `root` itself may be its depth, where nothing in it is called like it.
+        source: where the video itself lies, which is never its own depth.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or only that of a video of another name.
     """
     root, video = Path(root).expanduser(), PurePosixPath(name)
+    source = None if source is None else Path(source).expanduser().resolve()
+
+    def is_found(path: Path) -> bool:
+        return _is_depth(path) and path.resolve() != source
+
     if not root.exists():
         raise UserError(f"there is no folder of recorded depth at {root}")
-    if alone and _is_depth(root):
-        return root
     stem = video.stem if video.suffix.lower() in VIDEO_SUFFIXES else video.name
-    for folder in dict.fromkeys((root / video.parent, root)):
+    is_inside = not video.is_absolute() and ".." not in video.parts
+    for folder in dict.fromkeys((root / video.parent, root) if is_inside else (root,)) if stem.strip(".") else ():
         for base in (f"{stem}{ending}" for ending in _ENDINGS):
             for suffix in (*ARRAY_SUFFIXES, ".zarr", ""):
-                if _is_depth(path := folder / f"{base}{suffix}"):
+                if is_found(path := folder / f"{base}{suffix}"):
                     return path
-        if (path := folder / f"{stem}.mp4").is_file():
+        if is_found(path := folder / f"{stem}.mp4"):
             return path
+    if alone and is_found(root):
+        if not root.is_file() and root.name not in {f"{stem}{ending}" for ending in _ENDINGS}:
+            _refuse_other_videos(root, name)
+        return root
+    expected = video.parent / stem if is_inside else stem
     raise UserError(
-        f"{root} has no depth of '{name}'; expected {video.with_name(stem)}.npz, .npy or .zarr, or a folder"
+        f"{root} has no depth of '{name}'; expected {expected}.npz, .npy or .zarr, or a folder"
         f" {stem} or {stem}_depth of npz, npy, EXR or 16-bit PNG"
     )
+
+
+def find_mixed_up(found: Mapping[str, Path], sources: Mapping[str, str | Path]) -> dict[str, str]:
+    """Return {video: what is wrong} of those whose depth is that of another too, holds it, or is a video.
+
+    Args:
+        found: what `find_recorded_depth` returned, by the videos' names.
+        sources: where videos themselves lie, by name; as far as it is known.
+    """
+    owners: dict[Path, list[str]] = {}
+    for name, path in found.items():
+        owners.setdefault(path.resolve(), []).append(name)
+    videos = {Path(path).expanduser().resolve(): name for name, path in sources.items()}
+    wrong: dict[str, str] = {}
+    for path, names in owners.items():
+        problems = []
+        if len(names) > 1:
+            problems.append(
+                f"{path} would be the depth of '{names[0]}' and of '{names[1]}'; give each a recording of its own, in a"
+                " folder like the video's"
+            )
+        if path.is_file() and path.parent in owners:
+            problems.append(f"{path} lies among the frames of '{owners[path.parent][0]}'")
+        if path in videos:
+            problems.append(f"{path} is the video '{videos[path]}' and not depth of '{names[0]}'")
+        wrong |= dict.fromkeys(names, problems[0]) if problems else {}
+    return wrong
+
+
+def _refuse_other_videos(root: Path, name: str) -> None:
+    """Refuse files of several frames each in a folder, unless they say which frames of one video they hold."""
+    files, _ = ([], []) if is_zarr(root) else _frame_files(root)
+    if not files or files[0].suffix.lower() not in ARRAY_SUFFIXES:
+        return
+    storage = open_arrays(root, files)
+    if storage.about.frame_numbers is None and any(part.frames > 1 for part in storage.parts):
+        raise UserError(
+            f"{root} has no depth that is called like '{name}': it holds {files[0].name}"
+            f"{f' and {len(files) - 1} more' if len(files) > 1 else ''}; rename it, or give the file itself"
+        )
+
+
+def _refuse_columns(storage: Storage) -> None:
+    """Refuse frame numbers or times that are not one finite number for each frame."""
+    about = storage.about
+    for what, values in (("frame numbers", about.frame_numbers), ("time stamps", about.timestamps)):
+        if values is None:
+            continue
+        if values.shape != (storage.num_frames,):
+            raise UserError(
+                f"{storage.path} holds {storage.num_frames} frames and {values.size} {what}; write one for each frame"
+            )
+        if not np.isfinite(values).all() or (what == "frame numbers" and (values != np.floor(values)).any()):
+            raise UserError(f"{storage.path} holds {what} that are no numbers, such as NaN")
 
 
 def _is_depth(path: Path) -> bool:

@@ -169,5 +169,5 @@ def open_video_depth(path: Path) -> VideoFile:
     except VideoReadError as error:
         raise UserError(f"cannot read depth {path}: {error}") from error
     log.warning("%s has depth of 8 bits, compressed with loss: fine for a first look, not for numbers", path)
-    about = About(timestamps=np.asarray(info.pts, np.float64) * float(info.time_base))
+    about = About(timestamps=np.asarray(info.pts, np.float64) * float(info.time_base), made_up_times=True)
     return VideoFile(path, info.num_frames, (info.height, info.width), True, about, info=info)

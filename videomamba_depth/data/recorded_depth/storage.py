@@ -25,13 +25,15 @@ class About:
     """What files say of their depth; None where they are silent.
 
     kind: value of `DepthKind`. scales: (first frame, factor from stored numbers to depth), by frame number.
-    frame_numbers: of the source's frames [F]. timestamps: s [F]. names: of the frames.
+    frame_numbers: of the source's frames [F]. timestamps: s [F]. made_up_times: they are those of a video file that was
+    written from frames, whose clock need not be the source's. names: of the frames.
     """
 
     kind: str | None = None
     scales: Sequence[tuple[int, float]] | None = None
     frame_numbers: np.ndarray | None = None
     timestamps: np.ndarray | None = None
+    made_up_times: bool = False
     names: tuple[str, ...] | None = None
 
 

@@ -106,6 +106,11 @@ class VideoInfo:
         """Presentation times in seconds, float64 [num_frames], on the file's own clock."""
         return self.pts * self.time_base.numerator / self.time_base.denominator
 
+    @property
+    def own_times_s(self) -> np.ndarray | None:
+        """`timestamps_s` where the video says them; None where they are made up: of image folders, raw streams."""
+        return self.timestamps_s if self.has_pts and (self.animated or not self.image_paths) else None
+
 
 @lru_cache
 def warn_once(line: str) -> None:
