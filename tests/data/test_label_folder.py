@@ -272,6 +272,7 @@ def test_wrong_signs_and_shifts_are_refused() -> None:
     holed[5] = np.nan
     check_labels({"good": Sample(model, model), "holed": Sample(holed, model)})
     for sample, reason in (
+        (Sample(np.full_like(model, np.nan), model), "first frames of street hold no depth"),
         (Sample(-model, model), "upside down.*data.labels_kind"),
         (Sample(moving_depth(16, 1), model), "those of street seem to belong to the frame 1 after"),
         (Sample(moving_depth(16, -1), model), "the frame 1 before"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from videomamba_depth.data.labels.stabilized_cache import TargetSettings
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import MotionEstimator, MotionSpec
 from videomamba_depth.training.labeller import Labeller
+from videomamba_depth.utils.errors import UserError
 
 SIDE = 42
 
@@ -65,3 +67,22 @@ def test_a_chunk_has_the_same_frames_in_all_its_parts(tiny_encoder: DepthAnythin
     assert whole.motion is not None
     assert torch.equal(chunk.motion.flow_px, whole.motion.flow_px[:, 2:])
     assert torch.equal(chunk.motion.trusted, whole.motion.trusted[:, 2:])
+
+
+def test_a_teacher_that_gives_no_numbers_is_refused_and_labels_without_any_are_named_once(
+    tiny_encoder: DepthAnythingEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = torch.rand(1, 2, 3, SIDE, SIDE)
+    batch = {"rgb": clip, "rgb_clean": clip, "meta": [ClipMeta("walk", (0, 1), (0.0, 0.1))]}
+    labeller, nothing = Labeller(tiny_encoder, tiny_encoder, None, 0.5, 0.06, 8, None), torch.nan
+    for _ in range(2):
+        made = labeller(batch | {"teacher_depth": torch.full((1, 2, 1, SIDE, SIDE), nothing)}, torch.device("cpu"))
+        assert not made.target.valid.any()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no pixel of a whole batch has a label (videos: walk): nothing is learned from it"
+    ]
+    monkeypatch.setattr(tiny_encoder, "decode_labels", lambda _, size: torch.full((2, 1, *size), nothing))
+    with pytest.raises(UserError, match=r"gives depth that is not finite \(videos: walk\)"):
+        labeller(batch, torch.device("cpu"))
+    monkeypatch.setattr(tiny_encoder, "masks", True)
+    labeller(batch, torch.device("cpu"))

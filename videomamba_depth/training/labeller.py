@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.objective import ChunkTarget
 from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Chunk(NamedTuple):
@@ -96,11 +100,16 @@ class Labeller:
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
         self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
         self.target, self.motion = target, motion
+        self._warned_of_none = False
         self.inverts = depth_kind is DepthKind.RELATIVE and teacher.depth_kind is DepthKind.METRIC
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any], device: torch.device) -> LabelledClip:
-        """Label a collated batch, see `data.dataset_video`."""
+        """Label a collated batch, see `data.dataset_video`.
+
+        Raises:
+            UserError: the teacher, which masks nothing, gives depth that is not finite.
+        """
         rgb, clean = batch["rgb"].to(device, non_blocking=True), batch["rgb_clean"].to(device, non_blocking=True)
         features = None if self.encoder is None else self._encode(self.encoder, rgb)
         if "teacher_depth" in batch:
@@ -111,6 +120,13 @@ class Labeller:
             depth = self._decode(features, clean)
         else:
             depth = self._decode(self._encode(self.teacher, clean), clean)
+        video_ids = tuple(meta.video_id for meta in batch["meta"])
+        if "teacher_depth" not in batch and not getattr(self.teacher, "masks", False) and not depth.isfinite().all():
+            raise UserError(
+                f"teacher '{getattr(self.teacher, 'model_id', '?')}' gives depth that is not finite (videos:"
+                f" {', '.join(video_ids)}): its weights or its preprocessor_config.json are damaged, or the precision"
+                " is too low; try trainer.precision=float32"
+            )
         flow = None if self.flow is None else PairsOnce(self.flow)  # targets and static masks ask for the same pairs
         if self.target.is_offline and depth.shape[1] > 1:
             cached = batch.get("stabilized_depth")
@@ -118,8 +134,12 @@ class Labeller:
         if self.inverts:
             depth = torch.where(depth > 0, depth.reciprocal(), torch.nan)
         valid = torch.isfinite(depth)
+        if not (self._warned_of_none or valid.any()):
+            self._warned_of_none = True
+            log.warning(
+                "no pixel of a whole batch has a label (videos: %s): nothing is learned from it", ", ".join(video_ids)
+            )
         static = batch["static"].to(device) if "static" in batch else self._static(clean, flow)
-        video_ids = tuple(meta.video_id for meta in batch["meta"])
         motion = None if self.motion is None else self.motion(rgb)[0]
         return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, motion, video_ids)
 

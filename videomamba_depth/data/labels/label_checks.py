@@ -24,7 +24,7 @@ class Sample(NamedTuple):
 
 
 def check_labels(samples: Mapping[str, Sample]) -> None:
-    """Refuse labels that are upside down, or that belong to the frame before or after.
+    """Refuse labels that hold no depth, are upside down, or belong to the frame before or after.
 
     A shift shows where something moves, in detail that moves with it; labels of still pictures pass.
 
@@ -34,6 +34,11 @@ def check_labels(samples: Mapping[str, Sample]) -> None:
     Raises:
         UserError: naming the video and the remedy.
     """
+    if empty := [name for name, sample in samples.items() if not np.isfinite(sample.labels).any()]:
+        raise UserError(
+            f"data.labels: those of the first frames of {', '.join(empty)} hold no depth at all; check how they were"
+            " written and data.labels_kind, or set data.labels_check=false"
+        )
     signs = {name: sign_agreement(*sample) for name, sample in samples.items()}
     agreed = [value for value in signs.values() if np.isfinite(value)]
     if agreed and np.median(agreed) < WRONG_SIGN:
