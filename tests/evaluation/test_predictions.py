@@ -325,6 +325,13 @@ def test_kept_results_follow_the_content(tmp_path: Path, room: Room) -> None:
     assert flicker() != before
 
 
+def test_an_at_sign_in_the_name_of_a_video_means_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "b.npy", np.ones((2, *SIZE)))
+    assert Prediction("x", tmp_path).find("b@indoor").name == "b.npy"
+    with pytest.raises(UserError, match=r"no depth of 'b@1\.mp4'"):
+        Prediction("x", tmp_path, videos={"b@1.mp4": "b@1.mp4"}).find("b@1.mp4")
+
+
 def test_one_recording_for_two_clips_is_refused(tmp_path: Path, room: Room) -> None:
     for name in ("a/clip", "b/clip"):
         write_video(tmp_path / "videos" / f"{name}.mp4", room.rgb[:2])

@@ -28,7 +28,7 @@ from videomamba_depth.evaluation.encoded_frames import EncodedFrames
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
 from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
-from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scene_of
+from videomamba_depth.evaluation.predictions import Prediction, prediction_method
 from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, NoSuchList, choose
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
@@ -212,7 +212,7 @@ def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> l
         missing, recordings = [], {}
         for source in sources:
             try:
-                recordings[scene_of(source.name)] = prediction.find(source.name)
+                recordings[prediction.scene_of(source.name)] = prediction.find(source.name)
             except UserError as error:
                 missing.append(str(error))
         if missing:

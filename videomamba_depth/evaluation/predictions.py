@@ -52,7 +52,7 @@ class Prediction:
         Raises:
             UserError: there is none.
         """
-        scene = scene_of(clip)
+        scene = self.scene_of(clip)
         if scene != clip:
             try:
                 return find_recorded_depth(self.root, clip)
@@ -77,10 +77,9 @@ class Prediction:
         numbers = None if recorded.frame_numbers is None else recorded.frame_numbers.tolist()
         return digest(recorded.digest(), recorded.frame_names, numbers)
 
-
-def scene_of(clip: str) -> str:
-    """Return SCENE of a clip that is called SCENE@LIST; the name of every other clip."""
-    return clip.rpartition("@")[0] or clip
+    def scene_of(self, clip: str) -> str:
+        """Return SCENE of a clip that is called SCENE@LIST; the name of every other clip, and of every video."""
+        return clip if clip in self.videos else clip.rpartition("@")[0] or clip
 
 
 def scored_kind(kind: DepthKind) -> DepthKind:
