@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hidden-share", type=float, default=0.8)
     parser.set_defaults(layer_decay=1.0)
     args = parser.parse_args(arguments)
-    if AutoConfig.from_pretrained(args.teacher).model_type == "depth_anything":
+    if AutoConfig.from_pretrained(args.teacher, trust_remote_code=False).model_type == "depth_anything":
         teacher: nn.Module = DepthAnythingForDepthEstimation.from_pretrained(args.teacher).backbone
     else:
         teacher = CLIPVisionModel.from_pretrained(args.teacher)

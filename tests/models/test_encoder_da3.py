@@ -168,6 +168,17 @@ def test_the_sky_and_what_is_not_trusted_have_no_label(folders: dict[str, str]) 
     [
         ("da3mono-large", {"horizontal_fov_deg": 60.0}, "only DA3METRIC-LARGE makes meters of it"),
         ("da3mono-large", {"depth_kind": DepthKind.METRIC}, "leave the key out"),
+        ("da3mono-large", {"min_confidence": 2.0}, "has no confidence; leave the key out"),
+        *(
+            (name, {"horizontal_fov_deg": fov}, "fov_deg must be above 0 and at most 179; got")
+            for name, fov in (
+                ("da3metric-large", 0.0),
+                ("da3metric-large", -60.0),
+                ("da3metric-large", 180.0),
+                ("tiny", math.nan),
+            )
+        ),
+        *(("da3-small", {"min_confidence": c}, "must be a number, 1 or more; got") for c in (0.5, math.inf, math.nan)),
         ("tiny", {"horizontal_fov_deg": 60.0}, "is for Depth Anything 3"),
         ("tiny", {"min_confidence": 2.0}, "teacher.min_confidence is for Depth Anything 3"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
 
 from videomamba_depth import DepthStream
+from videomamba_depth.models.teacher_transformers import TransformersTeacher
 from videomamba_depth.models.teachers import open_encoder, open_teacher
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
@@ -74,6 +76,65 @@ def test_depth_up_to_a_scale_becomes_inverse_depth(folders: dict[str, str]) -> N
     assert torch.equal(scaled.predict_depth(rgb), 1 / meters.predict_depth(rgb))
     assert torch.equal(inverse.predict_depth(rgb), meters.predict_depth(rgb))
     assert len({json.dumps(teacher.cache_key()) for teacher in (scaled, meters, inverse)}) == 3
+
+
+def test_depth_near_0_has_no_label_but_a_stream_has_it(folders: dict[str, str]) -> None:
+    teacher = open_teacher(folders["prompt_depth_anything"], depth_kind=DepthKind.SCALED_DEPTH)
+    features, size = teacher.encode_frame(as_rgb(pictures(61, 87))), (61, 87)
+    assert torch.isfinite(teacher.decode(features, size)).all()
+    depth = torch.linspace(0, 1, 61 * 87).view(1, 1, *size)
+    depth.view(-1)[1] = 1e-17
+    teacher._depth = lambda pixels: depth  # type: ignore[attr-defined, method-assign]
+    features = teacher.encode_frame(as_rgb(pictures(61, 87))[:1])
+    stream, labels = teacher.decode(features, size), teacher.decode_labels(features, size)
+    known = depth >= 0.1 * 0.05
+    assert torch.equal(torch.isfinite(labels), known)
+    assert torch.equal(labels[known], 1 / depth[known])
+    assert torch.equal(stream[known], labels[known])
+    assert stream.max() <= 1 / 0.005 + 1
+
+
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [
+        ("dpt", {"image_processor_type": "ViTImageProcessor"}), ("dpt", {"do_resize": False}),
+        ("dpt", {"size": {"height": 50, "width": 64}}), ("dpt", {"size": {"shortest_edge": 64}}),
+        ("dpt", {"image_mean": [0.5, 0.5]}), ("glpn", {"size_divisor": 16}),
+        ("zoedepth", {"image_processor_type": "DPTImageProcessor"}),
+    ],
+)  # fmt: skip
+def test_a_processor_that_does_not_fit(folders: dict[str, str], tmp_path: Path, family: str, changed: Any) -> None:
+    copy = shutil.copytree(folders[family], tmp_path / "copy")
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(UserError, match=r"preprocessor_config\.json") as caught:
+        open_teacher(str(copy))
+    assert "\n" not in str(caught.value)
+    assert str(copy) in str(caught.value)
+
+
+def test_code_of_a_checkpoint_is_not_run(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(folders["glpn"], tmp_path / "copy")
+    for name, key in (
+        ("config.json", "AutoModelForDepthEstimation"),
+        ("preprocessor_config.json", "AutoImageProcessor"),
+    ):
+        about = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(about | {"auto_map": {key: "own.Own", "AutoConfig": "own.Own"}}))
+    (copy / "own.py").write_text("raise SystemExit('run')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    assert isinstance(open_teacher(str(copy)), TransformersTeacher)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"model_type": []}', '{"model_type": "dpt", "backbone_config": "x"}'])
+def test_a_config_of_another_form(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    for load in (open_teacher, open_encoder):
+        with pytest.raises(UserError, match="cannot load a depth model from folder") as caught:
+            load(str(tmp_path))
+        assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_depth_is_refused(tmp_path: Path, tiny_teacher_folder: str) -> None:

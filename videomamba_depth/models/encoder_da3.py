@@ -139,6 +139,10 @@ class DepthAnything3Encoder(Teacher):
         try:
             weights = _read_weights(name_or_path)
             encoder = cls(config, weights, name_or_path, short_side, horizontal_fov_deg, min_confidence)
+            if min_confidence > 1 and not encoder.reassemble_stage.has_positions:
+                raise UserError(
+                    f"teacher.min_confidence: '{name_or_path}' ({name}) has no confidence; leave the key out"
+                )
             check_finite(dict(encoder.named_parameters()), f"'{name_or_path}' cannot be used")
             for part in (encoder.backbone, encoder.reassemble_stage, encoder.head):
                 part.to(dtype)

@@ -188,6 +188,11 @@ def read_config(name_or_path: str) -> dict[str, Any]:
         raise loading_error(name_or_path, error) from error
     if not config:
         raise loading_error(name_or_path, FileNotFoundError("no config.json"))
+    if not isinstance(config, dict):
+        raise loading_error(name_or_path, TypeError(f"its config.json is a {type(config).__name__}"))
+    for key, kind in (("model_type", str), ("model_name", str), ("backbone_config", dict)):
+        if not isinstance(config.get(key), kind | None):
+            raise loading_error(name_or_path, TypeError(f"its config.json has {key}={config[key]!r}"))
     return config
 
 
@@ -223,7 +228,7 @@ def loading_error(name_or_path: str, error: Exception, *also: str) -> UserError:
     """
     if Path(name_or_path).is_dir():
         return UserError(
-            f"cannot load a depth model from folder '{name_or_path}' ({_first_line(error)}); it must hold"
+            f"cannot load a depth model from folder '{name_or_path}' ({first_line(error)}); it must hold"
             f" {', '.join(('config.json', *also))} and model.safetensors as written by save_pretrained"
         )
     causes = " ".join(type(cause).__name__ + " " + str(cause) for cause in _cause_chain(error))
@@ -235,7 +240,7 @@ def loading_error(name_or_path: str, error: Exception, *also: str) -> UserError:
             " teacher.name to a local folder (teacher=embedded needs no download)"
         )
     return UserError(
-        f"teacher '{name_or_path}' is neither a local folder nor a model id that the hub knows ({_first_line(error)});"
+        f"teacher '{name_or_path}' is neither a local folder nor a model id that the hub knows ({first_line(error)});"
         " check the spelling, e.g. depth-anything/Depth-Anything-V2-Small-hf"
     )
 
@@ -246,7 +251,8 @@ def _cause_chain(error: BaseException | None) -> Iterable[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says first, for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 

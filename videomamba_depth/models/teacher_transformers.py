@@ -16,11 +16,19 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from videomamba_depth.models.encoder_da import SCALES, Teacher
 from videomamba_depth.models.head_depth import DepthHead
-from videomamba_depth.models.teacher_files import errors_alone, load_weights, loading_error, read_config, source_of
+from videomamba_depth.models.teacher_files import (
+    errors_alone,
+    first_line,
+    load_weights,
+    loading_error,
+    read_config,
+    source_of,
+)
 from videomamba_depth.utils.depth_kind import MODEL_KINDS, DepthKind, all_kinds, can_convert
-from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.errors import UserError, is_out_of_memory
 
-_DEPTH = SCALES[0]
+_LABELS, _DEPTH = SCALES[:2]
+_NEAR_PERCENT, _NEAREST, _MAX_SAMPLES = 5, 0.1, 1_000_000
 
 _NOT_USED = ("neck.fusion_stage.layers.0.residual_layer1.",)
 """What DPT's first fusion layer holds and never calls; published checkpoints have no weights for it."""
@@ -114,11 +122,22 @@ class TransformersTeacher(Teacher):
         try:
             with errors_alone("transformers"):
                 about, _ = ImageProcessingMixin.get_image_processor_dict(source)
-                processor = AutoImageProcessor.from_pretrained(source)
+                processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # of as many kinds as for the weights
             raise loading_error(name_or_path, error, "preprocessor_config.json") from error
         model = load_weights(AutoModelForDepthEstimation, name_or_path, dtype, _NOT_USED)
-        return cls(model, processor, about, name_or_path, kind, short_side)
+        teacher = cls(model, processor, about, name_or_path, kind, short_side)
+        if dtype == torch.float32:  # a CPU lacks some operations in 16 bits
+            teacher.check_runs()
+        return teacher
+
+    def check_runs(self) -> None:
+        """Label a small frame: what does not fit shows here, not at the first one.
+
+        Raises:
+            UserError: see `encode_pixels`.
+        """
+        self.encode_pixels(self.mean.new_full((1, 3, 52, 88), 0.5))  # not multiples of 32, as models like them
 
     def normalize(self, rgb: Tensor) -> Tensor:
         """Leave RGB as it is: the processor normalizes."""
@@ -126,11 +145,38 @@ class TransformersTeacher(Teacher):
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the depth in place of every map: `[B, 1, h, w]`, float32.
+        """Return the depth in place of every map: `[B, 1, h, w]`, float32; where it is inverted, 1/z.
+
+        Depth that is near 0 has no label, NaN in the first map; in the others 1/z is that of the nearest that has one.
 
         Args:
             pixels: RGB `[B, 3, h, w]` in [0, 1]; it is rounded to whole levels of 255, as processors take pictures.
+
+        Raises:
+            UserError: model and processor do not fit each other, or the frame.
         """
+        try:
+            depth = self._depth(pixels)
+        except Exception as error:  # whatever models raise where a processor made other inputs than theirs
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"teacher '{self.model_id}' cannot label a frame of {pixels.shape[-1]}x{pixels.shape[-2]} px: its"
+                f" preprocessor_config.json does not fit it ({first_line(error)}); restore the one that came with it"
+            ) from error
+        if not self._inverts:
+            return dict.fromkeys(SCALES, depth)
+        floor = _nearest(depth)
+        inverse = depth.maximum(floor).reciprocal()
+        labels = torch.where(depth >= floor, inverse, torch.nan)
+        return {**dict.fromkeys(SCALES, inverse), _LABELS: labels}  # streams look for cuts in the coarsest
+
+    @torch.no_grad()
+    def decode_labels(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Return `decode`, NaN where the depth is too near 0 to be inverted."""
+        return self.head({_DEPTH: features[_LABELS]}, image_size)
+
+    def _depth(self, pixels: Tensor) -> Tensor:
         levels = pixels.mul(255).round_().clamp_(0, 255).to(torch.uint8)
         inputs = self.processor(images=list(levels), input_data_format="channels_first", return_tensors="pt")
         outputs = self.backbone(pixel_values=inputs["pixel_values"].to(pixels.device, self.dtype))
@@ -139,16 +185,13 @@ class TransformersTeacher(Teacher):
                 outputs[name] = value.float()
         sizes = [tuple(pixels.shape[-2:])] * len(pixels)  # ZoeDepth's processor takes them as those of the sources
         processed = self.processor.post_process_depth_estimation(outputs, sizes)
-        depth = torch.stack([one["predicted_depth"].reshape(sizes[0]) for one in processed])[:, None]
-        if self._inverts:
-            depth = torch.where(depth > 0, depth.reciprocal(), torch.nan)
-        return dict.fromkeys(SCALES, depth)  # streams look for cuts in the coarsest map
+        return torch.stack([one["predicted_depth"].reshape(sizes[0]) for one in processed])[:, None]
 
     def cache_key(self) -> dict[str, str | int | None]:
         """Return what decides the labels, the processor's settings among it."""
         digest = hashlib.sha256(json.dumps(self._about_processor, sort_keys=True).encode()).hexdigest()
         steps = f"whole frames in whole levels, {self.backbone.config.model_type}'s processor {digest[:16]}"
-        return {**super().cache_key(), "resize": steps + (", 1/z" if self._inverts else "")}
+        return {**super().cache_key(), "resize": steps + (", 1/z from a floor" if self._inverts else "")}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a copy that `from_pretrained`, ours and transformers', can load."""
@@ -165,6 +208,16 @@ class _DepthItself(DepthHead):
         if depth.shape[-2:] != tuple(image_size):
             depth = F.interpolate(depth.float(), image_size, mode="bilinear", align_corners=True)
         return depth
+
+
+def _nearest(depth: Tensor) -> Tensor:
+    """Return the least depth that is inverted, `[B, 1, 1, 1]`: a tenth of the 5th percentile of what is above 0.
+
+    Where a shift was taken for 0, the nearest point may be at 0; depth up to a scale hardly gets that near.
+    """
+    some = depth.flatten(1)[:, :: max(1, depth[0].numel() // _MAX_SAMPLES)]
+    near = torch.where(some > 0, some, torch.nan).nanquantile(_NEAR_PERCENT / 100, 1)
+    return (_NEAREST * near).nan_to_num(1.0).clamp_min(1e-20)[:, None, None, None]
 
 
 def _depth_kind(name: str, config: dict[str, Any], named: DepthKind | None) -> DepthKind:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES
 
@@ -32,8 +34,12 @@ def open_teacher(
         horizontal_fov_deg, min_confidence: of Depth Anything 3, see `DepthAnything3Encoder`.
 
     Raises:
-        UserError: no such folder or id, no network, no model of depth, or broken weights.
+        UserError: no such folder or id, no network, no model of depth, broken weights, or options that it cannot have.
     """
+    if horizontal_fov_deg is not None and not 0 < horizontal_fov_deg <= 179:
+        raise UserError(f"teacher.horizontal_fov_deg must be above 0 and at most 179; got {horizontal_fov_deg}")
+    if not 1 <= min_confidence < math.inf:
+        raise UserError(f"teacher.min_confidence must be a number, 1 or more; got {min_confidence}")
     config = read_config(name_or_path)
     family = config.get("model_type")
     is_da3 = is_depth_anything_3(config)
