@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -514,13 +515,13 @@ def test_a_new_data_set_is_a_function_and_an_entry(
     (code,) = [
         block for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "LAYOUTS" in block
     ]
-    monkeypatch.setattr(layouts, "LAYOUTS", dict(LAYOUTS))
+    monkeypatch.setitem(LAYOUTS, "my_set", LAYOUTS["tum"])  # taken out again afterwards
     exec(code, {})
     for i in range(FRAMES):
         save(tmp_path / "walk" / "left" / f"{i:04d}.png", room.rgb[i])
         save(tmp_path / "walk" / "left_depth" / f"{i:04d}.png", units(room.depth_m[i], 1000))
     caplog.set_level(logging.INFO)
-    (clip,) = clips(tmp_path)
+    (clip,) = clips(tmp_path, "rgbd.layout=my_set")
     assert (clip.name, clip.max_depth_m) == ("walk", 20.0)
     assert "is My set (rgbd.layout=my_set)" in caplog.text
     np.testing.assert_allclose(clip.gt_depth_m[:], room.depth_m, atol=5e-4)  # type: ignore[index]
@@ -635,3 +636,39 @@ def test_an_input_without_the_list_that_is_asked_for_is_left_out(
     given[-1] = "rgbd.lists=[none]"
     with pytest.raises(UserError, match="choose from 500, 110"):
         build_sources(load_config("evaluate", EvaluateConfig, given), build_flow("dis"))
+
+
+@pytest.mark.parametrize("write", [write_tum, write_bonn, write_7scenes, write_icl, write_tartanair])
+def test_published_intrinsics_are_those_of_the_pictures_size(
+    tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture, write: Callable[..., Any]
+) -> None:
+    write(tmp_path / "small", room)  # a tenth of 640×480 px
+    (clip,) = clips(tmp_path / "small")
+    matrix = np.asarray(clip.intrinsics)
+    assert (32 if write is write_tartanair else 48) <= matrix[0, 0] < 59
+    assert abs(matrix[0, 2] - 31.5) < 1.5
+    assert abs(matrix[1, 2] - 23.5) < 1.5
+    cut = replace(room, depth_m=room.depth_m[:, :40], rgb=room.rgb[:, :40])
+    (tmp_path / "cut").mkdir()
+    write(tmp_path / "cut", cut)
+    (clip,) = clips(tmp_path / "cut")
+    assert clip.intrinsics is None
+    assert "has 40×64 px, of another aspect ratio than the 480×640 px" in caplog.text
+
+
+def test_a_folder_of_bonn_that_was_renamed(tmp_path: Path, room: Room) -> None:
+    write_tum(tmp_path / "kept", room, "rgbd_bonn_balloon")
+    write_tum(tmp_path / "renamed", room, "balloon")
+    (kept,), (named,) = clips(tmp_path / "kept"), clips(tmp_path / "renamed", "rgbd.layout=bonn")
+    np.testing.assert_array_equal(named.camera_to_world, kept.camera_to_world)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(named.intrinsics, kept.intrinsics)  # type: ignore[arg-type]
+
+
+def test_wrong_keys_and_damage_name_key_and_sequence(tmp_path: Path, room: Room) -> None:
+    with pytest.raises(UserError, match=r"rgbd\.layout=nonsense: choose from vda, sintel"):
+        clips(tmp_path, "rgbd.layout=nonsense")
+    with pytest.raises(UserError, match=r"rgbd\.crop and rgbd\.crop_px"):
+        clips(tmp_path, "rgbd.crop=[1,1,1,1]", "rgbd.crop_px=1")
+    write_scannet(tmp_path, room)
+    with pytest.raises(UserError, match=r"^scene0707_00: it has 3 frames"):
+        clips(tmp_path, "rgbd.start=9")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -381,12 +382,25 @@ def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSour
 
 def _open_recording(config: EvaluateConfig, chosen: Chosen) -> EvaluationClip:
     pick = chosen.frames.pick(chosen.found.name, config.max_frames)
-    return config.rgbd.clip(chosen.name, chosen.rules.applied(chosen.found.open()), pick)
+    with _named(chosen):
+        return config.rgbd.clip(chosen.name, chosen.rules.applied(chosen.found.open()), pick)
+
+
+@contextmanager
+def _named(chosen: Chosen) -> Iterator[None]:
+    """Name the sequence in what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        if chosen.found.name in str(error):
+            raise
+        raise UserError(f"{chosen.name}: {error}") from error
 
 
 def _content_of_recording(config: EvaluateConfig, chosen: Chosen) -> str:
     pick = chosen.frames.pick(chosen.found.name, config.max_frames)
-    content = config.rgbd.content(chosen.rules.applied(chosen.found.open()), pick)
+    with _named(chosen):
+        content = config.rgbd.content(chosen.rules.applied(chosen.found.open()), pick)
     return digest(content, chosen.found.name, config.protocol, code_digest(find_layout.__module__, choose.__module__))
 
 

@@ -165,11 +165,11 @@ def shrink_clip(clip: EvaluationClip, max_side: int) -> EvaluationClip:
         valid=None if clip.valid is None else pick(clip.valid),
         motion=motion,
         estimated_motion=None,
-        intrinsics=None if clip.intrinsics is None else _scale_intrinsics(clip.intrinsics, scale),
+        intrinsics=None if clip.intrinsics is None else scale_intrinsics(clip.intrinsics, scale),
     )
 
 
-def _scale_intrinsics(intrinsics: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def scale_intrinsics(intrinsics: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Scale [3,3] intrinsics by (x, y); the corner of pixel 0, at −0.5, stays where it is."""
     scaled = np.array(intrinsics, dtype=np.float64)
     for axis in (0, 1):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from videomamba_depth.evaluation.clips import scale_intrinsics
 from videomamba_depth.evaluation.datasets import formats
 from videomamba_depth.evaluation.datasets.recording import (
     IMAGE_SUFFIXES,
@@ -67,9 +68,13 @@ class Found(NamedTuple):
 
 
 class Tree:
-    """The folders at and below one, at most `LEVELS` deep; depth may lie in a tree of its own."""
+    """The folders at and below one, at most `LEVELS` deep; depth may lie in a tree of its own.
 
-    def __init__(self, root: Path, depth_root: Path | None = None) -> None:
+    named: the layout was named by the user, so that what folders are called need not tell it.
+    """
+
+    def __init__(self, root: Path, depth_root: Path | None = None, *, named: bool = False) -> None:
+        self.named = named
         self.root = root.resolve() if root.is_dir() else root  # "." has no name, and no parents
         self.depth = self if depth_root is None else Tree(depth_root)
 
@@ -134,20 +139,25 @@ def tum(tree: Tree) -> Iterator[Found]:
         if "rgbd_bonn" not in folder.resolve().name:
             known = next(numbers for key, numbers in TUM_CAMERAS.items() if key in folder.resolve().name)
             own = folder / "calibration.txt"  # of ETH3D SLAM: fx fy cx cy
-            matrix = camera_matrix(own if own.is_file() else known)
-            yield Found(tree.name(folder), partial(_by_stamps, folder, matrix))
+            matrix, published = camera_matrix(own if own.is_file() else known), not own.is_file()
+            yield Found(tree.name(folder), partial(_by_stamps, folder, matrix, calibrated_at_vga=published))
 
 
 def bonn(tree: Tree) -> Iterator[Found]:
     """Bonn RGB-D Dynamic: as TUM in folders rgbd_bonn_*; groundtruth.txt is of the tracked markers."""
     for folder in tree.having("rgb.txt", "depth.txt"):
-        if "rgbd_bonn" in folder.resolve().name:
+        if tree.named or "rgbd_bonn" in folder.resolve().name:
             matrix = camera_matrix(BONN_CAMERA)
             yield Found(tree.name(folder), partial(_by_stamps, folder, matrix, BONN_ROS, BONN_MARKERS))
 
 
 def _by_stamps(
-    folder: Path, matrix: np.ndarray, world: np.ndarray | None = None, camera: np.ndarray | None = None
+    folder: Path,
+    matrix: np.ndarray,
+    world: np.ndarray | None = None,
+    camera: np.ndarray | None = None,
+    *,
+    calibrated_at_vga: bool = True,
 ) -> Recording:
     """Associate three lists by time; poses P become world⁻¹ · P · world · camera."""
     images, missing = formats.read_list(folder / "rgb.txt")
@@ -170,7 +180,7 @@ def _by_stamps(
         frames=frames,
         left_out={reason: names for reason, names in left_out.items() if names},
         depth_scale=5000.0,
-        intrinsics=matrix,
+        intrinsics=_at_size(matrix, frames) if calibrated_at_vga else matrix,
         poses=poses,
     )
 
@@ -190,7 +200,7 @@ def _icl(folder: Path) -> Recording:
         frames=frames,
         left_out=left_out,
         depth_scale=5000.0,
-        intrinsics=camera_matrix((481.2, -480.0, 319.5, 239.5)),
+        intrinsics=_at_size(camera_matrix((481.2, -480.0, 319.5, 239.5)), frames),
         poses=_posed(next(folder.glob("*.gt.freiburg")), [float(n) for n in _numbers(frames)]),
     )
 
@@ -284,7 +294,7 @@ def _seven_scenes(folder: Path) -> Recording:
         left_out=left_out,
         depth_scale=1000.0,
         invalid_value=65535.0,
-        intrinsics=camera_matrix((585.0, 585.0, 320.0, 240.0)),
+        intrinsics=_at_size(camera_matrix((585.0, 585.0, 320.0, 240.0)), frames),
         poses=_matrices(folder / f"{frame.name}.pose.txt" for frame in frames),
     )
 
@@ -298,13 +308,17 @@ def nyu(tree: Tree) -> Iterator[Found]:
         yield Found(tree.name(folder), partial(_nyu_folder, folder))
 
 
-NYU: dict[str, Any] = {"intrinsics": camera_matrix(NYU_CAMERA), "crop": NYU_CROP}
-
-
 def _nyu_folder(folder: Path) -> Recording:
     images = [path for path in listed(folder, IMAGE_SUFFIXES) if path.name.startswith("rgb_")]
     frames, left_out = _paired(images, lambda image: folder / f"sync_depth_{image.stem.removeprefix('rgb_')}.png")
-    return Recording(folder=folder, frames=frames, left_out=left_out, depth_scale=1000.0, **NYU)
+    return Recording(
+        folder=folder,
+        frames=frames,
+        left_out=left_out,
+        depth_scale=1000.0,
+        intrinsics=_at_size(camera_matrix(NYU_CAMERA), frames),
+        crop=NYU_CROP,
+    )
 
 
 def _nyu_labeled(file: Path) -> Recording:
@@ -320,7 +334,8 @@ def _nyu_labeled(file: Path) -> Recording:
         frames=[RgbdFrame(i, i, f"{i + 1:04d}", i) for i in chosen],
         read_image=lambda i: np.ascontiguousarray(images[i].transpose(2, 1, 0)),  # stored as [3, W, H]
         read_depth=lambda i: np.ascontiguousarray(depths[i].T, dtype=np.float32),
-        **NYU,
+        intrinsics=camera_matrix(NYU_CAMERA),
+        crop=NYU_CROP,
     )
 
 
@@ -346,7 +361,7 @@ def _tartanair(folder: Path, camera: str) -> Recording:
         frames=frames,
         left_out=left_out,
         max_depth_m=80.0,
-        intrinsics=camera_matrix((320.0, 320.0, 320.0, center)),
+        intrinsics=_at_size(camera_matrix((320.0, 320.0, 320.0, center)), frames, (int(2 * center), 640)),
         poses=poses,
         read_depth=read_depth if camera == "left" else formats.read_float_png,
     )
@@ -580,8 +595,10 @@ def find_layout(root: str | Path, layout: str | None = None, depth_root: str | P
     for path in (root, depth_root or root):
         if not Path(path).exists():
             raise UserError(f"'{path}' does not exist")
-    tree = Tree(Path(root), None if depth_root is None else Path(depth_root))
+    tree = Tree(Path(root), None if depth_root is None else Path(depth_root), named=layout is not None)
     for name in LAYOUTS if layout is None else [layout]:
+        if name not in LAYOUTS:
+            raise UserError(f"rgbd.layout={name}: choose from {', '.join(LAYOUTS)}")
         found = list(LAYOUTS[name].find(tree))
         if found:
             kind, note = LAYOUTS[name], f"; {LAYOUTS[name].note}" if LAYOUTS[name].note else ""
@@ -610,6 +627,29 @@ def _posed(trajectory: Path, stamps: Sequence[float]) -> np.ndarray:
         raise UserError(f"{trajectory} must have rows 'stamp tx ty tz qx qy qz qw'; found {rows.shape[1]} columns")
     partners = associate(stamps, rows[:, 0].tolist())
     return _stacked(pose_matrix(rows[j, 1:4], rows[j, 4:]) if j >= 0 else UNKNOWN for j in partners)
+
+
+def _at_size(
+    matrix: np.ndarray, frames: Sequence[RgbdFrame], published: tuple[int, int] = (480, 640)
+) -> np.ndarray | None:
+    """Return a data set's intrinsics, of depth maps of its published height and width, at the size of these.
+
+    None, with a warning, where the aspect ratio is another: nobody knows how the pictures were cut.
+    """
+    path = frames[0].depth if frames else None
+    if path is None:
+        return matrix
+    height, width = read_depth(path).shape if path.suffix == ".npy" else formats.image_size(path)
+    if abs(height - width * published[0] / published[1]) >= 1:
+        log.warning(
+            "%s has %d×%d px, of another aspect ratio than the %d×%d px that the data set's intrinsics are of; without"
+            " rgbd.intrinsics there are none",
+            path, height, width, *published,
+        )  # fmt: skip
+        return None
+    if (height, width) == published:
+        return matrix
+    return scale_intrinsics(matrix, np.array([width / published[1], height / published[0]]))
 
 
 def _numbers(frames: Sequence[RgbdFrame]) -> list[int]:

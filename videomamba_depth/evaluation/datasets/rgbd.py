@@ -28,7 +28,7 @@ from videomamba_depth.evaluation.datasets.timestamps import MAX_DIFFERENCE_S, as
 from videomamba_depth.evaluation.metrics.geometry import usable_poses
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.intrinsics import camera_matrix
-from videomamba_depth.utils.settings import Range, choice, ranged, text
+from videomamba_depth.utils.settings import Range, ranged, text
 from videomamba_depth.utils.settings import path as path_to
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RgbdFormat:
     sequences that are taken; lists: names of a protocol's frame lists. start, stride: see `FramePick`.
     """
 
-    layout: str | None = choice(*LAYOUTS, default=None)
+    layout: str | None = text(default=None)
     depth_root: str | None = path_to(None)
     depth_scale: float | None = ranged(0, 1e9, None, open="low")
     invalid: float | None = ranged(-1e9, 1e9, None)
@@ -59,6 +59,12 @@ class RgbdFormat:
     lists: list[str] | None = text(default=None)
     start: int | None = ranged(0, 10**9, None)
     stride: int | None = ranged(1, 10**6, None)
+
+    def __post_init__(self) -> None:
+        if self.layout not in (None, *LAYOUTS):
+            raise UserError(f"rgbd.layout={self.layout}: choose from {', '.join(LAYOUTS)}")
+        if self.crop is not None and self.crop_px is not None:
+            raise UserError("rgbd.crop and rgbd.crop_px say the same: set one of them")
 
     def clip(self, name: str, recording: Recording, frames: FramePick = ALL_FRAMES) -> EvaluationClip:
         """Return the frames of a recording as a clip, with what is set here in place of what its layout says.
