@@ -17,7 +17,7 @@ from videomamba_depth.flow import inverse_search_cpp
 from videomamba_depth.flow.inverse_search import InverseSearchSettings, estimate
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import resize_flow, resize_maps
-from videomamba_depth.utils.images import LUMA
+from videomamba_depth.utils.images import luma
 from videomamba_depth.utils.settings import choice, path, ranged
 
 DIS_PRESETS = ("ultrafast", "fast", "medium")
@@ -143,12 +143,12 @@ class InverseSearchFlow:
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
         _check_pair(source, target, DIS_MIN_SIZE_PX)
-        return self._estimate(_luma(source), _luma(target))
+        return self._estimate(luma(source), luma(target))
 
     def both_ways(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate source → target and target → source, each as `__call__` does."""
         _check_pair(source, target, DIS_MIN_SIZE_PX)
-        a, b = _luma(source), _luma(target)
+        a, b = luma(source), luma(target)
         forth, back = self._estimate(torch.cat([a, b]), torch.cat([b, a])).chunk(2)
         return forth, back
 
@@ -246,16 +246,9 @@ def _check_pair(source: Tensor, target: Tensor, min_size: int) -> None:
         raise ValueError(f"flow needs frames of at least {min_size} px; got {list(source.shape[-2:])}: upscale them")
 
 
-def _luma(frames: Tensor) -> Tensor:
-    """Return [K,1,H,W] float32, without a constant that would be copied to the device."""
-    red, green, blue = frames.float().split(1, 1)
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-
-
 def _luma8(frames: Tensor) -> list[np.ndarray]:
-    weights = torch.tensor(LUMA, device=frames.device).view(1, 3, 1, 1)
-    luma = (frames.detach().float() * weights).sum(dim=1)
-    return list((luma * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+    levels = (luma(frames.detach())[:, 0] * 255).round().clamp(0, 255)
+    return list(levels.to(torch.uint8).cpu().numpy())
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.utils.checkpoint import Layout, check_tensors
-from videomamba_depth.utils.images import LUMA
+from videomamba_depth.utils.images import luma
 
 _BINS = 64
 _FEATURE_GRID, _PATTERN_GRID = 4, 8
@@ -99,11 +99,11 @@ class ResetPolicy(StreamHook):
 
         Operations on tensors alone; `kept` holds what it held after the frame before, or nothing.
         """
-        luma = _small_luma(rgb)
+        small_luma = _small_luma(rgb)
         now = {
-            "histogram": luma_histogram(luma),
+            "histogram": luma_histogram(small_luma),
             "features": layout(features, _FEATURE_GRID),
-            "pattern": layout(luma, _PATTERN_GRID),
+            "pattern": layout(small_luma, _PATTERN_GRID),
         }
         if "histogram" not in kept:
             zeros = now["histogram"].new_zeros(len(rgb))
@@ -183,18 +183,17 @@ def _small_luma(rgb: Tensor) -> Tensor:
     """Return luma `[B, 1, h, w]` of frames `[B, 3, H, W]` averaged down to about `_LUMA_SIDE` px."""
     cell = min(rgb.shape[-2:]) // _LUMA_SIDE
     small = F.avg_pool2d(rgb, cell) if cell > 1 else rgb  # first: few numbers of a large frame are left to weigh
-    red, green, blue = small.float().split(1, 1)
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue  # no constant is copied to the device
+    return luma(small)
 
 
-def luma_histogram(luma: Tensor) -> Tensor:
+def luma_histogram(small_luma: Tensor) -> Tensor:
     """Return the normalized histogram `[B, 64]` of luma `[B, 1, h, w]` in [0, 1]."""
-    pixels = luma.flatten(1)
+    pixels = small_luma.flatten(1)
     level = pixels.clamp(0, 1) * (_BINS - 1)
     # Each pixel is shared between its two nearest bins: a slight change of exposure moves the histogram slightly.
     low = level.floor()
     high_share = level - low
-    histogram = luma.new_zeros(len(luma), _BINS)
+    histogram = pixels.new_zeros(len(pixels), _BINS)
     histogram.scatter_add_(1, low.long(), 1 - high_share)
     histogram.scatter_add_(1, (low.long() + 1).clamp(max=_BINS - 1), high_share)
     return histogram / pixels.shape[1]

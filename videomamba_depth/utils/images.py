@@ -66,6 +66,12 @@ def check_rgb(rgb: Tensor) -> None:
         )
 
 
+def luma(frames: Tensor) -> Tensor:
+    """Return the luma `[B, 1, H, W]` float32 of frames `[B, 3, H, W]`; no constant is copied to the device."""
+    red, green, blue = frames.float().split(1, 1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
 def shrinks(old: tuple[int, int], new: tuple[int, int]) -> bool:
     """Tell whether a side becomes smaller from size `old` to `new`, both (H, W)."""
     return new[0] < old[0] or new[1] < old[1]
