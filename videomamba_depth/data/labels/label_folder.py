@@ -86,7 +86,8 @@ class LabelFolder:
         with ThreadPoolExecutor(_THREADS) as pool:
             found = zip(videos, pool.map(problem_of, videos), strict=True)
             problems = {source.video_id: problem for (source, _), problem in found if problem}
-        problems |= find_mixed_up(recordings, {source.video_id: source.path for source, _ in videos})
+        paths = {source.video_id: source.path for source, _ in videos}
+        problems |= find_mixed_up({name: recordings[name] for name in paths if name in recordings}, paths)
         if problems:
             raise UserError(
                 f"data.labels: {len(problems)} of {len(videos)} videos have no labels that fit: {summarize(problems)}"
