@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from depth_models import save_depth_anything_3, save_depth_model
+from media import write_video
 from tiny import save_tiny_teacher
 
 from videomamba_depth.configuration.build import build_dataset, build_teacher, build_trainer
@@ -80,9 +81,32 @@ def test_the_scale_that_a_student_gets(
     build(f"model.encoder={tiny_teacher_folder}")
     (record,) = caplog.records
     assert "a single frame keeps the encoder's depth; model.train_head=true lets it learn" in record.getMessage()
+    given[0] = f"teacher.name={meters}"
+    with pytest.raises(UserError, match=r"teach the student the meters of .*; set loss\.ssi_alignment=none$"):
+        build("model.encoder=video_mamba")
+    with pytest.raises(UserError, match=r"the meters of '/labels'; set loss\.ssi_alignment=none and model\.train_head"):
+        build("data=video_folder", "data.root=.", "data.labels=/labels")
     given[0] = f"teacher.name={save_depth_anything_3('da3metric-large', tmp_path / 'da3')}"
     with pytest.raises(UserError, match=r"data\.crop=\[28, 28\] cuts frames .*; set data\.short_side alone"):
         build("teacher.horizontal_fov_deg=60", "data=video_folder", "data.root=.", "data.crop=[28,28]")
+
+
+def test_an_encoder_that_is_told_the_field_of_view_trains_on_whole_frames(tmp_path: Path) -> None:
+    teacher = save_depth_anything_3("da3metric-large", tmp_path / "da3")
+    write_video(tmp_path / "clip.mp4", num_frames=6, width=66, height=48)
+    given = [f"teacher.name={teacher}", "teacher.horizontal_fov_deg=60", "debug=smoke", "trainer.device=cpu"]
+    given += ["data=video_folder", f"data.root={tmp_path / 'clip.mp4'}", "data.short_side=42", "data.crop=null"]
+    given += ["data.clip_frames=2", "data.flip=false", "data.perturb.probability=0", "data.color_jitter=0"]
+    given += ["data.num_workers=0", "trainer.precision=float32", "loss.target=raw"]
+    config = load_config("train", TrainConfig, given)
+    trainer = build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path / "run"), {})
+    clip = trainer.labeller(next(trainer._batches_from(0)), torch.device("cpu"))
+    assert clip.rgb.shape[-2:] == (42, 56)
+    features = {name: x.flatten(0, 1) for name, x in clip.features.items()}  # type: ignore[union-attr]
+    own = trainer.student.encoder.decode(features, (42, 56))  # type: ignore[union-attr]
+    # Of frames of 42 × 58 px, 56 would be cut out: 3 % of the focal length.
+    known = clip.target.valid.flatten(0, 1)
+    torch.testing.assert_close(own[known], clip.target.depth.flatten(0, 1)[known], rtol=1e-5, atol=0)
 
 
 def test_a_cache_that_is_no_folder(tiny_teacher_folder: str) -> None:

@@ -98,6 +98,16 @@ def test_backbones_give_maps_and_tokens() -> None:
         assert model(IMAGES).feature_maps[1].shape == (2, 17, 16)
 
 
+def test_the_stages_that_a_backbone_returns() -> None:
+    config = vim(out_features=["stem", "stage2"], out_indices=[0, 2])
+    assert (config.out_features, config.out_indices) == (["stem", "stage2"], [0, 2])
+    again = transformers_models.VimConfig.from_dict(config.to_dict())
+    assert (again.out_features, again.out_indices) == (["stem", "stage2"], [0, 2])
+    assert vim().out_features == ["stage4"]
+    with pytest.raises(ValueError, match="are not those of out_features"):
+        vim(out_features=["stage1"], out_indices=[2])
+
+
 def test_upernet_and_dpt_heads_take_them() -> None:
     backbone = vim(out_indices=[1, 2, 3, 4])
     config = transformers.UperNetConfig(

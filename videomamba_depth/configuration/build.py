@@ -248,7 +248,8 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         origin, about = teacher, describe_video_mamba(encoder, teacher, "../../encoder")
     else:
         origin, about = encoder, describe_encoder(encoder, "../../encoder")
-        _check_scale(config, encoder, teacher)
+        config = _with_whole_frames(config, encoder)
+    _check_scale(config, encoder, teacher)
     temporal, motion, output = config.model.temporal(), config.model.flow, config.model.output
     with building("model"):
         student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output)
@@ -294,32 +295,45 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     )
 
 
-def _check_scale(config: TrainConfig, encoder: Teacher, teacher: Teacher) -> None:
+def _with_whole_frames(config: TrainConfig, encoder: Teacher) -> TrainConfig:
+    """Return the config with frames that are not cut, for an encoder that is told the field of view of whole ones.
+
+    Raises:
+        UserError: the config asks for a crop.
+    """
+    fov, transform = encoder.options().get("horizontal_fov_deg"), config.data.transform
+    if fov is None or config.data.kind == "synthetic":
+        return config
+    if transform.crop is not None:
+        raise UserError(
+            f"data.crop={list(transform.crop)} cuts frames for an encoder that is told the field of view of whole ones,"
+            f" teacher.horizontal_fov_deg={fov:g}: its meters would be others; set data.short_side alone"
+        )
+    return replace(config, data=replace(config.data, transform=replace(transform, whole=True)))
+
+
+def _check_scale(config: TrainConfig, encoder: Teacher | VideoMambaEncoder, teacher: Teacher) -> None:
     """Look whether the student's depth can get the scale of its labels.
 
     Raises:
-        UserError: nothing would teach it the labels' meters, or its encoder makes meters of whole frames alone.
+        UserError: nothing would teach it the labels' meters.
     """
-    fov, crop = encoder.options().get("horizontal_fov_deg"), config.data.transform.crop
-    if fov is not None and crop is not None and config.data.kind != "synthetic":
-        raise UserError(
-            f"data.crop={list(crop)} cuts frames for an encoder that is told the field of view of whole ones,"
-            f" teacher.horizontal_fov_deg={fov:g}: its meters would be others; set data.short_side alone"
-        )
-    if teacher is encoder or config.data.labels is not None:
+    labels = config.data.labels
+    if teacher is encoder and labels is None:
         return
-    if encoder.depth_kind is DepthKind.METRIC and config.loss.ssi_alignment != "none":
+    is_metric, learns = encoder.depth_kind is DepthKind.METRIC, config.model.train_head or not encoder.frozen
+    if is_metric and config.loss.ssi_alignment != "none":
         raise UserError(
-            f"loss.ssi_alignment={config.loss.ssi_alignment} is blind to scale and shift: the student's meters would be"
-            f" those of its encoder '{encoder.model_id}', not those of '{teacher.model_id}'; set"
-            " loss.ssi_alignment=none and model.train_head=true"
+            f"loss.ssi_alignment={config.loss.ssi_alignment} is blind to scale and shift: nothing would teach the"
+            f" student the meters of '{labels or teacher.model_id}'; set loss.ssi_alignment=none"
+            + ("" if learns else " and model.train_head=true")
         )
-    if not config.model.train_head:
+    if not learns and (is_metric or labels is None):
         log.warning(
             "the decoder of the encoder '%s' is frozen: a single frame keeps the encoder's depth; model.train_head=true"
-            " lets it learn that of the teacher '%s'",
-            encoder.model_id,
-            teacher.model_id,
+            " lets it learn that of '%s'",
+            getattr(encoder, "model_id", ""),
+            labels or teacher.model_id,
         )
 
 

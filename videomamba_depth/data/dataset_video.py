@@ -16,7 +16,7 @@ from videomamba_depth.data.clip import ClipMeta, SharedFlags, WholeFrames
 from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.playback import Playback, adapt_relative_maps
-from videomamba_depth.data.transforms import ClipTransform, resize_images
+from videomamba_depth.data.transforms import ClipTransform, cover_size, resize_images
 from videomamba_depth.data.video.find import VideoSource, find_sources, is_list, scan_sources, summarize, unique_ids
 from videomamba_depth.data.video.reader import VideoInfo, VideoReadError, probe_video, read_frames, read_image
 from videomamba_depth.utils.errors import UserError
@@ -116,14 +116,17 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
         clip: dict[str, np.ndarray] = {}
         if frames == 1 and info.image_paths:
             image = read_image(info.image_paths[indices[0]])[None]  # stills of one folder may differ in size
-            geometry = self.transform.draw_geometry(image.shape[1], image.shape[2], rng)
+            height, width = image.shape[1:3]
+            geometry = self.transform.draw_geometry(height, width, rng)
             clip["rgb"] = resize_images(image, geometry.resized)
         else:
-            geometry = self.transform.draw_geometry(info.height, info.width, rng)
+            height, width = info.height, info.width
+            geometry = self.transform.draw_geometry(height, width, rng)
             resize = functools.partial(_resize_one, size=geometry.resized)
             clip["rgb"] = read_frames(source.path, forwards, info=info, convert=resize)
         if self.teacher_cache is not None:
-            clip |= self.teacher_cache.lookup(source.video_id, forwards, source.path, geometry.resized) or {}
+            cached = cover_size(height, width, self.transform.crop or self.transform.short_side)[1]
+            clip |= self.teacher_cache.lookup(source.video_id, forwards, source.path, cached) or {}
         if self.labels is not None and "teacher_depth" not in clip:
             clip["teacher_depth"] = self.labels.read(source, info, forwards)
         clip = adapt_relative_maps(clip, indices)

@@ -64,6 +64,8 @@ class ClipTransform:
             contrast and saturation are multiplied by factors in 1 ± it, and the hue turns by ±0.15 of it, in turns.
         perturb: per-frame defects of the student's input `rgb`; `rgb_clean` stays free of them.
         random_crop: crop at a random place; otherwise at the center.
+        whole: instead of cutting off what `short_side`'s rounding leaves over, resize to the rounded sides, as encoders
+            do with frames of a stream.
     """
 
     short_side: int | None = ranged(14, 8192, None)
@@ -72,6 +74,7 @@ class ClipTransform:
     color_jitter: float = ranged(0, 1, 0.0)
     perturb: Perturbations = Perturbations(probability=0.0)
     random_crop: bool = derived(True)
+    whole: bool = derived(False)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -111,6 +114,8 @@ class ClipTransform:
         """Draw resize, crop and flip for frames of the given size in px."""
         rng.random()  # of a draw that is no longer made: a seed keeps the clips that it has always given
         size, resized = cover_size(height, width, self.crop or self.short_side)
+        if self.whole:
+            resized = size
         if self.random_crop:
             top, left = int(rng.integers(resized[0] - size[0] + 1)), int(rng.integers(resized[1] - size[1] + 1))
         else:

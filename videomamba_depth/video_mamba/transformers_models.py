@@ -68,7 +68,12 @@ class _Config(BackboneConfigMixin, PreTrainedConfig):
         self.model_options = model_options or {}
         self.reshape_hidden_states = reshape_hidden_states
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, num_hidden_layers + 1))]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        if out_features is None:  # setting one sets both, in all releases of transformers
+            self.out_indices = out_indices
+        else:
+            self.out_features = out_features
+            if out_indices is not None and [self.stage_names[i] for i in out_indices] != out_features:
+                raise ValueError(f"out_indices {list(out_indices)} are not those of out_features {out_features}")
 
     def arguments(self, num_classes: int) -> dict[str, Any]:
         """Return the keyword arguments of the model."""
@@ -206,6 +211,8 @@ class _Backbone(BackboneMixin, _Face):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        if hasattr(self, "_init_backbone"):  # before transformers 5.4 that was up to the model
+            self._init_backbone(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
 
     def forward(self, pixel_values: Tensor, return_dict: bool | None = None, **_: Any) -> Any:
