@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -65,12 +66,19 @@ def test_a_constant_teacher_is_no_better_than_the_constant_on_worlds() -> None:
     assert scores["boundary_f1"] == 0
 
 
-def test_the_command_measures_a_teacher_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("evaluate_teacher", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_measures_a_teacher_on_a_folder(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     depth_m, rgb = floor(56, 70), np.random.default_rng(0).integers(0, 256, (56, 70, 3), np.uint8)
     own, official = tmp_path / "own", tmp_path / "office" / "seq-01"
     for path, image in (
@@ -96,3 +104,24 @@ def test_the_command_measures_a_teacher_on_a_folder(tmp_path: Path, capsys: pyte
     ):
         with pytest.raises(UserError, match=message):
             script.main(["embedded", "--rgbd", f"mine={wrong}"])
+
+
+def test_a_sheet_of_pictures_has_a_row_for_each_video(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 36, 64, 3), np.uint8)
+    for name, image in zip(("videos/walk", "videos/drive"), noise, strict=True):
+        (tmp_path / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / name / "0.png"), image)
+    arguments = ["embedded", "--frames", "0", "--videos", str(tmp_path / "videos"), "--pictures"]
+    sizes = []
+    for extra in ([], ["--depth-only"]):
+        script.main([*arguments, str(tmp_path / "new" / "sheet.png"), *extra])
+        sizes.append(cv2.imread(str(tmp_path / "new" / "sheet.png")).shape[:2])
+    assert sizes[0] == (2 * (180 + 22), 2 * 320)
+    assert sizes[1] == (2 * (180 + 22), 320)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"\.jpg or \.png"):
+        script.main([*arguments, str(tmp_path / "sheet.txt")])
+    with pytest.raises(UserError, match="go together"):
+        script.main(arguments[:-1])

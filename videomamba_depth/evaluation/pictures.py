@@ -148,9 +148,9 @@ class ClipView:
             return path.read_bytes()
 
     def _frame(self, t: int) -> np.ndarray:
-        tiles = [_tile(self.rgb[t], "input")]
+        tiles = [tile(self.rgb[t], "input")]
         for method, levels in self._levels.items():
-            tiles.append(_tile(INFERNO.paint(levels[t]), method))
+            tiles.append(tile(INFERNO.paint(levels[t]), method))
         columns = len(tiles) if len(tiles) <= 3 else (len(tiles) + 1) // 2
         tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
         rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
@@ -217,10 +217,10 @@ def _failure(context: Context, t: int, disparity: np.ndarray, error: np.ndarray,
     top = 3.0 * max(_mean_of_known(error), 1e-12)
     blank = ~known[..., None]
     tiles = [
-        _tile(context.rgb[t], "input"),
-        _tile(np.where(blank, np.uint8(0), INFERNO(reference, (low, high))), title),
-        _tile(INFERNO(disparity, (low, high)), method),
-        _tile(np.where(blank, np.uint8(0), INFERNO(np.nan_to_num(error), (0.0, top))), f"{metric}, 0 to {top:.2g}"),
+        tile(context.rgb[t], "input"),
+        tile(np.where(blank, np.uint8(0), INFERNO(reference, (low, high))), title),
+        tile(INFERNO(disparity, (low, high)), method),
+        tile(np.where(blank, np.uint8(0), INFERNO(np.nan_to_num(error), (0.0, top))), f"{metric}, 0 to {top:.2g}"),
     ]
     done, data = cv2.imencode(".jpg", np.concatenate(tiles, axis=1)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     if not done:
@@ -275,8 +275,8 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
     return np.repeat(picture, 2, axis=0)
 
 
-def _tile(picture: np.ndarray, label: str) -> np.ndarray:
-    """Return a picture of even size, at most `MAX_TILE_PX` wide and high, below its label."""
+def tile(picture: np.ndarray, label: str) -> np.ndarray:
+    """Return uint8 RGB [h,w,3] at an even size, its longer side `MAX_TILE_PX`, below its label."""
     scale = MAX_TILE_PX / max(picture.shape[:2])
     size = [max(2, 2 * round(side * scale / 2)) for side in (picture.shape[1], picture.shape[0])]
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
