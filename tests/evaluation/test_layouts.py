@@ -297,7 +297,7 @@ def write_vda(root: Path, room: Room) -> None:
 def hdf5(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read the arrays of HDF5 files from .npz files of the same names."""
     monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=lambda path, mode: np.load(path)))
-    splits: Any = SimpleNamespace(loadmat=lambda path: {"testNdxs": np.array([[1], [3]])})
+    splits: Any = SimpleNamespace(loadmat=lambda path: json.loads(path.read_text()))
     monkeypatch.setitem(sys.modules, "scipy", SimpleNamespace(io=splits))
     monkeypatch.setitem(sys.modules, "scipy.io", splits)
 
@@ -488,9 +488,111 @@ def test_what_is_not_there_is_said(tmp_path: Path, room: Room, monkeypatch: pyte
 @pytest.mark.usefixtures("hdf5")
 def test_the_test_split_of_nyu(tmp_path: Path, room: Room) -> None:
     write_nyu_labeled(tmp_path, room)
-    (tmp_path / "splits.mat").touch()
+    (tmp_path / "splits.mat").write_text('{"testNdxs": [[1], [3]]}')
     (clip,) = clips(tmp_path)
     assert clip.frame_ids == ("0001", "0003")
+    for content, said in (
+        ("{", r"cannot read .*splits\.mat: .*; download splits\.mat again, or remove it"),
+        ("{}", "splits.mat: it has no 'testNdxs'"),
+        ('{"testNdxs": ["a"]}', "'testNdxs' of .*splits.mat must hold the numbers of pictures"),
+        ('{"testNdxs": [1, 0]}', "names picture 0; beside it are those from 1 to 3"),
+        ('{"testNdxs": [1, 4]}', "names picture 4"),
+    ):
+        (tmp_path / "splits.mat").write_text(content)
+        with pytest.raises(UserError, match=said):
+            clips(tmp_path)
+
+
+@pytest.mark.usefixtures("hdf5")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "must have the columns parameter_name and parameter_value"),
+        ("parameter_name,value\nmeters_per_asset_unit,0.1\n", "must have the columns parameter_name and"),
+        ("parameter_name,parameter_value\nsite,0.1\n", "has no row 'meters_per_asset_unit,METERS'"),
+        ("parameter_name,parameter_value\nmeters_per_asset_unit\n", r"metadata_scene\.csv, line 2: meters_per"),
+        ("parameter_name,parameter_value\na,b\nmeters_per_asset_unit,inch\n", "line 3: .* must be a length in m; got"),
+        ("parameter_name,parameter_value\nmeters_per_asset_unit,0\n", "line 2: .* must be a length in m"),
+        ("\xff\xfe", "metadata_scene.csv must have the columns"),
+    ],
+)
+def test_damaged_scenes_of_hypersim_are_named(tmp_path: Path, room: Room, content: str, said: str) -> None:
+    write_hypersim(tmp_path, room)
+    scene = tmp_path / "ai_001_001" / "_detail" / "metadata_scene.csv"
+    scene.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=said):
+        clips(tmp_path)
+
+
+@pytest.mark.usefixtures("hdf5")
+def test_key_frames_of_hypersim_of_another_form_are_named(tmp_path: Path, room: Room) -> None:
+    write_hypersim(tmp_path, room)
+    file = tmp_path / "ai_001_001/_detail/cam_00/camera_keyframe_orientations.hdf5"
+    for orientations, said in ((np.ones((3, 9)), r"must hold numbers \[n, 3, 3\]"), (np.ones((2, 3, 3)), "3, 2 and 3")):
+        with file.open("wb") as stream:
+            np.savez(stream, dataset=orientations)
+        with pytest.raises(UserError, match=said):
+            clips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda frames: {"frames": frames}, "must hold a list of frames, as JSON; it holds a dict"),
+        (lambda frames: [*frames[:2], {}], r"frame_annotations_valid\.jgz, entry 2, must have .*: it has no 'image'"),
+        (lambda frames: [1, *frames], "entry 0, must have"),
+        (lambda frames: [frames[0]["viewpoint"].pop("R"), *frames][1:], "entry 0, must have .* it has no 'R'"),
+        (lambda frames: [frames[1]["viewpoint"].update(R=[[1, 2]]), *frames][1:], r"entry 1, .*expected \[3, 3\]"),
+        (lambda frames: [frames[1]["viewpoint"].update(R=[[0] * 3] * 3), *frames][1:], "entry 1, .*[Ss]ingular"),
+        (lambda frames: [frames[1]["image"].update(size=None), *frames][1:], "entry 1, must have"),
+        (lambda frames: [frames[1]["viewpoint"].update(focal_length=[0, 1]), *frames][1:], "entry 1, .*is none"),
+    ],
+)
+def test_damaged_annotations_of_dynamic_replica_are_named(
+    tmp_path: Path, room: Room, change: Callable[[list[Any]], Any], said: str
+) -> None:
+    write_dynamic_replica(tmp_path, room)
+    file = tmp_path / "valid" / "frame_annotations_valid.jgz"
+    with gzip.open(file, "rt") as stream:
+        frames = json.load(stream)
+    with gzip.open(file, "wt") as stream:
+        json.dump(change(frames), stream)
+    with pytest.raises(UserError, match=said):
+        clips(tmp_path)
+
+
+def test_annotations_that_were_cut_short_are_named(tmp_path: Path, room: Room) -> None:
+    write_dynamic_replica(tmp_path, room)
+    file = tmp_path / "valid" / "frame_annotations_valid.jgz"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cannot read .*jgz: .*; unpack or download it again"):
+        clips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "K",
+            1.0,
+            r"scannet_video\.json, 'scene0707_00', entry 1: K must be .*expected \[4, 4\] or \[3, 3\], got \[\]",
+        ),
+        ("K", [[1.0, 2.0], [3.0]], "entry 1: K must be a matrix of numbers"),
+        ("pose", [[1.0] * 4] * 3, r"entry 1: pose must be .*got \[3, 4\]; correct it, or remove pose from all"),
+        ("pose", "east", "entry 1: pose must be a matrix of numbers"),
+        ("factor", "mm", "'scene0707_00', entry 1, must have image and gt_depth, paths, and factor, a positive number"),
+        ("factor", 0, "entry 1, must have"),
+        ("image", None, "entry 1, must have image"),
+    ],
+)
+def test_damaged_entries_of_lists_are_named(tmp_path: Path, room: Room, key: str, value: Any, said: str) -> None:
+    write_vda(tmp_path, room)
+    file = tmp_path / "scannet_video.json"
+    content = json.loads(file.read_text())
+    content["scannet"][0]["scene0707_00"][1][key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=said):
+        clips(tmp_path)
 
 
 def test_several_sequences_and_lists(tmp_path: Path, room: Room) -> None:

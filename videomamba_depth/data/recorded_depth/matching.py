@@ -77,14 +77,29 @@ def _by_time(recorded: RecordedDepth, known: np.ndarray, wanted: np.ndarray) -> 
     twice = np.zeros(len(wanted), dtype=bool)
     twice[1:] = nearest[1:] == nearest[:-1]
     missing = [f"{time:.3f} s" for time in wanted[far | twice]]
-    _refuse_missing(recorded, missing, len(wanted), "time")
+    _refuse_missing(recorded, missing, len(wanted), "time", _offset_hint(known[order], wanted, limit))
     return [int(i) for i in order[nearest]]
 
 
-def _refuse_missing(recorded: RecordedDepth, missing: Sequence[str], num_frames: int, what: str) -> None:
+def _offset_hint(known: np.ndarray, wanted: np.ndarray, limit: float) -> str:
+    """Name the offset between two clocks where, counted from their first stamps, it is the same for every frame."""
+    count = min(len(known), len(wanted))
+    late = known[:count] - np.sort(wanted)[:count]
+    offset = float(np.median(late))
+    if abs(offset) <= limit or np.abs(late - offset).max() > limit:
+        return ""
+    return (
+        f"; from the first frame on, all stamps are {abs(offset):.3f} s {'late' if offset > 0 else 'early'}: bring them"
+        " to the video's clock, or leave them out to match frames by their place"
+    )
+
+
+def _refuse_missing(
+    recorded: RecordedDepth, missing: Sequence[str], num_frames: int, what: str, hint: str = ""
+) -> None:
     if missing:
         more = ", …" if len(missing) > _NAMED else ""
         raise UserError(
             f"{recorded.path} has no depth of {len(missing)} of {num_frames} frames, by {what}:"
-            f" {', '.join(missing[:_NAMED])}{more}"
+            f" {', '.join(missing[:_NAMED])}{more}{hint}"
         )

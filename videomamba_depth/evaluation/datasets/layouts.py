@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -271,7 +272,7 @@ def _scannet(scene: Path) -> Recording:
         frames=frames,
         left_out=left_out,
         depth_scale=1000.0,
-        intrinsics=read_numbers(scene / "intrinsic" / "intrinsic_depth.txt")[:3, :3],
+        intrinsics=camera_matrix(_matrices([scene / "intrinsic" / "intrinsic_depth.txt"])[0, :3, :3]),
         poses=_matrices(scene / "pose" / f"{frame.name}.txt" for frame in frames),
     )
 
@@ -322,21 +323,30 @@ def _nyu_folder(folder: Path) -> Recording:
 
 
 def _nyu_labeled(file: Path) -> Recording:
-    images, depths = (formats.h5_array(file, name) for name in ("images", "depths"))
+    total = len(formats.h5_array(file, "images"))
     split = file.parent / "splits.mat"
     if not split.is_file():
         log.warning(
-            "%s: all %d pictures, those for training too; its test split needs splits.mat beside it", file, len(images)
+            "%s: all %d pictures, those for training too; its test split needs splits.mat beside it", file, total
         )
-    chosen: Iterable[int] = formats.nyu_test_split(split) if split.is_file() else range(len(images))
+    chosen: Iterable[int] = formats.nyu_test_split(split, total) if split.is_file() else range(total)
     return Recording(
         folder=file.parent,
         frames=[RgbdFrame(i, i, f"{i + 1:04d}", i) for i in chosen],
-        read_image=lambda i: np.ascontiguousarray(images[i].transpose(2, 1, 0)),  # stored as [3, W, H]
-        read_depth=lambda i: np.ascontiguousarray(depths[i].T, dtype=np.float32),
+        read_image=partial(_nyu_image, file),
+        read_depth=partial(_nyu_depth, file),
         intrinsics=camera_matrix(NYU_CAMERA),
         crop=NYU_CROP,
     )
+
+
+def _nyu_image(file: Path, number: int) -> np.ndarray:
+    stored = formats.h5_numbers(file, "images", (3, None, None), number)  # [3, W, H]
+    return np.ascontiguousarray(stored.transpose(2, 1, 0))
+
+
+def _nyu_depth(file: Path, number: int) -> np.ndarray:
+    return np.ascontiguousarray(formats.h5_numbers(file, "depths", (None, None), number).T, dtype=np.float32)
 
 
 def tartanair(tree: Tree) -> Iterator[Found]:
@@ -381,9 +391,9 @@ def _virtual_kitti(folder: Path, depths: Path) -> Recording:
     matrix = poses = None
     if (folder / "intrinsic.txt").is_file() and (folder / "extrinsic.txt").is_file():
         numbers, cameras = (read_numbers(folder / f"{name}.txt", skip=1) for name in ("intrinsic", "extrinsic"))
+        if not numbers.size or numbers.shape[1] != 6 or cameras.shape[1] != 18:
+            raise UserError(f"{folder}: intrinsic.txt and extrinsic.txt must have rows of 6 and 18 columns")
         matrix = camera_matrix(numbers[0, 2:].tolist())
-        if numbers.shape[1] != 6 or cameras.shape[1] != 18:
-            raise UserError(f"{folder}: intrinsic.txt and extrinsic.txt must have 6 and 18 columns")
         by_frame = {int(row[0]): row[2:].reshape(4, 4) for row in cameras if row[1] == 0}
         poses = _stacked(_inverse(by_frame.get(number, UNKNOWN)) for number in _numbers(frames))
     return Recording(
@@ -412,8 +422,13 @@ def _point_odyssey(folder: Path) -> Recording:
     try:
         with np.load(file, allow_pickle=False) as annotations:
             intrinsics, world_to_camera = annotations["intrinsics"], annotations["extrinsics"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read intrinsics and extrinsics of {file}: {error}") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"cannot read intrinsics and extrinsics of {file}: {error}; unpack it again") from error
+    if intrinsics.shape[1:] != (3, 3) or not len(intrinsics) or world_to_camera.shape[1:] != (4, 4):
+        raise UserError(
+            f"{file} must hold intrinsics [n,3,3] and extrinsics [n,4,4]; they are {list(intrinsics.shape)} and"
+            f" {list(world_to_camera.shape)}: unpack it again"
+        )
     return Recording(
         folder=folder,
         frames=frames,
@@ -421,7 +436,7 @@ def _point_odyssey(folder: Path) -> Recording:
         depth_scale=65.535,  # 65535 stands for 1000 m
         invalid_value=65535.0,
         max_depth_m=80.0,
-        intrinsics=np.asarray(intrinsics[0], dtype=np.float64),
+        intrinsics=camera_matrix(np.asarray(intrinsics[0], dtype=np.float64)),
         poses=_stacked(_inverse(matrix) for matrix in _by_number(world_to_camera, frames, file)),
     )
 
@@ -476,7 +491,9 @@ def _hypersim(preview: Path, camera: str) -> Recording:
     )
     detail = preview.parents[1] / "_detail"
     poses = formats.hypersim_poses(detail, camera, _numbers(frames))
-    height, width = formats.h5_array(frames[0].depth, "dataset").shape if frames else (768, HYPERSIM_WIDTH)
+    height, width = (
+        formats.h5_numbers(frames[0].depth, "dataset", (None, None)).shape if frames else (768, HYPERSIM_WIDTH)
+    )
     focal = HYPERSIM_FOCAL_PX * width / HYPERSIM_WIDTH
     matrix = camera_matrix((focal, focal, (width - 1) / 2, (height - 1) / 2))
     return Recording(
@@ -527,10 +544,11 @@ def vda(tree: Tree) -> Iterator[Found]:
             for sequence in sequences:
                 for name, rows in sequence.items():
                     called = f"{file.stem}/{name}" if len(files) > 1 else name
-                    yield Found(called, partial(_vda, file.parent, dataset, rows), file.stem)
+                    yield Found(called, partial(_vda, file, dataset, name, rows), file.stem)
 
 
-def _vda(root: Path, dataset: str, rows: Sequence[dict[str, Any]]) -> Recording:
+def _vda(file: Path, dataset: str, name: str, rows: Sequence[dict[str, Any]]) -> Recording:
+    root = file.parent
     whole = any("color_origin" in row["image"] for row in rows)  # of the list for TAE: pictures are not cut either
     cut = (slice(None), slice(None)) if whole else VDA_CUTS.get(dataset, (slice(None), slice(None)))
     frames = [
@@ -538,10 +556,11 @@ def _vda(root: Path, dataset: str, rows: Sequence[dict[str, Any]]) -> Recording:
     ]
     factors = {float(row["factor"]) for row in rows}
     if len(factors) != 1:
-        raise UserError(f"{root}: the factors of one sequence differ: {sorted(factors)[:3]}")
+        raise UserError(f"{file}: the factors of '{name}' differ: {sorted(factors)[:3]}; a sequence must have one")
+    cameras, poses = _vda_matrices(file, name, rows, "K"), _vda_matrices(file, name, rows, "pose")
     matrix = None
-    if all("K" in row for row in rows):
-        matrix = np.array(rows[0]["K"], dtype=np.float64)[:3, :3]
+    if cameras:
+        matrix = camera_matrix(cameras[0][:3, :3])
         matrix[:2, 2] -= [cut[1].start or 0, cut[0].start or 0]
     return Recording(
         folder=root,
@@ -549,9 +568,24 @@ def _vda(root: Path, dataset: str, rows: Sequence[dict[str, Any]]) -> Recording:
         depth_scale=factors.pop(),
         max_depth_m=VDA_FAR_M.get(dataset, 10.0),
         intrinsics=matrix,
-        poses=np.array([row["pose"] for row in rows], dtype=np.float64) if all("pose" in row for row in rows) else None,
+        poses=_stacked(poses) if poses else None,
         read_depth=lambda path: read_depth(path)[cut],
     )
+
+
+def _vda_matrices(file: Path, name: str, rows: Sequence[dict[str, Any]], key: str) -> list[np.ndarray]:
+    """Return what the entries of a sequence have under `key`, "K" or "pose"; nothing unless all have it."""
+    shapes = [(4, 4), (3, 3)] if key == "K" else [(4, 4)]
+    found = []
+    for i, row in enumerate(rows) if all(key in row for row in rows) else ():
+        try:
+            found.append(formats.matrix_of(row[key], *shapes))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{file}, '{name}', entry {i}: {key} must be a matrix of numbers: {error}; correct it, or remove {key}"
+                " from all entries"
+            ) from error
+    return found
 
 
 @dataclass(frozen=True)
