@@ -276,8 +276,8 @@ def test_times_count_where_both_sides_have_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no depth of 1 of 7 frames, by time: 0\.300 s"):
         match_frames(timed, 7, timestamps=np.arange(7) / 10)
     assert match_frames(timed, 7, timestamps=times + 0.02) == list(range(7))
-    for offset, said in ((1.234, r"all stamps are 1\.234 s early"), (-0.07, r"stamps are 0\.070 s late")):
-        with pytest.raises(UserError, match=said):
+    for offset, message in ((1.234, r"all stamps are 1\.234 s early"), (-0.07, r"stamps are 0\.070 s late")):
+        with pytest.raises(UserError, match=message):
             match_frames(timed, 7, timestamps=times + offset)
     assert match_frames(timed, 7) == list(range(7))  # a source without a clock
     with pytest.raises(UserError, match="the clip has 7"):

@@ -117,6 +117,7 @@ def test_another_library_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> Non
     versions = {"opencv-python": "0.0"}
     real = module.metadata.version
     monkeypatch.setattr(module.metadata, "version", lambda name: versions.get(name) or real(name))
+    monkeypatch.setattr(module, "_version", module._version.__wrapped__)  # nothing is remembered
     assert digest_of(KINDS["world"], source_roots()) != before
 
 

@@ -25,6 +25,7 @@ from videomamba_depth.evaluation import Evaluator, Method
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.datasets import layouts
 from videomamba_depth.evaluation.datasets.layouts import LAYOUTS
+from videomamba_depth.evaluation.datasets.recording import listed
 from videomamba_depth.evaluation.datasets.timestamps import associate
 from videomamba_depth.evaluation.metrics.accuracy import accuracy
 from videomamba_depth.evaluation.metrics.geometry import tae_z, usable_poses
@@ -491,7 +492,7 @@ def test_the_test_split_of_nyu(tmp_path: Path, room: Room) -> None:
     (tmp_path / "splits.mat").write_text('{"testNdxs": [[1], [3]]}')
     (clip,) = clips(tmp_path)
     assert clip.frame_ids == ("0001", "0003")
-    for content, said in (
+    for content, message in (
         ("{", r"cannot read .*splits\.mat: .*; download splits\.mat again, or remove it"),
         ("{}", "splits.mat: it has no 'testNdxs'"),
         ('{"testNdxs": ["a"]}', "'testNdxs' of .*splits.mat must hold the numbers of pictures"),
@@ -499,13 +500,13 @@ def test_the_test_split_of_nyu(tmp_path: Path, room: Room) -> None:
         ('{"testNdxs": [1, 4]}', "names picture 4"),
     ):
         (tmp_path / "splits.mat").write_text(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             clips(tmp_path)
 
 
 @pytest.mark.usefixtures("hdf5")
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", "must have the columns parameter_name and parameter_value"),
         ("parameter_name,value\nmeters_per_asset_unit,0.1\n", "must have the columns parameter_name and"),
@@ -516,11 +517,11 @@ def test_the_test_split_of_nyu(tmp_path: Path, room: Room) -> None:
         ("\xff\xfe", "metadata_scene.csv must have the columns"),
     ],
 )
-def test_damaged_scenes_of_hypersim_are_named(tmp_path: Path, room: Room, content: str, said: str) -> None:
+def test_damaged_scenes_of_hypersim_are_named(tmp_path: Path, room: Room, content: str, message: str) -> None:
     write_hypersim(tmp_path, room)
     scene = tmp_path / "ai_001_001" / "_detail" / "metadata_scene.csv"
     scene.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         clips(tmp_path)
 
 
@@ -528,15 +529,18 @@ def test_damaged_scenes_of_hypersim_are_named(tmp_path: Path, room: Room, conten
 def test_key_frames_of_hypersim_of_another_form_are_named(tmp_path: Path, room: Room) -> None:
     write_hypersim(tmp_path, room)
     file = tmp_path / "ai_001_001/_detail/cam_00/camera_keyframe_orientations.hdf5"
-    for orientations, said in ((np.ones((3, 9)), r"must hold numbers \[n, 3, 3\]"), (np.ones((2, 3, 3)), "3, 2 and 3")):
+    for orientations, message in (
+        (np.ones((3, 9)), r"must hold numbers \[n, 3, 3\]"),
+        (np.ones((2, 3, 3)), "3, 2 and 3"),
+    ):
         with file.open("wb") as stream:
             np.savez(stream, dataset=orientations)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             clips(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda frames: {"frames": frames}, "must hold a list of frames, as JSON; it holds a dict"),
         (lambda frames: [*frames[:2], {}], r"frame_annotations_valid\.jgz, entry 2, must have .*: it has no 'image'"),
@@ -549,7 +553,7 @@ def test_key_frames_of_hypersim_of_another_form_are_named(tmp_path: Path, room: 
     ],
 )
 def test_damaged_annotations_of_dynamic_replica_are_named(
-    tmp_path: Path, room: Room, change: Callable[[list[Any]], Any], said: str
+    tmp_path: Path, room: Room, change: Callable[[list[Any]], Any], message: str
 ) -> None:
     write_dynamic_replica(tmp_path, room)
     file = tmp_path / "valid" / "frame_annotations_valid.jgz"
@@ -557,7 +561,7 @@ def test_damaged_annotations_of_dynamic_replica_are_named(
         frames = json.load(stream)
     with gzip.open(file, "wt") as stream:
         json.dump(change(frames), stream)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         clips(tmp_path)
 
 
@@ -570,7 +574,7 @@ def test_annotations_that_were_cut_short_are_named(tmp_path: Path, room: Room) -
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         (
             "K",
@@ -585,14 +589,44 @@ def test_annotations_that_were_cut_short_are_named(tmp_path: Path, room: Room) -
         ("image", None, "entry 1, must have image"),
     ],
 )
-def test_damaged_entries_of_lists_are_named(tmp_path: Path, room: Room, key: str, value: Any, said: str) -> None:
+def test_damaged_entries_of_lists_are_named(tmp_path: Path, room: Room, key: str, value: Any, message: str) -> None:
     write_vda(tmp_path, room)
     file = tmp_path / "scannet_video.json"
     content = json.loads(file.read_text())
     content["scannet"][0]["scene0707_00"][1][key] = value
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         clips(tmp_path)
+
+
+def test_the_order_in_which_a_file_system_lists_files_changes_nothing(
+    tmp_path: Path, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_icl(tmp_path / "icl", room)
+    (folder,) = {path.parent for path in (tmp_path / "icl").rglob("*.gt.freiburg")}
+    trajectory(folder / "other.gt.freiburg", room.camera_to_world[::-1], list(range(FRAMES)))
+    write_dynamic_replica(tmp_path / "replica", room)
+    annotations = tmp_path / "replica" / "valid" / "frame_annotations_valid.jgz"
+    (annotations.parent / "frame_annotations_zero.jgz").write_bytes(
+        gzip.compress(gzip.decompress(annotations.read_bytes()).replace(b"0.0, 0.0", b"0.5, 0.5"))
+    )
+    write_7scenes(tmp_path / "alike", room)
+    for name in ("frame-2.color.png", "frame-02.color.png", "frame-²1.color.png"):
+        (next(iter((tmp_path / "alike").rglob("*.color.png"))).parent / name).touch()
+
+    def found() -> list[Any]:
+        both = [clips(tmp_path / name)[0] for name in ("icl", "replica")]
+        order = listed(next(iter((tmp_path / "alike").rglob("*.color.png"))).parent, (".png",))
+        return [[(c.camera_to_world.tolist(), c.intrinsics.tolist()) for c in both], order]  # type: ignore[union-attr]
+
+    first = found()
+    iterdir, glob = Path.iterdir, Path.glob
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path), reverse=True)))
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(sorted(glob(path, pattern), reverse=True)))
+    last = found()
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path))))
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(sorted(glob(path, pattern))))
+    assert first == last == found()
 
 
 def test_several_sequences_and_lists(tmp_path: Path, room: Room) -> None:

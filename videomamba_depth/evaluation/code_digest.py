@@ -199,6 +199,7 @@ def _without_comments(file: Path) -> str:
     return re.sub(r"//[^\n]*|/\*.*?\*/", " ", file.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+@cache
 def _version(library: str) -> str:
     for distribution in DISTRIBUTIONS.get(library, (library,)):
         try:

@@ -292,7 +292,9 @@ def _open_storage(path: Path, sidecar: Sidecar, array: str | None) -> Storage:
 
 def _frame_files(folder: Path) -> tuple[list[Path], list[str]]:
     """Return the files of one kind in a folder, or `depth.*` in its subfolders, in natural order, and their names."""
-    inside = sorted((f for f in folder.iterdir() if not f.name.startswith(".")), key=lambda f: natural_key(f.name))
+    inside = sorted(
+        (f for f in folder.iterdir() if not f.name.startswith(".")), key=lambda f: (natural_key(f.name), f.name)
+    )
     for suffix in FRAME_SUFFIXES:
         if files := [file for file in inside if file.suffix.lower() == suffix and file.is_file()]:
             return files, [file.stem for file in files]

@@ -323,13 +323,13 @@ def read_vda_list(path: Path) -> dict[str, list[dict[str, list[dict[str, Any]]]]
         ]
     except (ValueError, AttributeError, TypeError, OSError, RecursionError):
         return {}
-    wrong = [where for where, row in rows if not _is_vda_row(row)]
+    wrong = [where for where, row in rows if not _is_vda_entry(row)]
     if wrong and len(wrong) < len(rows):
         raise UserError(f"{path}, {wrong[0]}, must have image and gt_depth, paths, and factor, a positive number")
     return {} if wrong or not rows else content
 
 
-def _is_vda_row(row: Any) -> bool:
+def _is_vda_entry(row: Any) -> bool:
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("image", "gt_depth")):
         return False
     factor = row.get("factor")

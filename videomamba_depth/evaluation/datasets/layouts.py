@@ -202,7 +202,7 @@ def _icl(folder: Path) -> Recording:
         left_out=left_out,
         depth_scale=5000.0,
         intrinsics=_at_size(camera_matrix((481.2, -480.0, 319.5, 239.5)), frames),
-        poses=_posed(next(folder.glob("*.gt.freiburg")), [float(n) for n in _numbers(frames)]),
+        poses=_posed(min(folder.glob("*.gt.freiburg")), [float(n) for n in _numbers(frames)]),
     )
 
 
@@ -454,7 +454,7 @@ def _dynamic_replica(folder: Path) -> Recording:
         images, lambda image: folder / "depths" / f"{'_'.join(image.stem.rsplit('-', 1))}.geometric.png"
     )
     cameras: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for file in folder.parent.glob("frame_annotations_*.jgz"):
+    for file in sorted(folder.parent.glob("frame_annotations_*.jgz")):
         cameras |= formats.read_frame_annotations(file, folder.name)
     known = [cameras.get(image.image.name) for image in frames]
     return Recording(

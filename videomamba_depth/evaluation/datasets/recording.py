@@ -256,13 +256,18 @@ def _depth_and_valid(recording: Recording) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def listed(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files of a folder, numbers in their names as numbers."""
+    """Return the files of a folder, numbers in their names as numbers, in the same order on every file system."""
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist; name the right one with rgb_dir or depth_dir")
     found = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not found:
         raise UserError(f"folder {folder} holds no file of type {', '.join(suffixes)}")
-    return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.stem)])
+    return sorted(found, key=_place_in_folder)
+
+
+def _place_in_folder(path: Path) -> tuple[list[int | str], str]:
+    parts = re.split(r"(\d+)", path.stem)  # text, number, text, …
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 def pose_matrix(translation: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
