@@ -108,7 +108,7 @@ def table(report: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def draw_row(source: VideoSource, teachers: dict[str, DepthAnythingEncoder], *, with_input: bool) -> np.ndarray:
+def draw_video(source: VideoSource, teachers: dict[str, DepthAnythingEncoder], *, with_input: bool) -> np.ndarray:
     """Return uint8 RGB [h,w,3]: the middle frame of a video, and each teacher's depth in colors of its own range."""
     info = probe_video(source.path)
     rgb = read_frames(source.path, [info.num_frames // 2], info=info)[0]
@@ -124,11 +124,11 @@ def draw_row(source: VideoSource, teachers: dict[str, DepthAnythingEncoder], *, 
 
 def draw_sheet(videos: Path, teachers: dict[str, DepthAnythingEncoder], file: Path, *, with_input: bool) -> None:
     """Write one picture with a row for each video."""
-    rows = [draw_row(source, teachers, with_input=with_input) for source in find_sources(videos)]
-    width = max(row.shape[1] for row in rows)
-    rows = [cv2.copyMakeBorder(row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT) for row in rows]
+    strips = [draw_video(source, teachers, with_input=with_input) for source in find_sources(videos)]
+    width = max(strip.shape[1] for strip in strips)
+    strips = [cv2.copyMakeBorder(strip, 0, 0, 0, width - strip.shape[1], cv2.BORDER_CONSTANT) for strip in strips]
     file.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(file), np.concatenate(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    cv2.imwrite(str(file), np.concatenate(strips)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def main(argv: list[str] | None = None) -> None:
