@@ -125,12 +125,17 @@ def build_loader(
 
 
 def iterate_loader(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the batches of a loader; after `LOOK_AT_WORKERS_S` without one its processes are looked at.
+    """Return the batches of a loader; after `LOOK_AT_WORKERS_S` without one its processes are looked at.
+
+    They start here, in the main thread: only there PyTorch notices at once that one has ended.
 
     Raises:
-        UserError: a loader process was killed or stopped, or raised a `UserError`.
+        UserError: on the way, a loader process was killed or stopped, or raised a `UserError`.
     """
-    batches = iter(loader)
+    return _watched(iter(loader))
+
+
+def _watched(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     while True:
         try:
             with loader_errors():

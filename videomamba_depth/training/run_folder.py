@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "data.labels_check",
     "trainer.steps",
     "trainer.threads",
+    "trainer.prefetch",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
     "trainer.log_every",

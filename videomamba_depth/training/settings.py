@@ -36,6 +36,7 @@ class TrainerSettings:
     precision: str = choice("auto", *DTYPES)
     channels_last: bool
     compile: bool
+    prefetch: bool = True
     device: str = choice("auto", "cpu", "cuda")
     threads: int | None = ranged(1, 1024, None)
     seed: int = ranged(0, 2**31 - 1)

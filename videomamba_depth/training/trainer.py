@@ -23,6 +23,7 @@ from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.labeller import LabelledClip, Labeller
 from videomamba_depth.training.objective import Objective
+from videomamba_depth.training.prefetch import LabelledClips
 from videomamba_depth.training.preview import preview_picture, write_picture
 from videomamba_depth.training.restarts import draw_restarts, restart
 from videomamba_depth.training.run_folder import RunFolder, RunLog
@@ -113,6 +114,9 @@ class Trainer:
             log.info("run '%s' is already at step %d of %d", self.run.path, self.step, self.settings.steps)
             return True
         batches = self._batches_from(self._position.batch)
+        # While a graph is compiled, PyTorch takes all threads for compiling: none labels beside it.
+        ahead = self.settings.prefetch and not self.settings.compile
+        clips = LabelledClips(batches, self.labeller, self.ranks.device, ahead)
         run_log = self._open_log(self.step) if self.ranks.is_main else None
         try:
             with (
@@ -125,16 +129,17 @@ class Trainer:
                     disable=None if self.ranks.is_main else True,
                 ) as bar,
             ):
-                return self._loop(batches, run_log, bar)
+                return self._loop(clips, run_log, bar)
         finally:
+            clips.close()
             if run_log is not None:
                 run_log.close()
 
-    def _loop(self, batches: Iterator[dict[str, Any]], run_log: RunLog | None, bar: tqdm) -> bool:
+    def _loop(self, clips: LabelledClips, run_log: RunLog | None, bar: tqdm) -> bool:
         settings = self.settings
         meter = _Meter()
         while self.step < settings.steps:
-            record, frames = self._train_step(batches)
+            record, frames = self._train_step(clips)
             self.step += 1
             bar.update()
             meter.add(record, frames)
@@ -154,7 +159,7 @@ class Trainer:
                 return False
         return True
 
-    def _train_step(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
+    def _train_step(self, clips: LabelledClips) -> tuple[dict[str, float], int]:
         """Do one optimizer step on `accumulate` chunks; return its record and how many frames it saw."""
         settings = self.settings
         optim, total = self.optim, settings.schedule_steps
@@ -165,7 +170,8 @@ class Trainer:
         record: dict[str, float] = {}
         frames = 0
         for i in range(settings.accumulate):
-            terms, chunk_frames = self._train_chunk(batches, is_last=i == settings.accumulate - 1)
+            more = (settings.steps - self.step) * settings.accumulate - i - 1
+            terms, chunk_frames = self._train_chunk(clips, more, is_last=i == settings.accumulate - 1)
             frames += chunk_frames
             for name, value in terms.items():
                 record[f"loss/{name}"] = record.get(f"loss/{name}", 0.0) + value / settings.accumulate
@@ -178,16 +184,19 @@ class Trainer:
         self._average.update(student_weights(self.student), self.step)
         return {**record, "optim/lr": lr, "optim/grad_norm": float(norm)}, frames
 
-    def _train_chunk(self, batches: Iterator[dict[str, Any]], is_last: bool) -> tuple[dict[str, float], int]:
+    def _train_chunk(self, clips: LabelledClips, more: int, is_last: bool) -> tuple[dict[str, float], int]:
         """Forward and backward on the next chunk; return the loss terms and the number of frames.
 
         Args:
+            more: chunks that the run goes on with after this one.
             is_last: of this optimizer step: the ranks then exchange their gradients.
         """
         settings, ranks, position = self.settings, self.ranks, self._position
         # 1. The clip [B, N, 3, H, W] at hand; a new one is encoded and labeled once, whole: both see all of its frames.
         if self._clip is None or self._clip_batch != position.batch:
-            self._clip, self._clip_batch = self.labeller(next(batches), ranks.device), position.batch
+            self._clip, self._clip_batch = clips.take(), position.batch
+            if more * settings.chunk_frames >= self._clip.num_frames - position.frame and self._stop_signal is None:
+                clips.begin_next()
         clip, start = self._clip, position.frame
         batch_size, stop = clip.rgb.shape[0], min(start + settings.chunk_frames, clip.num_frames)
         if start >= stop:
