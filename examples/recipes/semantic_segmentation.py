@@ -32,7 +32,10 @@ class Pictures(Dataset):
     """Pictures and their masks, cropped alike."""
 
     def __init__(self, folder: Path, size: int, is_train: bool) -> None:
-        self.images, self.masks = sorted((folder / "images").iterdir()), sorted((folder / "masks").iterdir())
+        images, masks = ({path.stem: path for path in (folder / kind).iterdir()} for kind in ("images", "masks"))
+        if alone := sorted(images.keys() ^ masks.keys()):
+            raise SystemExit(f"error: {folder}: {len(alone)} pictures or masks are without the other, first {alone[0]}")
+        self.images, self.masks = ([files[name] for name in sorted(images)] for files in (images, masks))
         crop = v2.RandomResizedCrop(size, scale=(0.25, 1.0)) if is_train else v2.Resize((size, size))
         flip = [v2.RandomHorizontalFlip()] if is_train else []
         types = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}

@@ -25,9 +25,9 @@ from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
 from videomamba_depth.video_mamba.transformers_models import VideoMambaConfig, VideoMambaForVideoClassification
 
 
-def transforms(size: int, is_train: bool) -> v2.Compose:
+def transforms(size: int, is_train: bool, flip: bool = True) -> v2.Compose:
     """Return the augmentations, or the preparation, of clips [T, 3, H, W]: one for all frames of a clip."""
-    start = [v2.RandomResizedCrop(size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip(), v2.RandAugment()]
+    start = [v2.RandomResizedCrop(size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip(0.5 * flip), v2.RandAugment()]
     end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD))]
     return v2.Compose([*(start if is_train else [v2.Resize(size), v2.CenterCrop(size)]), *end])
 
@@ -35,7 +35,7 @@ def transforms(size: int, is_train: bool) -> v2.Compose:
 class Clips(Dataset):
     """Clips of `num_frames` frames with the number of their class; split None: all videos of a folder, to train on."""
 
-    def __init__(self, data: Path, split: str | None, num_frames: int, size: int) -> None:
+    def __init__(self, data: Path, split: str | None, num_frames: int, size: int, flip: bool = True) -> None:
         listed = data / f"{split}.csv"
         if split is None:
             self.items, self.classes = [(Path(source.path), 0) for source in find_sources(data)], ["video"]
@@ -50,7 +50,7 @@ class Clips(Dataset):
             found = [(source.path, label) for label, folder in enumerate(folders) for source in find_sources(folder)]
             self.items = [(Path(path), label) for path, label in found]
         self.num_frames, self.is_train = num_frames, split in (None, "train")
-        self.transform = transforms(size, self.is_train)
+        self.transform = transforms(size, self.is_train, flip)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -69,8 +69,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=45, lr=4e-4)
     parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument(
+        "--no-flip", action="store_true", help="where left and right make classes (Something-Something)"
+    )
     args = parser.parse_args(arguments)
-    train, val = (Clips(args.data, split, args.frames, args.size) for split in ("train", "val"))
+    train, val = (Clips(args.data, s, args.frames, args.size, not args.no_flip) for s in ("train", "val"))
     config = VideoMambaConfig(
         num_frames=args.frames,
         image_size=args.size,

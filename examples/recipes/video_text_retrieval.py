@@ -65,7 +65,7 @@ def recall(prediction: Any) -> dict[str, float]:
     """Return recall at 1, 5 and 10 from text to video, in percent."""
     clips, texts = (torch.as_tensor(x) for x in prediction.predictions)
     scores = texts @ clips.T
-    rank = (scores > scores.diag()[:, None]).sum(1)
+    rank = (scores >= scores.diag()[:, None]).sum(1) - 1  # of equals its own comes last
     return {f"recall_at_{k}": 100 * (rank < k).float().mean().item() for k in (1, 5, 10)}
 
 

@@ -84,7 +84,8 @@ def test_video_classification(recipe: ModuleType, listed: bool, tmp_path: Path) 
         if listed:
             lines = [f"{split}/class{label}/a clip {i}.mp4{' ,'[i]}{label}" for label in range(2) for i in range(2)]
             (tmp_path / "data" / f"{split}.csv").write_text("\n".join(lines))
-    data = recipe.Clips(tmp_path / "data", "train", 4, 32)
+    data = recipe.Clips(tmp_path / "data", "train", 4, 32, flip=False)
+    assert not any(getattr(step, "p", 0) for step in data.transform.transforms)
     assert [label for _, label in data.items] == [0, 0, 1, 1]
     assert data[0]["pixel_values"].shape == (4, 3, 32, 32)
     if not listed:
@@ -103,6 +104,9 @@ def test_semantic_segmentation(recipe: ModuleType, tmp_path: Path) -> None:
             mask.save(tmp_path / "data" / split / "masks" / f"{index}.png")
     options = ["--data", str(tmp_path / "data"), "--classes", "2", "--lr", "2e-3", "--variant", "4,16"]
     found = run_and_resume(recipe, options, tmp_path / "out", 4)
+    (tmp_path / "data" / "val" / "masks" / "2.png").rename(tmp_path / "data" / "val" / "masks" / "4.png")
+    with pytest.raises(SystemExit, match="2 pictures or masks are without the other, first 2"):
+        recipe.Pictures(tmp_path / "data" / "val", 32, False)
     assert found[-1] < found[0]
     table = recipe.mean_iou(type("P", (), {"predictions": np.array([[0, 1, 1]]), "label_ids": np.array([[0, 1, 255]])}))
     assert table == {"miou": 100.0, "pixels": 100.0}
@@ -224,3 +228,5 @@ def test_video_text_retrieval(recipe: ModuleType, tmp_path: Path, monkeypatch: p
         ("recall_at_1", "recall_at_5", "recall_at_10"), 100.0
     )
     assert recipe.recall(type("P", (), {"predictions": (vectors, vectors[[1, 2, 0]])}))["recall_at_1"] == 0
+    same = np.ones((3, 3))
+    assert recipe.recall(type("P", (), {"predictions": (same, same)}))["recall_at_1"] == 0, "nothing was told apart"

@@ -239,7 +239,8 @@ def test_what_a_stranger_sends_writes_nothing_on_the_console(page, capfd, recwar
             client.sendall(frame_bytes(data))
             assert client.recv(65536)
     assert capfd.readouterr() == ("", "")
-    assert [str(warning.message) for warning in recwarn] == []
+    warnings = [str(warning.message) for warning in recwarn if "/websockets/" not in warning.filename]
+    assert warnings == []
 
 
 def _serve_a_step_that_never_ends(log: str) -> None:

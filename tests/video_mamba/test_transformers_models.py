@@ -15,6 +15,8 @@ import torch
 from small_backbones import randomize_
 from torch import Tensor
 
+from videomamba_depth.video_mamba.checkpoints import load_backbone
+
 transformers_models = pytest.importorskip("videomamba_depth.video_mamba.transformers_models")
 transformers = pytest.importorskip("transformers")
 
@@ -96,6 +98,14 @@ def test_backbones_give_maps_and_tokens() -> None:
             torch.testing.assert_close(got, expected)
         model.config.reshape_hidden_states = False
         assert model(IMAGES).feature_maps[1].shape == (2, 17, 16)
+
+
+def test_saved_faces_load_into_the_models(tmp_path: Path) -> None:
+    model = randomize_(transformers_models.VimForImageClassification(vim()))
+    model.save_pretrained(tmp_path)
+    plain = vim().build(3)
+    load_backbone(plain, tmp_path / "model.safetensors", "vim")
+    torch.testing.assert_close(plain.eval()(IMAGES), model.eval()(IMAGES).logits)
 
 
 def test_the_stages_that_a_backbone_returns() -> None:

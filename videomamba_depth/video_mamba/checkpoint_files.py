@@ -36,8 +36,8 @@ def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
 
     Args:
         path: of the file, or a repository on the Hugging Face hub, see `hub_file`.
-        unwrap: accept a state dict under one of `WRAPPERS`, and strip the "module." of distributed training; False:
-            only a plain state dict is accepted.
+        unwrap: accept a state dict under one of `WRAPPERS`, and strip the "module." of distributed training and the
+            "backbone." of `transformers_models`; False: only a plain state dict is accepted.
 
     Raises:
         CheckpointError: no such file, not a file of weights, or (unwrap=False) a wrapped one.
@@ -48,7 +48,8 @@ def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
     if not path.is_file():
         raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .safetensors, .pt or .pth file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        file = _read_safetensors(path)
+        return file._replace(tensors=_without_prefixes(file.tensors)) if unwrap else file
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises errors of any kind on files of other kinds
@@ -132,8 +133,13 @@ def _state_dict(content: Any, path: Path, unwrap: bool) -> dict[str, Tensor]:
     if others:
         raise CheckpointError(f"'{path}' is no plain state_dict checkpoint: {', '.join(others[:5])} are no tensors")
     tensors = {str(name): tensor for name, tensor in content.items()}
-    if unwrap and tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return _without_prefixes(tensors) if unwrap else tensors
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in ("module.", "backbone."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
