@@ -17,22 +17,32 @@ from torch import Tensor
 pytest.importorskip("zarr", reason="it needs Python 3.11")
 import zarr
 
+from videomamba_depth.data.clip import collate_clips
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels import cache_format, stabilized_cache
-from videomamba_depth.data.labels.cache_format import group_name
+from videomamba_depth.data.labels.cache_format import StaticKey, group_name
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
 from videomamba_depth.data.labels.stabilize import stabilize_clip
-from videomamba_depth.data.labels.stabilized_cache import StabilizeKey, block_range, precompute_stabilized
+from videomamba_depth.data.labels.stabilized_cache import (
+    StabilizeKey,
+    TargetSettings,
+    block_range,
+    precompute_stabilized,
+)
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.data.video.reader import read_frames
+from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import DISFlow
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.training.labeller import Labeller
 from videomamba_depth.utils.errors import UserError
 
 KEY = TeacherKey("hub/model", "a" * 64, 70, "float32", "affine_invariant_inverse_depth")
 TARGET_KEY = StabilizeKey(2, 1.5, "dis")
+STATIC = StaticKey("dis", 0.7, 0.09)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +64,10 @@ def label(videos: list[VideoSource], cache: Path) -> Path:
     return cache
 
 
-def stabilize(videos: list[VideoSource], cache: Path, target_key: StabilizeKey = TARGET_KEY) -> int:
-    return precompute_stabilized(videos, cache, KEY, target_key, DISFlow("fast"), progress=False)
+def stabilize(
+    videos: list[VideoSource], cache: Path, target_key: StabilizeKey = TARGET_KEY, static: StaticKey | None = None
+) -> int:
+    return precompute_stabilized(videos, cache, KEY, target_key, DISFlow("fast"), static=static, progress=False)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -202,3 +214,52 @@ def test_clips_carry_the_target(videos: list[VideoSource], cache: Path) -> None:
     dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(cache, KEY, TARGET_KEY), **options)
     item = dataset[0]
     assert item["stabilized_depth"].shape == item["teacher_depth"].shape
+
+
+def test_with_masks_beside_the_targets_training_needs_no_flow(
+    videos: list[VideoSource],
+    cache: Path,
+    tmp_path: Path,
+    tiny_encoder: DepthAnythingEncoder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = tree(cache)
+    assert stabilize(videos, cache, static=STATIC) == 0  # it was finished without
+    assert tree(cache) == before
+    folder = label(videos, tmp_path / "c")
+    stabilize(videos, folder, static=STATIC)
+    assert verify_cache(folder, key=KEY).ok
+    targets, masks = {}, {}
+    for name, root in (("without", cache), ("with", folder)):
+        maps = TeacherCacheReader(root, KEY, TARGET_KEY, STATIC).lookup("b.mp4", range(6), videos[1].path)
+        assert maps is not None
+        targets[name], masks[name] = maps["stabilized_depth"], maps.get("static")
+    assert np.array_equal(targets["without"], targets["with"])
+    clip = torch.from_numpy(read_frames(videos[1].path, range(6))).permute(0, 3, 1, 2).float() / 255
+    wanted = static_mask(clip, DISFlow("fast"), 0.7, 0.09)[:, 0].numpy()
+    assert masks["without"] is None
+    assert masks["with"] is not None
+    assert np.array_equal(masks["with"], wanted)
+    assert 0 < wanted[1:].mean() < 1
+
+    def no_flow(source: Tensor, target: Tensor) -> Tensor:
+        raise AssertionError
+
+    options: dict[str, Any] = {"transform": ClipTransform(crop=(48, 64), flip=True), "clip_frames": 4}
+    dataset = VideoClipDataset(videos, teacher_cache=TeacherCacheReader(folder, KEY, TARGET_KEY, STATIC), **options)
+    settings = TargetSettings("stabilized", 2, 1.5)
+    labeller = Labeller(None, tiny_encoder, no_flow, 0.7, 0.09, 8, None, settings)
+    batch = collate_clips([dataset[0], dataset[1]])
+    made = labeller(batch, torch.device("cpu")).target
+    assert torch.equal(made.static, batch["static"])
+    assert not made.static[:, 0].any()
+
+    other = StaticKey("dis", 0.7, 0.1)
+    maps = TeacherCacheReader(folder, KEY, TARGET_KEY, other).lookup("b.mp4", range(6))
+    assert maps is not None
+    assert maps.keys() == {"teacher_depth", "stabilized_depth"}
+    assert "(static_masks.max_rgb_change is 0.09, wanted 0.1, for b.mp4): masks are estimated" in caplog.text
+    with pytest.raises(UserError, match=r"static_masks\.max_rgb_change is 0\.09, wanted 0\.1"):
+        stabilize(videos, folder, static=other)
+    (folder / group_name("a.mp4") / "target_static/c/0/0/0").unlink()
+    assert "missing or damaged" in verify_cache(folder).problems[0]

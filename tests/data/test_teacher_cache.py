@@ -25,7 +25,7 @@ import zarr
 
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels import cache_format
-from videomamba_depth.data.labels.cache_format import chunk_scale, group_name
+from videomamba_depth.data.labels.cache_format import StaticKey, chunk_scale, group_name
 from videomamba_depth.data.labels.cache_verify import verify_cache
 from videomamba_depth.data.labels.precompute import precompute_videos
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
@@ -139,6 +139,33 @@ def test_finished_work_is_not_done_again(videos: list[VideoSource], cache: Path)
     before = tree(cache)
     summary = precompute_videos(videos, never, KEY, cache, chunk_frames=8, flow=shifted_flow, progress=False)
     assert (summary.finished, summary.already_finished, summary.frames) == (0, 3, 0)
+    assert tree(cache) == before
+
+
+def test_static_masks_found_otherwise_are_not_taken(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
+    """Those of a cache that does not say how, from before there was a word for it, are."""
+    wide, narrow, other = StaticKey("x", 0.5, 2.0), StaticKey("x", 0.5, 1e-6), StaticKey("y", 0.5, 2.0)
+    found: dict[tuple[str, str], np.ndarray | None] = {}
+    for name, made in (("wide", wide), ("narrow", narrow)):
+        run(videos[:1], tmp_path / name, flow=lambda a, b: 0 * shifted_flow(a, b), static=made)
+        assert verify_cache(tmp_path / name, key=KEY).ok
+    for name, root in (("old", cache), ("wide", tmp_path / "wide"), ("narrow", tmp_path / "narrow")):
+        for wanted in (wide, narrow, other):
+            maps = TeacherCacheReader(root, KEY, static=wanted).lookup("a.mp4", range(8))
+            assert maps is not None
+            assert "flow_bwd" in maps
+            found[name, f"{wanted.flow} {wanted.max_rgb_change}"] = maps.get("static")
+    assert all(found["old", wanted] is not None for wanted in ("x 2.0", "x 1e-06", "y 2.0"))
+    assert [wanted for name, wanted in found if name == "wide" and found[name, wanted] is not None] == ["x 2.0"]
+    masks = found["wide", "x 2.0"], found["narrow", "x 1e-06"]
+    assert masks[0] is not None
+    assert masks[1] is not None
+    assert masks[0][1:].all()
+    assert masks[1].sum() < masks[0].sum()
+    with pytest.raises(UserError, match=r"static_masks\.flow is x, wanted y"):
+        run(videos[:1], tmp_path / "wide", flow=shifted_flow, static=other)
+    before = tree(cache)
+    run(videos, cache, flow=shifted_flow, static=wide)
     assert tree(cache) == before
 
 

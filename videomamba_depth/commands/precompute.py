@@ -18,7 +18,13 @@ from datetime import timedelta
 
 from torch import Tensor
 
-from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, label_key, stabilize_key
+from videomamba_depth.configuration.build import (
+    build_flow_estimator,
+    build_teacher,
+    label_key,
+    stabilize_key,
+    static_key,
+)
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.schema import PrecomputeConfig
 from videomamba_depth.data.labels.cache_server import has_content, local_root
@@ -76,12 +82,16 @@ def main(config: PrecomputeConfig) -> None:
             scan=not is_list(config.root),
             progress=ranks.is_main,
             masks=teacher.masks or labels is not None,
+            static=static_key(config.reference_flow),
         )
         if config.stabilize:
             flow = build_flow_estimator(config.reference_flow, ranks.device)
             stabilized = stabilize_key(config, config.reference_flow)
             mine = [video for i, video in enumerate(videos) if i % ranks.world_size == ranks.rank]
-            frames = precompute_stabilized(mine, config.cache, key, stabilized, flow, progress=ranks.is_main)
+            static = static_key(config.reference_flow)
+            frames = precompute_stabilized(
+                mine, config.cache, key, stabilized, flow, static=static, progress=ranks.is_main
+            )
             log.info("%d frames given %s targets", sum(ranks.gather(frames)), config.target)
         summary = PrecomputeSummary.merged(ranks.gather(summary))
     finally:

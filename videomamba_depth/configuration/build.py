@@ -22,6 +22,7 @@ from videomamba_depth.configuration.schema import (
 )
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
 from videomamba_depth.data.dataset_video import VideoClipDataset
+from videomamba_depth.data.labels.cache_format import StaticKey
 from videomamba_depth.data.labels.cache_server import has_content, local_root
 from videomamba_depth.data.labels.label_checks import Sample, check_labels
 from videomamba_depth.data.labels.label_folder import LabelFolder
@@ -117,12 +118,22 @@ def stabilize_key(target: TargetSettings, flow: FlowSettings) -> StabilizeKey:
     return StabilizeKey(target.target_radius, target.target_sigma, flow_key(flow), target.target)
 
 
+def static_key(flow: FlowSettings) -> StaticKey:
+    """Return what says how cached static masks are found."""
+    return StaticKey(flow_key(flow), flow.max_motion_px, flow.max_rgb_change)
+
+
 @building("data")
 def build_dataset(
-    config: DataConfig, seed: int, teacher: Teacher, stabilized: StabilizeKey | None = None
+    config: DataConfig,
+    seed: int,
+    teacher: Teacher,
+    stabilized: StabilizeKey | None = None,
+    static: StaticKey | None = None,
 ) -> Dataset[dict[str, Any]]:
     """Return the clips to train on; with `stabilized`, targets made like that are taken from the teacher cache.
 
+    static: of static masks, likewise.
     teacher: labels frames; with `data.labels`, encodes them for the student, whose kind of depth it has.
     """
     if config.kind == "synthetic":
@@ -154,7 +165,7 @@ def build_dataset(
                 " scripts/precompute_teacher_depth.py, or set data.teacher_cache=null"
             )
         key = label_key(teacher, labels, config.transform.short_side)
-        cache = TeacherCacheReader(config.teacher_cache, key, stabilized)
+        cache = TeacherCacheReader(config.teacher_cache, key, stabilized, static)
     return VideoClipDataset(
         config.root or "",
         clip_frames=config.clip_frames,
@@ -270,7 +281,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         depth_kind=student.depth_kind,
     )
     cached = stabilize_key(loss, config.reference_flow) if loss.is_offline else None
-    dataset = build_dataset(config.data, config.trainer.seed, teacher, cached)
+    dataset = build_dataset(config.data, config.trainer.seed, teacher, cached, static_key(config.reference_flow))
     if config.data.labels_check and isinstance(dataset, VideoClipDataset) and dataset.labels is not None:
         check_label_folder(dataset, dataset.labels, teacher)
     labelled_by: TeacherKey | None = None

@@ -7,7 +7,8 @@
         timestamps_s float64 [F]
         chunk_digest uint8   [chunks,32] SHA-256 of the attributes and of everything of a chunk, see `chunk_digest`
         chunk_scale  float32 [chunks]   0 until the chunk is whole on disk, then the factor of its depth
-        attributes   format_version, teacher (the key), source (file, hash, frames), storage (sizes)
+        attributes   format_version, teacher (the key), source (file, hash, frames), storage (sizes), and of caches with
+                     static masks `static_masks`, the `StaticKey`, which those before it lack
 
 Float16 keeps 11 bits, a relative error of at most 2^-11 = 0.05 %. Each chunk is divided by a power of two that brings
 its largest magnitude into (512, 1024]: nothing overflows, and the error stays relative down to 1e-7 of the maximum,
@@ -30,7 +31,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,10 @@ _SCALED_MAX = 1024.0
 
 RAW, STABILIZED = "chunk", "stabilised"
 """Kinds of labels: the first words of the arrays of their scales and digests."""
-ARRAYS = {RAW: ("depth", "flow_bwd", "static"), STABILIZED: ("stabilised",)}
+STATIC_MASKS = "static_masks"
+"""The attribute that says how static masks were found; beside stabilized targets, the key of the same name there."""
+TARGET_STATIC = "target_static"
+ARRAYS = {RAW: ("depth", "flow_bwd", "static"), STABILIZED: ("stabilised", TARGET_STATIC)}
 """The arrays of each kind that are stored in chunks of frames; the first is divided by the chunk's scale."""
 
 
@@ -105,6 +109,26 @@ class TeacherKey:
 
 
 @dataclass(frozen=True)
+class StaticKey:
+    """What decides static masks, see `static_mask`.
+
+    flow: names the estimator. version: of how they are found.
+    """
+
+    flow: str
+    max_motion_px: float
+    max_rgb_change: float
+    version: int = 1
+
+    def difference(self, stored: Mapping[str, Any]) -> str:
+        """Name the first field in which stored masks do not fit, with both values; "" if they fit."""
+        for name, wanted in asdict(self).items():
+            if stored.get(name) != wanted:
+                return f"{STATIC_MASKS}.{name} is {stored.get(name)}, wanted {wanted}"
+        return ""
+
+
+@dataclass(frozen=True)
 class StorageLayout:
     """How a video is stored: (height, width) px, frames per chunk, and which optional arrays there are."""
 
@@ -144,10 +168,11 @@ def chunk_digest(
     """Return the SHA-256, uint8 [32], of a chunk's labels: their bits, scale and times, and what they are labels of.
 
     Args:
-        attributes: of the group: format, teacher, source, storage; and how targets were stabilized.
+        attributes: of the group: format, teacher, source, storage; how targets were stabilized, and masks found.
         maps: the chunk's part of every array as it is stored, by name, and of "timestamps_s".
     """
-    names = ("format_version", "teacher", "source", "storage", *([STABILIZED] if kind == STABILIZED else []))
+    made = STABILIZED if kind == STABILIZED else STATIC_MASKS
+    names = ("format_version", "teacher", "source", "storage", *([made] if made in attributes else []))
     about = [{name: attributes[name] for name in names}, kind, chunk, float(np.float32(scale)).hex()]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(maps):
@@ -271,7 +296,7 @@ def create_arrays(group: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], 
     """
     is_new = f"{kind}_scale" not in group
     for name, shape in shapes.items():
-        dtype, chunks = "bool" if name == "static" else "float16", (chunk_frames, *shape[1:])
+        dtype, chunks = "bool" if name.endswith("static") else "float16", (chunk_frames, *shape[1:])
         if name not in group:
             zstd = require("zarr.codecs").ZstdCodec(level=3, checksum=True)
             group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=zstd)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from videomamba_depth.data.labels.cache_format import LabelError, StorageLayout, TeacherKey
+from videomamba_depth.data.labels.cache_format import LabelError, StaticKey, StorageLayout, TeacherKey
 from videomamba_depth.data.labels.label_folder import LabelFolder
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheWriter
 from videomamba_depth.data.transforms import cover_size, resize_depth, resize_images
@@ -62,6 +62,7 @@ def precompute_videos(
     scan: bool = True,
     progress: bool = True,
     masks: bool = False,
+    static: StaticKey | None = None,
 ) -> PrecomputeSummary:
     """Label every frame of this rank's videos and store the result; finished chunks are skipped.
 
@@ -85,6 +86,7 @@ def precompute_videos(
         scan: open all videos before the first is labelled, so that the bar knows how many frames there are.
         progress: show a bar with the time left.
         masks: the teacher gives NaN where it has no label.
+        static: how static masks are found with `flow`; None: as `static_mask` does, and the cache does not say.
 
     Returns:
         what was done. A broken video is named in a warning and in `failed`; the others go on.
@@ -107,7 +109,7 @@ def precompute_videos(
                 bar.total += info.num_frames - (stated or 0)
                 has_flow = flow is not None
                 layout = StorageLayout(*label_size(info, image_size), chunk_frames, has_flow, has_static=has_flow)
-                writer = TeacherCacheWriter(cache_root, source, info, key, layout, masks)
+                writer = TeacherCacheWriter(cache_root, source, info, key, layout, masks, static if has_flow else None)
                 labelled = _Labeller(source, info, writer, predict_depth, batch_frames, flow, labels).label_video(bar)
             except (VideoReadError, LabelError) as error:
                 _fail(summary, source.video_id, str(error))
@@ -177,7 +179,7 @@ class _Labeller:
                 small.clear()
         maps = {"depth": np.concatenate(depth)}
         if self.flow is not None:
-            motion = _motion(np.concatenate(small), self.flow)
+            motion = _motion(np.concatenate(small), self.flow, self.writer.static)
             maps |= {name: values[start > 0 :] for name, values in motion.items()}
             self._last = (stop - 1, small[-1][-1:])
         return maps
@@ -207,13 +209,14 @@ class _Labeller:
 
 
 @torch.inference_mode()
-def _motion(frames: np.ndarray, flow: FlowEstimator) -> dict[str, np.ndarray]:
+def _motion(frames: np.ndarray, flow: FlowEstimator, static: StaticKey | None) -> dict[str, np.ndarray]:
     """Return flow to the frame before [N,2,h,w], 0 for the first one, and the static mask [N,h,w]."""
     clip, pairs = _to_tensor(frames), PairsOnce(flow)
     flow_bwd = torch.zeros(len(clip), 2, *clip.shape[-2:])
     if len(clip) > 1:
         flow_bwd[1:] = pairs.both_ways(clip[1:], clip[:-1])[0].cpu()
-    return {"flow_bwd": flow_bwd.numpy(), "static": static_mask(clip, pairs)[:, 0].cpu().numpy()}
+    bounds = () if static is None else (static.max_motion_px, static.max_rgb_change)
+    return {"flow_bwd": flow_bwd.numpy(), "static": static_mask(clip, pairs, *bounds)[:, 0].cpu().numpy()}
 
 
 def _fail(summary: PrecomputeSummary, video_id: str, reason: str) -> None:

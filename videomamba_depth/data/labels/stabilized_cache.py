@@ -2,9 +2,10 @@
 
     <cache root>/<group of a video>/
         stabilised        float16 [F,h,w]   like `depth`, stabilized or geometric, / stabilised_scale
+        target_static     bool    [F,h,w]   like `static`, of the same flow; caches from before there was it lack it
         stabilised_digest uint8 [chunks,32] like `chunk_digest`
         stabilised_scale  float32 [chunks]  0 until the chunk is whole on disk, then its factor
-        attributes        stabilised: the `StabilizeKey`
+        attributes        stabilised: the `StabilizeKey`, and in it `static_masks`, the `StaticKey`, where there are
 
 Stabilizing looks to both sides over a whole clip: a long video is treated in blocks of `BLOCK_CHUNKS` chunks, each with
 `MARGIN_FRAMES` more frames at either end, which bounds memory. Flow and frames are those of the stored size, depth is
@@ -28,8 +29,11 @@ from tqdm import tqdm
 from videomamba_depth.data.labels.cache_format import (
     RAW,
     STABILIZED,
+    STATIC_MASKS,
+    TARGET_STATIC,
     ChunkError,
     ChunkWriter,
+    StaticKey,
     StoredLabels,
     TeacherKey,
     create_arrays,
@@ -42,7 +46,8 @@ from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.data.transforms import resize_images
 from videomamba_depth.data.video.find import VideoSource
 from videomamba_depth.data.video.reader import iter_frames
-from videomamba_depth.flow.estimators import FlowEstimator
+from videomamba_depth.flow.clip_motion import static_mask
+from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.settings import choice, ranged
@@ -119,17 +124,21 @@ def precompute_stabilized(
     wanted: StabilizeKey,
     flow: FlowEstimator,
     *,
+    static: StaticKey | None = None,
     progress: bool = True,
 ) -> int:
     """Add stabilized targets to every finished video of a cache; return how many frames were worked out.
 
+    Args:
+        static: also store static masks, found with the same flow; a video that was begun without goes on without.
+
     Raises:
-        UserError: the cache holds other stabilized targets, or raw labels of another teacher, or damaged ones.
+        UserError: the cache holds other stabilized targets or masks, or raw labels of another teacher, or damaged ones.
     """
     frames = 0
     for source in tqdm(videos, desc="stabilized depth", unit="video", disable=not progress):
         with server_errors(cache_root):
-            group = _open(cache_root, source.video_id, key, wanted)
+            group = _open(cache_root, source.video_id, key, wanted, static)
         if group is None:
             continue
         chunk_frames, num_frames = group["depth"].chunks[0], group["depth"].shape[0]
@@ -137,7 +146,7 @@ def precompute_stabilized(
         for block in sorted({chunk // BLOCK_CHUNKS for chunk in writer.missing}):
             inner, outer = block_range(block, chunk_frames, num_frames)
             try:
-                depth = _stabilize(source, group, outer, key, wanted, flow)[inner.start - outer.start :][: len(inner)]
+                maps = _stabilize(source, group, outer, key, wanted, flow)
             except ChunkError as error:
                 raise UserError(
                     f"the labels of {source.video_id} in the teacher cache {cache_root} are damaged ({error}); delete"
@@ -145,13 +154,16 @@ def precompute_stabilized(
                 ) from error
             frames += len(inner)
             for start in range(inner.start, inner.stop, chunk_frames):
-                part = depth[start - inner.start :][:chunk_frames]
+                stop = min(start + chunk_frames, inner.stop)
+                part = {name: values[start - outer.start : stop - outer.start] for name, values in maps.items()}
                 with server_errors(cache_root):
-                    writer.write(start // chunk_frames, part)
+                    writer.write(start // chunk_frames, part.pop(STABILIZED), part)
     return frames
 
 
-def _open(cache_root: str | Path, video_id: str, key: TeacherKey, wanted: StabilizeKey) -> Any:
+def _open(
+    cache_root: str | Path, video_id: str, key: TeacherKey, wanted: StabilizeKey, static: StaticKey | None
+) -> Any:
     """Return a video's group with the arrays for stabilized targets, or None if its raw labels are not finished."""
     try:
         group = open_group(cache_root, video_id, "r+")
@@ -161,6 +173,8 @@ def _open(cache_root: str | Path, video_id: str, key: TeacherKey, wanted: Stabil
     stored = group.attrs.get(STABILIZED)
     if not problem and stored is not None:
         problem = wanted.difference(stored)
+        if not problem and static is not None and STATIC_MASKS in stored:
+            problem = static.difference(stored[STATIC_MASKS])
     if problem:
         raise UserError(
             f"teacher cache {cache_root}, stabilized targets of {video_id}: {problem};"
@@ -170,15 +184,17 @@ def _open(cache_root: str | Path, video_id: str, key: TeacherKey, wanted: Stabil
         return None
     depth = group["depth"]
     if stored is None:
-        group.attrs[STABILIZED] = asdict(wanted)
-    create_arrays(group, STABILIZED, {STABILIZED: depth.shape}, depth.chunks[0])
+        stored = asdict(wanted) | ({} if static is None else {STATIC_MASKS: asdict(static)})
+        group.attrs[STABILIZED] = stored
+    names = (STABILIZED, *([TARGET_STATIC] if STATIC_MASKS in stored else []))
+    create_arrays(group, STABILIZED, dict.fromkeys(names, depth.shape), depth.chunks[0])
     return group
 
 
 def _stabilize(
     source: VideoSource, group: Any, frames: range, key: TeacherKey, wanted: StabilizeKey, flow: FlowEstimator
-) -> np.ndarray:
-    """Return stabilized depth, float32 [N,h,w], of a block with its margins."""
+) -> dict[str, np.ndarray]:
+    """Return stabilized depth, float32 [N,h,w], of a block with its margins, and its static masks where wanted."""
     labels = StoredLabels(group).read(RAW, np.asarray(frames))
     assert labels is not None  # `_open` has seen to it
     raw = labels["depth"]
@@ -188,10 +204,11 @@ def _stabilize(
         if len(small) == len(frames):
             break
     clip: Tensor = torch.from_numpy(np.concatenate(small)).permute(0, 3, 1, 2).float() / 255
+    pairs = PairsOnce(flow)  # the target and the masks ask for the same pairs
     depth = OFFLINE_TARGETS[wanted.target](
         torch.from_numpy(raw)[:, None],
         clip,
-        flow,
+        pairs,
         radius=wanted.radius,
         sigma=wanted.sigma,
         depth_kind=DepthKind(key.depth_kind),
@@ -200,4 +217,9 @@ def _stabilize(
     if lost.any():
         first = frames.start + int(lost.any((1, 2)).argmax())
         raise UserError(f"stabilized depth of {source.video_id} is not finite from frame {first} on")
-    return depth[:, 0].numpy()
+    maps = {STABILIZED: depth[:, 0].numpy()}
+    masks = group.attrs[STABILIZED].get(STATIC_MASKS)
+    if masks is not None:
+        static = static_mask(clip, pairs, masks["max_motion_px"], masks["max_rgb_change"])
+        maps[TARGET_STATIC] = static[:, 0].numpy()
+    return maps

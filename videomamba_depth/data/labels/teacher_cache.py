@@ -16,8 +16,11 @@ from videomamba_depth.data.labels.cache_format import (
     FORMAT_VERSION,
     RAW,
     STABILIZED,
+    STATIC_MASKS,
+    TARGET_STATIC,
     ChunkWriter,
     LabelError,
+    StaticKey,
     StorageLayout,
     StoredLabels,
     TeacherKey,
@@ -54,10 +57,11 @@ class TeacherCacheWriter:
         key: the teacher's.
         layout: how to store it.
         masks: depth may be NaN, for no label.
+        static: how static masks are found, where the layout has them.
 
     Raises:
-        UserError: the group exists and was made with another teacher, source or layout (the line names the field), or
-            it cannot be read or written.
+        UserError: the group exists and was made with another teacher, source or layout, or other masks (the line names
+            the field), or it cannot be read or written.
     """
 
     def __init__(
@@ -68,8 +72,11 @@ class TeacherCacheWriter:
         key: TeacherKey,
         layout: StorageLayout,
         masks: bool = False,
+        static: StaticKey | None = None,
     ) -> None:
         self.layout, self.num_frames, self.masks = layout, info.num_frames, masks
+        self.static = static
+        """How static masks are found; None where the group was begun without saying it."""
         self._root = cache_root
         with server_errors(cache_root):
             self._chunks = self._open(source, info, key)
@@ -129,6 +136,8 @@ class TeacherCacheWriter:
             group = open_group(root, source.video_id, "r+")
         except (FileNotFoundError, KeyError):
             attributes = _attributes(source, info, key, self.layout)
+            if self.static is not None:
+                attributes[STATIC_MASKS] = asdict(self.static)
             store = group_address(root, source.video_id)
             group = zarr_library().create_group(store, zarr_format=3, attributes=attributes)
         folder = local_folder(group)
@@ -136,6 +145,10 @@ class TeacherCacheWriter:
             left_over.unlink(missing_ok=True)
         stored = dict(group.attrs)
         problem = group_difference(stored, key) or _content_difference(stored, source, info, self.layout)
+        if STATIC_MASKS not in stored:
+            self.static = None
+        elif self.static is not None and not problem:
+            problem = self.static.difference(stored[STATIC_MASKS])
         if problem:
             raise UserError(
                 f"teacher cache {root} does not fit {source.video_id}: {problem}; "
@@ -215,12 +228,29 @@ class TeacherCacheReader:
         cache_root: folder or URL of the cache.
         key: of the teacher whose labels are wanted.
         stabilized: also look up targets stabilized like this, where there are any.
+        static: static masks are wanted that were found like this; None: whatever there are. Masks of caches that do
+            not say how they were found are taken.
     """
 
-    _KINDS = ("no cache", "no entry", "other teacher", "other source", "not finished", "unreadable", "other size")
+    _KINDS = (
+        "no cache",
+        "no entry",
+        "other teacher",
+        "other source",
+        "not finished",
+        "unreadable",
+        "other size",
+        "other static masks",
+    )
 
-    def __init__(self, cache_root: str | Path, key: TeacherKey, stabilized: StabilizeKey | None = None) -> None:
-        self.cache_root, self.key, self.stabilized = str(cache_root), key, stabilized
+    def __init__(
+        self,
+        cache_root: str | Path,
+        key: TeacherKey,
+        stabilized: StabilizeKey | None = None,
+        static: StaticKey | None = None,
+    ) -> None:
+        self.cache_root, self.key, self.stabilized, self.static = str(cache_root), key, stabilized, static
         self._warned = SharedFlags(len(self._KINDS))
         self._open: dict[str, StoredLabels | _Misfit] = {}
         self._owner = os.getpid()
@@ -242,9 +272,10 @@ class TeacherCacheReader:
             size: (height, width) px at which frames are wanted; a label made at another size is another label.
 
         Returns:
-            "teacher_depth" float32 [N,h,w]; "flow_bwd" float32 [N,h,w,2] and "static" bool [N,h,w] where stored. Both
-            refer to the frame before in the video, whatever `frame_indices` says. "stabilized_depth" float32 [N,h,w]
-            where it is asked for and finished. None where the cache does not fit.
+            "teacher_depth" float32 [N,h,w]; "flow_bwd" float32 [N,h,w,2] and "static" bool [N,h,w] where stored, the
+            masks with raw labels or with stabilized ones. Both refer to the frame before in the video, whatever
+            `frame_indices` says. "stabilized_depth" float32 [N,h,w] where it is asked for and finished. None where the
+            cache does not fit.
 
         Raises:
             UserError: there are stabilized targets, but of other parameters.
@@ -322,6 +353,8 @@ class TeacherCacheReader:
         if raw is None:
             raise _Misfit("not finished", f"{video_id} is not finished")
         maps = {"teacher_depth": raw.pop("depth"), **raw}
+        if "static" in maps and not self._wants_masks(labels.attributes, video_id):
+            del maps["static"]
         if "flow_bwd" in maps:
             maps["flow_bwd"] = np.moveaxis(maps["flow_bwd"].astype(np.float32), 1, -1)
         if STABILIZED in labels.arrays:
@@ -329,13 +362,24 @@ class TeacherCacheReader:
             if stabilized is None:
                 self._say(_Misfit("not finished", f"stabilized targets of {video_id} are not finished"))
             else:
-                maps["stabilized_depth"] = stabilized[STABILIZED]
+                maps["stabilized_depth"] = stabilized.pop(STABILIZED)
+                if "static" not in maps and stabilized and self._wants_masks(labels.attributes[STABILIZED], video_id):
+                    maps["static"] = stabilized[TARGET_STATIC]
         return maps
 
-    def _say(self, misfit: _Misfit) -> None:
+    def _wants_masks(self, about: Mapping[str, Any], video_id: str) -> bool:
+        """Tell whether static masks are those that are wanted, by the attributes that say how they were found."""
+        stored = about.get(STATIC_MASKS)
+        problem = "" if self.static is None or stored is None else self.static.difference(stored)
+        if problem:
+            self._say(_Misfit("other static masks", f"{problem}, for {video_id}"), "masks are estimated")
+        return not problem
+
+    def _say(self, misfit: _Misfit, instead: str = "the live teacher labels") -> None:
         if self._warned.first(self._KINDS.index(misfit.kind)):
             log.warning(
-                "teacher cache %s does not fit (%s): the live teacher labels instead; further cases are not named",
+                "teacher cache %s does not fit (%s): %s instead; further cases are not named",
                 self.cache_root,
                 misfit,
+                instead,
             )
