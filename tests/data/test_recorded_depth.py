@@ -299,6 +299,14 @@ def test_frames_are_matched_by_name_number_place_or_time(tmp_path: Path) -> None
         match_frames(timed, 8)
 
 
+def test_frames_with_an_axis_of_one_channel(tmp_path: Path) -> None:
+    for i in range(2):
+        npy(tmp_path / f"{i}.npy", DEPTH[i][..., None])
+    opened = open_recorded_depth(tmp_path, METRIC)
+    assert (opened.num_frames, opened.size) == (2, DEPTH.shape[1:])
+    np.testing.assert_array_equal(opened.read(1), DEPTH[1])
+
+
 def damaged_npz(path: Path) -> Path:
     whole = saved(path / "a.npz", depth=DEPTH).read_bytes()
     (path / "a.npz").write_bytes(whole[: len(whole) // 2])

@@ -26,7 +26,7 @@ from videomamba_depth.evaluation.methods import all_filters
 from videomamba_depth.evaluation.metrics.score import Score
 from videomamba_depth.evaluation.paired import Estimate, costs
 from videomamba_depth.evaluation.pictures import ClipPictures, ClipView, fit_videos, worst_frames
-from videomamba_depth.evaluation.report import folded_ranges, to_markdown
+from videomamba_depth.evaluation.report import Table, folded_ranges, table_markdown, to_markdown
 from videomamba_depth.evaluation.summary import plain_scores, summarize_clips
 from videomamba_depth.flow.frame_view import mapped
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -255,6 +255,11 @@ def test_points_keep_the_order_of_strength_and_leave_out_what_is_far() -> None:
     drawn = str(pareto_plot(far, ["mine"], Axis("edges", 40.0), Axis("TGE")))
     assert "Outside of the plot: mine (99, −1)" in drawn
     assert "Not measured" in str(pareto_plot({}, ["mine"], Axis("edges"), Axis("TGE")))
+
+
+def test_a_bar_in_a_name_opens_no_column() -> None:
+    table = table_markdown(Table("", ["a"], [("one|two", "", ["1 | 2"])]))
+    assert r"| one\|two | 1 \| 2 |" in table
 
 
 def test_frame_lists_are_short() -> None:

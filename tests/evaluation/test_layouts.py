@@ -585,7 +585,8 @@ def test_annotations_that_were_cut_short_are_named(tmp_path: Path, room: Room) -
         ("pose", [[1.0] * 4] * 3, r"entry 1: pose must be .*got \[3, 4\]; correct it, or remove pose from all"),
         ("pose", "east", "entry 1: pose must be a matrix of numbers"),
         ("factor", "mm", "'scene0707_00', entry 1, must have image and gt_depth, paths, and factor, a positive number"),
-        ("factor", 0, "entry 1, must have"),
+        ("factor", -5000.0, "entry 1, must have"),
+        ("factor", None, "entry 1, must have"),
         ("image", None, "entry 1, must have image"),
     ],
 )
@@ -593,9 +594,15 @@ def test_damaged_entries_of_lists_are_named(tmp_path: Path, room: Room, key: str
     write_vda(tmp_path, room)
     file = tmp_path / "scannet_video.json"
     content = json.loads(file.read_text())
-    content["scannet"][0]["scene0707_00"][1][key] = value
+    rows = content["scannet"][0]["scene0707_00"]
+    rows[1][key] = value
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
+        clips(tmp_path)
+    for row in rows:
+        row[key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message.replace("1", "0", 1)):
         clips(tmp_path)
 
 
@@ -627,6 +634,79 @@ def test_the_order_in_which_a_file_system_lists_files_changes_nothing(
     monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path))))
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(sorted(glob(path, pattern))))
     assert first == last == found()
+
+
+@pytest.mark.parametrize("content", ["", "nan 0 1\n0 1 1\n0 0 1\n", "1", "1 2 3\n4 5 6\n", "1169.6 0 646.3\n0 1\n"])
+def test_damaged_intrinsics_of_scannet_are_named(tmp_path: Path, room: Room, content: str) -> None:
+    write_scannet(tmp_path, room)
+    file = tmp_path / "scene0707_00" / "intrinsic" / "intrinsic_depth.txt"
+    before = clips(tmp_path)[0].intrinsics
+    file.write_text("\n".join(line.rsplit(maxsplit=1)[0] for line in file.read_text().splitlines()[:3]))  # 3×3
+    np.testing.assert_array_equal(clips(tmp_path)[0].intrinsics, before)  # type: ignore[arg-type]
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"intrinsic_depth\.txt"):
+        clips(tmp_path)
+
+
+def test_lists_and_calibrations_of_other_encodings(
+    tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tum(tmp_path / "tum", room)
+    (rgb,) = (tmp_path / "tum").rglob("rgb.txt")
+    before = clips(tmp_path / "tum")[0].frame_ids
+    for file in (rgb, rgb.with_name("groundtruth.txt")):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert clips(tmp_path / "tum")[0].frame_ids == before
+    depth = rgb.with_name("depth.txt")
+    depth.unlink()
+    depth.mkdir()
+    with pytest.raises(UserError, match=r"cannot read the list .*depth\.txt: Is a directory"):
+        clips(tmp_path / "tum")
+    write_kitti(tmp_path / "kitti", room)
+    (calibration,) = (tmp_path / "kitti").rglob("calib_cam_to_cam.txt")
+    calibration.write_bytes(b"calib_time: \xff\n" + calibration.read_bytes())
+    assert clips(tmp_path / "kitti")[0].intrinsics is not None
+    calibration.write_bytes(b"\xff")
+    assert clips(tmp_path / "kitti")[0].intrinsics is None
+    assert "has no row 'P_rect_02: NUMBERS'" in caplog.text
+
+
+def test_headers_without_numbers_are_named(tmp_path: Path, room: Room) -> None:
+    write_virtual_kitti(tmp_path, room)
+    file = tmp_path / "Scene01" / "clone" / "intrinsic.txt"
+    file.write_text(file.read_text().splitlines()[0])
+    with pytest.raises(UserError, match=r"cannot read numbers from .*intrinsic\.txt: it holds none"):
+        clips(tmp_path)
+
+
+def test_a_missing_camera_of_sintel_costs_one_pose(tmp_path: Path, room: Room) -> None:
+    write_sintel(tmp_path, room)
+    before = clips(tmp_path)[0]
+    next(iter(sorted(tmp_path.rglob("*.cam")))).unlink()
+    (clip,) = clips(tmp_path)
+    np.testing.assert_array_equal(usable_poses(clip.camera_to_world), [False, True, True])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(clip.intrinsics, before.intrinsics)  # type: ignore[arg-type]
+
+
+def test_other_data_sets_in_a_folder_are_named(tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    write_tum(tmp_path / "a", room)
+    write_scannet(tmp_path / "b", room)
+    assert len(clips(tmp_path)) == 1
+    (warning,) = [record.getMessage() for record in caplog.records if "also holds" in record.getMessage()]
+    assert "ScanNet export (rgbd.layout=scannet), left out, sequences: 1, first b/scene0707_00" in warning
+    caplog.clear()
+    write_sintel(tmp_path / "c", room)
+    clips(tmp_path / "c")
+    assert "also holds" not in caplog.text
+
+
+def test_files_that_no_list_names_count_for_numbered_recordings(tmp_path: Path, room: Room) -> None:
+    write_tum(tmp_path, room)
+    (rgb,) = tmp_path.rglob("rgb.txt")
+    save(rgb.parent / "rgb" / "1000.000000.png", room.rgb[0])
+    (clip,) = clips(tmp_path)
+    assert (clip.frame_places, clip.source_frames) == ((0, 1, 2), 3)
+    assert (clip.file_places, clip.num_files) == ((1, 2, 3), 4)
 
 
 def test_several_sequences_and_lists(tmp_path: Path, room: Room) -> None:

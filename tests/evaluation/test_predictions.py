@@ -30,7 +30,7 @@ from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.writer import VideoWriter
 from videomamba_depth.evaluation import ClipSource, EvaluationClip, Evaluator, Method, evaluate_clips
 from videomamba_depth.evaluation.methods import _ema, filter_method
-from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scored_kind
+from videomamba_depth.evaluation.predictions import Prediction, prediction_method, scored_kind, usable_range
 from videomamba_depth.evaluation.report import metric_table
 from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -128,6 +128,38 @@ def test_five_kinds_of_the_truth_score_perfect(tmp_path: Path, room: Room) -> No
     assert found[METRIC.value]["abs_rel/metric"] < 1e-6
     wrong = recorded(tmp_path / f"{RELATIVE.value}.npy", DepthKind.AFFINE_DEPTH, "wrong", alone=True)
     assert scores([clip_of(room)], [methods[0], wrong], RELATIVE)["wrong"]["abs_rel/video"] > 0.02
+
+
+def test_the_unit_and_the_zero_of_a_recording_mean_nothing(tmp_path: Path, room: Room) -> None:
+    z = room.depth_m.astype(np.float64)
+    made = {
+        "negative": (RELATIVE, 5 / z - 2 * (5 / z).mean()),
+        "below": (RELATIVE, 5 / z - (5 / z).max()),
+        "tiny": (RELATIVE, 1e-4 / z),
+        "tiny_scaled": (DepthKind.SCALED_INVERSE, 1e-3 / z),
+        "millimeters": (DepthKind.SCALED_DEPTH, 1000 * z),
+    }
+    methods = [Method("teacher", lambda: framewise)]
+    for name, (kind, depth) in made.items():
+        np.save(tmp_path / f"{name}.npy", depth.astype(np.float32))
+        methods.append(recorded(tmp_path / f"{name}.npy", kind, name, alone=True))
+    found = scores([clip_of(room)], methods, RELATIVE)
+    for name in made:
+        assert found[name]["abs_rel/video"] < 1e-4, name
+        assert found[name]["tge"] < 1e-4, name
+
+
+def test_numbers_that_the_floor_leaves_alone_keep_their_bits() -> None:
+    frames = np.random.default_rng(0).uniform(0.0, 4.0, (3, 4, 5)).astype(np.float32)
+    frames[1, 0] = 0.0  # the sky of Depth Anything
+    same = usable_range(frames, has_shift=True)
+    assert same.unit is None
+    np.testing.assert_array_equal(same(frames[1]), frames[1])
+    moved = usable_range(frames - 1, has_shift=True)
+    assert moved.below == pytest.approx((frames - 1 < 1e-3).mean())
+    assert np.stack([moved(frame - 1) for frame in frames]).min() == np.float32(1e-3)
+    sky = usable_range(1e-4 * frames, has_shift=False)
+    assert sky(1e-4 * frames[1])[0].max() == 0, "what is infinitely far stays there"
 
 
 def test_metric_systems_are_not_aligned_among_themselves(tmp_path: Path, room: Room) -> None:
@@ -330,6 +362,46 @@ def test_an_at_sign_in_the_name_of_a_video_means_nothing(tmp_path: Path) -> None
     assert Prediction("x", tmp_path).find("b@indoor").name == "b.npy"
     with pytest.raises(UserError, match=r"no depth of 'b@1\.mp4'"):
         Prediction("x", tmp_path, videos={"b@1.mp4": "b@1.mp4"}).find("b@1.mp4")
+
+
+def test_an_at_sign_in_the_name_of_a_sequence_means_nothing(tmp_path: Path, room: Room) -> None:
+    for name in ("walk@a", "walk@b"):
+        for kind, frames in (("rgb", room.rgb), ("depth", (1000 * room.depth_m).astype(np.uint16))):
+            (tmp_path / "data" / name / kind).mkdir(parents=True)
+            for t in range(2):
+                cv2.imwrite(str(tmp_path / "data" / name / kind / f"{t}.png"), frames[t])
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "depth" / "walk.npy", np.ones((2, *SIZE)))
+    overrides = [f"prediction=x:{tmp_path / 'depth'}", f"input={tmp_path / 'data'}", "rgbd.depth_scale=1000"]
+    with pytest.raises(UserError, match=r"prediction 'x' lacks 2 of 2 clips: .* has no depth of 'walk@a'"):
+        build_evaluation(load_config("evaluate", EvaluateConfig, overrides))
+
+
+def test_numbers_of_frames_count_the_files_of_a_folder(tmp_path: Path, room: Room) -> None:
+    every, picked = depth_of(room), [1, 2, 4, 5, 6]  # of a list that leaves out three files
+    clip = clip_of(
+        room,
+        frames=room.rgb[picked],
+        gt_depth_m=room.depth_m[picked],
+        motion=None,
+        frame_ids=tuple(f"img{i}" for i in picked),
+        frame_places=tuple(range(5)),
+        source_frames=5,
+        file_places=tuple(picked),
+        num_files=NUM_FRAMES,
+    )
+    np.savez(tmp_path / "numbered.npz", depth=every, frame_index=np.arange(NUM_FRAMES))
+    np.save(tmp_path / "folder.npy", every)
+    np.save(tmp_path / "listed.npy", every[picked])
+    paths = ("numbered.npz", "folder.npy", "listed.npy")
+    methods = [Method("teacher", lambda: framewise)]
+    methods += [recorded(tmp_path / path, RELATIVE, path, alone=True) for path in paths]
+    evaluator = Evaluator(methods, RELATIVE, flow=build_flow("dis"))
+    found = evaluate_clips([clip], evaluator)["clips"][0]["methods"]
+    for path in paths:
+        assert found[path]["flk2"].value == found["teacher"]["flk2"].value
+    with pytest.raises(UserError, match=r"depth of picture number 7, counted from 0; 'room' has 5 pictures"):
+        evaluate_clips([replace(clip, file_places=None, num_files=None)], evaluator)
 
 
 def test_one_recording_for_two_clips_is_refused(tmp_path: Path, room: Room) -> None:

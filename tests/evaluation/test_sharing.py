@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from commands import ROOT
 from processes import finish, start
 from torch import Tensor
 
+from videomamba_depth.commands import evaluate as command
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.engine import Evaluator, Protocol, collect, evaluate_clips
 from videomamba_depth.evaluation.methods import Method, filter_methods
@@ -122,6 +125,27 @@ def test_a_place_that_takes_no_claims_is_an_error(tmp_path: Path) -> None:
         seen: list[str] = []
         evaluate_unclaimed(sources(), lambda s: UserError(seen.append(s.name) or ""), tmp_path / "locks")
         assert seen == ["clip 1", "clip 2", "clip 3"]
+
+
+def test_a_killed_worker_is_one_line_with_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool:
+        def __init__(self, *given: Any, **more: Any) -> None: ...
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def map(self, function: Callable[[int], Any], numbers: Sequence[int]) -> Any:
+            yield UserError("unused")
+            raise BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr(command, "ProcessPoolExecutor", Pool)
+    evaluation = command.Evaluation(evaluator(None), sources(), frozenset(), {})
+    found = command.outcomes(evaluation, SimpleNamespace(workers=2))  # type: ignore[arg-type]
+    assert next(found)[0] == "clip 0"
+    with pytest.raises(UserError, match=r"a worker was killed at 'clip 1' or a clip after it; .* with what is kept"):
+        next(found)
 
 
 @pytest.mark.slow

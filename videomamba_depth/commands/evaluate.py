@@ -20,6 +20,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,14 @@ def outcomes(evaluation: Evaluation, config: EvaluateConfig) -> Iterator[tuple[s
     with ProcessPoolExecutor(config.workers, spawn, initializer=start_worker, initargs=(config,)) as pool:
         results = pool.map(evaluate_in_worker, range(len(sources)))
         for source in bar.over(sources):
-            yield source.name, next(results)
+            try:
+                outcome = next(results)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"a worker was killed at '{source.name}' or a clip after it; is memory short? The same command goes"
+                    " on with what is kept in cache; fewer workers need less memory"
+                ) from error
+            yield source.name, outcome
 
 
 def help_out(evaluation: Evaluation, config: EvaluateConfig) -> None:

@@ -209,7 +209,8 @@ def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> l
     videos = {source.name: source.path for source in sources if source.path is not None}
     given = name_predictions(config.prediction, config.prediction_kind, config.prediction_scale, alone)
     found = []
-    for prediction in (replace(one, videos=videos) for one in given):
+    scenes = {source.name: source.name.removesuffix(f"@{source.frame_list}") for source in sources}
+    for prediction in (replace(one, videos=videos, scenes=scenes) for one in given):
         missing, recordings = [], {}
         for source in sources:
             try:
@@ -375,6 +376,7 @@ def _recordings(config: EvaluateConfig, found: Sequence[Found]) -> list[ClipSour
             partial(_content_of_recording, config, one),
             stills=stills,
             protocol=config.protocol,
+            frame_list=one.frames.name if one.name != one.found.name else None,
         )
         for one in choose(config.protocol, found, config.rgbd.scenes, config.rgbd.lists)
     ]

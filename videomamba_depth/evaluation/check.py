@@ -23,7 +23,7 @@ from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, shrink
 from videomamba_depth.evaluation.context import frames_in_any_order
 from videomamba_depth.evaluation.engine import Evaluator
 from videomamba_depth.evaluation.methods import CONSTANT, Method, exponential_average
-from videomamba_depth.evaluation.metrics.accuracy import valid_ground_truth
+from videomamba_depth.evaluation.metrics.accuracy import MIN_DISPARITY, valid_ground_truth
 from videomamba_depth.evaluation.metrics.geometry import tae_z
 from videomamba_depth.evaluation.predictions import Prediction, RecordedStream
 from videomamba_depth.evaluation.recurrence import resize_depth, to_tensor
@@ -86,6 +86,10 @@ def check_clip(clip: EvaluationClip, predictions: Sequence[Prediction] = ()) -> 
         stream = RecordedStream(prediction.name, recorded, replace(clip, frames=frames), len(frames))
         depth = np.stack([resize_depth(stream(to_tensor(frames[t])), size) for t in range(len(frames))])
         kind = stream.kind
+        if stream.range.unit is not None:
+            below = f"{100 * stream.range.below:.2g} % of inverse depth below {MIN_DISPARITY:g}"
+            seen = f"{below} in its own unit: the clip is brought into range as a whole"
+            findings.append(Finding(f"{prediction.name}, range", seen))
         if truth is None:
             edges = _edges_of(depth if not kind.is_inverse else 1.0 / np.maximum(depth, 1e-6))
             findings.append(_paired(f"{prediction.name}, pictures and depth", edges, picture_edges))

@@ -24,8 +24,9 @@ class EvaluationClip:
     Arrays may be `FrameView`s, which hold nothing in memory.
     fps: frames per second, for the report alone.
     frame_ids: which frames of the source these are; default 0 … F−1. frame_places: their places among all pictures
-    of the source, also those without ground truth; source_frames: how many these are. times_s: of the frames, on the
-    source's own clock.
+    of the source, also those without ground truth; source_frames: how many these are. file_places: their places among
+    the num_files files of the folder that they lie in, where a list names the pictures; programs that are given the
+    folder count these. times_s: of the frames, on the source's own clock.
     gt_depth_m: [F,h,w] float, z in meters; anything not positive is invalid. Its size is the size of
     evaluation.
     valid: [F,h,w] bool, where gt_depth_m holds.
@@ -41,6 +42,8 @@ class EvaluationClip:
     frame_ids: tuple[int | str, ...] | None = None
     frame_places: tuple[int, ...] | None = None
     source_frames: int | None = None
+    file_places: tuple[int, ...] | None = None
+    num_files: int | None = None
     times_s: tuple[float, ...] | None = None
     gt_depth_m: Frames | None = None
     valid: Frames | None = None
@@ -59,6 +62,7 @@ class ClipSource:
     averaged and compared together. digest: returns what names the clip's content; results are kept under it, none
     without one. keep_depth: the depth of untrained streams is kept too, for the next student. stills: its frames are
     pictures that have nothing to do with each other. protocol: of its frame list, for the report. path: of a video.
+    frame_list: of the protocol, where its name ends in @LIST.
     """
 
     name: str
@@ -69,6 +73,7 @@ class ClipSource:
     stills: bool = False
     protocol: str | None = None
     path: str | None = None
+    frame_list: str | None = None
 
 
 def clip_from_synthetic(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from videomamba_depth.evaluation.cache import digest
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.methods import Method
+from videomamba_depth.evaluation.metrics.accuracy import MIN_DISPARITY
 from videomamba_depth.utils.depth_kind import DepthKind, convert_depth
 from videomamba_depth.utils.errors import UserError
 
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_ASPECT_CHANGE = 0.05  # of width over height, between frames and depth: models round sizes to their patches
 MAX_INVALID_SHARE = 0.5
+MAX_CLAMPED = 2e-3
+"""Share of a recording's spread that the metrics' floor of inverse depth may cut off before it counts."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Prediction:
 
     root: see `find_recorded_depth`. kind, scale: where the files do not say; see `open_recorded_depth`. alone: there is
     one clip, whose depth may be `root` itself. videos: where the clips' videos lie, which are never their own depth.
+    scenes: {clip: what it is recorded as}; of others an @LIST at the end of the name does not count.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Prediction:
     scale: float | None = None
     alone: bool = False
     videos: Mapping[str, str] = field(default_factory=dict, hash=False)
+    scenes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def find(self, clip: str) -> Path:
         """Return where the depth of a clip lies; SCENE@LIST, of a protocol, is recorded as SCENE.
@@ -79,6 +84,8 @@ class Prediction:
 
     def scene_of(self, clip: str) -> str:
         """Return SCENE of a clip that is called SCENE@LIST; the name of every other clip, and of every video."""
+        if clip in self.scenes:
+            return self.scenes[clip]
         return clip if clip in self.videos else clip.rpartition("@")[0] or clip
 
 
@@ -109,11 +116,53 @@ def prediction_method(prediction: Prediction, kind: DepthKind) -> Method:
     )
 
 
+@dataclass(frozen=True)
+class UsableRange:
+    """Map of inverse depth in its own unit, one for a whole clip, to numbers that the metrics' floor leaves alone.
+
+    p becomes (p − low) / unit + least, or stays as it is where `unit` is None. below: share of pixels under the floor.
+    """
+
+    low: float = 0.0
+    unit: float | None = None
+    least: float = 0.0
+    below: float = 0.0
+
+    def __call__(self, depth: np.ndarray) -> np.ndarray:
+        """Return [h,w] float32."""
+        if self.unit is None:
+            return depth
+        return ((depth.astype(np.float64) - self.low) / self.unit + self.least).astype(np.float32)
+
+
+def usable_range(frames: Iterable[np.ndarray], has_shift: bool) -> UsableRange:
+    """Return what brings inverse depth into a range in which `MIN_DISPARITY` means nothing; nothing where it does.
+
+    With an unknown shift the least value of the clip becomes the floor and its spread 1; without, its median (of the
+    medians of frames) becomes 1. Alignment, which fits one scale and shift, undoes either.
+
+    Args:
+        frames: finite inverse depth [h,w], each in the same unit.
+    """
+    low, high, below, total, medians = np.inf, -np.inf, 0, 0, list[float]()
+    for frame in frames:
+        low, high = min(low, float(frame.min())), max(high, float(frame.max()))
+        below, total = below + int((frame < MIN_DISPARITY).sum()), total + frame.size
+        medians.append(float(np.median(frame)))
+    spread, share = high - low, below / max(total, 1)
+    if not spread > 0 or MIN_DISPARITY - low <= MAX_CLAMPED * spread:
+        return UsableRange()
+    if has_shift:
+        return UsableRange(low, spread, MIN_DISPARITY, share)
+    return UsableRange(0.0, float(np.median(medians)) or high, 0.0, share)
+
+
 class RecordedStream:
     """Gives the recorded depth of a clip's frames, one after the other.
 
     Pixels without valid depth count as far away: the farthest value of their frame, or inverse depth 0 where its zero
-    is known. The share of them is among `flags`.
+    is known. The share of them is among `flags`. Inverse depth whose unit is so small, or whose zero so high, that the
+    metrics' floor would cut it off is brought into a usable range as a whole, see `usable_range`.
 
     Raises:
         UserError: frames have no depth, the aspect ratio is another, more than half of a frame is invalid, or depth
@@ -128,6 +177,16 @@ class RecordedStream:
             self._indices = _matched(recorded, clip, max_frames)
         except UserError as error:
             raise UserError(f"prediction '{name}': {error}") from error
+        self.range = UsableRange()
+        if scored_kind(recorded.kind) is DepthKind.RELATIVE:
+            frames = (self._completed(depth, place)[0] for place, depth in enumerate(self._read()))
+            self.range = usable_range(frames, recorded.kind.has_shift)
+        if self.range.unit is not None:
+            log.info(
+                "prediction '%s': %.2g %% of %s is inverse depth below %g in its own unit; the clip is brought into"
+                " range as a whole before it is aligned",
+                name, 100 * self.range.below, recorded.path, MIN_DISPARITY,
+            )  # fmt: skip
         self._frames = self._read()
         self._num_pixels, self._num_invalid = 0, 0
         self._place, self._values = 0, set[float]()  # of all frames so far, at most two
@@ -153,7 +212,9 @@ class RecordedStream:
                 f"prediction '{self._name}': {self._recorded.path} has depth of {h}×{w} px for frames of"
                 f" {height}×{width} px: it was cropped, padded or turned"
             )
-        depth = self._completed(depth)
+        depth, num_invalid = self._completed(depth, self._place)
+        self._num_pixels, self._num_invalid = self._num_pixels + depth.size, self._num_invalid + num_invalid
+        depth = self.range(depth)
         self._note_constant(depth)
         return torch.from_numpy(depth)[None, None]
 
@@ -176,13 +237,13 @@ class RecordedStream:
                     *(self._name, self._recorded.path, *self._values),
                 )
 
-    def _completed(self, depth: np.ndarray) -> np.ndarray:
-        kind, index = self._recorded.kind, self._indices[self._place]
+    def _completed(self, depth: np.ndarray, place: int) -> tuple[np.ndarray, int]:
+        """Return a frame of the clip as it is scored, without gaps, and how many pixels were gaps."""
+        kind, index = self._recorded.kind, self._indices[place]
         to = scored_kind(kind)
         depth = convert_depth(depth, kind, to)
         invalid = ~np.isfinite(depth)
         count = int(invalid.sum())
-        self._num_pixels, self._num_invalid = self._num_pixels + depth.size, self._num_invalid + count
         if count > MAX_INVALID_SHARE * depth.size:
             raise UserError(
                 f"prediction '{self._name}': {100 * count / depth.size:.0f} % of frame {index} of"
@@ -192,13 +253,22 @@ class RecordedStream:
             known = depth[~invalid]
             zero_is_far = to is DepthKind.RELATIVE and not kind.has_shift
             depth[invalid] = 0.0 if zero_is_far else known.min() if to.is_inverse else known.max()
-        return depth
+        return depth, count
 
 
 def _matched(recorded: RecordedDepth, clip: EvaluationClip, max_frames: int | None) -> Sequence[int]:
     """Return the index in the recording of every frame of a clip."""
     total = clip.source_frames or recorded.num_frames  # nobody knows how many frames an iterator will give
     places = list(range(total) if clip.frame_places is None else clip.frame_places)[:max_frames]
+    by_number = recorded.frame_numbers is not None
+    if clip.file_places is not None and (by_number or recorded.num_frames == clip.num_files != total):
+        places, total = list(clip.file_places)[:max_frames], clip.num_files or total  # not of the list, of the folder
+    if recorded.frame_numbers is not None and clip.frame_places is not None and max(recorded.frame_numbers) >= total:
+        last = max(recorded.frame_numbers)
+        raise UserError(
+            f"{recorded.path} has depth of picture number {last}, counted from 0; '{clip.name}' has {total} pictures:"
+            " record these alone, in the order of their names"
+        )
     times = None if clip.times_s is None else clip.times_s[: len(places)]
     ids = (clip.frame_ids or ())[: len(places)]
     names = [str(name) for name in ids] if ids and all(isinstance(name, str) for name in ids) else None

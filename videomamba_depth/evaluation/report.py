@@ -252,11 +252,15 @@ def to_markdown(result: Mapping[str, Any], per_clip: bool = True) -> str:
 def table_markdown(table: Table) -> str:
     """Return a table as Markdown below its caption."""
     lines = [
-        f"| {table.first} | " + " | ".join(table.columns) + " |",
+        _markdown_line(table.first, *table.columns),
         "|---|" + "---:|" * len(table.columns),
-        *(f"| {name} | " + " | ".join(cells) + " |" for name, _, cells in table.rows),
+        *(_markdown_line(name, *cells) for name, _, cells in table.rows),
     ]
     return (f"{table.caption}:\n\n" if table.caption else "") + "\n".join(lines).replace("*", "\\*") + "\n"
+
+
+def _markdown_line(*cells: str) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
 
 
 def _listed(values: Mapping[str, Any], depth: int = 0) -> str:

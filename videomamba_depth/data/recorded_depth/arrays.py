@@ -278,7 +278,7 @@ def open_zarr(path: Path, array: str | None = None) -> ZarrArray:
     found = node[name] if name else node
     attributes = {**attributes, **dict(found.attrs)}
     frames, height, width = frames_and_size(found.shape, path)
-    if found.ndim == 2 or found.dtype.kind not in "fiu":
+    if found.ndim == 2 or frames != found.shape[0] or found.dtype.kind not in "fiu":
         raise UserError(f"{path} must hold depth [frames,h,w]; '{name}' is {found.dtype} {list(found.shape)}")
     frames = min(frames, int(attributes.get("num_frames", frames)))  # a stream that was killed counts complete ones
     if frames < 1:

@@ -83,7 +83,7 @@ def pick_array(names: Sequence[str], where: Path, wanted: str | None = None) -> 
 
 
 def frames_and_size(shape: Sequence[int], where: Path) -> tuple[int, int, int]:
-    """Return (n, h, w) of an array [h,w], [n,h,w], [n,1,h,w] or [n,h,w,1].
+    """Return (n, h, w) of an array [h,w], [h,w,1], [n,h,w], [n,1,h,w] or [n,h,w,1].
 
     Raises:
         UserError: it has another shape.
@@ -91,6 +91,8 @@ def frames_and_size(shape: Sequence[int], where: Path) -> tuple[int, int, int]:
     plain = tuple(int(length) for length in shape)
     if len(plain) == 4 and 1 in (plain[1], plain[3]):
         plain = (plain[0], plain[2], plain[3]) if plain[1] == 1 else plain[:3]
+    if len(plain) == 3 and plain[2] == 1 < plain[1]:
+        plain = plain[:2]
     if len(plain) == 2:
         plain = (1, *plain)
     if len(plain) != 3 or min(plain) < 1:

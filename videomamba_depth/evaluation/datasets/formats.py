@@ -50,7 +50,11 @@ class ListedFile(NamedTuple):
 def read_list(path: Path) -> tuple[list[ListedFile], list[str]]:
     """Return the rows "stamp file" of a list in order of time, and the names of the files that are missing."""
     found, missing = list[ListedFile](), list[str]()
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror}") from error
+    for line in lines:
         cells = line.replace(",", " ").split()
         if not cells or cells[0].startswith("#"):
             continue
@@ -70,7 +74,7 @@ def read_list(path: Path) -> tuple[list[ListedFile], list[str]]:
 def read_fields(path: Path) -> dict[str, list[float]]:
     """Return the numbers of rows "name: numbers", as KITTI's calibration has them; nothing without the file."""
     fields = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []:
         name, _, numbers = line.partition(":")
         try:
             fields[name] = [float(number) for number in numbers.split()]
@@ -310,7 +314,7 @@ def read_vda_list(path: Path) -> dict[str, list[dict[str, list[dict[str, Any]]]]
     """Return {data set: [{sequence: [{image, gt_depth, factor, …}]}]}; nothing where the file has another form.
 
     Raises:
-        UserError: some of its entries have that form and others have not; the message names the first of these.
+        UserError: an entry has these keys, and another lacks one or has other values; the message names the first.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -323,10 +327,11 @@ def read_vda_list(path: Path) -> dict[str, list[dict[str, list[dict[str, Any]]]]
         ]
     except (ValueError, AttributeError, TypeError, OSError, RecursionError):
         return {}
-    wrong = [where for where, row in rows if not _is_vda_entry(row)]
-    if wrong and len(wrong) < len(rows):
+    if not any(isinstance(row, dict) and {"image", "gt_depth", "factor"} <= set(row) for _, row in rows):
+        return {}
+    if wrong := [where for where, row in rows if not _is_vda_entry(row)]:
         raise UserError(f"{path}, {wrong[0]}, must have image and gt_depth, paths, and factor, a positive number")
-    return {} if wrong or not rows else content
+    return content
 
 
 def _is_vda_entry(row: Any) -> bool:

@@ -119,8 +119,8 @@ def sintel(tree: Tree, images: str = "clean") -> Iterator[Found]:
 def _sintel(scene: Path, depths: Path) -> Recording:
     frames, left_out = _paired(listed(scene, (".png",)), lambda image: depths / f"{image.stem}.dpt")
     cameras = [depths.parents[1] / "camdata_left" / scene.name / f"{frame.name}.cam" for frame in frames]
-    known = [formats.read_cam(path) for path in cameras if path.is_file()]
-    complete = len(known) == len(frames) > 0
+    known = [formats.read_cam(path) if path.is_file() else None for path in cameras]
+    first = next((camera for camera in known if camera is not None), None)
     return Recording(
         folder=scene,
         frames=frames,
@@ -128,8 +128,8 @@ def _sintel(scene: Path, depths: Path) -> Recording:
         max_depth_m=70.0,
         invalid_value=1e11,  # the sky
         fps=24.0,
-        intrinsics=known[0][0] if complete else None,
-        poses=_stacked(_inverse(pose) for _, pose in known) if complete else None,
+        intrinsics=None if first is None else first[0],
+        poses=None if first is None else _stacked(UNKNOWN if one is None else _inverse(one[1]) for one in known),
         read_depth=formats.read_dpt,
     )
 
@@ -164,8 +164,9 @@ def _by_stamps(
     images, missing = formats.read_list(folder / "rgb.txt")
     depths, _ = formats.read_list(folder / "depth.txt")
     partners = associate([image.stamp for image in images], [depth.stamp for depth in depths])
+    places = _places_in_folder(images)
     frames = [
-        RgbdFrame(image.path, depths[j].path, image.path.stem, image.row, image.stamp)
+        RgbdFrame(image.path, depths[j].path, image.path.stem, image.row, image.stamp, places.get(image.path))
         for image, j in zip(images, partners, strict=True)
         if j >= 0
     ]
@@ -183,7 +184,16 @@ def _by_stamps(
         depth_scale=5000.0,
         intrinsics=_at_size(matrix, frames) if calibrated_at_vga else matrix,
         poses=poses,
+        num_files=len(places) or None,
     )
+
+
+def _places_in_folder(images: Sequence[formats.ListedFile]) -> dict[Path, int]:
+    """Return the places of all files of the folder that the pictures lie in; nothing where they lie in several."""
+    folders = {image.path.parent for image in images}
+    if len(folders) > 1 or not all(image.path.suffix.lower() in IMAGE_SUFFIXES for image in images):
+        return {}
+    return {path: i for i, path in enumerate(listed(folders.pop(), IMAGE_SUFFIXES))}
 
 
 def icl(tree: Tree) -> Iterator[Found]:
@@ -223,6 +233,8 @@ def _kitti(drive: Path, images: Path, depths: Path) -> Recording:
     frames, left_out = _paired(listed(images, IMAGE_SUFFIXES), lambda image: depths / f"{image.stem}.png")
     calibration, key = drive.parent / "calib_cam_to_cam.txt", f"P_rect_{images.parent.name[-2:]}"
     projection = formats.read_fields(calibration).get(key)
+    if projection is None and calibration.is_file():
+        log.warning("%s has no row '%s: NUMBERS'; without rgbd.intrinsics there are none", calibration, key)
     if projection is not None and len(projection) != 12:
         raise UserError(f"{key} of {calibration} must have 12 numbers; found {len(projection)}")
     return Recording(
@@ -272,9 +284,19 @@ def _scannet(scene: Path) -> Recording:
         frames=frames,
         left_out=left_out,
         depth_scale=1000.0,
-        intrinsics=camera_matrix(_matrices([scene / "intrinsic" / "intrinsic_depth.txt"])[0, :3, :3]),
+        intrinsics=_intrinsics_of(scene / "intrinsic" / "intrinsic_depth.txt"),
         poses=_matrices(scene / "pose" / f"{frame.name}.txt" for frame in frames),
     )
+
+
+def _intrinsics_of(path: Path) -> np.ndarray:
+    matrix = read_numbers(path)
+    if matrix.shape not in ((4, 4), (3, 3)):
+        raise UserError(f"{path} must hold a 4×4 or a 3×3 matrix; it has {matrix.size} numbers: export it again")
+    try:
+        return camera_matrix(matrix[:3, :3])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def seven_scenes(tree: Tree) -> Iterator[Found]:
@@ -391,7 +413,7 @@ def _virtual_kitti(folder: Path, depths: Path) -> Recording:
     matrix = poses = None
     if (folder / "intrinsic.txt").is_file() and (folder / "extrinsic.txt").is_file():
         numbers, cameras = (read_numbers(folder / f"{name}.txt", skip=1) for name in ("intrinsic", "extrinsic"))
-        if not numbers.size or numbers.shape[1] != 6 or cameras.shape[1] != 18:
+        if numbers.shape[1] != 6 or cameras.shape[1] != 18:
             raise UserError(f"{folder}: intrinsic.txt and extrinsic.txt must have rows of 6 and 18 columns")
         matrix = camera_matrix(numbers[0, 2:].tolist())
         by_frame = {int(row[0]): row[2:].reshape(4, 4) for row in cameras if row[1] == 0}
@@ -637,11 +659,35 @@ def find_layout(root: str | Path, layout: str | None = None, depth_root: str | P
         if found:
             kind, note = LAYOUTS[name], f"; {LAYOUTS[name].note}" if LAYOUTS[name].note else ""
             log.info("'%s' is %s (rgbd.layout=%s), sequences: %d%s", root, kind.title, name, len(found), note)
+            if layout is None:
+                _name_other_data_sets(tree, name, found)
             return [sequence._replace(layout=name) for sequence in found]
     if layout is not None:
-        wanted = (getattr(LAYOUTS[layout].find, "func", LAYOUTS[layout].find).__doc__ or "").splitlines()[0]
+        wanted = (_function_of(LAYOUTS[layout]).__doc__ or "").splitlines()[0]
         raise UserError(f"'{root}' holds no sequence of rgbd.layout={layout}; it must have: {wanted}")
     return []
+
+
+def _name_other_data_sets(tree: Tree, layout: str, found: Sequence[Found]) -> None:
+    """Warn of sequences that other layouts would take, where these have none of the same name."""
+    names = {sequence.name for sequence in found}
+    for name, other in LAYOUTS.items():
+        if _function_of(other) is _function_of(LAYOUTS[layout]):
+            continue
+        try:
+            left = [sequence.name for sequence in other.find(tree) if sequence.name not in names]
+        except UserError:
+            continue
+        if left:
+            log.warning(
+                "'%s' also holds %s (rgbd.layout=%s), left out, sequences: %d, first %s: give each data set its folder,"
+                " input=[A,B]",
+                tree.root, other.title, name, len(left), left[0],
+            )  # fmt: skip
+
+
+def _function_of(layout: Layout) -> Callable[..., Iterator[Found]]:
+    return getattr(layout.find, "func", layout.find)
 
 
 def _paired(

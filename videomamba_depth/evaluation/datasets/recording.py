@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ class RgbdFrame(NamedTuple):
     """A picture with its depth map, mostly two paths, and what is known of both.
 
     name: in reports. place: among all pictures, also those without depth, and those that a list names and that are
-    missing. stamp: when it was taken (s).
+    missing. stamp: when it was taken (s). file: its place among the files of the folder that it lies in, where a list
+    names the pictures.
     """
 
     image: Any
@@ -39,6 +41,7 @@ class RgbdFrame(NamedTuple):
     name: str
     place: int
     stamp: float | None = None
+    file: int | None = None
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -122,6 +125,7 @@ class Recording:
     crop: (top, bottom, left, right) px of the depth maps that do not count. region: (top, bottom, left, right) as
     shares of height and width, within which ground truth counts, rounded down to whole px. intrinsics: [3,3] px at the
     depth maps' size. poses: [F,4,4] camera to world, m; not finite where unknown. left_out: reason → names of pictures.
+    num_files: in the folder of pictures, where a list names them.
     read_image, read_depth: take what the frames hold, and return uint8 [H,W,3] RGB and float [h,w].
     """
 
@@ -136,6 +140,7 @@ class Recording:
     intrinsics: np.ndarray | None = None
     poses: np.ndarray | None = None
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    num_files: int | None = None
     read_image: Callable[[Any], np.ndarray] = read_image
     read_depth: Callable[[Any], np.ndarray] = read_depth
 
@@ -145,7 +150,7 @@ class Recording:
         return len(self.frames) + sum(map(len, self.left_out.values()))
 
 
-def content_digest(recording: Recording) -> str:
+def content_digest(recording: Recording, num_images: int) -> str:
     """Return a digest of what `recording_clip` would return: of the files, and of the numbers beside them.
 
     Depth and pictures that a layout reads in a way of its own count by what comes out of that.
@@ -162,7 +167,8 @@ def content_digest(recording: Recording) -> str:
                 raise UserError(f"cannot read {item}: {error.strerror}") from error
             digest.update(f"{frame.name}\0{known}\0".encode())
     r = recording
-    about = (r.depth_scale, r.invalid_value, r.max_depth_m, r.crop, r.region, r.fps)
+    places = [(frame.place, frame.file) for frame in r.frames]
+    about = (r.depth_scale, r.invalid_value, r.max_depth_m, r.crop, r.region, r.fps, places, num_images, r.num_files)
     cameras = [None if array is None else array_digest(array) for array in (r.intrinsics, r.poses)]
     digest.update(repr((about, cameras)).encode())
     return digest.hexdigest()
@@ -201,12 +207,19 @@ def recording_clip(name: str, recording: Recording, num_images: int, *, refuse_f
         frame_ids=tuple(frame.name for frame in frames),
         frame_places=tuple(frame.place for frame in frames),
         source_frames=num_images,
+        file_places=_file_places(frames),
+        num_files=recording.num_files,
         gt_depth_m=gt_depth_m,
         valid=valid,
         max_depth_m=recording.max_depth_m,
         intrinsics=recording.intrinsics,
         camera_to_world=recording.poses,
     )
+
+
+def _file_places(frames: Sequence[RgbdFrame]) -> tuple[int, ...] | None:
+    places = [frame.file for frame in frames if frame.file is not None]
+    return tuple(places) if len(places) == len(frames) else None
 
 
 def _check_range(name: str, gt_depth_m: Frames, valid: Frames, max_depth_m: float, refuse_far: bool) -> None:
@@ -287,6 +300,11 @@ def pose_matrix(translation: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
 def read_numbers(path: Path, skip: int = 0) -> np.ndarray:
     """Return the numbers of a text file [rows, columns], without its first `skip` lines."""
     try:
-        return np.loadtxt(path, ndmin=2, skiprows=skip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file
+            numbers = np.loadtxt(path, ndmin=2, skiprows=skip, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read numbers from {path}: {error}") from error
+    if not numbers.size:
+        raise UserError(f"cannot read numbers from {path}: it holds none")
+    return numbers

@@ -78,7 +78,7 @@ class RgbdFormat:
     def content(self, recording: Recording, frames: FramePick = ALL_FRAMES) -> str:
         """Return a digest of all that `clip` returns for a recording; what cannot be read raises as there."""
         recording, frames = self._over(recording, frames)
-        return content_digest(picked(recording, self.intrinsics, self.poses, frames))
+        return content_digest(picked(recording, self.intrinsics, self.poses, frames), recording.num_images)
 
     def _over(self, recording: Recording, frames: FramePick) -> tuple[Recording, FramePick]:
         border = None if self.crop_px is None else (self.crop_px,) * 4
@@ -168,7 +168,8 @@ def load_rgbd(
 def folder_recording(root: Path, rgb_dir: str = "rgb", depth_dir: str = "depth") -> Recording:
     """Return what `load_rgbd` pairs up, without units."""
     frames, alone = _pair(root, rgb_dir, depth_dir)
-    return Recording(folder=root, frames=frames, left_out={"have no depth map in time": alone} if alone else {})
+    left_out = {"have no depth map in time": alone} if alone else {}
+    return Recording(folder=root, frames=frames, left_out=left_out, num_files=len(frames) + len(alone))
 
 
 def read_recording(
@@ -209,6 +210,7 @@ def _pair(root: Path, rgb_dir: str, depth_dir: str) -> tuple[list[RgbdFrame], li
     stamps, times = (
         frame_stamps(paths, root / f"{folder}.txt") for paths, folder in ((images, rgb_dir), (depths, depth_dir))
     )
+    files = {image: i for i, image in enumerate(images)}
     if stamps is not None:
         stamps, images = map(list, zip(*sorted(zip(stamps, images, strict=True)), strict=True))
     if stamps is not None and times is not None:
@@ -219,7 +221,7 @@ def _pair(root: Path, rgb_dir: str, depth_dir: str) -> tuple[list[RgbdFrame], li
         if missing := [path.name for path in images if path.stem not in by_stem]:
             raise UserError(f"{root / depth_dir} has no depth map for {len(missing)} images, first {missing[0]}")
     pairs = [
-        RgbdFrame(image, depth, image.stem, i, None if stamps is None else stamps[i])
+        RgbdFrame(image, depth, image.stem, i, None if stamps is None else stamps[i], files[image])
         for i, (image, depth) in enumerate(zip(images, partners, strict=True))
         if depth is not None
     ]

@@ -58,7 +58,7 @@ def frame_stamps(images: Sequence[Path], listing: Path) -> list[float] | None:
         named = all("." in path.stem and math.isfinite(stamp) for path, stamp in zip(images, stamps, strict=True))
         return stamps if named else None
     listed: dict[str, float] = {}
-    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in listing.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         row = line.split()
         if not row or row[0].startswith("#"):
             continue
