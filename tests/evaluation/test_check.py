@@ -16,7 +16,9 @@ from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.evaluation import EvaluationClip
 from videomamba_depth.evaluation.check import check_clip
+from videomamba_depth.evaluation.predictions import Prediction
 from videomamba_depth.evaluation.summary import versions
+from videomamba_depth.utils.depth_kind import DepthKind
 
 NUM_FRAMES = 14
 
@@ -100,6 +102,16 @@ def test_the_command_checks_a_data_set_and_predictions(
         assert f"| {method}" in printed
     assert "AbsRel of the truth 0.00 %" in printed
     assert "one frame late reads as" in printed
+
+
+def test_recordings_below_the_floor_of_the_metrics_are_named(tmp_path: Path, room: Room) -> None:
+    for name, shift in (("above", 0.0), ("below", -3.0)):
+        np.save(tmp_path / f"{name}.npy", (5 / room.depth_m + shift).astype(np.float32))
+        prediction = Prediction(name, tmp_path / f"{name}.npy", DepthKind.RELATIVE, alone=True)
+        seen = {finding.what: finding.seen for finding in check_clip(clip_of(room), [prediction])}
+        assert (f"{name}, range" in seen) == (shift < 0)
+    share = 100 * (5 / room.depth_m - 3 < 1e-3).mean()
+    assert seen["below, range"].startswith(f"{share:.2g} % of inverse depth below 0.001 in its own unit")
 
 
 def test_results_name_versions_and_revision() -> None:

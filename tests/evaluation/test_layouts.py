@@ -492,6 +492,7 @@ def test_the_test_split_of_nyu(tmp_path: Path, room: Room) -> None:
     (tmp_path / "splits.mat").write_text('{"testNdxs": [[1], [3]]}')
     (clip,) = clips(tmp_path)
     assert clip.frame_ids == ("0001", "0003")
+    assert (clip.file_places, clip.num_files) == ((0, 2), 3)
     for content, message in (
         ("{", r"cannot read .*splits\.mat: .*; download splits\.mat again, or remove it"),
         ("{}", "splits.mat: it has no 'testNdxs'"),

@@ -142,7 +142,7 @@ class ClipView:
         height, width = self._frame(0).shape[:2]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "methods.mp4"
-            with VideoWriter(path, size=(width, height), fps=self.fps, crf=25, preset="medium") as writer:
+            with VideoWriter(path, size=(width, height), fps=self.fps, crf=25) as writer:
                 for t in range(min(self.video_frames, len(self.rgb))):
                     writer.write(self._frame(t))
             return path.read_bytes()

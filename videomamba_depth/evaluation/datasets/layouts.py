@@ -11,7 +11,7 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -93,6 +93,14 @@ class Tree:
             inside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
             for path in sorted(inside):
                 yield from self._below(path, levels - 1, seen)
+
+    def without(self, names: Collection[str]) -> Tree:
+        """Return the same tree without the folders of these names, and those inside them."""
+        taken = {self.root / name for name in names}
+        rest = Tree(self.root)
+        rest.depth = rest if self.depth is self else self.depth
+        rest.folders = [folder for folder in self.folders if not taken & {folder, *folder.parents}]
+        return rest
 
     def having(self, *marks: str) -> Iterator[Path]:
         """Yield the folders in which every mark is there: a path, or a pattern of paths."""
@@ -354,11 +362,12 @@ def _nyu_labeled(file: Path) -> Recording:
     chosen: Iterable[int] = formats.nyu_test_split(split, total) if split.is_file() else range(total)
     return Recording(
         folder=file.parent,
-        frames=[RgbdFrame(i, i, f"{i + 1:04d}", i) for i in chosen],
+        frames=[RgbdFrame(i, i, f"{i + 1:04d}", i, file=i) for i in chosen],
         read_image=partial(_nyu_image, file),
         read_depth=partial(_nyu_depth, file),
         intrinsics=camera_matrix(NYU_CAMERA),
         crop=NYU_CROP,
+        num_files=total,
     )
 
 
@@ -669,8 +678,11 @@ def find_layout(root: str | Path, layout: str | None = None, depth_root: str | P
 
 
 def _name_other_data_sets(tree: Tree, layout: str, found: Sequence[Found]) -> None:
-    """Warn of sequences that other layouts would take, where these have none of the same name."""
+    """Warn of sequences that other layouts would take, outside of those that are found."""
     names = {sequence.name for sequence in found}
+    if tree.name(tree.root) in names:
+        return
+    tree = tree.without(names)
     for name, other in LAYOUTS.items():
         if _function_of(other) is _function_of(LAYOUTS[layout]):
             continue

@@ -125,7 +125,7 @@ class Recording:
     crop: (top, bottom, left, right) px of the depth maps that do not count. region: (top, bottom, left, right) as
     shares of height and width, within which ground truth counts, rounded down to whole px. intrinsics: [3,3] px at the
     depth maps' size. poses: [F,4,4] camera to world, m; not finite where unknown. left_out: reason → names of pictures.
-    num_files: in the folder of pictures, where a list names them.
+    num_files: in the folder of pictures, or pictures in the file, where a list names them.
     read_image, read_depth: take what the frames hold, and return uint8 [H,W,3] RGB and float [h,w].
     """
 
