@@ -18,7 +18,7 @@ from videomamba_depth.data.synthetic.nature import heights, hill
 from videomamba_depth.data.synthetic.photograph import photograph
 from videomamba_depth.data.synthetic.renderer import render
 from videomamba_depth.data.synthetic.scene import Light, Scene, Solid
-from videomamba_depth.data.synthetic.shading import View
+from videomamba_depth.data.synthetic.shading import View, _ambient_occlusion
 from videomamba_depth.data.synthetic.stage import put
 from videomamba_depth.data.synthetic.stills import FAMILIES
 
@@ -197,3 +197,9 @@ def test_a_picture_of_nothing_but_sky_can_be_taken() -> None:
     assert rendering.linear_rgb is not None
     assert np.isfinite(rendering.linear_rgb).all()
     assert rendering.depth_m.min() > 100
+
+
+def test_a_ray_that_ends_outside_of_a_large_shell_is_shaded_as_in_its_corner() -> None:
+    unit = np.full((3, 2), 1.2, np.float32)
+    shade = _ambient_occlusion(np.zeros(2, np.int32), unit, unit, np.full((3, 1), 220, np.float32))
+    np.testing.assert_allclose(shade, 0.65, rtol=1e-6)

@@ -194,9 +194,10 @@ def _illumination(scene: Scene, solids: Solids, points: Array, normal: Array) ->
 
 def _ambient_occlusion(solid: NDArray[np.int32], points: Array, unit: Array, half: Array) -> Array:
     """Darken the shell's inner corners and whatever is close above the floor [n]."""
-    # The shell's point lies on the nearest of its three pairs of faces: the middle distance is that to the corner.
+    # The shell's point lies on the nearest of its three pairs of faces: the middle distance is that to the corner. In
+    # float32 a grazing ray ends meters outside of a shell of hundreds.
     x, y, z = half * (1 - np.abs(unit))
-    corner = np.maximum(np.minimum(x, y), np.minimum(np.maximum(x, y), z))
+    corner = np.maximum(np.minimum(x, y), np.minimum(np.maximum(x, y), z)).clip(0)
     above_floor = np.maximum(-points[1], 0)
     gap = np.where(solid == 0, corner, above_floor + np.float32(0.02))
     return 1 - np.float32(0.35) * np.exp(-gap / np.float32(0.2))
