@@ -37,7 +37,7 @@ class Described(Clips):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         words = {name: self.words[name][index] for name in ("input_ids", "attention_mask")}
-        return {"pixel_values": super().__getitem__(index)["pixel_values"], **words}
+        return {**super().__getitem__(index), **words}
 
 
 class TwoTowers(nn.Module):
@@ -50,8 +50,13 @@ class TwoTowers(nn.Module):
         self.text_proj = nn.Linear(text.config.hidden_size, width)
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-        """Return the symmetric contrastive loss over the batch, and both vectors `[B, width]`."""
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Return the symmetric contrastive loss over the batch, and both vectors `[B, width]`.
+
+        labels: not used; the Trainer measures nothing without.
+        """
         clips = F.normalize(self.video_proj(self.video.pooled_features(pixel_values.transpose(1, 2))), dim=1)
         pooled = self.text(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         texts = F.normalize(self.text_proj(pooled), dim=1)

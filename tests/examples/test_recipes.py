@@ -47,12 +47,13 @@ def picture(path: Path, color: tuple[int, int, int], seed: int = 0) -> None:
     Image.fromarray(np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)).save(path)
 
 
-def run_and_resume(recipe: ModuleType, arguments: list[str], out: Path, epochs: int) -> list[float]:
-    """Train, then go on for one more epoch; returns the losses of both."""
+def run_and_resume(recipe: ModuleType, arguments: list[str], out: Path, epochs: int, metric: str = "") -> list[float]:
+    """Train, then go on for one more epoch and measure; returns the losses of both."""
     arguments = [*COMMON, "--out", str(out), *arguments]
     recipe.main([*arguments, "--epochs", str(epochs)])
     first = losses(out)
-    recipe.main([*arguments, "--epochs", str(epochs + 1)])
+    measured = recipe.main([*arguments, "--epochs", str(epochs + 1)])
+    assert not metric or 0 <= measured[f"eval_{metric}"] <= 100
     both = losses(out)
     assert both[: len(first)] == first, "it went on from the checkpoint"
     assert len(both) > len(first)
@@ -66,7 +67,7 @@ def test_image_classification(recipe: ModuleType, tmp_path: Path) -> None:
             picture(tmp_path / "data" / split / "dark" / f"{index}.png", (30, 30, 30), index)
             picture(tmp_path / "data" / split / "light" / f"{index}.png", (220, 220, 220), index)
     options = ["--data", str(tmp_path / "data"), "--lr", "1e-2", "--smoothing", "0", "--no-mixup"]
-    found = run_and_resume(recipe, options, tmp_path / "out", 12)
+    found = run_and_resume(recipe, options, tmp_path / "out", 12, "top1")
     assert np.mean(found[-6:]) < 0.9 * np.mean(found[:6])
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert saved["id2label"] == {"0": "dark", "1": "light"}
@@ -90,7 +91,7 @@ def test_video_classification(recipe: ModuleType, listed: bool, tmp_path: Path) 
     assert data[0]["pixel_values"].shape == (4, 3, 32, 32)
     if not listed:
         options = ["--data", str(tmp_path / "data"), "--frames", "4", "--lr", "5e-3"]
-        assert np.isfinite(run_and_resume(recipe, options, tmp_path / "out", 2)).all()
+        assert np.isfinite(run_and_resume(recipe, options, tmp_path / "out", 2, "top1")).all()
 
 
 @pytest.mark.parametrize("recipe", ["semantic_segmentation"], indirect=True)
@@ -103,7 +104,7 @@ def test_semantic_segmentation(recipe: ModuleType, tmp_path: Path) -> None:
             mask = Image.fromarray(np.full((40, 40), index % 2, np.uint8))
             mask.save(tmp_path / "data" / split / "masks" / f"{index}.png")
     options = ["--data", str(tmp_path / "data"), "--classes", "2", "--lr", "2e-3", "--variant", "4,16"]
-    found = run_and_resume(recipe, options, tmp_path / "out", 4)
+    found = run_and_resume(recipe, options, tmp_path / "out", 4, "miou")
     (tmp_path / "data" / "val" / "masks" / "2.png").rename(tmp_path / "data" / "val" / "masks" / "4.png")
     with pytest.raises(SystemExit, match="2 pictures or masks are without the other, first 2"):
         recipe.Pictures(tmp_path / "data" / "val", 32, False)
@@ -158,7 +159,7 @@ def test_self_distillation(recipe: ModuleType, tmp_path: Path) -> None:
     teacher = VideoMamba(32, depth=1, embed_dim=8, num_classes=2)
     save_backbone(teacher, tmp_path / "teacher.safetensors")
     options = ["--data", str(tmp_path / "data"), "--teacher", str(tmp_path / "teacher.safetensors")]
-    found = run_and_resume(recipe, [*options, "--teacher-variant", "1,8", "--lr", "1e-2"], tmp_path / "out", 8)
+    found = run_and_resume(recipe, [*options, "--teacher-variant", "1,8", "--lr", "1e-2"], tmp_path / "out", 8, "top1")
     assert np.mean(found[-4:]) < np.mean(found[:4])
     model = VideoMamba(32, depth=2, embed_dim=16, num_classes=2)
     load_backbone(model, tmp_path / "out" / "student.safetensors", "videomamba_image")
@@ -221,7 +222,7 @@ def test_video_text_retrieval(recipe: ModuleType, tmp_path: Path, monkeypatch: p
     for split in ("train", "val"):
         (tmp_path / "data" / f"{split}.tsv").write_text("\n".join(lines))
     options = ["--data", str(tmp_path / "data"), "--text", tiny_text_encoder(tmp_path / "text"), "--frames", "2"]
-    found = run_and_resume(recipe, [*options, "--lr", "1e-2"], tmp_path / "out", 8)
+    found = run_and_resume(recipe, [*options, "--lr", "1e-2"], tmp_path / "out", 8, "recall_at_1")
     assert np.mean(found[-3:]) < 0.9 * np.mean(found[:3])
     vectors = np.eye(3)
     assert recipe.recall(type("P", (), {"predictions": (vectors, vectors)})) == dict.fromkeys(
