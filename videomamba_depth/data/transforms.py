@@ -48,6 +48,12 @@ class Geometry:
         maps = maps[:, self.top : self.top + height, self.left : self.left + width]
         return maps[:, :, ::-1] if self.flip else maps
 
+    def crop_tensor(self, maps: Tensor) -> Tensor:
+        """Cut the crop out of maps [..., *resized] and mirror it, on their device."""
+        height, width = self.size
+        maps = maps[..., self.top : self.top + height, self.left : self.left + width]
+        return maps.flip(-1) if self.flip else maps.contiguous()
+
 
 @dataclass(frozen=True)
 class ClipTransform:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.flow.frame_view import Frames, Keep, in_memory
@@ -130,6 +131,22 @@ def detect_cuts(frames: Iterable[Any]) -> tuple[int, ...]:
         for t in range(1, len(change) - 1)
         if change[t] > MAX_HISTOGRAM_CHANGE and max(change[t - 1], change[t + 1]) <= MAX_HISTOGRAM_CHANGE
     )
+
+
+def cuts_of_clip(clip: Tensor) -> Tensor:
+    """Return [N] bool, True where `detect_cuts` finds that a new shot starts, of a clip [N,3,H,W] RGB in [0,1].
+
+    The result stays on the clip's device.
+    """
+    levels = (clip.detach()[:, :, ::2, ::2] * 255).round().to(torch.uint8) >> 5
+    red, green, blue = levels.flatten(2).long().unbind(1)  # [N,P] each
+    frame = 512 * torch.arange(len(clip), device=clip.device)[:, None]
+    counts = torch.bincount((frame + 64 * red + 8 * green + blue).flatten(), minlength=512 * len(clip))
+    dtype = torch.float32 if clip.device.type == "mps" else torch.float64  # MPS has no float64
+    share = counts.view(len(clip), 512).to(dtype) / max(red.shape[1], 1)
+    change = 0.5 * (share[1:] - share[:-1]).abs().sum(1)  # [N−1], toward each frame from the one before
+    high = F.pad(change > MAX_HISTOGRAM_CHANGE, (1, 1))
+    return high[:-1] & ~F.pad(high, (1, 0))[:-2] & ~high[1:]
 
 
 def static_mask(clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, max_rgb_change: float = 0.06) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from videomamba_depth.data.clip import WholeFrames
 from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS, TargetSettings
-from videomamba_depth.data.transforms import transform_map
 from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
 from videomamba_depth.models.motion import Motion, MotionEstimator
@@ -146,8 +145,8 @@ class Labeller:
     def _label_whole(self, whole: WholeFrames, device: torch.device) -> Tensor:
         """Label a clip's frames as they were before the crop, as a teacher cache does, and cut the label out."""
         clip = whole.rgb.to(device).permute(0, 3, 1, 2).float().div_(255).unsqueeze(0)
-        depth = self._decode(self._encode(self.teacher, clip), clip)[0, :, 0]
-        return transform_map("teacher_depth", depth.cpu().numpy(), whole.geometry).to(device)
+        depth = self._decode(self._encode(self.teacher, clip), clip)[0]  # [N,1,h,w]
+        return whole.geometry.crop_tensor(depth)
 
     def _encode(self, encoder: nn.Module, clip: Tensor) -> ClipFeatures:
         passes = []

@@ -41,6 +41,14 @@ class ClipTracks:
         num_frames, height, width = self.depth.shape
         return num_frames, height, width
 
+    def every(self, step: int) -> Floats:
+        """Return the depth of every n-th row and column."""
+        return self.depth[:, ::step, ::step]
+
+    def largest(self) -> float:
+        """Return the largest magnitude of the depth, 0 where none is defined."""
+        return float(np.nanmax(np.abs(self.depth), initial=0))
+
     def rescale(self, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
         """Replace the depth of every frame t by scale[t] · depth + shift[t]."""
         self.depth = (self.depth * scale[:, None, None] + shift[:, None, None]).astype(np.float32)

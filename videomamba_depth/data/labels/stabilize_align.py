@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videomamba_depth.data.labels.pixel_trajectories import ClipTracks
+from videomamba_depth.data.labels.tensor_tracks import TensorTracks
 
 Doubles = NDArray[np.float64]
 
@@ -28,7 +29,7 @@ class _Triple(NamedTuple):
     depth: Doubles  # [3, P], centered and in units of the clip's spread
 
 
-def fit_frame_affines(tracks: ClipTracks, fit_scale: bool = True) -> tuple[Doubles, Doubles]:
+def fit_frame_affines(tracks: ClipTracks | TensorTracks, fit_scale: bool = True) -> tuple[Doubles, Doubles]:
     """Solve (s_t, b_t), so that s_t · d_t + b_t runs straight along trajectories: the flicker of whole frames goes.
 
     Minimizes Σ_k Σ_t mean_p ρ(½ A_{t−k} − A_t + ½ A_{t+k}) + `PRIOR` · σ² · Σ_t ((s_t − 1)² + b_t²), k of `STRIDES`, by
@@ -75,9 +76,9 @@ def sample_step(height: int, width: int) -> int:
     return max(1, int((height * width / SAMPLES) ** 0.5))
 
 
-def _center_and_spread(tracks: ClipTracks) -> tuple[float, float]:
+def _center_and_spread(tracks: ClipTracks | TensorTracks) -> tuple[float, float]:
     step = sample_step(*tracks.shape[1:])
-    values = tracks.depth[:, ::step, ::step].astype(np.float64)
+    values = tracks.every(step).astype(np.float64)
     values = values[np.isfinite(values)]
     if values.size == 0:
         return 0.0, 1.0
@@ -86,7 +87,7 @@ def _center_and_spread(tracks: ClipTracks) -> tuple[float, float]:
     return center, spread if spread > 0 else 1.0
 
 
-def _collect(tracks: ClipTracks, center: float, spread: float) -> list[_Triple]:
+def _collect(tracks: ClipTracks | TensorTracks, center: float, spread: float) -> list[_Triple]:
     num_frames, height, width = tracks.shape
     radius, step = max(STRIDES), sample_step(height, width)
     triples = []
