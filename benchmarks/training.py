@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def main() -> None:
 
 def _print(size: int, found: dict[Path, list[dict[str, Any]]], trees: list[Path], options: argparse.Namespace) -> None:
     kept = ", from a cache" if options.cache else ""
-    print(f"\n{size} px{kept}: {options.steps} steps a round, {options.rounds} rounds, medians in s per step")
+    later = f" after {options.after}" if options.after else ""
+    print(f"\n{size} px{kept}: {options.steps} steps{later} a round, {options.rounds} rounds, medians in s per step")
     columns = [_medians(found[tree]) for tree in trees]
     names = sorted({name for column in columns for name in column}, key=lambda name: -columns[0].get(name, 0.0))
     print(f"{'':24}" + "".join(f"{'now' if i == 0 else 'beside':>10}" for i in range(len(trees))))
@@ -58,6 +60,8 @@ def _print(size: int, found: dict[Path, list[dict[str, Any]]], trees: list[Path]
     totals = [[run["cpu_s"] for run in found[tree]] for tree in trees]
     print(f"{'CPU time':24}" + "".join(f"{statistics.median(total):10.3f}" for total in totals))
     print(f"{'steps per hour':24}" + "".join(f"{3600 / statistics.median(total):10.0f}" for total in totals))
+    peaks = [statistics.median(run["peak_mb"] for run in found[tree]) for tree in trees]
+    print(f"{'peak memory, MB':24}" + "".join(f"{peak:10.0f}" for peak in peaks))
     for tree, label in zip(trees, ("now", "beside"), strict=False):
         losses = {tuple(run["losses"]) for run in found[tree]}
         print(f"losses {label}: " + " | ".join(" ".join(f"{loss:.6f}" for loss in run) for run in sorted(losses)))
@@ -74,7 +78,12 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
 def _in_process(tree: Path, options: argparse.Namespace, task: dict[str, Any]) -> dict[str, Any]:
     """Run `measure` on a checkout in a process of its own and return what it prints last."""
     environment = {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    given = task | {"data": str(options.data), "steps": options.steps, "extra": options.override}
+    given = task | {
+        "data": str(options.data),
+        "steps": options.steps,
+        "after": options.after,
+        "extra": options.override,
+    }
     command = [sys.executable, __file__, "--task", json.dumps(given)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -118,15 +127,17 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     from videomamba_depth.configuration.schema import TrainConfig
     from videomamba_depth.training.distributed import Ranks
     from videomamba_depth.training.run_folder import RunFolder
+    from videomamba_depth.utils import device
     from videomamba_depth.utils.logger import read_json_lines
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    getattr(device, "keep_freed_memory", lambda: None)()  # as the command does
     size, steps = task["size"], task["steps"]
     values = {
         "teacher.name": task["teacher"], "data": "video_folder", "data.root": task["data"], "data.short_side": size,
         "data.crop": f"[{size},{size}]", "data.num_workers": 0, "data.p_single_frame": 0, "trainer.device": "cpu",
-        "trainer.logger": "none", "trainer.log_every": 1, "trainer.picture_every": 0, "trainer.steps": steps,
+        "trainer.logger": "none", "trainer.log_every": 1, "trainer.picture_every": 0, "trainer.steps": steps + task["after"],
     }  # fmt: skip
     if task["cache"]:
         values["data.teacher_cache"] = task["cache"]
@@ -134,13 +145,23 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = build_trainer(config, Ranks(0, 1, torch.device("cpu")), RunFolder(folder), asdict(config))
         trainer._save = lambda: None
-        times = PartTimes()
+        times, start = PartTimes(), time.process_time()
         _watch(trainer, times)
-        start = time.process_time()
+        train_step = trainer._train_step
+
+        def counted(clips: Any) -> Any:
+            nonlocal start
+            if trainer.step == task["after"]:
+                times.seconds.clear()
+                start = time.process_time()
+            return train_step(clips)
+
+        trainer._train_step = counted
         trainer.fit()
         cpu_s = time.process_time() - start
-        losses = [record["loss/total"] for record in read_json_lines(Path(folder) / "metrics.jsonl")]
+        losses = [record["loss/total"] for record in read_json_lines(Path(folder) / "metrics.jsonl")][-steps:]
     return {
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "cpu_s": cpu_s / steps,
         "parts": {name: seconds / steps for name, seconds in times.seconds.items()},
         "losses": losses,
@@ -211,6 +232,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder of videos")
     parser.add_argument("--sizes", type=int, nargs="+", default=[112, 252, 392], help="px")
     parser.add_argument("--steps", type=int, default=3, help="of a round; a clip of the default recipe is three")
+    parser.add_argument("--after", type=int, default=0, help="steps before those that are measured")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cache", action="store_true", help="label before, and train from the cache")
     parser.add_argument("--beside", type=Path, help="another checkout")

@@ -24,6 +24,7 @@ from videomamba_depth.data.video.find import find_sources
 from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.teachers import open_teacher
+from videomamba_depth.training.label_memory import LabelMemory
 from videomamba_depth.training.labeller import Labeller
 from videomamba_depth.utils.depth_kind import DepthKind
 
@@ -182,3 +183,37 @@ def test_a_clip_without_larger_frames_shares_one_pass(
     made = labeller(tiny_encoder, tiny_encoder)(batch, torch.device("cpu"))
     assert len(calls) == 1
     assert torch.equal(made.target.depth[0], tiny_encoder.decode(real(rgb[0]), (SIDE, SIDE)))
+
+
+def test_on_a_cpu_a_frame_is_labeled_once_and_alone(
+    videos: Path, tiny_encoder: DepthAnythingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips that share frames, forwards and backwards, have the labels that each has by itself."""
+    asked: list[int] = []
+    real = tiny_encoder.decode_labels
+    monkeypatch.setattr(tiny_encoder, "decode_labels", lambda f, size: asked.append(len(f["s1"])) or real(f, size))
+    options: dict[str, Any] = {"transform": TRANSFORMS["crop, flip, colors, damage"], "clip_frames": 4}
+    dataset = VideoClipDataset(videos, playback=Playback(1, 0.5), **options)
+    batches = [collate_clips([dataset[i]]) for i in range(6)]
+    frames = {(batch["meta"][0].video_id, index) for batch in batches for index in batch["meta"][0].frame_indices}
+    cpu = torch.device("cpu")
+    alone = [labeller(tiny_encoder)(batch, cpu).target.depth for batch in batches]
+    assert len(asked) == 24
+    for gigabytes, passes in ((1.0, len(frames)), (1e-9, 24)):
+        asked.clear()
+        keeping = Labeller(None, tiny_encoder, None, 1.0, 0.1, 4, None, memory_bytes=int(gigabytes * 1e9))
+        for batch, wanted in zip(batches, alone, strict=True):
+            assert torch.equal(keeping(batch, cpu).target.depth, wanted)
+        assert asked == [1] * passes
+    assert len(frames) < 24
+
+
+def test_kept_labels_stay_below_their_bound() -> None:
+    memory, made = LabelMemory(100), []
+
+    def get(key: str) -> torch.Tensor:
+        return memory.get(key, lambda: made.append(key) or torch.zeros(10, dtype=torch.float32))
+
+    for key in "abacabb":
+        get(key)
+    assert made == ["a", "b", "c", "b"]

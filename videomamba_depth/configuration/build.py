@@ -279,6 +279,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         target=loss,
         motion=student.motion,
         depth_kind=student.depth_kind,
+        memory_bytes=int(config.trainer.label_memory_gb * 1e9),
     )
     cached = stabilize_key(loss, config.reference_flow) if loss.is_offline else None
     dataset = build_dataset(config.data, config.trainer.seed, teacher, cached, static_key(config.reference_flow))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from videomamba_depth.data.clip import WholeFrames
+from videomamba_depth.data.clip import ClipMeta, WholeFrames
 from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS, TargetSettings
 from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
 from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
+from videomamba_depth.training.label_memory import LabelMemory
 from videomamba_depth.training.objective import ChunkTarget
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
@@ -66,7 +68,8 @@ class Labeller:
     """Encodes clips for the student and labels them by the teacher; both share one pass where they can.
 
     They share it where the student's encoder is the teacher and the student's input is not perturbed. A clip that was
-    cut out of larger frames is labelled by what the teacher says of those, the same as a teacher cache holds.
+    cut out of larger frames is labelled by what the teacher says of those, the same as a teacher cache holds. On a CPU
+    that is done frame by frame, so that a frame's label does not depend on the others of a pass, and can be kept.
 
     Args:
         encoder: of the student, where it is frozen; None where it learns.
@@ -78,6 +81,7 @@ class Labeller:
         target: what is made of the teacher's depth.
         motion: the student's own estimator, which sees what the student sees; None where it has none.
         depth_kind: of the student; None: the teacher's. From metric depth relative depth is learned as 1/m.
+        memory_bytes: for labels of whole frames that were made on a CPU.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Labeller:
         target: TargetSettings = TargetSettings(),
         motion: MotionEstimator | None = None,
         depth_kind: DepthKind | None = None,
+        memory_bytes: int = 0,
     ) -> None:
         if target.is_offline and flow is None:
             raise ValueError(f"target {target.target!r} needs an optical flow estimator; got flow=None")
@@ -99,6 +104,7 @@ class Labeller:
         self.max_motion_px, self.max_rgb_change = max_motion_px, max_rgb_change
         self.frames_per_pass, self.autocast_dtype = frames_per_pass, autocast_dtype
         self.target, self.motion = target, motion
+        self._memory = LabelMemory(memory_bytes)
         self._warned_of_none = False
         self.inverts = depth_kind is DepthKind.RELATIVE and teacher.depth_kind is DepthKind.METRIC
 
@@ -114,7 +120,8 @@ class Labeller:
         if "teacher_depth" in batch:
             depth = batch["teacher_depth"].to(device)
         elif "whole" in batch:
-            depth = torch.stack([self._label_whole(whole, device) for whole in batch["whole"]])
+            clips = zip(batch["whole"], batch["meta"], strict=True)
+            depth = torch.stack([self._label_whole(whole, meta, device) for whole, meta in clips])
         elif features is not None and self.teacher is self.encoder and torch.equal(rgb, clean):
             depth = self._decode(features, clean)
         else:
@@ -142,11 +149,21 @@ class Labeller:
         motion = None if self.motion is None else self.motion(rgb)[0]
         return LabelledClip(features, ChunkTarget(depth, valid, static), rgb, motion, video_ids)
 
-    def _label_whole(self, whole: WholeFrames, device: torch.device) -> Tensor:
+    def _label_whole(self, whole: WholeFrames, meta: ClipMeta, device: torch.device) -> Tensor:
         """Label a clip's frames as they were before the crop, as a teacher cache does, and cut the label out."""
-        clip = whole.rgb.to(device).permute(0, 3, 1, 2).float().div_(255).unsqueeze(0)
-        depth = self._decode(self._encode(self.teacher, clip), clip)[0]  # [N,1,h,w]
-        return whole.geometry.crop_tensor(depth)
+        geometry = whole.geometry
+        if device.type != "cpu":
+            return geometry.crop_tensor(self._label_frames(whole.rgb, device))
+        depth = [
+            self._memory.get((meta.video_id, index, geometry.resized), partial(self._label_frames, rgb, device))
+            for index, rgb in zip(meta.frame_indices, whole.rgb.split(1), strict=True)
+        ]
+        return geometry.crop_tensor(torch.cat(depth))
+
+    def _label_frames(self, rgb: Tensor, device: torch.device) -> Tensor:
+        """Return the labels [N,1,h,w] of frames uint8 [N,h,w,3]."""
+        clip = rgb.to(device).permute(0, 3, 1, 2).float().div_(255).unsqueeze(0)
+        return self._decode(self._encode(self.teacher, clip), clip)[0]
 
     def _encode(self, encoder: nn.Module, clip: Tensor) -> ClipFeatures:
         passes = []

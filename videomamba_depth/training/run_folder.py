@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "trainer.steps",
     "trainer.threads",
     "trainer.prefetch",
+    "trainer.label_memory_gb",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
     "trainer.log_every",

@@ -37,6 +37,7 @@ class TrainerSettings:
     channels_last: bool
     compile: bool
     prefetch: bool = True
+    label_memory_gb: float = ranged(0, 1e6, 1.0)
     device: str = choice("auto", "cpu", "cuda")
     threads: int | None = ranged(1, 1024, None)
     seed: int = ranged(0, 2**31 - 1)
