@@ -137,7 +137,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     values = {
         "teacher.name": task["teacher"], "data": "video_folder", "data.root": task["data"], "data.short_side": size,
         "data.crop": f"[{size},{size}]", "data.num_workers": 0, "data.p_single_frame": 0, "trainer.device": "cpu",
-        "trainer.logger": "none", "trainer.log_every": 1, "trainer.picture_every": 0, "trainer.steps": steps + task["after"],
+        "trainer.logger": "none", "trainer.log_every": 1, "trainer.picture_every": 0,
+        "trainer.steps": steps + task["after"],
     }  # fmt: skip
     if task["cache"]:
         values["data.teacher_cache"] = task["cache"]

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels import cache_format
 from videomamba_depth.data.labels.cache_format import StaticKey, chunk_scale, group_name
 from videomamba_depth.data.labels.cache_verify import verify_cache
-from videomamba_depth.data.labels.precompute import precompute_videos
+from videomamba_depth.data.labels.precompute import one_ahead, precompute_videos
 from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader, TeacherKey
 from videomamba_depth.data.playback import Playback
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import VideoSource, find_sources, hash_source
+from videomamba_depth.data.video.info import VideoReadError
 from videomamba_depth.data.video.reader import read_frames
 from videomamba_depth.utils.errors import UserError
 
@@ -140,6 +141,25 @@ def test_finished_work_is_not_done_again(videos: list[VideoSource], cache: Path)
     summary = precompute_videos(videos, never, KEY, cache, chunk_frames=8, flow=shifted_flow, progress=False)
     assert (summary.finished, summary.already_finished, summary.frames) == (0, 3, 0)
     assert tree(cache) == before
+
+
+def test_frames_are_read_one_batch_ahead_and_errors_come_in_their_place() -> None:
+    begun: list[int] = []
+
+    def read() -> Iterator[int]:
+        for number in range(3):
+            begun.append(number)
+            yield number
+        raise VideoReadError("frame 3 is damaged")
+
+    batches = one_ahead(read())
+    for number in range(3):
+        assert next(batches) == number
+        assert len(begun) <= number + 2
+    with pytest.raises(VideoReadError):
+        next(batches)
+    assert list(one_ahead(iter("abc"))) == ["a", "b", "c"]
+    assert list(one_ahead(iter(()))) == []
 
 
 def test_static_masks_found_otherwise_are_not_taken(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,8 +73,8 @@ def precompute_videos(
 
     Frames reach the teacher at the size that maps are stored at, as those of a clip do in training
     (`dataset_video.VideoClipDataset`): the label is the same. Batches never cross a chunk, so that a run that was
-    stopped and continued makes the same batches, hence the same labels bit for bit, as one that was not. Memory holds
-    one batch of frames and one chunk of maps at the stored size.
+    stopped and continued makes the same batches, hence the same labels bit for bit, as one that was not. While one is
+    labelled, the next is read in a thread. Memory holds two batches of frames and one chunk of maps at the stored size.
 
     Args:
         videos: all ranks pass the same list; video i is rank (i mod world_size)'s.
@@ -128,7 +133,10 @@ def label_size(info: VideoInfo, image_size: tuple[int, int] | int | None) -> tup
 
 
 class _Labeller:
-    """Turns the missing chunks of one video into labels; decodes forward, seeking only over finished chunks."""
+    """Turns the missing chunks of one video into labels; decodes forward, seeking only over finished chunks.
+
+    Whatever reads frames runs in the thread of `one_ahead`.
+    """
 
     def __init__(
         self,
@@ -147,7 +155,6 @@ class _Labeller:
         self.size = (writer.layout.height, writer.layout.width)
         self._frames: Iterator[Frame] = iter(())
         self._next = -1
-        self._last: tuple[int, np.ndarray] = (-1, np.empty(0))  # the frame before, at the stored size
 
     def label_video(self, bar: tqdm) -> int:
         """Label and store what is missing, with progress; returns the number of frames labelled."""
@@ -157,22 +164,22 @@ class _Labeller:
         if not bar.disable:
             bar.n, bar.initial = bar.n + found, bar.initial + found  # not work of this run: keeps the time left honest
             bar.refresh()
-        for chunk, (start, stop) in ranges.items():
-            self.writer.write_chunk(chunk, self._label(start, stop))
-            bar.update(stop - start)
+        with closing(one_ahead(self._read(list(ranges.values())))) as batches:
+            for chunk, (start, stop) in ranges.items():
+                self.writer.write_chunk(chunk, self._label(start, stop, batches))
+                bar.update(stop - start)
         return waiting
 
-    def _label(self, start: int, stop: int) -> dict[str, np.ndarray]:
+    def _label(self, start: int, stop: int, batches: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the maps of the frames from `start` to before `stop`, see `TeacherCacheWriter.write_chunk`."""
         depth, small = [], []
         if self.flow is not None and start > 0:
-            small.append(self._before(start))
-        for first in range(start, stop, self.batch_frames):
-            indices = range(first, min(first + self.batch_frames, stop))
+            small.append(next(batches))
+        for indices in self._batches(start, stop):
             if self.labels is not None:
                 depth.append(resize_depth(self.labels.read(self.source, self.info, indices), self.size))
             if self.labels is None or self.flow is not None:
-                small.append(resize_images(self._take(first, len(indices)), self.size))
+                small.append(next(batches))
             if self.labels is None:
                 depth.append(self._predict(small[-1]))
             if self.flow is None:
@@ -181,8 +188,24 @@ class _Labeller:
         if self.flow is not None:
             motion = _motion(np.concatenate(small), self.flow, self.writer.static)
             maps |= {name: values[start > 0 :] for name, values in motion.items()}
-            self._last = (stop - 1, small[-1][-1:])
         return maps
+
+    def _batches(self, start: int, stop: int) -> list[range]:
+        step = self.batch_frames
+        return [range(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+    def _read(self, chunks: list[tuple[int, int]]) -> Iterator[np.ndarray]:
+        """Yield what `_label` takes of every chunk at the stored size: with flow the frame before, then its batches."""
+        if self.labels is not None and self.flow is None:
+            return
+        last, small = -1, np.empty(0)
+        for start, stop in chunks:
+            if self.flow is not None and start > 0:
+                yield small[-1:] if last == start - 1 else resize_images(self._take(start - 1, 1), self.size)
+            for indices in self._batches(start, stop):
+                small = resize_images(self._take(indices.start, len(indices)), self.size)
+                yield small
+            last = stop - 1
 
     def _predict(self, frames: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -190,11 +213,6 @@ class _Labeller:
         if depth.shape != (len(frames), 1, *self.size):
             raise ValueError(f"predict_depth must return {[len(frames), 1, *self.size]}; got {list(depth.shape)}")
         return depth[:, 0].float().cpu().numpy()
-
-    def _before(self, start: int) -> np.ndarray:
-        if self._last[0] != start - 1:
-            self._last = (start - 1, resize_images(self._take(start - 1, 1), self.size))
-        return self._last[1]
 
     def _take(self, first: int, count: int) -> np.ndarray:
         """Return `count` frames from index `first`, uint8 [count,H,W,3]."""
@@ -206,6 +224,15 @@ class _Labeller:
             raise VideoReadError(f"{self.path}: frames {first} to {first + count - 1} cannot all be decoded")
         self._next = first + count
         return np.stack([frame.rgb for frame in frames])
+
+
+def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """Yield the items in their order; each is worked out in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1, "read ahead") as thread:
+        coming = thread.submit(list, itertools.islice(items, 1))
+        while found := coming.result():
+            coming = thread.submit(list, itertools.islice(items, 1))
+            yield found[0]
 
 
 @torch.inference_mode()
