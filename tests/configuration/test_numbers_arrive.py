@@ -21,6 +21,7 @@ from videomamba_depth.models.checkpoint import load_student, student_weights
 from videomamba_depth.training.distributed import Ranks
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.training.trainer import Trainer
+from videomamba_depth.utils.errors import UserError
 
 CPU = torch.device("cpu")
 SMOKE = ("debug=smoke", "data.short_side=28", "data.crop=[28,42]", "trainer.device=cpu", "model.scan_backend=reference")
@@ -90,6 +91,17 @@ def test_labeller(tmp_path: Path, tiny_teacher_folder: str) -> None:
         "model.flow=null",
     )  # fmt: skip
     assert (still.labeller.flow, still.labeller.motion, still.labeller.target.target) == (None, None, "raw")
+
+
+def test_geometry_of_the_student(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    values = {"short_side": 57, "key_frames": 3, "every": 5, "spread": 0.35, "focal": 1.25, "keep": 0.75}
+    given = ",".join(f"{key}:{value}" for key, value in values.items())
+    student = trainer_of(tmp_path, tiny_teacher_folder, f"model.geometry={{{given}}}").student
+    assert student.geometry is not None
+    assert asdict(student.geometry.spec) == values
+    assert trainer_of(tmp_path, tiny_teacher_folder).student.geometry is None
+    with pytest.raises(UserError, match="geometry follows the flow"):
+        trainer_of(tmp_path, tiny_teacher_folder, "model.geometry={}", "model.flow=null", "model.output=null")
 
 
 @pytest.mark.parametrize("form", ["innovation", "plain"])

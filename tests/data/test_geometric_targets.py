@@ -20,8 +20,6 @@ from videomamba_depth.data.labels.geometry.scene import (
     Scene,
     View,
     adjoint,
-    rays,
-    rotation_matrix,
     transform,
 )
 from videomamba_depth.data.labels.geometry.solve import Solution, solve
@@ -29,6 +27,7 @@ from videomamba_depth.data.labels.geometry.trust import Support
 from videomamba_depth.data.labels.stabilize import stabilize_clip
 from videomamba_depth.data.synthetic import WorldConfig, render_video
 from videomamba_depth.flow.estimators import DISFlow
+from videomamba_depth.utils.cameras import rays, rotation_matrix
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import trust_mask
 

@@ -35,6 +35,7 @@ from videomamba_depth.streaming.sources.live import LatestFrames
 from videomamba_depth.streaming.sources.open import open_source
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.device import use_threads
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,11 @@ def main(config: StreamConfig) -> None:
         resets=ResetPolicy(cuts=config.reset_at_cuts, max_gap_s=config.max_gap_s),
         hooks=[KeyFrames(config.key_frames)] if config.key_frames.enabled else [],
         memory=config.memory,
+        geometry=config.geometry,
         compile=config.compile,
     )
+    if config.poses and stream.model.geometry is None:
+        raise UserError(f"poses=true: '{config.checkpoint}' does not follow its camera; set geometry=true too")
     clouds = AddedFrames() if config.key_frames.enabled else config.ply_every
     opening = Opening(config, source.fps, stream.depth_kind, stream.max_depth_m, intrinsics, clouds)
     with ExitStack() as held:

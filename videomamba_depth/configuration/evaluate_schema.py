@@ -41,6 +41,7 @@ class EvaluateConfig(Protocol):
     against: str | None = text(default=None)
     check: bool
     memory: list[float] = ranged(0, 1e6, open="low")
+    geometry: bool = False
     targets: bool
     teacher: TeacherConfig
     input: str | list[str] = path()

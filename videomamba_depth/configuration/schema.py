@@ -14,6 +14,7 @@ from videomamba_depth.data.synthetic import CameraMotion, SceneFamily
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.flow.estimators import FlowSettings
 from videomamba_depth.models.encoder_video_mamba import VideoMambaSpec
+from videomamba_depth.models.geometry import GeometrySpec
 from videomamba_depth.models.input_size import MAX_PIXELS
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
@@ -73,6 +74,7 @@ class ModelConfig:
     train_head: bool
     flow: MotionSpec | None
     output: OutputSpec | None
+    geometry: GeometrySpec | None = None
     scale: ScaleSpec
     s0: ScaleSpec = like("scale")
     s1: ScaleSpec = like("scale")

@@ -21,6 +21,7 @@ class StreamConfig(SourceSettings, SinkSettings):
     short_side: int | None = ranged(14, 8192, None)
     resolution: str = choice("source", "model")
     memory: float = ranged(0, 1e6, open="low")
+    geometry: bool | None = None
     reset_at_cuts: bool
     max_gap_s: float | None = ranged(0, 1e9, None, open="low")
     key_frames: KeyFrameSettings

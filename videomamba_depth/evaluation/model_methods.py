@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -78,6 +79,7 @@ def student_method(
     weights = hash_tensors(student_weights(model).items())
     about = digest(
         weights, read_description(path), model.encoder.short_side, memory, str(dtype), device.type,
+        *([] if model.geometry is None else [asdict(model.geometry.spec)]),
         code_digest(__name__, load_student.__module__),
     )  # fmt: skip
     encode = encoded or EncodedFrames(model.encoder)

@@ -58,6 +58,8 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
     Raises:
         UserError: the exporter is not installed, is too old, or the size does not fit.
     """
+    if model.geometry is not None:
+        raise UserError("a student that follows its camera cannot be exported; load it with geometry=False")
     if model.motion is not None and image_size is None:
         raise UserError("a student that estimates motion is exported at one size: give --size HEIGHT WIDTH")
     onnx = require("onnx", "the export")

@@ -14,6 +14,7 @@ from torch import Tensor
 from videomamba_depth import __version__
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
+from videomamba_depth.models.geometry import GeometrySpec
 from videomamba_depth.models.head_depth import DepthHead, DPTHead
 from videomamba_depth.models.hub import download_student, is_hub_name
 from videomamba_depth.models.motion import MotionSpec
@@ -52,6 +53,7 @@ def save_student(
     extra: dict[str, Any] | None = None,
     motion: MotionSpec | None = None,
     output: OutputSpec | None = None,
+    geometry: GeometrySpec | None = None,
 ) -> None:
     """Write `student.safetensors`, `student.json` and a manifest of what is there into an existing folder.
 
@@ -61,7 +63,7 @@ def save_student(
             `describe_video_mamba(...)` for one that is.
         short_side: short side in px that frames are resized to for inference; None keeps a frame's own.
         extra: JSON values that travel along; "step" is kept beside the weights too.
-        motion, output: what else the student was built with.
+        motion, output, geometry: what else the student was built with.
 
     Raises:
         UserError: a weight is not finite, or the disk is full.
@@ -74,6 +76,7 @@ def save_student(
         "temporal": asdict(temporal),
         "motion": asdict(motion) if motion is not None else None,
         "output": asdict(output) if output is not None else None,
+        **({"geometry": asdict(geometry)} if geometry is not None else {}),
         "encoder": encoder,
         "input_size": short_side,
         "manifest": MANIFEST,
@@ -135,7 +138,13 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return description
 
 
-def load_student(folder: str | Path, short_side: int | None = None, *, revision: str | None = None) -> VideoMambaDepth:
+def load_student(
+    folder: str | Path,
+    short_side: int | None = None,
+    *,
+    geometry: bool | None = None,
+    revision: str | None = None,
+) -> VideoMambaDepth:
     """Load a student in eval mode with float32 weights.
 
     A frozen encoder comes from the copy beside the checkpoint, else by its id; its digest must match.
@@ -144,15 +153,27 @@ def load_student(folder: str | Path, short_side: int | None = None, *, revision:
         folder: what `save_student` wrote, e.g. `runs/NAME/last`; "embedded" for the student that is shipped;
             "teacher:NAME_OR_PATH", see `TEACHER_PREFIX`; or "owner/name" or "owner/name@REVISION" of the hub.
         short_side: short side in px that frames are resized to; None: the checkpoint's (a teacher: the frame's own).
+        geometry: whether the depth is corrected by parallax, see `Geometry`: None: as the student was trained; True:
+            also where it was trained without, by the defaults of `GeometrySpec`: it needs no weights.
         revision: of the hub's repository: branch, tag or commit.
 
     Raises:
-        UserError: missing or damaged files, or an encoder with other weights.
+        UserError: missing or damaged files, an encoder with other weights, or geometry for a student without flow.
     """
     if str(folder).startswith(TEACHER_PREFIX):
+        if geometry:
+            raise UserError(f"geometry=true follows the optical flow of a student; '{folder}' has none")
         return bare_teacher(open_teacher(str(folder).removeprefix(TEACHER_PREFIX), short_side=short_side))
     folder = student_folder(folder, revision)
     description = read_description(folder)
+    if geometry is False:
+        description["geometry"] = None
+    elif geometry and not description.get("geometry"):
+        if not description.get("motion"):
+            raise UserError(
+                f"geometry=true follows the optical flow between frames; '{folder}' was trained without any"
+            )
+        description["geometry"] = asdict(GeometrySpec())
     with _damaged(folder):
         student = _build_student(folder, description, short_side or description.get("input_size"))
     weights = read_weights(folder / STUDENT_WEIGHTS, description.get(STEP))
@@ -176,7 +197,8 @@ def _build_student(folder: Path, description: dict[str, Any], size: int | None) 
     temporal = TemporalSpec(**{name: ScaleSpec(**spec) for name, spec in description["temporal"].items()})
     motion = MotionSpec(**_renamed_motion(description["motion"])) if description.get("motion") else None
     output = OutputSpec(**description["output"]) if description.get("output") else None
-    return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output)
+    geometry = GeometrySpec(**description["geometry"]) if description.get("geometry") else None
+    return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output, geometry=geometry)
 
 
 def _renamed_motion(about: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from videomamba_depth.layers.innovation_mixer import InnovationMixer
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.models.encoder_da import FrameEncoder
+from videomamba_depth.models.geometry import Geometry, GeometrySpec
 from videomamba_depth.models.head_depth import DepthHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
@@ -71,6 +72,10 @@ class VideoMambaDepth(nn.Module):
         train_head: whether the decoder learns too, or stays the teacher's.
         motion: carries states along the motion between frames, which is then estimated; None leaves them in place.
         output: a recurrent refinement of the decoder's depth; None for none.
+        geometry: corrects the decoder's depth by the parallax of a moving camera, before `output`; None: does not.
+
+    Raises:
+        ValueError: geometry without motion.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class VideoMambaDepth(nn.Module):
         train_head: bool = True,
         motion: MotionSpec | None = None,
         output: OutputSpec | None = None,
+        geometry: GeometrySpec | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -89,9 +95,13 @@ class VideoMambaDepth(nn.Module):
         channels = encoder.channels
         self.motion = MotionEstimator(motion) if motion is not None else None
         self.output = OutputRefiner(output) if output is not None else None
+        if geometry is not None and motion is None:
+            raise ValueError("geometry follows the flow between frames: a student without motion has none")
+        self.geometry = Geometry(geometry, encoder.depth_kind) if geometry is not None else None
         parts = [temporal.signature(channels)]
         parts += [f"motion at {motion.short_side} px"] if motion is not None else []
         parts += ["carried output"] if output is not None else []
+        parts += [self.geometry.signature] if self.geometry is not None else []
         self.signature = "; ".join(parts) or "frame by frame"
         self.depth_kind = encoder.depth_kind
         self._expected: tuple[object, DepthState] | None = None
@@ -232,16 +242,21 @@ class VideoMambaDepth(nn.Module):
             model_size: (H, W) px that the model works in. out_size: of the depth.
         """
         features, states, summaries = self._refine(features, states, motion)
-        if self.output is None:
+        if self.output is None and self.geometry is None:
             return Prediction(self._decode(features, out_size), states, summaries)
-        # The carried output lives at the model's own size: what a larger frame adds is interpolation alone.
+        # What is carried of the output lives at the model's own size: what a larger frame adds is interpolation alone.
         depth = self._decode(features, model_size)  # [B, N, 1, *model_size]
-        first_index = states.frame_index - depth.shape[1]
-        depth, estimate = self.output(depth, states.maps["depth"], first_index, motion, states.memory)
+        first_index, maps = states.frame_index - depth.shape[1], states.maps
+        if self.geometry is not None:
+            assert motion is not None
+            depth, maps = self.geometry(depth, maps, first_index, motion)
+        if self.output is not None:
+            depth, estimate = self.output(depth, maps["depth"], first_index, motion, states.memory)
+            maps = {**maps, "depth": estimate}
         if depth.shape[-2:] != out_size:
             frames = F.interpolate(depth.flatten(0, 1), out_size, mode="bilinear", align_corners=True)
             depth = frames.unflatten(0, depth.shape[:2])
-        return Prediction(depth, replace(states, maps={**states.maps, "depth": estimate}), summaries)
+        return Prediction(depth, replace(states, maps=maps), summaries)
 
     def _refine(
         self, features: ClipFeatures, states: DepthState, motion: Motion | None
@@ -292,6 +307,8 @@ class VideoMambaDepth(nn.Module):
         if self.motion is not None:  # the last frame, RGB
             size = self.motion.frame_size(*self.encoder.fitted_size(*image_size))
             maps["frame"] = torch.zeros(batch, 3, *size, dtype=torch.float32, device=device)
+            if self.geometry is not None:
+                maps |= self.geometry.new_maps(batch, size, device)
         if self.output is not None:  # the last depth
             size = self.encoder.input_resolution(*image_size)
             maps["depth"] = torch.zeros(batch, 1, *size, dtype=torch.promote_types(dtype, torch.float32), device=device)

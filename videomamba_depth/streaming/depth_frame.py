@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from videomamba_depth.data.video.reader import Frame
+from videomamba_depth.models.camera import Camera
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +25,7 @@ class DepthFrame:
         reset: why the state was reset at this frame: "" (it was not), "start", "cut" or "gap".
         notes: what the stream's hooks say of it, see `StreamHook.notes`.
         dropped: frames that a live source dropped just before this one, because the model was slower.
+        camera: where it was taken, for students with geometry.
         outage_s: seconds that a live source was away just before this frame.
     """
 
@@ -36,6 +38,7 @@ class DepthFrame:
     notes: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
     outage_s: float = 0.0
+    camera: Camera | None = None
 
     @property
     def timestamp_s(self) -> float:

@@ -119,9 +119,10 @@ class StreamJob:
         reset, notes = self._stream.reset_reasons[0], self._stream.notes
         self._losses.add(frame)
         lost = (frame.dropped, frame.outage_s)
+        camera = next(iter(self._stream.cameras), None)
         if not self._is_recorded:
             self._write_record()
-        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, reset, notes, *lost)
+        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, reset, notes, *lost, camera)
 
     def _write_record(self, finished: bool = False) -> None:
         self._is_recorded = True

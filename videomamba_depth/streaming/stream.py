@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videomamba_depth.models.camera import Camera, cameras_of
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
@@ -52,6 +53,7 @@ class DepthStream:
         resets: when a stream is reset by itself; None: never.
         hooks: called around every frame, in this order, `resets` before them; they belong to this stream alone.
         memory: how long the stream remembers, relative to the student's training: 2 is steadier, 0.5 reacts faster.
+        geometry: whether depth is corrected by parallax, see `load_student`; with a model at hand, as that was built.
         revision: of the hub's repository: branch, tag or commit.
         compile: compile all that is done with a frame as one graph, from each stream's second frame on, which then
             takes a minute; see `FrameGraph`. Not with other hooks than `resets`.
@@ -73,6 +75,7 @@ class DepthStream:
         resets: ResetPolicy | None = None,
         hooks: Sequence[StreamHook] = (),
         memory: float = 1.0,
+        geometry: bool | None = None,
         compile: bool = False,
         revision: str | None = None,
     ) -> None:
@@ -86,7 +89,7 @@ class DepthStream:
         self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
         self.model: VideoMambaDepth
         if isinstance(checkpoint, str | Path):
-            self.model = load_student(checkpoint, short_side, revision=revision)
+            self.model = load_student(checkpoint, short_side, geometry=geometry, revision=revision)
         elif isinstance(checkpoint, VideoMambaDepth):
             self.model = checkpoint
         else:
@@ -135,6 +138,11 @@ class DepthStream:
         if self._cuts is not None:
             self._reasons, self._cuts = tuple(with_cuts(self._reasons, self._cuts)), None
         return self._reasons
+
+    @property
+    def cameras(self) -> list[Camera]:
+        """Where the camera of each stream was at the latest frame; empty for students without geometry."""
+        return [] if self._states is None else cameras_of(self._states, self.depth_kind)
 
     @property
     def notes(self) -> dict[str, Any]:

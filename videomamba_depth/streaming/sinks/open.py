@@ -11,6 +11,7 @@ from videomamba_depth.streaming.pipeline import FileSink
 from videomamba_depth.streaming.sinks.images import ExrSink, Png16Sink, require_exr
 from videomamba_depth.streaming.sinks.npz import NpzSink
 from videomamba_depth.streaming.sinks.point_cloud import Intrinsics, PointCloudSink
+from videomamba_depth.streaming.sinks.poses import PoseLog
 from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, VideoSink
 from videomamba_depth.streaming.sinks.zarr_group import ZarrSink, require_zarr
 from videomamba_depth.utils.color import ColorSettings, DepthColors
@@ -80,9 +81,12 @@ class SinkSettings:
     intrinsics: str | list[float] | None = path(None, numbers=Range(-1e9, 1e9, length=(4, 4)))
     ply_every: int = ranged(1, 10**9)
     color: ColorSettings
+    poses: bool
     overwrite: bool
 
     def __post_init__(self) -> None:
+        if self.poses and self.output == "-":
+            raise ValueError("poses=true writes a file, which needs a folder: output=FOLDER, not output=-")
         if self.intrinsics is not None and self.output == "-":
             raise ValueError("intrinsics asks for point clouds, which need a folder: output=FOLDER, not output=-")
 
@@ -96,6 +100,7 @@ SINKS = (
         lambda p, o: PointCloudSink(p, o.kind, o.intrinsics, o.clouds),  # type: ignore[arg-type]
         lambda s: s.intrinsics is not None,
     ),
+    SinkEntry(".poses.txt", lambda p, o: PoseLog(p), lambda s: s.poses),
     SinkEntry(".frames.jsonl", lambda p, o: FrameLog(p)),
 )
 """Everything else that may be written, in the order in which it is named."""

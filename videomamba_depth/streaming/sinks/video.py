@@ -119,6 +119,8 @@ class FrameLog:
             record["reset"] = frame.reset
         for name, note in frame.notes.items():
             record[name] = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in note.items()}
+        if frame.camera is not None:
+            record["camera"] = frame.camera.record()
         if frame.dropped:
             record["dropped"] = frame.dropped
         if frame.outage_s:

@@ -27,9 +27,9 @@ from videomamba_depth.data.labels.geometry.scene import (
     Scene,
     View,
     adjoint,
-    rays,
     transform,
 )
+from videomamba_depth.utils.cameras import rays
 
 MAX_DEPTH_CHANGE = 0.3  # share of the inverse depth that one step may change it by
 OUTLIER = 4.0  # deviation from the teacher at which its pull has halved, in standard deviations

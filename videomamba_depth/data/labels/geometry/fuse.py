@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from videomamba_depth.data.labels.geometry.pairs import Grid
-from videomamba_depth.data.labels.geometry.scene import MIN_DEPTH_RATIO, Poses, Scene, rays, transform
+from videomamba_depth.data.labels.geometry.scene import MIN_DEPTH_RATIO, Poses, Scene, transform
+from videomamba_depth.utils.cameras import rays
 from videomamba_depth.utils.flow_utils import pixel_grid, sample_px
 
 RADIUS = 3  # grid cells to either side that a pixel looks at

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from videomamba_depth.utils.cameras import cross_matrix, rotation_matrix
+
 MIN_DEPTH_RATIO = 0.05  # of a point's depth after and before the change of camera; what comes nearer is not used
 MIN_INV_DEPTH = 1e-4  # in units of the teacher's mean, like all inverse depth here
 RELATIVE_FLOOR = 0.02  # inverse depth below which relative errors stop shrinking
@@ -42,30 +44,12 @@ class Poses(NamedTuple):
         return Poses(rotation @ self.rotation, translation)
 
 
-def cross_matrix(v: Tensor) -> Tensor:
-    """Return [...,3,3] with cross_matrix(v) x = v × x, for v [...,3]."""
-    x, y, z = v.unbind(-1)
-    o = torch.zeros_like(x)
-    return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3))
-
-
-def rotation_matrix(vector: Tensor) -> Tensor:
-    """Return the rotations [...,3,3] of rotation vectors [...,3], rad."""
-    return torch.linalg.matrix_exp(cross_matrix(vector))
-
-
 def adjoint(change: Poses) -> Tensor:
     """Return [...,6,6]: the twist in the target's frame that equals a twist (translation, rotation) in the source's."""
     rotation = change.rotation
     top = torch.cat([rotation, cross_matrix(change.translation) @ rotation], -1)
     bottom = torch.cat([torch.zeros_like(rotation), rotation], -1)
     return torch.cat([top, bottom], -2)
-
-
-def rays(points_px: Tensor, focal_px: Tensor, center_px: Tensor) -> Tensor:
-    """Return X [3,...] of pixels [2,...] for a focal length, px, and a principal point [2], px."""
-    centered = points_px - center_px.view(2, *[1] * (points_px.ndim - 1))
-    return torch.cat([centered / focal_px, torch.ones_like(centered[:1])])
 
 
 def transform(ray: Tensor, inv_depth: Tensor, change: Poses) -> tuple[Tensor, Tensor, Tensor]:

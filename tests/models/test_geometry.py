@@ -1,0 +1,242 @@
+"""Geometry in the stream: known cameras are followed, depth is corrected, and without parallax nothing is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from videomamba_depth.models.camera import Camera, cameras_of
+from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
+from videomamba_depth.models.depth_state import DepthState
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.geometry import CAMERAS, Geometry, GeometrySpec
+from videomamba_depth.models.motion import Motion, MotionSpec
+from videomamba_depth.models.output_refiner import OutputSpec
+from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.streaming.stream import DepthStream
+from videomamba_depth.utils.cameras import quaternion, rotation_matrix
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.flow_utils import in_bounds_mask
+
+N, H, W = 24, 56, 70
+SPEC = GeometrySpec(short_side=H, focal=1.0)
+PLANES = torch.tensor([[0.0, 0.0, 1.0, 4.0], [0.0, 1.0, 0.25, 1.5], [0.9, 0.0, 0.4, 2.2]])  # n · X = d
+
+
+class Walk(NamedTuple):
+    """A camera before two walls and a floor: poses [N,3,4], world to camera, inverse depth [N,H,W], exact motion."""
+
+    poses: Tensor
+    inv_depth: Tensor
+    motion: Motion
+
+
+def walk(speed: float = 0.05, turn: float = 0.004, seed: int = 0) -> Walk:
+    """Return a walk of `speed` per frame; `turn`: rad per frame."""
+    direction = torch.nn.functional.normalize(torch.randn(3, generator=torch.Generator().manual_seed(seed)), dim=0)
+    steps = torch.arange(N, dtype=torch.float64)
+    rotation = rotation_matrix(steps[:, None] * turn * torch.tensor([0.3, 1.0, 0.2], dtype=torch.float64))
+    translation = steps[:, None] * speed * direction.double()
+    y, x = torch.meshgrid(torch.arange(H).double(), torch.arange(W).double(), indexing="ij")
+    ray = torch.stack([(x - (W - 1) / 2) / W, (y - (H - 1) / 2) / W, torch.ones_like(x)])  # focal length W
+    center = -(rotation.mT @ translation[..., None])[..., 0]
+    per_plane = [
+        torch.einsum("nk,khw->nhw", (rotation @ n.double()) / (d - center @ n.double())[:, None], ray)
+        for *normal, d in PLANES.tolist()
+        for n in [torch.tensor(normal)]
+    ]
+    inv_depth = torch.stack(per_plane).amax(0)
+    flow = torch.zeros(N, 2, H, W, dtype=torch.float64)
+    for t in range(1, N):
+        change = rotation[t - 1] @ rotation[t].mT
+        moved = translation[t - 1] - change @ translation[t]
+        seen = torch.einsum("ij,jhw->ihw", change, ray) + inv_depth[t] * moved[:, None, None]
+        flow[t] = seen[:2] / seen[2] * W + torch.tensor([(W - 1) / 2, (H - 1) / 2])[:, None, None] - torch.stack([x, y])
+    trusted = in_bounds_mask(flow)
+    trusted[0] = False
+    motion = Motion(flow.float()[None], trusted[None])
+    return Walk(torch.cat([rotation, translation[..., None]], -1).float(), inv_depth.float(), motion)
+
+
+def teacher(inv_depth: Tensor) -> Tensor:
+    """Return depth [1,N,1,H,W] that is wrong as a teacher is: slowly varying over the picture, alike in all frames."""
+    x = torch.linspace(-1, 1, W)
+    return (inv_depth * torch.exp(0.35 * x) * 3)[None, :, None]
+
+
+def run(seen: Walk, depth: Tensor, spec: GeometrySpec = SPEC) -> tuple[Tensor, list[Camera], Tensor]:
+    """Return corrected depth, the camera of every frame, and its poses [N,3,4]."""
+    geometry = Geometry(spec, DepthKind.METRIC)
+    maps, index = geometry.new_maps(1, (H, W), "cpu"), torch.zeros(1, dtype=torch.int64)
+    frames, cameras, poses = [], list[Camera](), []
+    for t in range(depth.shape[1]):
+        frame, maps = geometry(depth[:, t : t + 1], maps, index + t, seen.motion.chunk(t, t + 1))
+        frames.append(frame)
+        poses.append(maps[CAMERAS][0, 0])
+        cameras += cameras_of(DepthState({}, index, {}, "", (H, W), maps), DepthKind.METRIC)
+    return torch.cat(frames, 1), cameras, torch.stack(poses)
+
+
+def log_error(depth: Tensor, seen: Walk) -> float:
+    """Return the spread of log depth about the truth, free of scale, over the last eight frames."""
+    ratio = (1 / depth[0, -8:, 0]).log() - seen.inv_depth[-8:].log()
+    return float(ratio.std())
+
+
+def test_depth_and_camera_of_a_known_walk() -> None:
+    seen = walk()
+    wrong = 1 / teacher(seen.inv_depth)
+    right, cameras, _ = run(seen, wrong)
+    before, after = log_error(wrong, seen), log_error(right, seen)
+    assert after < 0.75 * before, (before, after)
+    rotation = seen.poses[:, :, :3].double().numpy()
+    centers = -np.einsum("nji,nj->ni", rotation, seen.poses[:, :, 3].double().numpy())
+    found = np.stack([camera.position for camera in cameras])
+    found *= (found * centers).sum() / (found * found).sum()
+    error = np.sqrt(np.square(found - centers).sum(1).mean())
+    assert error < 0.15 * np.linalg.norm(centers[-1]), error
+    turns = [np.trace(camera.rotation.T @ own.T) for camera, own in zip(cameras, rotation, strict=True)]
+    assert np.degrees(np.arccos(np.clip((min(turns) - 1) / 2, -1, 1))) < 5.0
+    assert cameras[-1].evidence > 0.9
+    assert cameras[0].evidence == 0.0
+    assert cameras[0].focal_px == pytest.approx(W)
+
+
+@pytest.mark.parametrize("case", ["static", "turning", "blank"])
+def test_without_parallax_depth_is_the_decoders_to_the_bit(case: str) -> None:
+    seen = walk(speed=0.0, turn=0.0 if case == "static" else 0.01)
+    if case == "blank":
+        nothing = torch.zeros_like(seen.motion.trusted)
+        seen = seen._replace(motion=Motion(torch.randn_like(seen.motion.flow_px), nothing))
+    depth = 1 / teacher(seen.inv_depth)
+    noise = torch.randn(depth.shape, generator=torch.Generator().manual_seed(0))
+    depth = depth * (1 + 0.02 * noise)
+    right, cameras, _ = run(seen, depth)
+    assert torch.equal(right, depth)
+    assert all(np.abs(camera.position).max() < 0.1 for camera in cameras)
+
+
+def test_every_split_gives_the_same_and_streams_of_a_batch_do_not_mix() -> None:
+    first, second = walk(), walk(speed=0.03, turn=-0.01, seed=1)
+    depth = torch.cat([1 / teacher(seen.inv_depth) for seen in (first, second)])
+    motion = Motion(*(torch.cat(pair) for pair in zip(first.motion, second.motion, strict=True)))
+    geometry, index = Geometry(SPEC, DepthKind.METRIC), torch.zeros(2, dtype=torch.int64)
+    whole, end = geometry(depth, geometry.new_maps(2, (H, W), "cpu"), index, motion)
+    maps, parts = geometry.new_maps(2, (H, W), "cpu"), []
+    for start, stop in ((0, 1), (1, 6), (6, 7), (7, N)):
+        part, maps = geometry(depth[:, start:stop], maps, index + start, motion.chunk(start, stop))
+        parts.append(part)
+    assert torch.equal(torch.cat(parts, 1), whole)
+    assert all(torch.equal(end[name], maps[name]) for name in end)
+    for i, seen in enumerate((first, second)):
+        alone, _, _ = run(seen, depth[i : i + 1])
+        torch.testing.assert_close(alone, whole[i : i + 1], rtol=1e-3, atol=1e-3)  # sums in another order: 2e-4
+
+
+def test_a_lost_camera_is_held_and_found_again() -> None:
+    seen = walk()
+    flow = seen.motion.flow_px.clone()
+    flow[:, 10] = 8 * torch.randn(flow[:, 10].shape, generator=torch.Generator().manual_seed(0))
+    lost = seen._replace(motion=Motion(flow, seen.motion.trusted))
+    right, cameras, poses = run(lost, 1 / teacher(seen.inv_depth))
+    assert [t for t, camera in enumerate(cameras) if camera.lost] == [10]
+    assert torch.equal(poses[10], poses[9])
+    assert cameras[10].record()["lost"] is True
+    assert "lost" not in cameras[9].record()
+    assert bool(torch.isfinite(right).all())
+    assert cameras[-1].evidence > 0.9
+    wrong = 1 / teacher(seen.inv_depth)
+    assert log_error(right, seen) < 0.95 * log_error(wrong, seen)
+
+
+def moving_student(encoder: DepthAnythingEncoder, geometry: GeometrySpec | None) -> VideoMambaDepth:
+    off = ScaleSpec(num_blocks=0)
+    spec = TemporalSpec(off, off, off, ScaleSpec(backend="reference"))
+    return VideoMambaDepth(
+        encoder, encoder.head, spec, motion=MotionSpec(), output=OutputSpec(), geometry=geometry
+    ).eval()
+
+
+@torch.no_grad()
+def test_a_stream_of_a_student_goes_on_to_the_bit(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    frames = [np.ascontiguousarray(picture[:48, 2 * t : 2 * t + 64]) for t in range(10)]
+    student = moving_student(tiny_encoder, GeometrySpec(key_frames=2, every=2))
+    stream, other = DepthStream(student), DepthStream(student)
+    for frame in frames[:5]:
+        stream.step(frame)
+    stream.save(tmp_path / "stream.safetensors")
+    other.load(tmp_path / "stream.safetensors")
+    for frame in frames[5:]:
+        np.testing.assert_array_equal(stream.step(frame), other.step(frame))
+        np.testing.assert_array_equal(stream.cameras[0].position, other.cameras[0].position)
+    stream.reset()
+    assert stream.cameras == []
+    stream.step(frames[0])
+    assert np.abs(stream.cameras[0].position).max() == 0
+    plain = DepthStream(moving_student(tiny_encoder, None))
+    plain.step(frames[0])
+    assert plain.cameras == []
+
+
+@torch.no_grad()
+def test_a_students_depth_does_not_depend_on_the_chunks(tiny_encoder: DepthAnythingEncoder) -> None:
+    student = moving_student(tiny_encoder, GeometrySpec())
+    clip = torch.rand(2, 6, 3, 42, 56, generator=torch.Generator().manual_seed(0))
+    whole, end, _ = student(clip)
+    first, states, _ = student(clip[:, :2])
+    second, states, _ = student(clip[:, 2:], states)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-4, atol=1e-4)
+    for name, tensor in end.maps.items():
+        assert tensor.shape == states.maps[name].shape
+    reset = states.reset(torch.tensor([True, False]))
+    assert all(not t[0].any() for t in reset.maps.values())
+    with pytest.raises(ValueError, match="another model"):
+        moving_student(tiny_encoder, None)(clip[:, :1], states)
+
+
+def test_a_checkpoint_says_whether_it_has_geometry(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
+    tiny_encoder.save_pretrained(tmp_path / "encoder")
+    about, spec = describe_encoder(tiny_encoder, "../encoder"), GeometrySpec(key_frames=3, spread=0.7)
+    for name, geometry, motion in (
+        ("with", spec, MotionSpec()),
+        ("without", None, MotionSpec()),
+        ("still", None, None),
+    ):
+        (tmp_path / name).mkdir()
+        off = TemporalSpec(*[ScaleSpec(num_blocks=0)] * 4)
+        student = VideoMambaDepth(tiny_encoder, tiny_encoder.head, off, motion=motion, geometry=geometry)
+        weights = student_weights(student)
+        save_student(tmp_path / name, weights, off, about, None, motion=motion, geometry=geometry)
+    found = {
+        (name, asked): (part.spec if (part := load_student(tmp_path / name, geometry=asked).geometry) else None)
+        for name in ("with", "without")
+        for asked in (None, True, False)
+    }
+    assert found == {
+        ("with", None): spec, ("with", True): spec, ("with", False): None,
+        ("without", None): None, ("without", True): GeometrySpec(), ("without", False): None,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="geometry=true follows the optical flow"):
+        load_student(tmp_path / "still", geometry=True)
+    with pytest.raises(ValueError, match="follows the flow between frames"):
+        VideoMambaDepth(tiny_encoder, tiny_encoder.head, off, geometry=GeometrySpec())
+
+
+@pytest.mark.parametrize("vector", [[0.0, 0.0, 0.0], [0.3, -0.2, 0.1], [np.pi, 0.0, 0.0], [0.0, 2.2, -2.2]])
+def test_quaternions_turn_as_their_matrix_does(vector: list[float]) -> None:
+    rotation = rotation_matrix(torch.tensor(vector, dtype=torch.float64)).numpy()
+    x, y, z, w = quaternion(rotation)
+    assert w >= 0
+    assert x * x + y * y + z * z + w * w == pytest.approx(1)
+    about = np.array([x, y, z])
+    point = np.array([0.2, -1.0, 0.5])
+    again = point + 2 * np.cross(about, np.cross(about, point) + w * point)
+    np.testing.assert_allclose(again, rotation @ point, atol=1e-9)

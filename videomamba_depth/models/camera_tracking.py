@@ -1,0 +1,248 @@
+"""Camera pose and inverse depth from where points were in past frames, by Gauss–Newton; batched, without branches.
+
+All of it is of B streams with S past frames and P points of the frame that has come. A pose [B,3,4] maps world to
+camera, see `utils/cameras.py`. Residuals are in px of the pictures that points lie in; weights are those of Geman and
+McClure, 1 / (1 + |r|² / scale²)². Equations are summed in float32 and solved in float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from videomamba_depth.utils.cameras import orthonormal, rotation_matrix
+
+POSE_SCALES_PX = (4.0, 4.0, 4.0, 3.0, 2.0, 1.5, 1.0, 1.0, 1.0)  # robust scale of each step, wide to narrow
+TURNING_SCALES_PX = (4.0, 4.0, 2.0, 1.0, 1.0)
+MIN_DEPTH_RATIO = 0.05  # of a point's depth after and before the change of camera; what comes nearer is not used
+MIN_INV_DEPTH = 1e-4
+MAX_POSE_STEP, MAX_DEPTH_STEP = 0.15, 0.3  # of any component; share of the inverse depth
+QUANTILE, QUANTILE_RADIUS = 0.3, 0.8446  # of |r|, over its standard deviation per axis, for r normal in the plane
+INDEPENDENT_SHARE = 1 / 9  # of what tracks seem to tell: their errors are alike, to all frames and side by side
+ROBUST = 3.0  # residual at which a track weighs a quarter, in standard deviations
+OUTLIER = 4.0  # deviation at which the pull of what is believed has halved, in standard deviations
+
+
+class View(NamedTuple):
+    """Focal length [B] px and principal point [2] px of all frames."""
+
+    focal_px: Tensor
+    center_px: Tensor
+
+    def rays(self, points_px: Tensor) -> Tensor:
+        """Return rays [B,...,3,P] with z = 1 of pixels [B,...,2,P]."""
+        shape = (-1, *[1] * (points_px.ndim - 1))
+        plane = (points_px - self.center_px[:, None]) / self.focal_px.view(shape)
+        return torch.cat([plane, torch.ones_like(plane[..., :1, :])], -2)
+
+
+class Tracks(NamedTuple):
+    """Where points of the frame that has come were before.
+
+    points_px: [B,2,P] now. found_px: [B,S,2,P] then. inv_depth: [B,S,P] that is known of them there.
+    trust: [B,S,P], 0 to 1.
+    """
+
+    points_px: Tensor
+    found_px: Tensor
+    inv_depth: Tensor
+    trust: Tensor
+
+    def some(self, index: Tensor) -> Tracks:
+        """Return the tracks of some points."""
+        return Tracks(*(values[..., index] for values in self))
+
+
+def in_world(tracks: Tracks, poses: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Return homogeneous points: [B,S,3,P] in the world and their inverse depth [B,S,P], for poses [B,S,3,4]."""
+    rotation, translation = poses[..., :3], poses[..., 3:]
+    offset = view.rays(tracks.found_px) - translation * tracks.inv_depth[:, :, None]
+    return rotation.mT @ offset, tracks.inv_depth
+
+
+def fit_camera(tracks: Tracks, poses: Tensor, start: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Return the pose [B,3,4] at which past points are seen where they are now, and their errors [B,S,P] px.
+
+    Args:
+        poses: [B,S,3,4] of the past frames. start: [B,3,4], where the search begins.
+    """
+    points, depth = in_world(tracks, poses, view)
+    points, depth = points.transpose(1, 2).flatten(2), depth.flatten(1)  # [B,3,S·P], [B,S·P]
+    target = tracks.points_px.unsqueeze(1).expand_as(tracks.found_px).transpose(1, 2).flatten(2)
+    trust, pose = tracks.trust.flatten(1), start
+    for scale in POSE_SCALES_PX:
+        columns, residual, seen = _by_pose(points, depth, target, pose, view)
+        weight = trust * seen / (1 + residual.square().sum(1) / scale**2).square()
+        pose = moved(pose, _solve(columns, residual, weight))
+    pose = torch.cat([orthonormal(pose[..., :3]), pose[..., 3:]], -1)
+    _, residual, seen = _by_pose(points, depth, target, pose, view)
+    error = torch.where(seen, residual.square().sum(1).sqrt(), torch.inf)
+    return pose, error.unflatten(1, tracks.trust.shape[1:])
+
+
+def _by_pose(points: Tensor, depth: Tensor, target: Tensor, pose: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    """Return derivatives [B,2,6,M] by (translation, rotation), residuals [B,2,M] px, and what lies in front."""
+    f = view.focal_px.view(-1, 1)
+    x, y, z = (pose[..., :3] @ points + pose[..., 3:] * depth[:, None]).unbind(1)
+    seen = z > MIN_DEPTH_RATIO
+    inverse = 1 / z.clamp(min=MIN_DEPTH_RATIO)
+    x, y, fd = x * inverse, y * inverse, f * depth * inverse
+    residual = torch.stack([f * x, f * y], 1) + view.center_px[:, None] - target
+    zero, fxy = torch.zeros_like(x), f * x * y
+    u = torch.stack([fd, zero, -x * fd, -fxy, f + f * x.square(), -f * y], 1)
+    v = torch.stack([zero, fd, -y * fd, -f - f * y.square(), fxy, f * x], 1)
+    return torch.stack([u, v], 1), residual, seen
+
+
+def _solve(columns: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """Return the damped Gauss–Newton step [...,V] of weighted derivatives [...,2,V,M]; 0 where nothing has weight."""
+    weighted = columns * weight[..., None, None, :]
+    matrix = (weighted @ columns.mT).sum(-3).double()
+    gradient = (weighted @ residual[..., None])[..., 0].sum(-2).double()
+    return _damped(matrix, gradient).to(residual.dtype)
+
+
+def _damped(matrix: Tensor, gradient: Tensor) -> Tensor:
+    """Return the damped step [...,V] float64, no longer than `MAX_POSE_STEP` in any component."""
+    diagonal = torch.diag_embed(1e-4 * matrix.diagonal(dim1=-2, dim2=-1).clamp(min=0) + 1e-6)
+    step = -torch.linalg.solve(matrix + diagonal, gradient)
+    return step * (MAX_POSE_STEP / step.abs().amax(-1, keepdim=True).clamp(min=MAX_POSE_STEP))
+
+
+def moved(pose: Tensor, twist: Tensor) -> Tensor:
+    """Return exp(twist) ∘ pose for twists [...,6] = (translation, rotation vector), to first order in translation."""
+    turned = rotation_matrix(twist[..., 3:]) @ pose
+    return torch.cat([turned[..., :3], turned[..., 3:] + twist[..., :3, None]], -1)
+
+
+def fit_turning_camera(tracks: Tracks, poses: Tensor, start: Tensor, view: View) -> Tensor:
+    """Return errors [B,S,P] px of the best camera that stays where each past frame was taken: it may turn and zoom."""
+    f = view.focal_px.view(-1, 1, 1)
+    rays, target = view.rays(tracks.found_px), tracks.points_px[:, None]
+    rotation = start[:, None, :, :3] @ poses[..., :3].mT  # [B,S,3,3]
+    zoom = torch.ones_like(tracks.trust[..., :1])
+    for scale in (*TURNING_SCALES_PX, None):
+        x, y, z = (rotation @ rays).unbind(2)
+        inverse = zoom / z.clamp(min=MIN_DEPTH_RATIO)
+        x, y = x * inverse, y * inverse
+        residual = torch.stack([f * x, f * y], 2) + view.center_px[:, None] - target  # [B,S,2,P]
+        squared = residual.square().sum(2)
+        if scale is None:
+            break
+        fxy, fz = f * x * y / zoom, f * zoom
+        u = torch.stack([-fxy, fz + f * x.square() / zoom, -f * y, f * x], 2)
+        v = torch.stack([-fz - f * y.square() / zoom, fxy, f * x, f * y], 2)
+        weight = tracks.trust / (1 + squared / scale**2).square()
+        step = _solve(torch.stack([u, v], 2), residual, weight)
+        rotation, zoom = rotation_matrix(step[..., :3]) @ rotation, zoom * (1 + step[..., 3:])
+    return squared.sqrt()
+
+
+def spread_px(error_px: Tensor, trust: Tensor) -> Tensor:
+    """Return the robust standard deviation per axis [B,S] of errors [B,S,P] px; 0 where nothing is trusted."""
+    seen = torch.where(trust > 0, error_px, torch.nan)
+    return (seen.nanquantile(QUANTILE, -1) / QUANTILE_RADIUS).nan_to_num(0.0, posinf=1e3)
+
+
+class Known(NamedTuple):
+    """What is believed of an inverse depth: mean and precision (1 / variance), each [B,P]."""
+
+    mean: Tensor
+    precision: Tensor
+
+
+class Adjusted(NamedTuple):
+    """Pose [B,3,4] of the frame, inverse depth [B,P] there, what the tracks alone know of it [B,P], 1 / variance, and
+    their errors [B,S,P] px."""
+
+    pose: Tensor
+    inv_depth: Tensor
+    information: Tensor
+    error_px: Tensor
+
+
+class _Seen(NamedTuple):
+    """Points as the past frames see them: error [B,S,2,P] px, whether they are in front of those [B,S,P], and the
+    error's derivatives by the point [B,S,2,3,P] and by its inverse depth [B,S,2,P]."""
+
+    error: Tensor
+    in_front: Tensor
+    by_point: Tensor
+    by_depth: Tensor
+
+
+def adjust(
+    tracks: Tracks,
+    poses: Tensor,
+    pose: Tensor,
+    view: View,
+    noise_px: Tensor,
+    beliefs: tuple[Known, ...],
+    depth: Tensor,
+    *,
+    steps: int,
+    move: bool,
+) -> Adjusted:
+    """Return the inverse depth and, with `move`, the pose that tracks and what is believed of the depth agree on.
+
+    Past frames stay. The inverse depths go by the Schur complement: where there is parallax, the pose then rests on
+    where tracks lie across epipolar lines, whatever is believed of the depth.
+
+    Args:
+        poses: [B,S,3,4]. noise_px: [B,S] of the tracks. pose [B,3,4], depth [B,P]: where the search begins.
+    """
+    rays = view.rays(tracks.points_px)  # [B,3,P]
+    variance = noise_px.square()[..., None]
+    information, error = torch.zeros_like(depth), torch.zeros_like(tracks.trust)
+    for _ in range(steps):
+        seen = _see(tracks, poses, pose, view, depth)
+        squared = seen.error.square().sum(2)
+        error = squared.sqrt()
+        robust = 1 / (1 + squared / (ROBUST**2 * variance)).square()
+        weight = INDEPENDENT_SHARE * tracks.trust * seen.in_front * robust / variance  # [B,S,P], 1/px²
+        weighted = seen.by_depth * weight[:, :, None]
+        information = (weighted * seen.by_depth).sum((1, 2))
+        curvature, pull = information, (weighted * seen.error).sum((1, 2))
+        for mean, precision in beliefs:
+            deviation = depth - mean
+            trusted = precision / (1 + deviation.square() * precision / OUTLIER**2)
+            curvature, pull = curvature + trusted, pull + trusted * deviation
+        curvature = curvature.clamp(min=1e-12)
+        if move:
+            # A twist of this frame's pose moves its points the other way, as the past frames see them: [B,S,2,6,P].
+            columns = torch.cat([-depth[:, None, None, None] * seen.by_point, _cross(seen.by_point, rays)], 3)
+            both = (columns * weighted[:, :, :, None]).sum((1, 2))  # [B,6,P], pose with depth
+            weighted_columns = columns * weight[:, :, None, None]
+            matrix = (weighted_columns @ columns.mT).sum((1, 2)) - (both / curvature[:, None]) @ both.mT
+            gradient = (weighted_columns * seen.error[:, :, :, None]).sum((1, 2, 4))
+            gradient = gradient - (both * (pull / curvature)[:, None]).sum(-1)
+            twist = _damped(matrix.double(), gradient.double()).to(depth.dtype)
+            pose = moved(pose, twist)
+            pull = pull + (both * twist[..., None]).sum(1)
+        limit = MAX_DEPTH_STEP * depth.clamp(min=1e-2)
+        depth = (depth + torch.minimum(torch.maximum(-pull / curvature, -limit), limit)).clamp(min=MIN_INV_DEPTH)
+    return Adjusted(torch.cat([orthonormal(pose[..., :3]), pose[..., 3:]], -1), depth, information, error)
+
+
+def _see(tracks: Tracks, poses: Tensor, pose: Tensor, view: View, depth: Tensor) -> _Seen:
+    f = view.focal_px.view(-1, 1, 1)
+    turn = poses[..., :3] @ pose[:, None, :, :3].mT  # [B,S,3,3], from now to then
+    shift = poses[..., 3:] - turn @ pose[:, None, :, 3:]
+    x, y, z = (turn @ view.rays(tracks.points_px)[:, None] + shift * depth[:, None, None]).unbind(2)
+    inverse = 1 / z.clamp(min=MIN_DEPTH_RATIO)
+    x, y = x * inverse, y * inverse
+    error = torch.stack([f * x, f * y], 2) + view.center_px[:, None] - tracks.found_px
+    over = (f * inverse)[:, :, None]
+    by_u = over * (turn[:, :, 0, :, None] - x[:, :, None] * turn[:, :, 2, :, None])  # [B,S,3,P]
+    by_v = over * (turn[:, :, 1, :, None] - y[:, :, None] * turn[:, :, 2, :, None])
+    moves = [over[:, :, 0] * (shift[:, :, k] - a * shift[:, :, 2]) for k, a in ((0, x), (1, y))]
+    return _Seen(error, z > MIN_DEPTH_RATIO, torch.stack([by_u, by_v], 2), torch.stack(moves, 2))
+
+
+def _cross(rows: Tensor, rays: Tensor) -> Tensor:
+    """Return rows [B,S,2,3,P] times the cross matrix of rays [B,3,P]."""
+    a, b, c = rows.unbind(3)
+    x, y, _ = rays[:, None, None].unbind(3)
+    return torch.stack([b - c * y, c * x - a, a * y - b * x], 3)

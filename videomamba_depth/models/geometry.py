@@ -1,0 +1,353 @@
+"""Depth from parallax inside a stream: where the camera is, and what its motion says of the depth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from videomamba_depth.models.camera_tracking import (
+    MIN_INV_DEPTH,
+    Known,
+    Tracks,
+    View,
+    adjust,
+    fit_camera,
+    fit_turning_camera,
+    spread_px,
+)
+from videomamba_depth.models.motion import Motion
+from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.flow_utils import in_bounds_mask, pixel_grid, resize_maps, sample_px, warp_map
+from videomamba_depth.utils.settings import check_settings, ranged
+
+JOINT_STEPS, DEPTH_STEPS = (3, 3), 4
+GRID_CELLS = 28  # grid points along the short side
+COARSE = 2  # the camera is found from every n-th row and column of the grid
+RELATIVE_FLOOR = 0.02  # inverse depth, in units of its mean, below which relative errors stop shrinking
+MIN_METRIC_DEPTH_M = 1e-3
+SHIFT_OF_LOW = -0.45  # shift of a relative teacher as a multiple of the first percentile of the first frame
+MIN_NOISE_PX, MAX_NOISE_PX = 0.15, 3.0
+MAX_KNOWN = 1 / 0.05**2  # information of log inverse depth that is carried at most
+MAX_LOG_CORRECTION = 1.5
+ENOUGH = 0.05  # confidence that is added where the correction is smoothed
+SMOOTHING_CELLS = 1.5
+PARALLAX = (1.2, 2.0)  # noise about a camera that stays over that about the scene: nothing believed, all believed
+LOST_PX = (1.5, 3.0)  # noise of the tracks from which on less of it, and nothing, is believed
+MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
+EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
+
+
+@dataclass(frozen=True)
+class GeometrySpec:
+    """How parallax corrects the depth of a stream.
+
+    Attributes:
+        short_side: of the pictures that flow is followed on, px; larger flow is averaged down.
+        key_frames: how many past frames are kept besides the last one.
+        every: frames from one of them to the next.
+        spread: relative standard deviation of the true inverse depth about the decoder's.
+        focal: focal length over the longer side of the frame.
+        keep: share of what is known of a point that is still known in the next frame.
+    """
+
+    short_side: int = ranged(32, 8192, 112)
+    key_frames: int = ranged(1, 64, 4)
+    every: int = ranged(1, 64, 4)
+    spread: float = ranged(0, 10, 0.3, open="low")
+    focal: float = ranged(0.1, 100, 0.9)
+    keep: float = ranged(0, 1, 0.9)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class Geometry:
+    """Corrects the depth of every frame by parallax to a bounded number of past frames.
+
+    State, in `DepthState.maps` under names that begin with "geometry.", zeros for a new stream; S = key_frames:
+
+        flow     [B,2·S,h,w]  px, from the last frame to the key frames, newest first, chained from frame to frame
+        trust    [B,S,h,w]    1 where that can be trusted, else 0
+        depth    [B,1+S,h,w]  corrected inverse depth of the last frame and the key frames; 1: the first frame's mean
+        cameras  [B,2+S,3,4]  their poses, world to camera, and that of the frame before the last one
+        known    [B,1,gh,gw]  information about the log inverse depth of the last frame on the grid
+        scene    [B,1,1,6]    see `Scene`
+    """
+
+    def __init__(self, spec: GeometrySpec, depth_kind: DepthKind) -> None:
+        self.spec, self.metric = spec, depth_kind is DepthKind.METRIC
+
+    @property
+    def signature(self) -> str:
+        """Text that names what a state must agree in."""
+        return f"geometry at {self.spec.short_side} px, {self.spec.key_frames} key frames every {self.spec.every}"
+
+    def work_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) px that flow of that size is followed at."""
+        ratio = min(1.0, self.spec.short_side / min(height, width))
+        return round(height * ratio), round(width * ratio)
+
+    def new_maps(self, batch: int, size: tuple[int, int], device: torch.device | str) -> dict[str, Tensor]:
+        """Return the state of new streams whose flow comes at `size` = (h, w) px."""
+        h, w = self.work_size(*size)
+        rows, columns = _grid(h, w, device)
+        slots = self.spec.key_frames
+        shapes = {
+            "flow": (2 * slots, h, w),
+            "trust": (slots, h, w),
+            "depth": (1 + slots, h, w),
+            "cameras": (2 + slots, 3, 4),
+            "known": (1, len(rows), len(columns)),
+            "scene": (1, 1, len(Scene._fields)),
+        }
+        return {_NAME + name: torch.zeros(batch, *shape, device=device) for name, shape in shapes.items()}
+
+    def __call__(
+        self, depth: Tensor, maps: dict[str, Tensor], first_index: Tensor, motion: Motion
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the corrected depth `[B,N,1,H,W]` of a chunk, and its state `maps` with that of geometry replaced.
+
+        Args:
+            depth: `[B,N,1,H,W]` of the decoder. first_index: `[B]` of the first of the N frames.
+        """
+        state = {name.removeprefix(_NAME): t for name, t in maps.items() if name.startswith(_NAME)}
+        frames = []
+        with torch.no_grad(), torch.autocast(depth.device.type, enabled=False):
+            size = (state["flow"].shape[-2], state["flow"].shape[-1])
+            for t in range(depth.shape[1]):
+                flow, trusted = motion.frame(t, size)
+                correction, state = self._frame(depth[:, t].detach().float(), flow, trusted, state, first_index + t)
+                frames.append(correction)
+        # The decoder's gradient passes: the correction is no thing to be learned through.
+        corrected = depth + torch.stack(frames, 1).to(depth.dtype)
+        return corrected, {**maps, **{_NAME + name: t for name, t in state.items()}}
+
+    def _frame(
+        self, x: Tensor, flow: Tensor, trusted: Tensor, state: dict[str, Tensor], index: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is added to the depth `x [B,1,H,W]` of one frame, and the next state.
+
+        Args:
+            flow: `[B,2,h,w]`. trusted: `[B,1,h,w]` bool. index: `[B]` of the frame.
+        """
+        spec, (height, width) = self.spec, flow.shape[-2:]
+        is_first = index == 0
+        scene = Scene(*state["scene"].flatten(1).unbind(1))  # each [B]
+        # 1. The decoder's inverse depth with a shift, in units of the first frame's mean: full, and at the flow's size.
+        inverse = 1 / x.clamp(min=MIN_METRIC_DEPTH_M) if self.metric else x
+        small = resize_maps(inverse, (height, width), average=True)
+        unit = torch.where(is_first, small.mean((1, 2, 3)).clamp(min=1e-6), scene.unit)
+        low = small.flatten(1).kthvalue(max(1, height * width // 100)).values / unit
+        shift = torch.where(is_first, 0.0 if self.metric else SHIFT_OF_LOW * low, scene.shift)
+        full, base = (((v / _4d(unit)) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
+        # 2. Flow to the last frame and, chained, to the key frames; depth there.
+        view = View(torch.full_like(unit, spec.focal * max(height, width)), _center(x, height, width))
+        chained, trust = _chain(state["flow"], state["trust"], flow, trusted)
+        rows, columns = _grid(height, width, x.device)
+        tracks = _tracks(torch.cat([flow, chained], 1), torch.cat([trusted, trust], 1), state["depth"], rows, columns)
+        # 3. What is believed of the inverse depth on the grid: of the decoder, and of the frame before.
+        poses = state["cameras"][:, :-1]
+        start = _start(state["cameras"][:, 0], state["cameras"][:, -1], index)
+        mean = _on(F.avg_pool2d(base, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
+        prior = 1 / spec.spread**2
+        coarse = _coarse(len(rows), len(columns), x.device)
+        few = tracks.some(coarse)
+        counted = few.trust.mean(-1) > MIN_TRUSTED
+        # 4. The camera: from constant velocity on by what is known of depth in the past, then together with depth here;
+        #    and how well that and a camera that only turns and zooms explain the tracks.
+        pose, error = fit_camera(few, poses, start, view)
+        turning = spread_px(fit_turning_camera(few, poses, start, view), few.trust)
+        noise = spread_px(error, few.trust)
+        for steps in JOINT_STEPS:
+            carried, known = _carried(tracks, poses, pose, view, state["known"], rows, columns)
+            known = spec.keep * known
+            begin = mean * ((carried / mean).log() * known / (known + prior)).exp()
+            beliefs = (Known(mean, prior / mean.square()), Known(carried, known / carried.square()))
+            some = tuple(Known(b.mean[:, coarse], b.precision[:, coarse]) for b in beliefs)
+            limited = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
+            found = adjust(few, poses, pose, view, limited, some, begin[:, coarse], steps=steps, move=True)
+            pose, noise = found.pose, spread_px(found.error_px, few.trust)
+        overall = (noise * counted).sum(1) / counted.sum(1).clamp(min=1)
+        lost = ~is_first & ((overall > LOST_PX[1]) | ~counted.any(1))
+        pose = torch.where(_3d(lost), state["cameras"][:, 0], pose)
+        noise = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
+        ratio = (turning.clamp(min=MIN_NOISE_PX) / noise).log().masked_fill(~counted, 0.0).amax(1)
+        evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * (1 - _rise(overall, *LOST_PX)) * ~(lost | is_first)
+        evidence = scene.evidence + (evidence - scene.evidence).clamp(-EVIDENCE_STEP, EVIDENCE_STEP)
+        # 5. Inverse depth on the whole grid.
+        tracks = tracks._replace(trust=tracks.trust * counted[..., None] * ~_3d(lost))
+        carried, known = _carried(tracks, poses, pose, view, state["known"], rows, columns)
+        known = spec.keep * known
+        begin = mean * ((carried / mean).log() * known / (known + prior)).exp()
+        beliefs = (Known(mean, prior / mean.square()), Known(carried, known / carried.square()))
+        found = adjust(tracks, poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
+        known = (found.information * found.inv_depth.square() + known).clamp(max=MAX_KNOWN)
+        # 6. The correction of log inverse depth, smooth, on every pixel.
+        confidence = (known / (known + prior)).unflatten(1, (1, len(rows), len(columns)))
+        log_ratio = (found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION).view_as(confidence)
+        correction = _blur(log_ratio * confidence) / (_blur(confidence) + ENOUGH)
+        inner, outer = (_from_grid(correction, v, (height, width), rows, columns) for v in (base, full))
+        log_change = _4d(evidence) * outer
+        change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * full * torch.expm1(log_change)
+        scene = Scene(unit, shift, evidence, overall, view.focal_px, lost.to(x.dtype))
+        after = self._after(state, base * inner.exp(), chained, trust, pose, index, lost)
+        known = known.view_as(confidence)
+        return change, {**after, "known": known, "scene": torch.stack(scene, -1)[:, None, None]}
+
+    def _after(
+        self,
+        state: dict[str, Tensor],
+        depth: Tensor,
+        chained: Tensor,
+        trust: Tensor,
+        pose: Tensor,
+        index: Tensor,
+        lost: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the next state of those: the frame is now the last one and, in its turn, a key frame."""
+        is_key = _4d((index % self.spec.every == 0) | lost)
+        trust = trust * ~_4d(lost)  # nothing before is known any more
+        keys, poses = state["depth"][:, 1:], state["cameras"]
+        pose = pose[:, None]
+        flow = torch.where(is_key, torch.cat([torch.zeros_like(chained[:, :2]), chained[:, :-2]], 1), chained)
+        trust = torch.where(is_key, torch.cat([torch.ones_like(trust[:, :1]), trust[:, :-1]], 1), trust)
+        keys = torch.where(is_key, torch.cat([depth, keys[:, :-1]], 1), keys)
+        cameras = torch.where(is_key, torch.cat([pose, poses[:, 1:-2]], 1), poses[:, 1:-1])
+        return {
+            "flow": flow,
+            "trust": trust,
+            "depth": torch.cat([depth, keys], 1),
+            "cameras": torch.cat([pose, cameras, poses[:, :1]], 1),
+        }
+
+
+class Scene(NamedTuple):
+    """What a stream knows of its camera besides poses, each `[B]`.
+
+    unit: mean inverse depth of the first frame, in the decoder's unit. shift: of the decoder's, in that unit.
+    evidence: of parallax, 0 to 1. noise_px: of the tracks about the scene. focal_px: at the flow's size. lost: 1 where
+    the tracks fit no camera, and geometry starts again from this frame.
+    """
+
+    unit: Tensor
+    shift: Tensor
+    evidence: Tensor
+    noise_px: Tensor
+    focal_px: Tensor
+    lost: Tensor
+
+
+_NAME = "geometry."
+FLOW, CAMERAS, SCENE = (_NAME + name for name in ("flow", "cameras", "scene"))
+
+
+def _grid(height: int, width: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return rows and columns, px, of the points at the centers of square cells."""
+    step = _step(height, width)
+    return torch.arange(step // 2, height, step, device=device), torch.arange(step // 2, width, step, device=device)
+
+
+def _step(height: int, width: int) -> int:
+    return max(1, round(min(height, width) / GRID_CELLS))
+
+
+def _coarse(rows: int, columns: int, device: torch.device) -> Tensor:
+    first, second = (torch.arange(COARSE // 2, n, COARSE, device=device) for n in (rows, columns))
+    return (first[:, None] * columns + second).flatten()
+
+
+def _on(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return maps [...,h,w] at the grid's points [...,P]."""
+    return maps[..., rows[:, None], columns].flatten(-2)
+
+
+def _chain(before: Tensor, trust: Tensor, flow: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return flow `[B,2·S,h,w]` and trust `[B,S,h,w]` from now to the key frames, of those of the frame before."""
+    slots = trust.shape[1]
+    chained = flow.repeat(1, slots, 1, 1) + warp_map(before, flow)
+    apart = chained.unflatten(1, (slots, 2)).flatten(0, 1)
+    inside = in_bounds_mask(apart).view_as(trust)
+    position = (pixel_grid(flow, flow.dtype) + flow).permute(0, 2, 3, 1)
+    return chained, (trusted & inside & (sample_px(trust, position) > 0.9)).to(trust.dtype)
+
+
+def _tracks(flow: Tensor, trust: Tensor, depth: Tensor, rows: Tensor, columns: Tensor) -> Tracks:
+    """Return the tracks of the grid's points for flow `[B,2·S,h,w]`, trust and depth `[B,S,h,w]`."""
+    y, x = torch.meshgrid(rows.to(flow.dtype), columns.to(flow.dtype), indexing="ij")
+    points = torch.stack([x.flatten(), y.flatten()])  # [2,P]
+    slots = depth.shape[1]
+    found = points + _on(flow, rows, columns).unflatten(1, (slots, 2))  # [B,S,2,P]
+    seen = sample_px(depth.flatten(0, 1)[:, None], found.flatten(0, 1).mT[:, None])[:, 0, 0]
+    inv_depth = seen.view(*depth.shape[:2], -1).clamp(min=MIN_INV_DEPTH)
+    return Tracks(points.expand(len(flow), 2, -1), found, inv_depth, _on(trust, rows, columns).to(flow.dtype))
+
+
+def _start(last: Tensor, before: Tensor, index: Tensor) -> Tensor:
+    """Return the pose `[B,3,4]` at constant velocity; the first camera is where the world begins."""
+    turn = last[..., :3] @ before[..., :3].mT
+    ahead = torch.cat([turn @ last[..., :3], turn @ (last[..., 3:] - before[..., 3:]) + last[..., 3:]], -1)
+    eye = torch.eye(3, 4, dtype=last.dtype, device=last.device).expand_as(last)
+    return torch.where(_3d(index == 0), eye, torch.where(_3d(index == 1), last, ahead))
+
+
+def _carried(
+    tracks: Tracks, poses: Tensor, pose: Tensor, view: View, known: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the inverse depth `[B,P]` of what the last frame has at the points, seen from now, and what is known."""
+    turn = pose[..., :3] @ poses[:, 0, :, :3].mT
+    forward = (pose[..., 2:, 3:] - turn[..., 2:, :] @ poses[:, 0, :, 3:])[..., 0]  # [B,1]
+    depth, found = tracks.inv_depth[:, 0], tracks.found_px[:, 0]
+    z = (turn[..., 2:, :] @ view.rays(found))[:, 0] + depth * forward
+    seen = sample_px(known, _to_grid(found.mT[:, None], rows, columns))[:, 0, 0]
+    inside = (z > 0.05) * tracks.trust[:, 0]
+    return (depth / z.clamp(min=0.05)).clamp(min=MIN_INV_DEPTH), seen * inside
+
+
+def _to_grid(points_px: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return points (x, y) px [...,2] in units of the grid."""
+    step = rows[1] - rows[0]
+    return (points_px - rows[0]) / step
+
+
+def _from_grid(values: Tensor, like: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Return values `[B,1,gh,gw]` of the grid, which is of pictures of `size`, at every pixel of `like [B,1,H,W]`."""
+    y, x = (
+        (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) * (m / n) - 0.5
+        for n, m in zip(like.shape[-2:], size, strict=True)
+    )
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    points = _to_grid(torch.stack([x, y], -1), rows, columns)
+    return sample_px(values, points.expand(len(values), *points.shape))
+
+
+def _blur(values: Tensor) -> Tensor:
+    """Return a Gaussian mean over the grid of `[B,1,gh,gw]`, borders continued."""
+    radius = math.ceil(2 * SMOOTHING_CELLS)
+    offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
+    kernel = (-0.5 * (offsets / SMOOTHING_CELLS).square()).exp()
+    kernel = kernel / kernel.sum()
+    padded = F.pad(values, (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
+
+def _center(like: Tensor, height: int, width: int) -> Tensor:
+    return torch.stack([like.new_full((), (width - 1) / 2), like.new_full((), (height - 1) / 2)])
+
+
+def _rise(x: Tensor, low: float, high: float) -> Tensor:
+    """Return 0 on `low`'s side, 1 on `high`'s, and a cubic in between."""
+    share = ((x - low) / (high - low)).clamp(0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def _3d(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1)
+
+
+def _4d(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
