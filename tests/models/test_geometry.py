@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.models.camera import Camera, cameras_of
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.depth_state import DepthState
@@ -26,7 +27,9 @@ from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import in_bounds_mask
 
 N, H, W = 24, 56, 70
-SPEC = GeometrySpec(short_side=H, focal=1.0)
+FLOW = build_flow("dis")
+BLACK = torch.zeros(1, N, 3, H, W)
+SPEC = GeometrySpec(short_side=H, focal=1.0, refined=0)  # no pictures: the flow is exact
 PLANES = torch.tensor([[0.0, 0.0, 1.0, 4.0], [0.0, 1.0, 0.25, 1.5], [0.9, 0.0, 0.4, 2.2]])  # n · X = d
 
 
@@ -73,11 +76,11 @@ def teacher(inv_depth: Tensor) -> Tensor:
 
 def run(seen: Walk, depth: Tensor, spec: GeometrySpec = SPEC) -> tuple[Tensor, list[Camera], Tensor]:
     """Return corrected depth, the camera of every frame, and its poses [N,3,4]."""
-    geometry = Geometry(spec, DepthKind.METRIC)
+    geometry = Geometry(spec, DepthKind.METRIC, FLOW)
     maps, index = geometry.new_maps(1, (H, W), "cpu"), torch.zeros(1, dtype=torch.int64)
     frames, cameras, poses = [], list[Camera](), []
     for t in range(depth.shape[1]):
-        frame, maps = geometry(depth[:, t : t + 1], maps, index + t, seen.motion.chunk(t, t + 1))
+        frame, maps = geometry(depth[:, t : t + 1], BLACK[:, :1], maps, index + t, seen.motion.chunk(t, t + 1))
         frames.append(frame)
         poses.append(maps[CAMERAS][0, 0])
         cameras += cameras_of(DepthState({}, index, {}, "", (H, W), maps), DepthKind.METRIC)
@@ -95,16 +98,16 @@ def test_depth_and_camera_of_a_known_walk() -> None:
     wrong = 1 / teacher(seen.inv_depth)
     right, cameras, _ = run(seen, wrong)
     before, after = log_error(wrong, seen), log_error(right, seen)
-    assert after < 0.75 * before, (before, after)
+    assert after < 0.45 * before, (before, after)
     rotation = seen.poses[:, :, :3].double().numpy()
     centers = -np.einsum("nji,nj->ni", rotation, seen.poses[:, :, 3].double().numpy())
     found = np.stack([camera.position for camera in cameras])
     found *= (found * centers).sum() / (found * found).sum()
     error = np.sqrt(np.square(found - centers).sum(1).mean())
-    assert error < 0.15 * np.linalg.norm(centers[-1]), error
+    assert error < 0.1 * np.linalg.norm(centers[-1]), error
     turns = [np.trace(camera.rotation.T @ own.T) for camera, own in zip(cameras, rotation, strict=True)]
-    assert np.degrees(np.arccos(np.clip((min(turns) - 1) / 2, -1, 1))) < 5.0
-    assert cameras[-1].evidence > 0.9
+    assert np.degrees(np.arccos(np.clip((min(turns) - 1) / 2, -1, 1))) < 2.5
+    assert cameras[-1].evidence > 0.8
     assert cameras[0].evidence == 0.0
     assert cameras[0].focal_px == pytest.approx(W)
 
@@ -127,11 +130,17 @@ def test_every_split_gives_the_same_and_streams_of_a_batch_do_not_mix() -> None:
     first, second = walk(), walk(speed=0.03, turn=-0.01, seed=1)
     depth = torch.cat([1 / teacher(seen.inv_depth) for seen in (first, second)])
     motion = Motion(*(torch.cat(pair) for pair in zip(first.motion, second.motion, strict=True)))
-    geometry, index = Geometry(SPEC, DepthKind.METRIC), torch.zeros(2, dtype=torch.int64)
-    whole, end = geometry(depth, geometry.new_maps(2, (H, W), "cpu"), index, motion)
+    geometry, index = Geometry(SPEC, DepthKind.METRIC, FLOW), torch.zeros(2, dtype=torch.int64)
+    whole, end = geometry(depth, BLACK.expand(2, -1, -1, -1, -1), geometry.new_maps(2, (H, W), "cpu"), index, motion)
     maps, parts = geometry.new_maps(2, (H, W), "cpu"), []
     for start, stop in ((0, 1), (1, 6), (6, 7), (7, N)):
-        part, maps = geometry(depth[:, start:stop], maps, index + start, motion.chunk(start, stop))
+        part, maps = geometry(
+            depth[:, start:stop],
+            BLACK[:, start:stop].expand(2, -1, -1, -1, -1),
+            maps,
+            index + start,
+            motion.chunk(start, stop),
+        )
         parts.append(part)
     assert torch.equal(torch.cat(parts, 1), whole)
     assert all(torch.equal(end[name], maps[name]) for name in end)
@@ -151,9 +160,9 @@ def test_a_lost_camera_is_held_and_found_again() -> None:
     assert cameras[10].record()["lost"] is True
     assert "lost" not in cameras[9].record()
     assert bool(torch.isfinite(right).all())
-    assert cameras[-1].evidence > 0.9
+    assert cameras[-1].evidence > 0.8
     wrong = 1 / teacher(seen.inv_depth)
-    assert log_error(right, seen) < 0.95 * log_error(wrong, seen)
+    assert log_error(right, seen) < 0.7 * log_error(wrong, seen)
 
 
 def moving_student(encoder: DepthAnythingEncoder, geometry: GeometrySpec | None) -> VideoMambaDepth:
@@ -168,7 +177,7 @@ def moving_student(encoder: DepthAnythingEncoder, geometry: GeometrySpec | None)
 def test_a_stream_of_a_student_goes_on_to_the_bit(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     frames = [np.ascontiguousarray(picture[:48, 2 * t : 2 * t + 64]) for t in range(10)]
-    student = moving_student(tiny_encoder, GeometrySpec(key_frames=2, every=2))
+    student = moving_student(tiny_encoder, GeometrySpec(key_frames=2, every=2, refined=2))
     stream, other = DepthStream(student), DepthStream(student)
     for frame in frames[:5]:
         stream.step(frame)

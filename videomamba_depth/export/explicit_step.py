@@ -62,7 +62,7 @@ class ExplicitStep(nn.Module):
         if self.model.motion is not None:
             motion, frame = self.model.motion(rgb.unsqueeze(1), states.maps["frame"], states.frame_index == 0)
             states = replace(states, maps={**states.maps, "frame": frame})
-        depth, next_states, _ = self.model._predict(features, states, motion, size, size)
+        depth, next_states, _ = self.model._predict(rgb.unsqueeze(1), features, states, motion, size, size)
         tensors = next_states.tensors()
         return (depth.squeeze(1), *(tensors[name] for name in self.names))
 

@@ -20,7 +20,6 @@ MIN_DEPTH_RATIO = 0.05  # of a point's depth after and before the change of came
 MIN_INV_DEPTH = 1e-4
 MAX_POSE_STEP, MAX_DEPTH_STEP = 0.15, 0.3  # of any component; share of the inverse depth
 QUANTILE, QUANTILE_RADIUS = 0.3, 0.8446  # of |r|, over its standard deviation per axis, for r normal in the plane
-INDEPENDENT_SHARE = 1 / 9  # of what tracks seem to tell: their errors are alike, to all frames and side by side
 ROBUST = 3.0  # residual at which a track weighs a quarter, in standard deviations
 OUTLIER = 4.0  # deviation at which the pull of what is believed has halved, in standard deviations
 
@@ -201,7 +200,7 @@ def adjust(
         squared = seen.error.square().sum(2)
         error = squared.sqrt()
         robust = 1 / (1 + squared / (ROBUST**2 * variance)).square()
-        weight = INDEPENDENT_SHARE * tracks.trust * seen.in_front * robust / variance  # [B,S,P], 1/px²
+        weight = tracks.trust * seen.in_front * robust / variance  # [B,S,P], 1/px²
         weighted = seen.by_depth * weight[:, :, None]
         information = (weighted * seen.by_depth).sum((1, 2))
         curvature, pull = information, (weighted * seen.error).sum((1, 2))

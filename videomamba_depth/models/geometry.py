@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from videomamba_depth.flow.estimators import FlowEstimator, both_ways
 from videomamba_depth.models.camera_tracking import (
     MIN_INV_DEPTH,
     Known,
@@ -22,7 +23,16 @@ from videomamba_depth.models.camera_tracking import (
 )
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.flow_utils import in_bounds_mask, pixel_grid, resize_maps, sample_px, warp_map
+from videomamba_depth.utils.flow_utils import (
+    consistency_mask,
+    in_bounds_mask,
+    pixel_grid,
+    resize_maps,
+    sample_along,
+    sample_px,
+    warp_map,
+)
+from videomamba_depth.utils.images import luma
 from videomamba_depth.utils.settings import check_settings, ranged
 
 JOINT_STEPS, DEPTH_STEPS = (3, 3), 4
@@ -36,8 +46,10 @@ MAX_KNOWN = 1 / 0.05**2  # information of log inverse depth that is carried at m
 MAX_LOG_CORRECTION = 1.5
 ENOUGH = 0.05  # confidence that is added where the correction is smoothed
 SMOOTHING_CELLS = 1.5
-PARALLAX = (1.2, 2.0)  # noise about a camera that stays over that about the scene: nothing believed, all believed
-LOST_PX = (1.5, 3.0)  # noise of the tracks from which on less of it, and nothing, is believed
+PARALLAX = (1.5, 2.5)  # noise about a camera that stays over that about the scene: nothing believed, all believed
+NOISE, NOISE_AT_PX = (0.04, 0.08), 3.0
+"""Noise of the tracks over (their length + so many px) from which on less is believed, and nothing: no rigid scene."""
+LOST_PX = 2.0  # noise from which on the tracks fit no camera
 MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
 EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
 
@@ -50,6 +62,7 @@ class GeometrySpec:
         short_side: of the pictures that flow is followed on, px; larger flow is averaged down.
         key_frames: how many past frames are kept besides the last one.
         every: frames from one of them to the next.
+        refined: how many of them flow is estimated to anew in each frame, in turn; 0: flow to them is chained alone.
         spread: relative standard deviation of the true inverse depth about the decoder's.
         focal: focal length over the longer side of the frame.
         keep: share of what is known of a point that is still known in the next frame.
@@ -58,6 +71,7 @@ class GeometrySpec:
     short_side: int = ranged(32, 8192, 112)
     key_frames: int = ranged(1, 64, 4)
     every: int = ranged(1, 64, 4)
+    refined: int = ranged(0, 64, 1)
     spread: float = ranged(0, 10, 0.3, open="low")
     focal: float = ranged(0.1, 100, 0.9)
     keep: float = ranged(0, 1, 0.9)
@@ -73,14 +87,15 @@ class Geometry:
 
         flow     [B,2·S,h,w]  px, from the last frame to the key frames, newest first, chained from frame to frame
         trust    [B,S,h,w]    1 where that can be trusted, else 0
+        luma     [B,S,h,w]    of the key frames
         depth    [B,1+S,h,w]  corrected inverse depth of the last frame and the key frames; 1: the first frame's mean
         cameras  [B,2+S,3,4]  their poses, world to camera, and that of the frame before the last one
         known    [B,1,gh,gw]  information about the log inverse depth of the last frame on the grid
         scene    [B,1,1,6]    see `Scene`
     """
 
-    def __init__(self, spec: GeometrySpec, depth_kind: DepthKind) -> None:
-        self.spec, self.metric = spec, depth_kind is DepthKind.METRIC
+    def __init__(self, spec: GeometrySpec, depth_kind: DepthKind, flow: FlowEstimator) -> None:
+        self.spec, self.metric, self.flow = spec, depth_kind is DepthKind.METRIC, flow
 
     @property
     def signature(self) -> str:
@@ -100,6 +115,7 @@ class Geometry:
         shapes = {
             "flow": (2 * slots, h, w),
             "trust": (slots, h, w),
+            "luma": (slots, h, w),
             "depth": (1 + slots, h, w),
             "cameras": (2 + slots, 3, 4),
             "known": (1, len(rows), len(columns)),
@@ -108,12 +124,13 @@ class Geometry:
         return {_NAME + name: torch.zeros(batch, *shape, device=device) for name, shape in shapes.items()}
 
     def __call__(
-        self, depth: Tensor, maps: dict[str, Tensor], first_index: Tensor, motion: Motion
+        self, depth: Tensor, clip: Tensor, maps: dict[str, Tensor], first_index: Tensor, motion: Motion
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the corrected depth `[B,N,1,H,W]` of a chunk, and its state `maps` with that of geometry replaced.
 
         Args:
-            depth: `[B,N,1,H,W]` of the decoder. first_index: `[B]` of the first of the N frames.
+            depth: `[B,N,1,H,W]` of the decoder. clip: `[B,N,3,H,W]` in [0, 1], of any size.
+            first_index: `[B]` of the first of the N frames.
         """
         state = {name.removeprefix(_NAME): t for name, t in maps.items() if name.startswith(_NAME)}
         frames = []
@@ -121,19 +138,21 @@ class Geometry:
             size = (state["flow"].shape[-2], state["flow"].shape[-1])
             for t in range(depth.shape[1]):
                 flow, trusted = motion.frame(t, size)
-                correction, state = self._frame(depth[:, t].detach().float(), flow, trusted, state, first_index + t)
+                light = resize_maps(luma(clip[:, t].float()), size, average=True)
+                x = depth[:, t].detach().float()
+                correction, state = self._frame(x, light, flow, trusted, state, first_index + t)
                 frames.append(correction)
         # The decoder's gradient passes: the correction is no thing to be learned through.
         corrected = depth + torch.stack(frames, 1).to(depth.dtype)
         return corrected, {**maps, **{_NAME + name: t for name, t in state.items()}}
 
     def _frame(
-        self, x: Tensor, flow: Tensor, trusted: Tensor, state: dict[str, Tensor], index: Tensor
+        self, x: Tensor, light: Tensor, flow: Tensor, trusted: Tensor, state: dict[str, Tensor], index: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what is added to the depth `x [B,1,H,W]` of one frame, and the next state.
 
         Args:
-            flow: `[B,2,h,w]`. trusted: `[B,1,h,w]` bool. index: `[B]` of the frame.
+            light: `[B,1,h,w]`, luma. flow: `[B,2,h,w]`. trusted: `[B,1,h,w]` bool. index: `[B]` of the frame.
         """
         spec, (height, width) = self.spec, flow.shape[-2:]
         is_first = index == 0
@@ -148,6 +167,8 @@ class Geometry:
         # 2. Flow to the last frame and, chained, to the key frames; depth there.
         view = View(torch.full_like(unit, spec.focal * max(height, width)), _center(x, height, width))
         chained, trust = _chain(state["flow"], state["trust"], flow, trusted)
+        for turn in range(min(spec.refined, spec.key_frames)):
+            chained, trust = self._refine(chained, trust, light, state["luma"], (index + turn) % spec.key_frames)
         rows, columns = _grid(height, width, x.device)
         tracks = _tracks(torch.cat([flow, chained], 1), torch.cat([trusted, trust], 1), state["depth"], rows, columns)
         # 3. What is believed of the inverse depth on the grid: of the decoder, and of the frame before.
@@ -173,11 +194,14 @@ class Geometry:
             found = adjust(few, poses, pose, view, limited, some, begin[:, coarse], steps=steps, move=True)
             pose, noise = found.pose, spread_px(found.error_px, few.trust)
         overall = (noise * counted).sum(1) / counted.sum(1).clamp(min=1)
-        lost = ~is_first & ((overall > LOST_PX[1]) | ~counted.any(1))
+        length = ((few.found_px - few.points_px[:, None]).square().sum(2).sqrt() * few.trust).sum(-1)
+        length = length / few.trust.sum(-1).clamp(min=1)
+        relative = (noise / (length + NOISE_AT_PX) * counted).sum(1) / counted.sum(1).clamp(min=1)
+        lost = ~is_first & ((overall > LOST_PX) | ~counted.any(1))
         pose = torch.where(_3d(lost), state["cameras"][:, 0], pose)
         noise = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
         ratio = (turning.clamp(min=MIN_NOISE_PX) / noise).log().masked_fill(~counted, 0.0).amax(1)
-        evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * (1 - _rise(overall, *LOST_PX)) * ~(lost | is_first)
+        evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * (1 - _rise(relative, *NOISE)) * ~(lost | is_first)
         evidence = scene.evidence + (evidence - scene.evidence).clamp(-EVIDENCE_STEP, EVIDENCE_STEP)
         # 5. Inverse depth on the whole grid.
         tracks = tracks._replace(trust=tracks.trust * counted[..., None] * ~_3d(lost))
@@ -195,14 +219,34 @@ class Geometry:
         log_change = _4d(evidence) * outer
         change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * full * torch.expm1(log_change)
         scene = Scene(unit, shift, evidence, overall, view.focal_px, lost.to(x.dtype))
-        after = self._after(state, base * inner.exp(), chained, trust, pose, index, lost)
+        after = self._after(state, base * inner.exp(), light, chained, trust, pose, index, lost)
         known = known.view_as(confidence)
         return change, {**after, "known": known, "scene": torch.stack(scene, -1)[:, None, None]}
+
+    def _refine(
+        self, chained: Tensor, trust: Tensor, light: Tensor, past: Tensor, slot: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return flow and trust with those to one key frame per stream, `slot [B]`, estimated from the chain on.
+
+        The key frame is warped by the chain and the estimator asked for the rest, so that large motion stays within its
+        reach, and the chain's errors do not add up.
+        """
+        streams, slots = torch.arange(len(slot), device=slot.device), trust.shape[1]
+        flows = chained.unflatten(1, (slots, 2))
+        start, seen = flows[streams, slot], trust[streams, slot][:, None]  # [B,2,h,w], [B,1,h,w]
+        warped = sample_along(past[streams, slot][:, None], start)
+        rest, back = both_ways(self.flow, light.expand(-1, 3, -1, -1), warped.expand(-1, 3, -1, -1))
+        refined = rest + sample_along(start, rest)
+        seen = seen * consistency_mask(rest, back) * in_bounds_mask(refined)
+        chosen = torch.arange(slots, device=slot.device) == slot[:, None]  # [B,S]
+        flows = torch.where(chosen[:, :, None, None, None], refined[:, None], flows)
+        return flows.flatten(1, 2), torch.where(chosen[:, :, None, None], seen, trust)
 
     def _after(
         self,
         state: dict[str, Tensor],
         depth: Tensor,
+        light: Tensor,
         chained: Tensor,
         trust: Tensor,
         pose: Tensor,
@@ -216,11 +260,13 @@ class Geometry:
         pose = pose[:, None]
         flow = torch.where(is_key, torch.cat([torch.zeros_like(chained[:, :2]), chained[:, :-2]], 1), chained)
         trust = torch.where(is_key, torch.cat([torch.ones_like(trust[:, :1]), trust[:, :-1]], 1), trust)
+        past = torch.where(is_key, torch.cat([light, state["luma"][:, :-1]], 1), state["luma"])
         keys = torch.where(is_key, torch.cat([depth, keys[:, :-1]], 1), keys)
         cameras = torch.where(is_key, torch.cat([pose, poses[:, 1:-2]], 1), poses[:, 1:-1])
         return {
             "flow": flow,
             "trust": trust,
+            "luma": past,
             "depth": torch.cat([depth, keys], 1),
             "cameras": torch.cat([pose, cameras, poses[:, :1]], 1),
         }

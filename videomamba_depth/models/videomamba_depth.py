@@ -97,7 +97,10 @@ class VideoMambaDepth(nn.Module):
         self.output = OutputRefiner(output) if output is not None else None
         if geometry is not None and motion is None:
             raise ValueError("geometry follows the flow between frames: a student without motion has none")
-        self.geometry = Geometry(geometry, encoder.depth_kind) if geometry is not None else None
+        self.geometry: Geometry | None = None
+        if geometry is not None:
+            assert self.motion is not None
+            self.geometry = Geometry(geometry, encoder.depth_kind, self.motion.flow)
         parts = [temporal.signature(channels)]
         parts += [f"motion at {motion.short_side} px"] if motion is not None else []
         parts += ["carried output"] if output is not None else []
@@ -209,7 +212,7 @@ class VideoMambaDepth(nn.Module):
             motion, last_frame = self.motion(fitted, states.maps["frame"], states.frame_index == 0)
             states = replace(states, maps={**states.maps, "frame": last_frame})
         with _explain_mixed_weights(self):
-            depth, states, summaries = self._predict(features, states, motion, model_size, out_size or image_size)
+            depth, states, summaries = self._predict(clip, features, states, motion, model_size, out_size or image_size)
         return Prediction(depth, states, summaries)
 
     def step(self, frame: Tensor, states: DepthState | None = None) -> tuple[Tensor, DepthState]:
@@ -230,6 +233,7 @@ class VideoMambaDepth(nn.Module):
 
     def _predict(
         self,
+        clip: Tensor,
         features: ClipFeatures,
         states: DepthState,
         motion: Motion | None,
@@ -249,7 +253,7 @@ class VideoMambaDepth(nn.Module):
         first_index, maps = states.frame_index - depth.shape[1], states.maps
         if self.geometry is not None:
             assert motion is not None
-            depth, maps = self.geometry(depth, maps, first_index, motion)
+            depth, maps = self.geometry(depth, clip, maps, first_index, motion)
         if self.output is not None:
             depth, estimate = self.output(depth, maps["depth"], first_index, motion, states.memory)
             maps = {**maps, "depth": estimate}
