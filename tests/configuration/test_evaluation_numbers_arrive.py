@@ -45,6 +45,16 @@ def test_protocol_and_page(tiny_teacher_folder: str, tmp_path: Path) -> None:
     assert evaluation(tiny_teacher_folder, "html.enabled=false").drawn == frozenset()
 
 
+def test_every_student_comes_with_geometry_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_evaluate, "build_teacher", lambda *_: pytest.fail("students bring their teacher"))
+    given = ["checkpoint=[one:embedded,two:embedded]", "device=cpu", "cache=null"]
+    for overrides, added in (([], []), (["geometry=true"], ["one+geometry", "two+geometry"])):
+        methods = build_evaluation(load_config("evaluate", EvaluateConfig, [*given, *overrides])).evaluator.methods
+        trained = [method for method in methods if method.trained]
+        assert [method.name for method in trained] == ["one", "two", *added]
+        assert len({method.digest for method in trained}) == 1 + bool(added)
+
+
 def test_every_student_comes_with_every_memory(tmp_path: Path) -> None:
     given = ["checkpoint=[one:embedded,two:embedded]", "memory=[1,0.5,4]", "device=cpu", "cache=null"]
     evaluator = build_evaluation(load_config("evaluate", EvaluateConfig, given)).evaluator

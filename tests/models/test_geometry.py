@@ -190,6 +190,8 @@ def test_a_stream_of_a_student_goes_on_to_the_bit(tiny_encoder: DepthAnythingEnc
     assert stream.cameras == []
     stream.step(frames[0])
     assert np.abs(stream.cameras[0].position).max() == 0
+    with pytest.raises(UserError, match="leave one of the two out"):
+        DepthStream(student, compile=True)
     plain = DepthStream(moving_student(tiny_encoder, None))
     plain.step(frames[0])
     assert plain.cameras == []

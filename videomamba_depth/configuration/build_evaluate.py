@@ -78,12 +78,10 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     teacher, students = None, dict[str, VideoMambaDepth]()
     if checkpoints:
         teacher, students = load_students(checkpoints, config.short_side)
-    if config.geometry:
-        checkpoints |= {f"{name}+geometry": path for name, path in checkpoints.items()}
-        students |= {
-            name: load_student(checkpoints[name], config.short_side, geometry=True)
-            for name in checkpoints.keys() - students.keys()
-        }
+        if config.geometry:
+            corrected = {f"{name}+geometry": path for name, path in checkpoints.items()}
+            students |= {n: load_student(path, config.short_side, geometry=True) for n, path in corrected.items()}
+            checkpoints |= corrected
     elif config.checkpoint is not None:
         teacher = build_teacher(config.teacher, device, config.short_side)
     for model in (teacher, *students.values()):

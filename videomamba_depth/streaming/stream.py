@@ -56,11 +56,11 @@ class DepthStream:
         geometry: whether depth is corrected by parallax, see `load_student`; with a model at hand, as that was built.
         revision: of the hub's repository: branch, tag or commit.
         compile: compile all that is done with a frame as one graph, from each stream's second frame on, which then
-            takes a minute; see `FrameGraph`. Not with other hooks than `resets`.
+            takes a minute; see `FrameGraph`. Not with other hooks than `resets`, nor with geometry.
 
     Raises:
-        UserError: a checkpoint or device that does not exist, a memory that the student does not have, or hooks that
-            look at a frame while it is on its way, with `compile`.
+        UserError: a checkpoint or device that does not exist, a memory that the student does not have, or geometry or
+            hooks that look at a frame while it is on its way, with `compile`.
     """
 
     def __init__(
@@ -105,6 +105,10 @@ class DepthStream:
         if compile and hooks:
             raise UserError(
                 "compile=true makes one graph of a frame, which key frames would cut: leave one of the two out"
+            )
+        if compile and self.model.geometry is not None:
+            raise UserError(
+                "compile=true makes one graph of a frame, which geometry is too long for: leave one of the two out"
             )
         self._is_compiled = compile
         self._graph: FrameGraph | None = None
