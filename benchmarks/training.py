@@ -127,12 +127,10 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     from videomamba_depth.configuration.schema import TrainConfig
     from videomamba_depth.training.distributed import Ranks
     from videomamba_depth.training.run_folder import RunFolder
-    from videomamba_depth.utils import device
     from videomamba_depth.utils.logger import read_json_lines
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    getattr(device, "keep_freed_memory", lambda: None)()  # as the command does
     size, steps = task["size"], task["steps"]
     values = {
         "teacher.name": task["teacher"], "data": "video_folder", "data.root": task["data"], "data.short_side": size,
@@ -179,7 +177,7 @@ def _watch(trainer: Any, times: PartTimes) -> None:
         (labeller, "_decode", "teacher's decoder"),
         (labeller, "_offline_target", "smoothed target"),
         (labeller, "_static", "static masks"),
-        (type(labeller.flow), "__call__", "reference flow"),
+        (type(labeller.flow), "__call__", "optical flow"),
         (type(labeller), "__call__", "labels, rest"),
         (type(trainer.student), "forward", "student, forward"),
         (Tensor, "backward", "backward"),
@@ -188,7 +186,7 @@ def _watch(trainer: Any, times: PartTimes) -> None:
     ):
         if hasattr(owner, name):
             setattr(owner, name, times.timed(getattr(owner, name), part))
-    labeller.motion = times.timed(labeller.motion, "student's flow")
+    labeller.motion = times.timed(labeller.motion, "student's flow, rest")
     batches_from = trainer._batches_from
 
     class Timed:

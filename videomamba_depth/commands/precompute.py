@@ -35,7 +35,7 @@ from videomamba_depth.data.labels.stabilized_cache import precompute_stabilized
 from videomamba_depth.data.labels.teacher_cache import TeacherKey
 from videomamba_depth.data.video.find import VideoSource, find_sources, is_list
 from videomamba_depth.training.distributed import Ranks, start_ranks, stop_ranks
-from videomamba_depth.utils.device import keep_freed_memory, use_threads
+from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.errors import UserError, building
 from videomamba_depth.utils.lock import exclusive
 
@@ -51,8 +51,6 @@ def main(config: PrecomputeConfig) -> None:
             has_content(config.cache)
     videos = find_sources(config.root)
     ranks = start_ranks(config.device, patience=timedelta(days=30))
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
     held = ExitStack()
     try:
         with ranks.together():

@@ -22,7 +22,7 @@ from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.sampling import loader_errors
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
-from videomamba_depth.utils.device import keep_freed_memory, use_threads
+from videomamba_depth.utils.device import use_threads
 from videomamba_depth.utils.errors import building
 from videomamba_depth.utils.settings import to_values
 from videomamba_depth.utils.signals import STOPPED_STATUS
@@ -36,8 +36,6 @@ def main(config: TrainConfig) -> None:
     use_threads(config.trainer.threads)
     with building("trainer.device"):
         ranks = start_ranks(config.trainer.device)
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
     run, resolved = RunFolder(config.run_dir), to_values(config)
     try:
         with ExitStack() as stack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
 
@@ -46,19 +45,6 @@ def use_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's malloc keep the memory that is freed, in place of mapping that of every large tensor anew.
-
-    Mapped memory is cleared by the system page by page, which was a tenth of a training step. The process then holds
-    its peak until it ends. Where there is another C library, nothing happens.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for parameter, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
-        mallopt(parameter, value)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
