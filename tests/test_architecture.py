@@ -55,6 +55,7 @@ MAY_IMPORT = {
         "evaluation/code_digest",
         "evaluation/metrics",
         "data/synthetic",
+        "data/video",
         "flow",
         "utils",
     },

@@ -111,7 +111,19 @@ def test_recordings_below_the_floor_of_the_metrics_are_named(tmp_path: Path, roo
         seen = {finding.what: finding.seen for finding in check_clip(clip_of(room), [prediction])}
         assert (f"{name}, range" in seen) == (shift < 0)
     share = 100 * (5 / room.depth_m - 3 < 1e-3).mean()
-    assert seen["below, range"].startswith(f"{share:.2g} % of inverse depth below 0.001 in its own unit")
+    assert seen["below, range"].startswith(f"{share:.0f} % of inverse depth below 0.001 in its own unit")
+
+
+def test_depth_that_the_floor_takes_away_is_named(tmp_path: Path, room: Room) -> None:
+    depth = 5 / room.depth_m - 3
+    wrong = {}
+    for rows in (0, 4):  # of 72, so that they are no mere outliers
+        depth[:, :rows] = 1e5
+        np.save(tmp_path / "a.npy", depth.astype(np.float32))
+        prediction = Prediction("a", tmp_path / "a.npy", DepthKind.RELATIVE, alone=True)
+        wrong[rows] = {f.what: f.seen for f in check_clip(clip_of(room), [prediction]) if f.wrong}
+    assert wrong[0] == {}
+    assert "% of inverse depth below 0.001 counts as equally far" in wrong[4]["a, floor"]
 
 
 def test_results_name_versions_and_revision() -> None:

@@ -705,9 +705,25 @@ def test_files_that_no_list_names_count_for_numbered_recordings(tmp_path: Path, 
     write_tum(tmp_path, room)
     (rgb,) = tmp_path.rglob("rgb.txt")
     save(rgb.parent / "rgb" / "1000.000000.png", room.rgb[0])
+    save(rgb.parent / "rgb" / "1000.500000.tif", room.rgb[0])
+    (rgb.parent / "rgb" / "._1000.000000.png").write_bytes(b"")  # of macOS: no stream counts it
     (clip,) = clips(tmp_path)
     assert (clip.frame_places, clip.source_frames) == ((0, 1, 2), 3)
-    assert (clip.file_places, clip.num_files) == ((1, 2, 3), 4)
+    assert (clip.file_places, clip.num_files) == ((2, 3, 4), 5)
+
+
+@pytest.mark.parametrize("write", [write_7scenes, write_nyu])
+def test_depth_beside_the_pictures_is_counted(tmp_path: Path, room: Room, write: Any) -> None:
+    write(tmp_path, room)
+    (clip,) = clips(tmp_path)
+    assert (clip.file_places, clip.source_frames, clip.num_files) == (None, 3, 6)
+
+
+def test_hidden_files_are_no_pictures(tmp_path: Path, room: Room) -> None:
+    scene = write_scannet(tmp_path, room)
+    (scene / "color" / "._0.jpg").write_bytes(b"")
+    (clip,) = clips(tmp_path)
+    assert clip.source_frames == 3
 
 
 def test_several_sequences_and_lists(tmp_path: Path, room: Room) -> None:

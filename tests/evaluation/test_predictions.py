@@ -148,6 +148,21 @@ def test_the_unit_and_the_zero_of_a_recording_mean_nothing(tmp_path: Path, room:
         assert found[name]["tge"] < 1e-4, name
 
 
+@pytest.mark.parametrize(("kind", "broken"), [("shifted", 2000.0), ("shifted", -2000.0), ("scaled", 1.0)])
+def test_one_broken_pixel_does_not_decide_how_a_clip_is_read(
+    tmp_path: Path, room: Room, kind: str, broken: float
+) -> None:
+    z = room.depth_m.astype(np.float64)
+    depth = 5 / z - 3 if kind == "shifted" else 1e-3 / z
+    depth[0, 0, 0] = broken
+    np.save(tmp_path / "a.npy", depth.astype(np.float32))
+    given = RELATIVE if kind == "shifted" else DepthKind.SCALED_INVERSE
+    methods = [Method("teacher", lambda: framewise), recorded(tmp_path / "a.npy", given, "a", alone=True)]
+    hidden = np.ones(z.shape, dtype=bool)
+    hidden[0, 0, 0] = False  # what is left is the truth
+    assert scores([clip_of(room, valid=hidden)], methods, RELATIVE)["a"]["abs_rel/video"] < 1e-4
+
+
 def test_numbers_that_the_floor_leaves_alone_keep_their_bits() -> None:
     frames = np.random.default_rng(0).uniform(0.0, 4.0, (3, 4, 5)).astype(np.float32)
     frames[1, 0] = 0.0  # the sky of Depth Anything
@@ -404,6 +419,44 @@ def test_numbers_of_frames_count_the_files_of_a_folder(tmp_path: Path, room: Roo
         evaluate_clips([replace(clip, file_places=None, num_files=None)], evaluator)
 
 
+def test_numbers_of_the_listed_pictures_alone_are_refused(tmp_path: Path, room: Room) -> None:
+    every, picked = depth_of(room), (0, 1, 3, 4, 5, 6, 7)
+    clip = clip_of(
+        room,
+        frames=room.rgb[list(picked)],
+        gt_depth_m=room.depth_m[list(picked)],
+        motion=None,
+        frame_places=tuple(range(7)),
+        source_frames=7,
+        file_places=picked,
+        num_files=NUM_FRAMES,
+    )
+    np.savez(tmp_path / "room.npz", depth=every[list(picked)], frame_index=np.arange(7))
+    method = recorded(tmp_path, RELATIVE, "listed")
+    for max_frames in (4, None):
+        with pytest.raises(UserError, match=r"may be the 7 pictures that 'room' lists, or the first 7 of the 8"):
+            method.on_clip(clip, max_frames)
+    np.savez(tmp_path / "room.npz", depth=every, frame_index=np.arange(NUM_FRAMES))
+    assert method.on_clip(clip, 4)._indices == [0, 1, 3, 4]
+    np.savez(tmp_path / "room.npz", depth=every[:5], frame_index=np.arange(5))
+    assert method.on_clip(clip, 4)._indices == [0, 1, 3, 4]
+
+
+def test_numbers_count_the_pictures_among_which_depth_lies(
+    tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 7-Scenes and NYU, whose depth lies beside the pictures; which of both was streamed, numbers do not tell."""
+    places = tuple(range(NUM_FRAMES))
+    clip = clip_of(room, frame_places=places, source_frames=NUM_FRAMES, num_files=2 * NUM_FRAMES)
+    np.savez(tmp_path / "room.npz", depth=depth_of(room), frame_index=places)
+    method = recorded(tmp_path, RELATIVE, "pictures")
+    assert method.on_clip(clip, 4)._indices == [0, 1, 2, 3]
+    assert "counting the 8 pictures of 'room' alone, not all 16 images in their folder" in caplog.text
+    np.savez(tmp_path / "room.npz", depth=np.repeat(depth_of(room), 2, 0), frame_index=range(2 * NUM_FRAMES))
+    with pytest.raises(UserError, match="picture number 15, counted from 0; 'room' has 8 pictures"):
+        method.on_clip(clip, 4)
+
+
 def test_one_recording_for_two_clips_is_refused(tmp_path: Path, room: Room) -> None:
     for name in ("a/clip", "b/clip"):
         write_video(tmp_path / "videos" / f"{name}.mp4", room.rgb[:2])
@@ -415,11 +468,11 @@ def test_one_recording_for_two_clips_is_refused(tmp_path: Path, room: Room) -> N
 
 
 def test_a_constant_recording_is_named(tmp_path: Path, room: Room, caplog: pytest.LogCaptureFixture) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((NUM_FRAMES, *SIZE)))
+    np.save(tmp_path / "a.npy", np.full((NUM_FRAMES, *SIZE), -3.0))
     method = recorded(tmp_path / "a.npy", RELATIVE, "a", alone=True)
     scores([clip_of(room)], [Method("teacher", lambda: framewise), method], RELATIVE)
     assert [record.message for record in caplog.records if "everywhere" in record.message] == [
-        f"prediction 'a': {tmp_path / 'a.npy'} is 0 everywhere: is it what was recorded?"
+        f"prediction 'a': {tmp_path / 'a.npy'} is -3 everywhere: is it what was recorded?"
     ]
 
 

@@ -213,7 +213,7 @@ def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> l
     videos = {source.name: source.path for source in sources if source.path is not None}
     given = name_predictions(config.prediction, config.prediction_kind, config.prediction_scale, alone)
     found = []
-    scenes = {source.name: source.name.removesuffix(f"@{source.frame_list}") for source in sources}
+    scenes = {source.name: source.name.removesuffix(f"@{source.frame_list or ''}") for source in sources}
     for prediction in (replace(one, videos=videos, scenes=scenes) for one in given):
         missing, recordings = [], {}
         for source in sources:

@@ -25,7 +25,7 @@ from videomamba_depth.evaluation.engine import Evaluator
 from videomamba_depth.evaluation.methods import CONSTANT, Method, exponential_average
 from videomamba_depth.evaluation.metrics.accuracy import MIN_DISPARITY, valid_ground_truth
 from videomamba_depth.evaluation.metrics.geometry import tae_z
-from videomamba_depth.evaluation.predictions import Prediction, RecordedStream
+from videomamba_depth.evaluation.predictions import MAX_CLAMPED, Prediction, RecordedStream, percent
 from videomamba_depth.evaluation.recurrence import resize_depth, to_tensor
 from videomamba_depth.evaluation.report import metric_table, table_markdown
 from videomamba_depth.evaluation.summary import mean_methods
@@ -42,6 +42,7 @@ _POSE_PAIRS = 8  # frames whose poses are held against the depth
 _UNITS = (0.001, 0.01, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
 _BETTER = 0.8  # a wrong reading is named where it leaves less than this share of the error
 _PLAUSIBLE_M = (0.1, 100.0)  # of the median of a scene
+_MOST_CLAMPED = 0.03  # of inverse depth that the metrics' floor makes equally far
 _LARGEST_RATIO = 2.0  # of a metric prediction to the truth, or its inverse
 
 
@@ -87,9 +88,12 @@ def check_clip(clip: EvaluationClip, predictions: Sequence[Prediction] = ()) -> 
         depth = np.stack([resize_depth(stream(to_tensor(frames[t])), size) for t in range(len(frames))])
         kind = stream.kind
         if stream.range.unit is not None:
-            below = f"{100 * stream.range.below:.2g} % of inverse depth below {MIN_DISPARITY:g}"
+            below = f"{percent(stream.range.below)} % of inverse depth below {MIN_DISPARITY:g}"
             seen = f"{below} in its own unit: the clip is brought into range as a whole"
             findings.append(Finding(f"{prediction.name}, range", seen))
+        if kind is DepthKind.RELATIVE and (share := _clamped_share(depth)) > _MOST_CLAMPED:
+            seen = f"{percent(share)} % of inverse depth below {MIN_DISPARITY:g} counts as equally far: broken pixels?"
+            findings.append(Finding(f"{prediction.name}, floor", seen, wrong=True))
         if truth is None:
             edges = _edges_of(depth if not kind.is_inverse else 1.0 / np.maximum(depth, 1e-6))
             findings.append(_paired(f"{prediction.name}, pictures and depth", edges, picture_edges))
@@ -261,6 +265,12 @@ def _pose_findings(clip: EvaluationClip, truth: np.ndarray) -> list[Finding]:
     if readings[best] < _BETTER * own:
         return [Finding("poses", f"error {own:.2f}, but {readings[best]:.2f} with {best}", wrong=True)]
     return [Finding("poses", f"error {own:.2f}; no other unit, order or direction fits better")]
+
+
+def _clamped_share(depth: np.ndarray) -> float:
+    """Return the share of inverse depth whose differences the metrics' floor takes away; the farthest has none."""
+    low, high = np.percentile(depth, [25, 75])
+    return float(np.mean((depth < MIN_DISPARITY - MAX_CLAMPED * (high - low)) & (depth > depth.min())))
 
 
 def _prediction_findings(name: str, depth: np.ndarray, kind: DepthKind, truth: np.ndarray) -> list[Finding]:

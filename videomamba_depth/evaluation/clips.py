@@ -26,7 +26,8 @@ class EvaluationClip:
     frame_ids: which frames of the source these are; default 0 … F−1. frame_places: their places among all pictures
     of the source, also those without ground truth; source_frames: how many these are. file_places: their places among
     the num_files files of the folder that they lie in, where a list names the pictures; programs that are given the
-    folder count these. times_s: of the frames, on the source's own clock.
+    folder count these. Without them, the other files are not pictures, but depth.
+    times_s: of the frames, on the source's own clock.
     gt_depth_m: [F,h,w] float, z in meters; anything not positive is invalid. Its size is the size of
     evaluation.
     valid: [F,h,w] bool, where gt_depth_m holds.

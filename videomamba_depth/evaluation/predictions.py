@@ -139,22 +139,28 @@ def usable_range(frames: Iterable[np.ndarray], has_shift: bool) -> UsableRange:
     """Return what brings inverse depth into a range in which `MIN_DISPARITY` means nothing; nothing where it does.
 
     With an unknown shift the least value of the clip becomes the floor and its spread 1; without, its median (of the
-    medians of frames) becomes 1. Alignment, which fits one scale and shift, undoes either.
+    medians of frames) becomes 1. Alignment, which fits one scale and shift, undoes either. What lies farther from the
+    middle 98 % of its frame than these are wide, over all frames, does not count: few broken pixels decide nothing.
 
     Args:
         frames: finite inverse depth [h,w], each in the same unit.
     """
-    low, high, below, total, medians = np.inf, -np.inf, 0, 0, list[float]()
+    ends, below, total, medians = list[np.ndarray](), 0, 0, list[float]()
     for frame in frames:
-        low, high = min(low, float(frame.min())), max(high, float(frame.max()))
+        ends.append(np.percentile(frame, [0, 1, 99, 100]))
         below, total = below + int((frame < MIN_DISPARITY).sum()), total + frame.size
         medians.append(float(np.median(frame)))
-    spread, share = high - low, below / max(total, 1)
-    if not spread > 0 or MIN_DISPARITY - low <= MAX_CLAMPED * spread:
+    if not ends:
+        return UsableRange()
+    lowest, low, high, highest = np.stack(ends, axis=1).astype(np.float64)
+    first, last = float(low.min()), float(high.max())
+    least, most = max(float(lowest.min()), 2 * first - last), min(float(highest.max()), 2 * last - first)
+    spread, share = most - least, below / total
+    if not spread > 0 or MIN_DISPARITY - least <= MAX_CLAMPED * spread:
         return UsableRange()
     if has_shift:
-        return UsableRange(low, spread, MIN_DISPARITY, share)
-    return UsableRange(0.0, float(np.median(medians)) or high, 0.0, share)
+        return UsableRange(least, spread, MIN_DISPARITY, share)
+    return UsableRange(0.0, float(np.median(medians)) or most, 0.0, share)
 
 
 class RecordedStream:
@@ -183,7 +189,7 @@ class RecordedStream:
             self.range = usable_range(frames, recorded.kind.has_shift)
         if self.range.unit is not None:
             log.info(
-                "prediction '%s': %.2g %% of %s is inverse depth below %g in its own unit; the clip is brought into"
+                "prediction '%s': %s %% of %s is inverse depth below %g in its own unit; the clip is brought into"
                 " range as a whole before it is aligned",
                 name, 100 * self.range.below, recorded.path, MIN_DISPARITY,
             )  # fmt: skip
@@ -200,7 +206,7 @@ class RecordedStream:
     def flags(self) -> list[str]:
         """What must stand beside its numbers, after it has run."""
         share = self._num_invalid / max(self._num_pixels, 1)
-        return [f"{100 * share:.2g} % without depth, taken as far"] if share > 0 else []
+        return [f"{percent(share)} % without depth, taken as far"] if share > 0 else []
 
     def __call__(self, frame: Tensor) -> Tensor:
         depth = next(self._frames, None)
@@ -214,8 +220,8 @@ class RecordedStream:
             )
         depth, num_invalid = self._completed(depth, self._place)
         self._num_pixels, self._num_invalid = self._num_pixels + depth.size, self._num_invalid + num_invalid
-        depth = self.range(depth)
         self._note_constant(depth)
+        depth = self.range(depth)
         return torch.from_numpy(depth)[None, None]
 
     def _read(self) -> Iterator[np.ndarray]:
@@ -256,20 +262,43 @@ class RecordedStream:
         return depth, count
 
 
+def percent(share: float) -> str:
+    """Return a share as a number of percent, of two digits or more."""
+    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
+
+
 def _matched(recorded: RecordedDepth, clip: EvaluationClip, max_frames: int | None) -> Sequence[int]:
     """Return the index in the recording of every frame of a clip."""
     total = clip.source_frames or recorded.num_frames  # nobody knows how many frames an iterator will give
     places = list(range(total) if clip.frame_places is None else clip.frame_places)[:max_frames]
-    by_number = recorded.frame_numbers is not None
-    if clip.file_places is not None and (by_number or recorded.num_frames == clip.num_files != total):
+    numbers = recorded.frame_numbers
+    if numbers is not None:
+        _question_numbers(recorded.path, numbers, clip, total)
+    if clip.file_places is not None and (numbers is not None or recorded.num_frames == clip.num_files != total):
         places, total = list(clip.file_places)[:max_frames], clip.num_files or total  # not of the list, of the folder
-    if recorded.frame_numbers is not None and clip.frame_places is not None and max(recorded.frame_numbers) >= total:
-        last = max(recorded.frame_numbers)
+    if numbers is not None and clip.frame_places is not None and max(numbers) >= total:
         raise UserError(
-            f"{recorded.path} has depth of picture number {last}, counted from 0; '{clip.name}' has {total} pictures:"
-            " record these alone, in the order of their names"
+            f"{recorded.path} has depth of picture number {max(numbers)}, counted from 0; '{clip.name}' has {total}"
+            " pictures: record these alone, in the order of their names"
         )
     times = None if clip.times_s is None else clip.times_s[: len(places)]
     ids = (clip.frame_ids or ())[: len(places)]
     names = [str(name) for name in ids] if ids and all(isinstance(name, str) for name in ids) else None
     return match_frames(recorded, len(places), names=names, numbers=places, total=total, timestamps=times)
+
+
+def _question_numbers(path: Path, numbers: np.ndarray, clip: EvaluationClip, total: int) -> None:
+    """Refuse numbers that may count the clip's pictures alone as well as all files beside them, or name the reading."""
+    if clip.num_files is None or clip.num_files == total or max(numbers) >= total:
+        return
+    if clip.file_places is None:
+        log.warning(
+            "%s: its numbers are read as counting the %d pictures of '%s' alone, not all %d images in their folder",
+            path, total, clip.name, clip.num_files,
+        )  # fmt: skip
+    elif clip.file_places != clip.frame_places and np.array_equal(numbers, range(total)):
+        raise UserError(
+            f"{path} has depth of {total} frames, numbered from 0: these may be the {total} pictures that '{clip.name}'"
+            f" lists, or the first {total} of the {clip.num_files} that lie there; record all {clip.num_files}, or call"
+            " one file for each by the picture's name"
+        )

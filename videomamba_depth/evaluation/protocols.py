@@ -236,6 +236,8 @@ def choose(
         NoSuchList: the protocol has no list of these names for the layout.
         UserError: it has nothing for the layout, or nothing is left.
     """
+    if not found:
+        raise UserError("a protocol needs sequences to choose from; there are none")
     if protocol is None:
         if lists:
             raise UserError("rgbd.lists chooses from the frame lists of a protocol: set protocol=NAME too")

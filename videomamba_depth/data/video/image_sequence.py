@@ -61,7 +61,7 @@ def list_images(path: str | Path) -> tuple[Path, ...]:
         raise VideoReadError(f"no such file or folder: {path}")
     if not found:
         raise VideoReadError(f"no images in {path}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return tuple(sorted(found, key=lambda image: natural_key(image.name)))
+    return tuple(sorted(found, key=lambda image: (natural_key(image.name), image.name)))
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -27,6 +27,7 @@ from videomamba_depth.evaluation.datasets.recording import (
     RgbdFrame,
     last_number,
     listed,
+    places_in_folder,
     pose_matrix,
     read_depth,
     read_numbers,
@@ -201,7 +202,7 @@ def _places_in_folder(images: Sequence[formats.ListedFile]) -> dict[Path, int]:
     folders = {image.path.parent for image in images}
     if len(folders) > 1 or not all(image.path.suffix.lower() in IMAGE_SUFFIXES for image in images):
         return {}
-    return {path: i for i, path in enumerate(listed(folders.pop(), IMAGE_SUFFIXES))}
+    return places_in_folder(folders.pop())
 
 
 def icl(tree: Tree) -> Iterator[Found]:
@@ -327,6 +328,7 @@ def _seven_scenes(folder: Path) -> Recording:
         invalid_value=65535.0,
         intrinsics=_at_size(camera_matrix((585.0, 585.0, 320.0, 240.0)), frames),
         poses=_matrices(folder / f"{frame.name}.pose.txt" for frame in frames),
+        num_files=len(places_in_folder(folder)),
     )
 
 
@@ -349,6 +351,7 @@ def _nyu_folder(folder: Path) -> Recording:
         depth_scale=1000.0,
         intrinsics=_at_size(camera_matrix(NYU_CAMERA), frames),
         crop=NYU_CROP,
+        num_files=len(places_in_folder(folder)),
     )
 
 
@@ -535,6 +538,7 @@ def _hypersim(preview: Path, camera: str) -> Recording:
         poses=None if poses is None else poses @ UPWARD_FROM_CAMERA,
         max_depth_m=20.0,
         read_depth=partial(formats.read_ray_length, matrix),
+        num_files=len(places_in_folder(preview)),
     )
 
 

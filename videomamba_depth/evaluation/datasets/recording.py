@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from videomamba_depth.data.video.image_sequence import list_images, natural_key
 from videomamba_depth.evaluation.clips import EvaluationClip
 from videomamba_depth.evaluation.metrics.accuracy import valid_ground_truth
 from videomamba_depth.evaluation.metrics.percentiles import percentiles
@@ -125,7 +126,7 @@ class Recording:
     crop: (top, bottom, left, right) px of the depth maps that do not count. region: (top, bottom, left, right) as
     shares of height and width, within which ground truth counts, rounded down to whole px. intrinsics: [3,3] px at the
     depth maps' size. poses: [F,4,4] camera to world, m; not finite where unknown. left_out: reason → names of pictures.
-    num_files: in the folder of pictures, or pictures in the file, where a list names them.
+    num_files: in the folder of pictures, or pictures in the file, where these hold others too.
     read_image, read_depth: take what the frames hold, and return uint8 [H,W,3] RGB and float [h,w].
     """
 
@@ -272,15 +273,15 @@ def listed(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the files of a folder, numbers in their names as numbers, in the same order on every file system."""
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist; name the right one with rgb_dir or depth_dir")
-    found = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+    found = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
     if not found:
         raise UserError(f"folder {folder} holds no file of type {', '.join(suffixes)}")
-    return sorted(found, key=_place_in_folder)
+    return sorted(found, key=lambda path: (natural_key(path.name), path.name))
 
 
-def _place_in_folder(path: Path) -> tuple[list[int | str], str]:
-    parts = re.split(r"(\d+)", path.stem)  # text, number, text, …
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+def places_in_folder(folder: Path) -> dict[Path, int]:
+    """Return the places of all images of a folder, as a stream of it counts them."""
+    return {path: i for i, path in enumerate(list_images(folder))}
 
 
 def pose_matrix(translation: np.ndarray, quaternion: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from videomamba_depth.evaluation.datasets.recording import (
     RgbdFrame,
     content_digest,
     listed,
+    places_in_folder,
     pose_matrix,
     read_numbers,
     recording_clip,
@@ -169,7 +170,7 @@ def folder_recording(root: Path, rgb_dir: str = "rgb", depth_dir: str = "depth")
     """Return what `load_rgbd` pairs up, without units."""
     frames, alone = _pair(root, rgb_dir, depth_dir)
     left_out = {"have no depth map in time": alone} if alone else {}
-    return Recording(folder=root, frames=frames, left_out=left_out, num_files=len(frames) + len(alone))
+    return Recording(folder=root, frames=frames, left_out=left_out, num_files=len(places_in_folder(root / rgb_dir)))
 
 
 def read_recording(
@@ -210,7 +211,7 @@ def _pair(root: Path, rgb_dir: str, depth_dir: str) -> tuple[list[RgbdFrame], li
     stamps, times = (
         frame_stamps(paths, root / f"{folder}.txt") for paths, folder in ((images, rgb_dir), (depths, depth_dir))
     )
-    files = {image: i for i, image in enumerate(images)}
+    files = places_in_folder(root / rgb_dir)
     if stamps is not None:
         stamps, images = map(list, zip(*sorted(zip(stamps, images, strict=True)), strict=True))
     if stamps is not None and times is not None:
@@ -221,7 +222,7 @@ def _pair(root: Path, rgb_dir: str, depth_dir: str) -> tuple[list[RgbdFrame], li
         if missing := [path.name for path in images if path.stem not in by_stem]:
             raise UserError(f"{root / depth_dir} has no depth map for {len(missing)} images, first {missing[0]}")
     pairs = [
-        RgbdFrame(image, depth, image.stem, i, None if stamps is None else stamps[i], files[image])
+        RgbdFrame(image, depth, image.stem, i, None if stamps is None else stamps[i], files.get(image))
         for i, (image, depth) in enumerate(zip(images, partners, strict=True))
         if depth is not None
     ]
