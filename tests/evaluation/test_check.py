@@ -21,6 +21,7 @@ from videomamba_depth.evaluation.summary import versions
 from videomamba_depth.utils.depth_kind import DepthKind
 
 NUM_FRAMES = 14
+ORDER = np.random.default_rng(2).permutation(NUM_FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,12 @@ def clip_of(room: Room, **changes: Any) -> EvaluationClip:
             "pictures and ground truth",
             "edges of an earlier picture",
         ),
+        (
+            lambda r: {"gt_depth_m": r.depth_m[ORDER], "camera_to_world": r.camera_to_world[ORDER]},
+            "pictures and ground truth",
+            "fit another frame better: another order?",
+        ),
+        (lambda r: {"max_depth_m": 4.5, "camera_to_world": None}, "range", "beyond max_depth_m=4.5"),
         (lambda r: {"gt_depth_m": r.depth_m / 1000}, "ground truth", "wrong by a power of ten"),
         (lambda r: {"gt_depth_m": r.depth_m / 5}, "poses", "depth times 5, their units differ"),
         (lambda r: {"camera_to_world": np.linalg.inv(r.camera_to_world)}, "poses", "lead from world to camera"),
@@ -77,6 +84,7 @@ def test_the_command_checks_a_data_set_and_predictions(
     made = {
         "right": (1 / room.depth_m, "affine_invariant_inverse_depth"),
         "late": (late, "metric_depth_m"),
+        "shuffled": (room.depth_m[ORDER], "metric_depth_m"),
         "millimeters": (1000 * room.depth_m, "metric_depth_m"),
         "upside_down": (room.depth_m, "affine_invariant_inverse_depth"),
     }
@@ -91,9 +99,10 @@ def test_the_command_checks_a_data_set_and_predictions(
     assert caught.value.code == 1
     printed = capsys.readouterr().out
     wrong = [line for line in printed.splitlines() if "WRONG?" in line]
-    assert len(wrong) == 3
+    assert len(wrong) == 4
     for what in (
         "late, pairing: it fits the truth of the frame 1 before",
+        "shuffled, pairing: ",
         "millimeters, meters: 1e+03",
         "upside_down, sign",
     ):
@@ -112,6 +121,14 @@ def test_recordings_below_the_floor_of_the_metrics_are_named(tmp_path: Path, roo
         assert (f"{name}, range" in seen) == (shift < 0)
     share = 100 * (5 / room.depth_m - 3 < 1e-3).mean()
     assert seen["below, range"].startswith(f"{share:.0f} % of inverse depth below 0.001 in its own unit")
+
+
+def test_what_cannot_be_told_of_a_still_camera_is_said() -> None:
+    still = render_room(8, 36, 48, speed_m=0.0)
+    seen = {finding.what: str(finding) for finding in check_clip(clip_of(still))}
+    assert not any("WRONG?" in line for line in seen.values())
+    assert "too little moves: whether each belongs to its frame cannot be told" in seen["pictures and ground truth"]
+    assert "unit and order of poses cannot be told" in seen["poses"]
 
 
 def test_depth_that_the_floor_takes_away_is_named(tmp_path: Path, room: Room) -> None:

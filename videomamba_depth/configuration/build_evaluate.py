@@ -213,7 +213,8 @@ def find_predictions(config: EvaluateConfig, sources: Sequence[ClipSource]) -> l
     videos = {source.name: source.path for source in sources if source.path is not None}
     given = name_predictions(config.prediction, config.prediction_kind, config.prediction_scale, alone)
     found = []
-    scenes = {source.name: source.name.removesuffix(f"@{source.frame_list or ''}") for source in sources}
+    lists = {source.name: f"@{source.frame_list}" if source.frame_list else "" for source in sources}
+    scenes = {name: name.removesuffix(frame_list) for name, frame_list in lists.items()}
     for prediction in (replace(one, videos=videos, scenes=scenes) for one in given):
         missing, recordings = [], {}
         for source in sources:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.labels.label_checks import found_shift, sign_agreement
+from videomamba_depth.data.labels.label_checks import best_partners, found_shift, sign_agreement
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip, shrink_clip
 from videomamba_depth.evaluation.context import frames_in_any_order
 from videomamba_depth.evaluation.engine import Evaluator
@@ -42,6 +42,8 @@ _POSE_PAIRS = 8  # frames whose poses are held against the depth
 _UNITS = (0.001, 0.01, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
 _BETTER = 0.8  # a wrong reading is named where it leaves less than this share of the error
 _PLAUSIBLE_M = (0.1, 100.0)  # of the median of a scene
+_MOST_MISPLACED = 0.25  # of frames that fit another one better
+_MOST_BEYOND = 0.2  # of the ground truth, beyond the range in which it counts
 _MOST_CLAMPED = 0.03  # of inverse depth that the metrics' floor makes equally far
 _LARGEST_RATIO = 2.0  # of a metric prediction to the truth, or its inverse
 
@@ -80,7 +82,8 @@ def check_clip(clip: EvaluationClip, predictions: Sequence[Prediction] = ()) -> 
     size = frames[0].shape[:2] if truth is None else truth.shape[1:]
     picture_edges = np.stack([_edges(cv2.resize(_gray(frames[t]), size[::-1])) for t in range(len(frames))])
     if truth is not None:
-        findings += [_truth_finding(truth), _paired("pictures and ground truth", _edges_of(truth), picture_edges)]
+        findings += [_truth_finding(truth), *_beyond(clip, truth)]
+        findings.append(_paired("pictures and ground truth", _edges_of(truth), picture_edges))
         findings += _pose_findings(clip, truth)
     for prediction in predictions:
         recorded = prediction.open(clip.name)
@@ -209,13 +212,38 @@ def _truth_finding(truth: np.ndarray) -> Finding:
     return Finding("ground truth", f"{seen}: a depth scale that is wrong by a power of ten?", wrong=True)
 
 
+def _beyond(clip: EvaluationClip, truth: np.ndarray) -> list[Finding]:
+    """Look for ground truth that does not count since it is too far, as where a depth scale is too small."""
+    assert clip.gt_depth_m is not None
+    depth = np.stack([np.asarray(clip.gt_depth_m[t], np.float32) for t in range(len(truth))])
+    known = np.isfinite(depth) & (depth > 0)
+    if clip.valid is not None:
+        known &= np.stack([clip.valid[t] for t in range(len(truth))])
+    share = float((depth[known] >= clip.max_depth_m).mean()) if known.any() else 0.0
+    if share <= _MOST_BEYOND:
+        return []
+    seen = f"{percent(share)} % of the ground truth lies beyond max_depth_m={clip.max_depth_m:g}: another depth scale?"
+    return [Finding("range", seen, wrong=True)]
+
+
 def _paired(what: str, edges: np.ndarray, other: np.ndarray) -> Finding:
     """Look for another pairing of frames under which edges [N,h,w] coincide better."""
     shift = found_shift(edges, other)
     if not shift:
-        return Finding(what, "their edges coincide best as they are paired, or nothing moves")
+        return _misplaced(what, edges, other) or Finding(what, "their edges coincide best as they are paired")
     side = "a later" if shift > 0 else "an earlier"
     return Finding(what, f"depth has the edges of {side} picture, about {abs(shift)} away", wrong=True)
+
+
+def _misplaced(what: str, mine: np.ndarray, other: np.ndarray) -> Finding | None:
+    """Look for frames [N,h,w] that have their partner elsewhere, as in another order."""
+    partners = best_partners(mine, other)
+    if partners is None:
+        return Finding(what, "too few frames, or too little moves: whether each belongs to its frame cannot be told")
+    count = int((partners != np.arange(len(partners))).sum())
+    if count <= _MOST_MISPLACED * len(partners):
+        return None
+    return Finding(what, f"{count} of {len(partners)} fit another frame better: another order?", wrong=True)
 
 
 def _gray(rgb: np.ndarray) -> np.ndarray:
@@ -264,6 +292,10 @@ def _pose_findings(clip: EvaluationClip, truth: np.ndarray) -> list[Finding]:
     best = min(readings, key=lambda name: readings[name])
     if readings[best] < _BETTER * own:
         return [Finding("poses", f"error {own:.2f}, but {readings[best]:.2f} with {best}", wrong=True)]
+    still = error(np.where(np.isfinite(poses), np.eye(4), poses))
+    if own >= _BETTER * still:
+        seen = f"error {own:.2f}, {still:.2f} with a camera that stands still: unit and order of poses cannot be told"
+        return [Finding("poses", seen, wrong=own > still / _BETTER)]
     return [Finding("poses", f"error {own:.2f}; no other unit, order or direction fits better")]
 
 
@@ -287,9 +319,12 @@ def _prediction_findings(name: str, depth: np.ndarray, kind: DepthKind, truth: n
     if agreement < 0:
         return findings
     shift = found_shift(np.where(known, depth, np.nan), reference)
-    side = "after" if shift > 0 else "before"
-    seen = f"it fits the truth of the frame {abs(shift)} {side} better" if shift else "it fits no other frame better"
-    findings.append(Finding(f"{name}, pairing", seen, wrong=shift != 0))
+    side, pairing = "after" if shift > 0 else "before", f"{name}, pairing"
+    if shift:
+        findings.append(Finding(pairing, f"it fits the truth of the frame {abs(shift)} {side} better", wrong=True))
+    else:
+        misplaced = _misplaced(pairing, np.where(known, depth, np.nan), reference)
+        findings.append(misplaced or Finding(pairing, "it fits no other frame better"))
     if kind is DepthKind.METRIC:
         ratio = float(np.median(depth[known] / truth[known]))
         off = not 1 / _LARGEST_RATIO < ratio < _LARGEST_RATIO

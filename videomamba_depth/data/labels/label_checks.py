@@ -12,6 +12,7 @@ from videomamba_depth.utils.errors import UserError
 
 _DETAIL_SIGMA = 0.07  # of the short side: what is coarser than this hardly moves between two frames
 _MAX_SHIFT = 2  # frames
+_COMPARED_SIDE = 320  # px, of frames of which each is held against each
 WRONG_SIGN = -0.2  # median correlation with a model's depth below which labels are upside down
 _FOUND_GAIN, _FOUND_ERRORS = 0.02, 3.0  # of correlation, and in standard errors: a shift that is no accident
 
@@ -69,6 +70,30 @@ def sign_agreement(labels: np.ndarray, model: np.ndarray) -> float:
 def found_shift(labels: np.ndarray, model: np.ndarray) -> int:
     """Return k where the labels [N,h,w] of frame t are those of frame t + k, 0 where they fit or cannot be told."""
     return _found_shift(_shift_gains(labels, model))
+
+
+def best_partners(labels: np.ndarray, model: np.ndarray) -> np.ndarray | None:
+    """Return for the labels [N,h,w] of every frame which frame of the model's they fit best, int [N].
+
+    It is their own unless another fits clearly better. None where the model's frames are too alike to tell.
+    """
+    mine, others = (_unit_details(depth) for depth in (labels, model))
+    own = np.arange(len(labels))
+    apart = np.abs(np.subtract.outer(own, own)) > _MAX_SHIFT
+    if not apart.any() or np.median((others @ others.T)[apart]) > 1 - 2 * _FOUND_GAIN:
+        return None
+    fits = mine @ others.T
+    best = fits.argmax(axis=1)
+    return np.where(fits[own, best] - fits[own, own] > _FOUND_GAIN, best, own)
+
+
+def _unit_details(depth: np.ndarray) -> np.ndarray:
+    """Return the detail of frames [N,h,w] as vectors [N,P] of mean 0 and length 1, 0 where there is no depth."""
+    step = -(-max(depth.shape[1:]) // _COMPARED_SIDE)
+    values = np.stack([_detail(frame[::step, ::step]).ravel() for frame in depth]).astype(np.float64)
+    count = np.maximum(np.isfinite(values).sum(axis=1, keepdims=True), 1)
+    values = np.nan_to_num(values - np.nansum(values, axis=1, keepdims=True) / count)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
 def _shift_gains(labels: np.ndarray, model: np.ndarray) -> list[np.ndarray]:
