@@ -62,7 +62,7 @@ def test_what_lies_outside_is_refused_with_the_key_in_full(command: str) -> None
         if isinstance(key.allowed, Text):
             continue
         *groups, name = key.name.split(".")
-        owner = functools.reduce(lambda values, group: values[group], groups, values)
+        owner = functools.reduce(lambda values, group: values[group] or {}, groups, values)  # null: off by default
         for value in outside(key) if key.allowed else []:
             with pytest.raises(UserError, match=re.escape(key.name)):
                 read_settings(SCHEMAS[command][0], {**values, **nested(key.name, {**owner, name: value}, values)})
@@ -71,7 +71,8 @@ def test_what_lies_outside_is_refused_with_the_key_in_full(command: str) -> None
 def nested(key: str, owner: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` changed so that the group of `key` is `owner`."""
     group, _, rest = key.partition(".")
-    return {group: {**values[group], **nested(rest, owner, values[group])}} if rest else owner
+    inner = values[group] or {} if rest else {}
+    return {group: {**inner, **nested(rest, owner, inner)}} if rest else owner
 
 
 def test_nan_is_in_no_range() -> None:

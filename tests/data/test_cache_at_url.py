@@ -146,13 +146,13 @@ def test_a_slow_first_writer_that_is_killed_leaves_nothing_damaged(
                 raise RuntimeError("killed")
         return real(self, path, *args, **kwargs)
 
-    def overtaken(self: Any, first: int, stop: int, **_: Any) -> Any:
+    def overtaken(self: Any, first: int, *rest: Any) -> Any:
         if first == 8:
             with monkeypatch.context() as inner:
                 inner.setattr(MemoryFileSystem, "pipe_file", real)
                 inner.setattr(precompute._Labeller, "_label", label)
                 run([source], memory)
-        return label(self, first, stop)
+        return label(self, first, *rest)
 
     label = precompute._Labeller._label
     with monkeypatch.context() as patched:
