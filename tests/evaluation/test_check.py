@@ -131,6 +131,14 @@ def test_what_cannot_be_told_of_a_still_camera_is_said() -> None:
     assert "unit and order of poses cannot be told" in seen["poses"]
 
 
+def test_depth_that_is_little_like_the_truth_is_questioned(tmp_path: Path, room: Room) -> None:
+    for depth, questioned in ((1 / room.depth_m, False), (1 / room.depth_m[:, ::-1], True)):
+        np.save(tmp_path / "a.npy", depth)
+        prediction = Prediction("a", tmp_path / "a.npy", DepthKind.SCALED_INVERSE, alone=True)
+        seen = {f.what: f.seen for f in check_clip(clip_of(room), [prediction])}
+        assert ("little like it: mirrored" in seen["a, sign"]) == questioned, seen["a, sign"]
+
+
 def test_depth_that_the_floor_takes_away_is_named(tmp_path: Path, room: Room) -> None:
     depth = 5 / room.depth_m - 3
     wrong = {}

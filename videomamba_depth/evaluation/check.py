@@ -42,6 +42,7 @@ _POSE_PAIRS = 8  # frames whose poses are held against the depth
 _UNITS = (0.001, 0.01, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
 _BETTER = 0.8  # a wrong reading is named where it leaves less than this share of the error
 _PLAUSIBLE_M = (0.1, 100.0)  # of the median of a scene
+_LIKE = 0.5  # least correlation of a prediction that is not questioned
 _MOST_MISPLACED = 0.25  # of frames that fit another one better
 _MOST_BEYOND = 0.2  # of the ground truth, beyond the range in which it counts
 _MOST_CLAMPED = 0.03  # of inverse depth that the metrics' floor makes equally far
@@ -309,13 +310,9 @@ def _prediction_findings(name: str, depth: np.ndarray, kind: DepthKind, truth: n
     reference = convert_depth(truth, DepthKind.METRIC, kind)
     known = np.isfinite(reference)
     agreement = sign_agreement(np.where(known, depth, np.nan), reference)
-    findings = [
-        Finding(
-            f"{name}, sign",
-            f"correlation with the truth {agreement:.2f}" + (f": it is no {kind.value}" if agreement < 0 else ""),
-            wrong=agreement < 0,
-        )
-    ]
+    unlike = ", little like it: mirrored, or of other pictures?" if agreement < _LIKE else ""
+    doubt = f": it is no {kind.value}" if agreement < 0 else unlike
+    findings = [Finding(f"{name}, sign", f"correlation with the truth {agreement:.2f}{doubt}", wrong=agreement < 0)]
     if agreement < 0:
         return findings
     shift = found_shift(np.where(known, depth, np.nan), reference)
