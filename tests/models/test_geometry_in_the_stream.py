@@ -213,6 +213,13 @@ def test_a_students_depth_does_not_depend_on_the_chunks(tiny_encoder: DepthAnyth
         moving_student(tiny_encoder, None)(clip[:, :1], states)
 
 
+def test_states_of_other_settings_do_not_fit() -> None:
+    others = ({"short_side": 64}, {"key_frames": 3}, {"every": 2}, {"refined": 0}, {"spread": 1.0}, {"focal": 2.0})
+    specs = [GeometrySpec(**changed) for changed in ({}, *others, {"keep": 0.1})]  # type: ignore[arg-type]
+    signatures = {Geometry(spec, DepthKind.RELATIVE, lambda *_: None).signature for spec in specs}  # type: ignore[arg-type,return-value]
+    assert len(signatures) == len(specs)
+
+
 def test_a_checkpoint_says_whether_it_has_geometry(tiny_encoder: DepthAnythingEncoder, tmp_path: Path) -> None:
     tiny_encoder.save_pretrained(tmp_path / "encoder")
     about, spec = describe_encoder(tiny_encoder, "../encoder"), GeometrySpec(key_frames=3, spread=0.7)

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parse(arguments)
     _check(args)
     use_threads(args.threads)
-    model = load_student(args.checkpoint)
+    model = load_student(args.checkpoint, geometry=False if args.no_geometry else None)
     size = None if args.size is None else (args.size[0], args.size[1])
     if model.motion is not None and size is None:  # the levels of its flow depend on the size
         size = _default_size(model)
@@ -102,6 +102,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("output", type=path_argument, help="the .onnx file to write")
     size = "px; default: the checkpoint's, 3:4; any size without motion"
     parser.add_argument("--size", type=whole(14, 8192), nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+    parser.add_argument(
+        "--no-geometry", action="store_true", help="leave out the correction by parallax, which has no ONNX"
+    )
     parser.add_argument("--int8", action="store_true", help="also write 8-bit matrix weights, and report the error")
     parser.add_argument("--frames", type=whole(1, 100_000), default=50, help="frames to compare on (default: 50)")
     parser.add_argument(

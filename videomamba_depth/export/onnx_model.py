@@ -59,7 +59,9 @@ def export_onnx(model: VideoMambaDepth, path: Path, image_size: tuple[int, int] 
         UserError: the exporter is not installed, is too old, or the size does not fit.
     """
     if model.geometry is not None:
-        raise UserError("a student that follows its camera cannot be exported; load it with geometry=False")
+        raise UserError(
+            "geometry has no ONNX; leave it out: --no-geometry, in Python load_student(..., geometry=False)"
+        )
     if model.motion is not None and image_size is None:
         raise UserError("a student that estimates motion is exported at one size: give --size HEIGHT WIDTH")
     onnx = require("onnx", "the export")

@@ -72,7 +72,7 @@ class GeometrySpec:
     key_frames: int = ranged(1, 64, 4)
     every: int = ranged(1, 64, 4)
     refined: int = ranged(0, 64, 1)
-    spread: float = ranged(0, 10, 0.3, open="low")
+    spread: float = ranged(1e-6, 10, 0.3)
     focal: float = ranged(0.1, 100, 0.9)
     keep: float = ranged(0, 1, 0.9)
 
@@ -100,7 +100,7 @@ class Geometry:
     @property
     def signature(self) -> str:
         """Text that names what a state must agree in."""
-        return f"geometry at {self.spec.short_side} px, {self.spec.key_frames} key frames every {self.spec.every}"
+        return str(self.spec)
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) px that flow of that size is followed at."""
