@@ -157,11 +157,12 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
 
 def hold(path: Path, held: object, fork: bool) -> None:
     with exclusive(path, "run 'x'"):
-        if fork and os.fork() == 0:
-            time.sleep(60)
-            os._exit(0)
-        held.set()  # type: ignore[attr-defined]
+        is_worker = fork and os.fork() == 0
+        if is_worker or not fork:  # once a worker runs, what it must not keep is closed
+            held.set()  # type: ignore[attr-defined]
         time.sleep(60)
+        if is_worker:
+            os._exit(0)
 
 
 @pytest.mark.parametrize("fork", [False, True])

@@ -38,8 +38,15 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path, what)
     owner, held = os.getpid(), True
-    # A forked loader worker must not keep the lock of a parent that was killed. Only a direct child has this handle.
-    os.register_at_fork(after_in_child=lambda: os.close(handle) if held and os.getppid() == owner else None)
+
+    def let_go() -> None:
+        """Close the lock in a forked loader worker, which must not keep it when its parent is killed."""
+        nonlocal held
+        if held:
+            held = False  # in this process and those that it forks: the number may soon be another file's
+            os.close(handle)
+
+    os.register_at_fork(after_in_child=let_go)
     try:
         yield
     finally:
