@@ -176,6 +176,14 @@ class Geometry:
         start = _start(state["cameras"][:, 0], state["cameras"][:, -1], index)
         mean = _on(F.avg_pool2d(base, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
         prior = 1 / spec.spread**2
+
+        def believed(pose: Tensor, tracks: Tracks) -> tuple[Tensor, tuple[Known, Known], Tensor]:
+            """Return what is known from the past, both beliefs seen from a pose, and their mean to begin with."""
+            carried, known = _carried(tracks, poses, pose, view, state["known"], rows, columns)
+            known = spec.keep * known
+            begin = mean * ((carried / mean).log() * known / (known + prior)).exp()
+            return known, (Known(mean, prior / mean.square()), Known(carried, known / carried.square())), begin
+
         coarse = _coarse(len(rows), len(columns), x.device)
         few = tracks.some(coarse)
         counted = few.trust.mean(-1) > MIN_TRUSTED
@@ -185,10 +193,7 @@ class Geometry:
         turning = spread_px(fit_turning_camera(few, poses, start, view), few.trust)
         noise = spread_px(error, few.trust)
         for steps in JOINT_STEPS:
-            carried, known = _carried(tracks, poses, pose, view, state["known"], rows, columns)
-            known = spec.keep * known
-            begin = mean * ((carried / mean).log() * known / (known + prior)).exp()
-            beliefs = (Known(mean, prior / mean.square()), Known(carried, known / carried.square()))
+            _, beliefs, begin = believed(pose, tracks)
             some = tuple(Known(b.mean[:, coarse], b.precision[:, coarse]) for b in beliefs)
             limited = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
             found = adjust(few, poses, pose, view, limited, some, begin[:, coarse], steps=steps, move=True)
@@ -205,10 +210,7 @@ class Geometry:
         evidence = scene.evidence + (evidence - scene.evidence).clamp(-EVIDENCE_STEP, EVIDENCE_STEP)
         # 5. Inverse depth on the whole grid.
         tracks = tracks._replace(trust=tracks.trust * counted[..., None] * ~_3d(lost))
-        carried, known = _carried(tracks, poses, pose, view, state["known"], rows, columns)
-        known = spec.keep * known
-        begin = mean * ((carried / mean).log() * known / (known + prior)).exp()
-        beliefs = (Known(mean, prior / mean.square()), Known(carried, known / carried.square()))
+        known, beliefs, begin = believed(pose, tracks)
         found = adjust(tracks, poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
         known = (found.information * found.inv_depth.square() + known).clamp(max=MAX_KNOWN)
         # 6. The correction of log inverse depth, smooth, on every pixel.
