@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_room import Room, render_room
+from tiny_room import Room, clip_of, render_room
 from torch import Tensor
 
 from videomamba_depth.evaluation import (
@@ -48,18 +48,6 @@ NUM_FRAMES = 12
 @pytest.fixture(scope="module")
 def room() -> Room:
     return render_room(NUM_FRAMES, 48, 64, speed_m=0.03)
-
-
-def clip_of(room: Room, **changes: Any) -> EvaluationClip:
-    values = {
-        "name": "room",
-        "frames": room.rgb,
-        "gt_depth_m": room.depth_m,
-        "motion": room.motion,
-        "intrinsics": room.intrinsics,
-        "camera_to_world": room.camera_to_world,
-    }
-    return EvaluationClip(**{**values, **changes})
 
 
 def brightness(frame: Tensor) -> Tensor:

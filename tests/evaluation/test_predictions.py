@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import save_tiny_teacher
-from tiny_room import Room, render_room
+from tiny_room import Room, clip_of, render_room
 from torch import Tensor
 
 from videomamba_depth.commands.evaluate import main
@@ -42,18 +42,6 @@ RELATIVE, METRIC = DepthKind.RELATIVE, DepthKind.METRIC
 @pytest.fixture(scope="module")
 def room() -> Room:
     return render_room(NUM_FRAMES, *SIZE, speed_m=0.03)
-
-
-def clip_of(room: Room, **changes: Any) -> EvaluationClip:
-    values = {
-        "name": "room",
-        "frames": room.rgb,
-        "gt_depth_m": room.depth_m,
-        "motion": room.motion,
-        "intrinsics": room.intrinsics,
-        "camera_to_world": room.camera_to_world,
-    }
-    return EvaluationClip(**{**values, **changes})
 
 
 def framewise(frame: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from videomamba_depth.evaluation import EvaluationClip
 from videomamba_depth.flow.clip_motion import ClipMotion
 from videomamba_depth.utils.flow_utils import backward_warp
 
@@ -90,3 +92,16 @@ def _color(points: np.ndarray) -> np.ndarray:
     x, y, z = np.moveaxis(points, -1, 0)
     waves = [np.sin(5 * x + 2 * z), np.sin(6 * y - 3 * x + z), np.cos(4 * z + 5 * y)]
     return (127 + 60 * np.stack(waves, -1) + 40 * np.sin(9 * (x + y))[..., None]).clip(0, 255).astype(np.uint8)
+
+
+def clip_of(room: Room, **changes: Any) -> EvaluationClip:
+    """Return all that is known of a room as a clip, but for what is changed."""
+    values = {
+        "name": "room",
+        "frames": room.rgb,
+        "gt_depth_m": room.depth_m,
+        "motion": room.motion,
+        "intrinsics": room.intrinsics,
+        "camera_to_world": room.camera_to_world,
+    }
+    return EvaluationClip(**{**values, **changes})
