@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from videomamba_depth.configuration.cli import hydra_entry, load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.configuration.old_keys import upgraded_values
 from videomamba_depth.configuration.schema import TrainConfig
-from videomamba_depth.evaluation.ablation import ablation_markdown, summarize
+from videomamba_depth.evaluation.ablation import ablation_markdown, over_seeds, summarize
 from videomamba_depth.evaluation.cache import write_text
 from videomamba_depth.evaluation.report import write_json
 from videomamba_depth.evaluation.summary import versions
@@ -30,6 +31,7 @@ from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.arguments import called_command
 from videomamba_depth.utils.checkpoint import list_steps
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.logger import read_json_lines
 from videomamba_depth.utils.settings import to_values
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,13 @@ def train_one(run: AblationRun) -> str:
     return "" if status == 0 else f"exit status {status}: {errors[-1] if errors else ''}"
 
 
+def final_loss(run: AblationRun) -> float:
+    """Return the mean loss over the last fifth of a run's steps; NaN where none is logged."""
+    records = [r for r in read_json_lines(RunFolder(run.folder).metrics) if r.get("loss/total") is not None]
+    last = [record["loss/total"] for record in records if record["step"] > 0.8 * records[-1]["step"]]
+    return sum(last) / len(last) if last else math.nan
+
+
 def evaluate(config: AblateConfig, groups: dict[str, str], runs: Sequence[AblationRun], failed: dict[str, str]) -> None:
     """Score students in one call of `scripts/evaluate.py`; write `ablation.json` and `ablation.md`."""
     if not any(run.variant == RECIPE for run in runs):
@@ -129,6 +138,7 @@ def report(
     variants = {variant: {run.seed: run.name for run in runs if run.variant == variant} for variant in groups}
     worlds = evaluated["metadata"]["synthetic"]
     seeds = sorted({run.seed for run in runs})
+    losses = {variant: over_seeds([final_loss(run) for run in runs if run.variant == variant]) for variant in groups}
     return {
         "about": f"Recipe: experiment={config.recipe} {' '.join(config.base)}".rstrip()
         + f"; seeds {', '.join(map(str, seeds))}; family {worlds['world']}, seeds from {worlds['seed']},"
@@ -136,6 +146,7 @@ def report(
         "reference": RECIPE,
         "groups": groups,
         "variants": summarize(evaluated["groups"], {name: seeds for name, seeds in variants.items() if seeds}, RECIPE),
+        "losses": losses,
         "failed": failed,
         "command": called_command(),
         "versions": versions(),

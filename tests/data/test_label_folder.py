@@ -32,6 +32,7 @@ from videomamba_depth.data.labels.teacher_cache import TeacherCacheReader
 from videomamba_depth.data.transforms import ClipTransform
 from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.data.video.reader import probe_video
+from videomamba_depth.flow.clip_motion import ClipMotion
 from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.models.checkpoint import student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
@@ -343,9 +344,9 @@ def test_the_oracle_averages_along_the_flow_and_writes_labels_of_its_videos(tmp_
     flicker = np.array([1, -1, 1, -1, 0], np.float32)[:, None, None]
     flow, seen = np.zeros((5, 2, 9, 12), np.float32), np.ones((5, 9, 12), bool)
     flow[:, 0] = 1
-    smooth = list(script["oracle_depth"](moving + flicker, (flow, -flow), (seen, seen)))
+    smooth = list(script["oracle_depth"](moving + flicker, ClipMotion(-flow, flow, seen, seen)))
     np.testing.assert_allclose(smooth[2][:, 4:8], moving[2][:, 4:8], atol=1e-5)
-    script["main"](["write", str(tmp_path), "--worlds", "1", "--frames", "5"])
+    script["main"](["write", str(tmp_path), "--worlds", "1", "--frames", "5", "--cache", str(tmp_path / "cache")])
     labels = LabelFolder(tmp_path / "labels", DepthKind.RELATIVE)
     item = VideoClipDataset(tmp_path / "videos", clip_frames=4, labels=labels)[0]
     assert item["teacher_depth"].shape == (4, 1, 112, 140)

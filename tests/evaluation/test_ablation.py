@@ -48,6 +48,9 @@ def test_runs_are_named_by_their_overrides_and_ordered_by_seed() -> None:
     assert [run.seed for run in runs] == [3] * (len(runs) // 2) + [1] * (len(runs) // 2)
     assert runs[1].folder == Path("out/model.form=plain/seed=3")
     assert runs[1].overrides[:3] == ("experiment=ablation", "data.num_worlds=2", "model.form=plain")
+    named = "+ablations.w=['model.video_mamba.pretrained=runs/m.safetensors']"
+    weights = ablate_config("only=[w]", named, "output=out")
+    assert list_runs(weights)[1].folder == Path("out/model.video_mamba.pretrained=runs_m.safetensors/seed=0")
     with pytest.raises(UserError, match="no group 'shape'"):
         list_runs(ablate_config("only=[shape]"))
     with pytest.raises(UserError, match="workers must be positive"):
@@ -71,6 +74,18 @@ def test_finished_runs_are_skipped_and_changed_ones_refused(tmp_path: Path) -> N
         is_finished(other)
 
 
+def test_the_loss_of_a_run_is_that_of_its_last_fifth(tmp_path: Path) -> None:
+    final_loss = runpy.run_path(str(ROOT / "scripts" / "ablate.py"))["final_loss"]
+    run = list_runs(ablate_config(f"output={tmp_path}", "seeds=[0]"))[0]
+    run.folder.mkdir(parents=True)
+    losses = {10: 9.0, 80: 5.0, 90: 1.0, 95: None, 100: 3.0}
+    lines = [json.dumps({"step": step, "loss/total": loss}) for step, loss in losses.items()]
+    (run.folder / "metrics.jsonl").write_text("\n".join(lines))
+    assert final_loss(run) == 2.0
+    (run.folder / "metrics.jsonl").write_text("")
+    assert math.isnan(final_loss(run))
+
+
 def changes(**tge: float) -> dict[str, Any]:
     return {"moving": {"changes": {name: {"tge": [value, 1.0, 4]} for name, value in tge.items()}}}
 
@@ -90,12 +105,17 @@ def test_the_table_shows_spread_and_difference(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("videomamba_depth.evaluation.ablation.COLUMNS", (("moving", "tge"), ("fast", "tge")))
     changed = changes(r0=-50.0, r1=-40.0, a0=-30.0, a1=-22.0)
     variants = summarize(changed, {"recipe": {0: "r0", 1: "r1"}, "a=1": {0: "a0", 1: "a1"}}, "recipe")
-    groups = {"recipe": "recipe", "a=1": "letters"}
-    text = ablation_markdown(
-        {"variants": variants, "groups": groups, "reference": "recipe", "failed": {"b=1#0": "x"}, "about": "Made."}
-    )
-    assert "| recipe | 2 | −45.0 ± 7.1 |" in text
-    assert "| a=1 | 2 | −26.0 ± 5.7 (+19.0 ± 1.0) |" in text
+    result = {
+        "variants": variants,
+        "groups": {"recipe": "recipe", "a=1": "letters"},
+        "reference": "recipe",
+        "losses": {"recipe": over_seeds([0.2, 0.3]), "a=1": over_seeds([0.25, math.nan])},
+        "failed": {"b=1#0": "x"},
+        "about": "Made.",
+    }
+    text = ablation_markdown(result)
+    assert "| recipe | 2 | 0.2500 ± 0.0707 | −45.0 ± 7.1 |" in text
+    assert "| a=1 | 2 | 0.2500 | −26.0 ± 5.7 (+19.0 ± 1.0) |" in text
     assert "b=1#0: x" in text
 
 

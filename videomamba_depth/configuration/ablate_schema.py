@@ -58,8 +58,8 @@ class AblationRun:
 
 
 def variant_folder(variant: str) -> str:
-    """Return a variant's folder name: its overrides, joined by commas."""
-    return ",".join(variant.split())
+    """Return a variant's folder name: its overrides, joined by commas, with "_" for the slashes of paths."""
+    return ",".join(variant.split()).replace("/", "_")
 
 
 def list_runs(config: AblateConfig) -> list[AblationRun]:

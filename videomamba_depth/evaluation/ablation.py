@@ -59,25 +59,28 @@ def ablation_markdown(result: Mapping[str, Any]) -> str:
     parts = [
         "# Ablations\n",
         f"{result['about']}\n\nChange against the framewise teacher, mean ± standard deviation over seeds of the mean"
-        " over videos; in brackets the difference to the recipe ± its standard error over seeds, paired by seed.\n",
+        " over videos; in brackets the difference to the recipe ± its standard error over seeds, paired by seed. Loss:"
+        " of the training, mean over the last fifth of its steps; comparable between runs of one objective.\n",
     ]
     for group in dict.fromkeys(groups.values()):
         members = [name for name in variants if groups[name] == group and name != reference]
         if members:
-            parts.append(f"\n## {group}\n\n{_table(variants, [reference, *members], reference)}")
+            parts.append(f"\n## {group}\n\n{_table(result, [reference, *members])}")
     if result["failed"]:
         named = "; ".join(f"{name}: {reason}" for name, reason in result["failed"].items())
         parts.append(f"\nRuns that failed: {named}\n")
     return "\n".join(parts)
 
 
-def _table(variants: Mapping[str, Any], names: Sequence[str], reference: str) -> str:
+def _table(result: Mapping[str, Any], names: Sequence[str]) -> str:
+    variants, reference = result["variants"], result["reference"]
     columns = [(kind, metric) for kind, metric in COLUMNS if kind in variants[reference]["change"]]
     heads = [f"{change_title(metric)}, {KINDS[kind].title}" for kind, metric in columns]
-    lines = ["| changed | seeds | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
+    lines = ["| changed | seeds | loss | " + " | ".join(heads) + " |", "|---|---:|---:|" + "---:|" * len(heads)]
     for name in names:
-        change, paired = variants[name]["change"], variants[name]["minus_recipe"]
-        cells = [_cell(change[k][m], None if name == reference else paired[k][m]) for k, m in columns]
+        change, paired, loss = variants[name]["change"], variants[name]["minus_recipe"], result["losses"][name]
+        cells = [f"{loss['mean']:.4f} ± {loss['std']:.4f}".removesuffix(" ± nan")]
+        cells += [_cell(change[k][m], None if name == reference else paired[k][m]) for k, m in columns]
         seeds = max((len(change[k][m]["values"]) for k, m in columns), default=0)
         lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
