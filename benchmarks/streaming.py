@@ -239,7 +239,7 @@ def _file_to_file(stream: DepthStream, source: FileSource, overlap: bool) -> flo
     with tempfile.TemporaryDirectory() as folder:
         painter = FramePainter(DepthColors(stream.depth_kind, ColorSettings()))
         sink = VideoSink(Path(folder) / "out.mp4", painter, source.fps)
-        return run_pipeline(source, infer, [sink], overlap=overlap).wall_s
+        return run_pipeline(source, partial(map, infer), [sink], overlap=overlap).wall_s
 
 
 def _random_frames(size: int, aspect: float) -> Iterator[np.ndarray]:

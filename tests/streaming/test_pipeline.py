@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -49,8 +51,11 @@ class ListSink:
         self.num_closed += 1
 
 
-def infer(frame: Frame) -> DepthFrame:
+def with_depth(frame: Frame) -> DepthFrame:
     return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, np.zeros((2, 2), np.float32))
+
+
+infer = partial(map, with_depth)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -77,11 +82,11 @@ def test_a_failing_model_ends_after_its_frames(overlap: bool) -> None:
     def failing(frame: Frame) -> DepthFrame:
         if frame.index == 5:
             raise RuntimeError("model")
-        return infer(frame)
+        return with_depth(frame)
 
     sink = ListSink()
     with pytest.raises(RuntimeError, match="model"):
-        run_pipeline(Source(50), failing, [sink], overlap=overlap)
+        run_pipeline(Source(50), partial(map, failing), [sink], overlap=overlap)
     assert sink.seen == list(range(5))
     assert sink.num_closed == 1
 
@@ -136,10 +141,10 @@ def test_a_slow_sink_holds_the_source_back() -> None:
             threading.Event().wait(0.3)  # time enough for an unbounded reader to run through
             taken.append(source.taken)
             gate.set()
-        return infer(frame)
+        return with_depth(frame)
 
     sink = ListSink(gate=gate)
-    run_pipeline(source, watch, [sink], queue_frames=2)
+    run_pipeline(source, partial(map, watch), [sink], queue_frames=2)
     assert sink.seen == list(range(100))
     # 0 in the sink, 1 and 2 queued after the model, 3 in it, 4 and 5 queued before it, 6 in the reader's hand
     assert taken == [7]
@@ -151,7 +156,33 @@ def test_a_live_source_is_read_only_when_the_model_is_free() -> None:
     def watch(frame: Frame) -> DepthFrame:
         time.sleep(0.01)  # a reader that runs ahead would have read on by now
         taken.append(source.taken)
-        return infer(frame)
+        return with_depth(frame)
 
-    run_pipeline(source, watch, [ListSink()], queue_frames=0)
+    run_pipeline(source, partial(map, watch), [ListSink()], queue_frames=0)
     assert taken == list(range(1, 21))
+
+
+@pytest.mark.parametrize("fails_at", [None, 7])
+def test_what_is_held_back_is_written_too(fails_at: int | None) -> None:
+    """By the end of the source, whether it ends well or not."""
+
+    def in_threes(frames: Iterator[Frame]) -> Iterator[DepthFrame]:
+        held, error = [], None
+        while True:
+            try:
+                frame = next(frames, None)
+            except OSError as caught:
+                frame, error = None, caught
+            held += [] if frame is None else [with_depth(frame)]
+            if frame is None or len(held) == 3:
+                yield from held
+                held = []
+            if error is not None:
+                raise error
+            if frame is None:
+                return
+
+    sink = ListSink()
+    with pytest.raises(OSError, match="source") if fails_at else nullcontext():
+        run_pipeline(Source(8, fails_at), in_threes, [sink])
+    assert sink.seen == list(range(fails_at or 8))

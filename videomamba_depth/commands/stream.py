@@ -3,6 +3,7 @@
     videomamba-depth stream checkpoint=embedded input=clip.mp4 output=out/     # the student that is shipped
     videomamba-depth stream checkpoint=runs/demo/last input=0 output=out/      # a camera
     videomamba-depth stream checkpoint=runs/demo/last input=clip.mp4 output=out/ raw=npz video=none
+    videomamba-depth stream checkpoint=embedded input=clip.mp4 output=out/ offline=true   # best, not causal
 
 The video that is written shows the input and its depth, near is bright; `raw` writes depth as numbers.
 """
@@ -17,14 +18,14 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from videomamba_depth.configuration.build_stream import build_stream
 from videomamba_depth.configuration.cli import hydra_entry
 from videomamba_depth.configuration.stream_schema import StreamConfig
 from videomamba_depth.data.video.decode import is_url, without_password
 from videomamba_depth.data.video.image_sequence import is_image_sequence, list_images
 from videomamba_depth.streaming.job import StreamJob, summary
-from videomamba_depth.streaming.key_frames.key_frames import AddedFrames, KeyFrames
+from videomamba_depth.streaming.key_frames.key_frames import AddedFrames
 from videomamba_depth.streaming.pipeline import LateSinks, Sink
-from videomamba_depth.streaming.resets import ResetPolicy
 from videomamba_depth.streaming.sinks.open import Opening, wanted_sinks
 from videomamba_depth.streaming.sinks.paths import Outputs
 from videomamba_depth.streaming.sinks.point_cloud import load_intrinsics
@@ -33,9 +34,7 @@ from videomamba_depth.streaming.sinks.raw_stream import RawStreamSink
 from videomamba_depth.streaming.sinks.video import PreviewSink
 from videomamba_depth.streaming.sources.live import LatestFrames
 from videomamba_depth.streaming.sources.open import open_source
-from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.device import use_threads
-from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.signals import STOPPED_STATUS
 
 log = logging.getLogger(__name__)
@@ -51,20 +50,7 @@ def main(config: StreamConfig) -> None:
     intrinsics = None if config.intrinsics is None else load_intrinsics(config.intrinsics)
     source = open_source(config)
     window = PreviewWindow(f"depth of {source.name}") if config.preview else None
-    stream = DepthStream(
-        config.checkpoint,
-        device=config.device,
-        precision=config.precision,
-        short_side=config.short_side,
-        resolution=config.resolution,
-        resets=ResetPolicy(cuts=config.reset_at_cuts, max_gap_s=config.max_gap_s),
-        hooks=[KeyFrames(config.key_frames)] if config.key_frames.enabled else [],
-        memory=config.memory,
-        geometry=config.geometry,
-        compile=config.compile,
-    )
-    if config.poses and stream.model.geometry is None:
-        raise UserError(f"poses=true: '{config.checkpoint}' does not follow its camera; set geometry=true too")
+    stream = build_stream(config)
     clouds = AddedFrames() if config.key_frames.enabled else config.ply_every
     opening = Opening(config, source.fps, stream.depth_kind, stream.max_depth_m, intrinsics, clouds)
     with ExitStack() as held:

@@ -22,6 +22,7 @@ class StreamConfig(SourceSettings, SinkSettings):
     resolution: str = choice("source", "model")
     memory: float = ranged(0, 1e6, open="low")
     geometry: bool | None = None
+    offline: bool = False
     reset_at_cuts: bool
     max_gap_s: float | None = ranged(0, 1e9, None, open="low")
     key_frames: KeyFrameSettings
@@ -29,3 +30,19 @@ class StreamConfig(SourceSettings, SinkSettings):
     threads: int | None = ranged(1, 1024, None)
     overlap: bool
     preview: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.offline:
+            return
+        if self.is_live:
+            raise ValueError(f"offline=true sees frames that come later: input={self.input} must be recorded first")
+        given = {
+            "key_frames.enabled=true": self.key_frames.enabled,
+            f"memory={self.memory:g}": self.memory != 1,
+            "compile=true": self.compile,
+        }
+        if useless := [name for name, is_given in given.items() if is_given]:
+            raise ValueError(f"offline=true runs the teacher, which has no state: leave out {', '.join(useless)}")
+        if self.poses and self.geometry is False:
+            raise ValueError("poses=true needs parallax: leave out geometry=false")

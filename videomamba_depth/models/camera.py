@@ -22,7 +22,7 @@ class Camera:
             depth of the first frame.
         focal_px: focal length in px of the frames; what is assumed, not estimated.
         evidence: 0 to 1, how far parallax corrects the depth.
-        noise_px: spread of the tracks about the camera, at the flow's size.
+        noise_px: spread of the tracks about the camera, at the flow's size; None: of an offline target.
         lost: the tracks fit no camera: it is held where it was, and geometry starts again from this frame.
     """
 
@@ -30,12 +30,13 @@ class Camera:
     position: np.ndarray
     focal_px: float
     evidence: float
-    noise_px: float
+    noise_px: float | None
     lost: bool
 
     def record(self) -> dict[str, Any]:
         """Return what the frame log says of it."""
-        shown = {"evidence": round(self.evidence, 4), "noise_px": round(self.noise_px, 4)}
+        shown = {"evidence": round(self.evidence, 4)}
+        shown |= {} if self.noise_px is None else {"noise_px": round(self.noise_px, 4)}
         return shown | ({"lost": True} if self.lost else {})
 
 

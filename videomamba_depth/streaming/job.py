@@ -18,6 +18,7 @@ from tqdm import tqdm
 from videomamba_depth import __version__
 from videomamba_depth.data.video.reader import Frame
 from videomamba_depth.streaming.depth_frame import DepthFrame, LiveLosses
+from videomamba_depth.streaming.offline import OfflineDepth
 from videomamba_depth.streaming.pipeline import PipelineReport, Sink, run_pipeline
 from videomamba_depth.streaming.sinks.paths import Outputs
 from videomamba_depth.streaming.sources.files import FrameSource
@@ -46,7 +47,7 @@ class StreamJob:
     def __init__(
         self,
         source: FrameSource,
-        stream: DepthStream,
+        stream: DepthStream | OfflineDepth,
         sinks: Sequence[Sink],
         *,
         outputs: Outputs | None = None,
@@ -84,7 +85,7 @@ class StreamJob:
             with stop_on_signals(stop), progress:
                 run_pipeline(
                     self._source,
-                    self._infer,
+                    self._depth_frames,
                     self._sinks,
                     stop=stop,
                     on_frame=lambda _: self._count(progress),
@@ -114,15 +115,22 @@ class StreamJob:
             name = "warm" if progress.n == _MEMORY_FRAMES else f"frame_{progress.n}"
             self._memory = {"warm": self._memory.get("warm", 0.0), name: round(resident_mb(), 1)}
 
-    def _infer(self, frame: Frame) -> DepthFrame:
-        depth = self._stream.step(frame.rgb, frame.timestamp_s)
-        reset, notes = self._stream.reset_reasons[0], self._stream.notes
-        self._losses.add(frame)
-        lost = (frame.dropped, frame.outage_s)
-        camera = next(iter(self._stream.cameras), None)
-        if not self._is_recorded:
-            self._write_record()
-        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, reset, notes, *lost, camera)
+    def _depth_frames(self, frames: Iterator[Frame]) -> Iterator[DepthFrame]:
+        stream = self._stream
+        found = stream.depth_frames(frames) if isinstance(stream, OfflineDepth) else self._step_by_step(stream, frames)
+        for frame in found:
+            if not self._is_recorded:
+                self._write_record()
+            yield frame
+
+    def _step_by_step(self, stream: DepthStream, frames: Iterator[Frame]) -> Iterator[DepthFrame]:
+        for frame in frames:
+            depth = stream.step(frame.rgb, frame.timestamp_s)
+            reset, notes = stream.reset_reasons[0], stream.notes
+            self._losses.add(frame)
+            lost = (frame.dropped, frame.outage_s)
+            camera = next(iter(stream.cameras), None)
+            yield DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, reset, notes, *lost, camera)
 
     def _write_record(self, finished: bool = False) -> None:
         self._is_recorded = True

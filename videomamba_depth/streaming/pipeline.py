@@ -81,7 +81,7 @@ class PipelineReport:
 
 def run_pipeline(
     source: Iterable[Frame],
-    infer: Callable[[Frame], DepthFrame],
+    infer: Callable[[Iterator[Frame]], Iterator[DepthFrame]],
     sinks: Sequence[Sink],
     *,
     stop: threading.Event | None = None,
@@ -92,7 +92,9 @@ def run_pipeline(
 ) -> PipelineReport:
     """Stream every frame of `source` through `infer` into all `sinks`, then close the sinks.
 
-    The source is read in one thread and the sinks are written in another; `infer` and `on_frame` run in the caller's.
+    `infer` takes the frames as they come and yields them with depth, at once or later; where it is stopped, or the
+    source fails, it may still yield what it holds back. The source is read in one thread and the sinks are written in
+    another; `infer` and `on_frame` run in the caller's.
     At most `queue_frames` wait before and after `infer`; with 0, for live sources, a frame is taken when `infer` is
     free, and one may wait after it. An error of any stage ends the others after what they have in hand, closes the
     sinks and is then raised; what was inferred before it is written, if the sinks can.
@@ -117,9 +119,14 @@ def run_pipeline(
                 write = threads.enter_context(later)
             else:
                 fetch = partial(_fetch, iter(source), report.decode)
-            while not stop.is_set() and (frame := fetch()) is not None:
-                with report.infer.measure():
-                    result = infer(frame)
+            frames = _Waiting(fetch, stop)
+            results = infer(frames)
+            while True:
+                start_s, frames.waited_s = time.perf_counter(), 0.0
+                result = next(results, None)
+                if result is None:
+                    break
+                report.infer.add(time.perf_counter() - start_s - frames.waited_s)
                 write(result)
                 if on_frame is not None:
                     on_frame(result)
@@ -130,6 +137,26 @@ def run_pipeline(
     if error is not None:
         raise error
     return report
+
+
+class _Waiting:
+    """Frames until there are no more or a stop is set; `waited_s` adds up how long they took to come."""
+
+    def __init__(self, fetch: Callable[[], Frame | None], stop: threading.Event) -> None:
+        self._fetch, self._stop, self.waited_s = fetch, stop, 0.0
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        start = time.perf_counter()
+        try:
+            frame = None if self._stop.is_set() else self._fetch()
+        finally:
+            self.waited_s += time.perf_counter() - start
+        if frame is None:
+            raise StopIteration
+        return frame
 
 
 class _ReadAhead:

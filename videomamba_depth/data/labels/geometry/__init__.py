@@ -6,6 +6,12 @@ trust     when to believe it, and how far                   fuse     from the gr
 target    all of it: `geometric_clip`
 """
 
-from videomamba_depth.data.labels.geometry.target import GeometricShot, geometric_clip, geometric_shots
+from videomamba_depth.data.labels.geometry.target import (
+    GeometricShot,
+    correct_shot,
+    geometric_clip,
+    geometric_shots,
+    shot_cuts,
+)
 
-__all__ = ["GeometricShot", "geometric_clip", "geometric_shots"]
+__all__ = ["GeometricShot", "correct_shot", "geometric_clip", "geometric_shots", "shot_cuts"]

@@ -70,13 +70,17 @@ def geometric_shots(
     """Return the shots of a clip, corrected each on its own; arguments as in `geometric_clip`."""
     if clip.ndim != 4 or clip.shape[1] != 3 or depth.shape != (len(clip), 1, *clip.shape[-2:]):
         raise ValueError(f"depth must be [N,1,H,W] and clip [N,3,H,W]; got {list(depth.shape)}, {list(clip.shape)}")
-    frames = (clip * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    cuts = [t for t in detect_cuts(frames) if not _goes_on(clip[t - 1 : t + 1], flow)]
-    bounds = [0, *cuts, len(clip)]
+    bounds = [0, *shot_cuts(clip, flow), len(clip)]
     return [
         correct_shot(depth[start:stop, 0], clip[start:stop], flow, depth_kind)
         for start, stop in itertools.pairwise(bounds)
     ]
+
+
+def shot_cuts(clip: Tensor, flow: FlowEstimator) -> list[int]:
+    """Return the frames of a clip [N,3,H,W] in [0,1] at which a new shot starts; a jump of the exposure starts none."""
+    frames = (clip * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [t for t in detect_cuts(frames) if not _goes_on(clip[t - 1 : t + 1], flow)]
 
 
 def _smooth_minimum(evidence: Tensor) -> Tensor:
