@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.flow import inverse_search, inverse_search_cpp
-from videomamba_depth.flow.estimators import DISFlow, InverseSearchFlow, PairsOnce, both_ways, build_flow
+from videomamba_depth.flow.estimators import (
+    DISFlow,
+    InverseSearchFlow,
+    PairsOnce,
+    both_ways,
+    build_flow,
+    build_stream_flow,
+)
 from videomamba_depth.flow.inverse_search import InverseSearchSettings, estimate, level_sizes
 
 SMALL = InverseSearchSettings(steps=(1,), warps=(1,), sweeps=2)  # every operation, few times
@@ -117,6 +124,14 @@ def test_as_good_as_dis_where_the_flow_is_exact(motion: str) -> None:
             seen = frames[2].visible_bwd
             errors[name].append(float(np.linalg.norm(estimated - frames[2].flow_bwd, axis=-1)[seen].mean()))
     assert np.mean(errors["inverse search"]) < 1.1 * np.mean(errors["dis"]) + 0.02  # static: 0.056 and 0.050 px
+
+
+def test_a_stream_s_dis_is_inverse_search_beside_a_cpu() -> None:
+    pair, flow = (texture(48, 64), texture(48, 64, 2.0)), build_stream_flow("dis_fast")
+    for found, expected in zip(both_ways(flow, *pair), both_ways(DISFlow("fast"), *pair), strict=True):
+        assert torch.equal(found, expected)
+    meta = flow(*(frame.to("meta") for frame in pair))  # DIS would read the pixels
+    assert (meta.device.type, meta.shape) == ("meta", (1, 2, 48, 64))
 
 
 def test_levels_down_to_twelve_px_and_never_one_alone() -> None:

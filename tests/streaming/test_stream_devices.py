@@ -33,7 +33,7 @@ def build_student(teacher_folder: str, moving: bool) -> VideoMambaDepth:
     encoder = DepthAnythingEncoder.from_pretrained(teacher_folder)
     student = tiny_student(encoder)
     spec = TemporalSpec(*(ScaleSpec(num_blocks=n) for n in (1, 1, 2, 2)))
-    parts = {"motion": MotionSpec(), "output": OutputSpec()} if moving else {}
+    parts = {"motion": MotionSpec("inverse_search"), "output": OutputSpec()} if moving else {}
     automatic = VideoMambaDepth(encoder, encoder.head, spec, **parts)  # type: ignore[arg-type]
     automatic.temporal.load_state_dict(student.temporal.state_dict())
     return automatic.eval()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("options", [("model=plain_stack", "loss=raw"), ()])
+@pytest.mark.parametrize("options", [("model=plain_stack", "loss=raw"), ("model.flow.estimator=inverse_search",)])
 def test_two_steps_have_the_losses_of_the_cpu(
     tmp_path: Path, tiny_teacher_folder: str, device: str, options: tuple[str, ...]
 ) -> None:

@@ -161,6 +161,21 @@ class InverseSearchFlow:
         return estimate(source, target, self.settings)
 
 
+class DISWhereItRuns:
+    """DIS for frames on the CPU; `InverseSearchFlow` for those on another device, which they need not leave."""
+
+    def __init__(self, dis: DISFlow) -> None:
+        self._dis, self._elsewhere, self.name = dis, InverseSearchFlow(), dis.name
+
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
+        return self._dis(source, target) if source.device.type == "cpu" else self._elsewhere(source, target)
+
+    def both_ways(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate source → target and target → source."""
+        return both_ways(self._dis if source.device.type == "cpu" else self._elsewhere, source, target)
+
+
 class RAFTFlow:
     """RAFT (Teed and Deng, ECCV 2020), torchvision's architecture, small or large as the weights say.
 
@@ -221,6 +236,15 @@ def build_flow(name: str, weights_path: str | Path | None = None, device: str = 
             )
         return RAFTFlow(path, device=device)
     raise UserError(f"unknown flow {name!r}; choose one of {sorted(dis | inverse_search)} or raft:PATH")
+
+
+def build_stream_flow(name: str) -> FlowEstimator:
+    """Build an estimator that needs no weights, see `build_flow`, for frames that come one by one on a model's device.
+
+    Where that is no CPU, `inverse_search` stands in for DIS: a frame would wait for the CPU, there and back.
+    """
+    flow = build_flow(name)
+    return DISWhereItRuns(flow) if isinstance(flow, DISFlow) else flow
 
 
 @dataclass(frozen=True)

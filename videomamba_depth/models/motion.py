@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, WEIGHTLESS, FlowEstimator, both_ways, build_flow
+from videomamba_depth.flow.estimators import DIS_MIN_SIZE_PX, WEIGHTLESS, FlowEstimator, both_ways, build_stream_flow
 from videomamba_depth.utils.flow_utils import consistency_mask, resize_flow, resize_maps
 from videomamba_depth.utils.settings import check_settings, choice, ranged
 
@@ -42,8 +42,8 @@ class MotionSpec:
     """How motion is estimated.
 
     Attributes:
-        estimator: "dis", "dis_fast" or "dis_ultrafast", OpenCV's dense inverse search on the CPU; "inverse_search" or
-            "inverse_search_fine", tensor operations on the model's device. None needs weights.
+        estimator: "dis", "dis_fast" or "dis_ultrafast", OpenCV's dense inverse search, on a CPU (`inverse_search` on
+            other devices); "inverse_search" or "inverse_search_fine", tensor operations. None needs weights.
         short_side: frames that are larger still when the model sees them are shrunk to this short side first, px.
     """
 
@@ -61,7 +61,7 @@ class MotionEstimator:
     """
 
     def __init__(self, spec: MotionSpec) -> None:
-        self.flow: FlowEstimator = build_flow(spec.estimator)
+        self.flow: FlowEstimator = build_stream_flow(spec.estimator)
         self.short_side = spec.short_side
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
