@@ -16,7 +16,7 @@ from videomamba_depth.models.checkpoint import describe_encoder, load_student, s
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.geometry import CAMERAS, Geometry, GeometrySpec
-from videomamba_depth.models.motion import Motion, MotionSpec
+from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -74,16 +74,18 @@ def teacher(inv_depth: Tensor) -> Tensor:
     return (inv_depth * torch.exp(0.35 * x) * 3)[None, :, None]
 
 
-def run(seen: Walk, depth: Tensor, spec: GeometrySpec = SPEC) -> tuple[Tensor, list[Camera], Tensor]:
+def run(
+    seen: Walk, depth: Tensor, spec: GeometrySpec = SPEC, kind: DepthKind = DepthKind.METRIC
+) -> tuple[Tensor, list[Camera], Tensor]:
     """Return corrected depth, the camera of every frame, and its poses [N,3,4]."""
-    geometry = Geometry(spec, DepthKind.METRIC, FLOW)
+    geometry = Geometry(spec, kind, FLOW)
     maps, index = geometry.new_maps(1, (H, W), "cpu"), torch.zeros(1, dtype=torch.int64)
     frames, cameras, poses = [], list[Camera](), []
     for t in range(depth.shape[1]):
         frame, maps = geometry(depth[:, t : t + 1], BLACK[:, :1], maps, index + t, seen.motion.chunk(t, t + 1))
         frames.append(frame)
         poses.append(maps[CAMERAS][0, 0])
-        cameras += cameras_of(DepthState({}, index, {}, "", (H, W), maps), DepthKind.METRIC)
+        cameras += cameras_of(DepthState({}, index, {}, "", (H, W), maps), kind)
     return torch.cat(frames, 1), cameras, torch.stack(poses)
 
 
@@ -163,6 +165,64 @@ def test_a_lost_camera_is_held_and_found_again() -> None:
     assert cameras[-1].evidence > 0.8
     wrong = 1 / teacher(seen.inv_depth)
     assert log_error(right, seen) < 0.7 * log_error(wrong, seen)
+
+
+def test_half_a_frame_of_another_moving_scene_is_not_taken_for_the_scene() -> None:
+    """The camera stands before the left 45 % of the frame; to their right another scene goes by."""
+    passing, stays = walk(speed=0.08), walk(speed=0.0, turn=0.0)
+    left = round(0.45 * W)
+    flow, depth = passing.motion.flow_px.clone(), passing.inv_depth.clone()
+    flow[..., :left], depth[..., :left] = 0, stays.inv_depth[..., :left]
+    mixed = Walk(stays.poses, depth, Motion(flow, passing.motion.trusted))
+    wrong = 1 / teacher(depth)
+    right, cameras, _ = run(mixed, wrong)
+    assert max(camera.evidence for camera in cameras) < 0.5
+    assert cameras[-1].evidence == 0
+    assert torch.equal(right[:, -8:], wrong[:, -8:])
+    right, _, _ = run(passing, 1 / teacher(passing.inv_depth))  # the whole of it is a scene
+    assert log_error(right, passing) < 0.45 * log_error(1 / teacher(passing.inv_depth), passing)
+
+
+def test_what_was_known_stays_where_the_camera_stops() -> None:
+    moving = walk()
+    order = torch.cat([torch.arange(12), torch.full((12,), 11)])
+    flow, trusted = moving.motion.flow_px[:, order], moving.motion.trusted[:, order]
+    flow[:, 12:], trusted[:, 12:] = 0, True
+    stops = Walk(moving.poses[order], moving.inv_depth[order], Motion(flow, trusted))
+    right, cameras, _ = run(stops, 1 / teacher(stops.inv_depth))
+    assert cameras[11].evidence == cameras[-1].evidence == 1.0
+    change = (right[0, 13:] / right[0, 12:-1]).log().abs()
+    assert change.max() < 0.02, change.max()
+    wrong = 1 / teacher(stops.inv_depth)
+    assert log_error(right, stops) < 0.5 * log_error(wrong, stops)
+
+
+@pytest.mark.parametrize("kind", [DepthKind.METRIC, DepthKind.RELATIVE])
+def test_a_shot_that_fades_in_does_not_keep_what_its_dark_frames_looked_like(kind: DepthKind) -> None:
+    """The decoder's depth of the first frames, on which nothing can be tracked, is of another scale and level."""
+    seen = walk()
+    trusted = seen.motion.trusted.clone()
+    trusted[:, :6] = False
+    faded = seen._replace(motion=Motion(seen.motion.flow_px, trusted))
+    inverse = teacher(seen.inv_depth)
+    dark = inverse.clone()
+    dark[:, :6] = 0.02 * inverse[:, :6] + 0.7
+    ends = []
+    for shown in (dark, inverse):
+        depth = 1 / shown if kind is DepthKind.METRIC else shown
+        right, cameras, _ = run(faded, depth, kind=kind)
+        assert cameras[-1].evidence > 0.8
+        ends.append(right[:, -4:])
+    torch.testing.assert_close(*ends, rtol=0.02, atol=0.0)
+
+
+def test_white_noise_is_no_scene() -> None:
+    noise = torch.rand(1, 12, 3, 112, 140, generator=torch.Generator().manual_seed(0))
+    motion, _ = MotionEstimator(MotionSpec())(noise)
+    geometry, index = Geometry(GeometrySpec(), DepthKind.RELATIVE, FLOW), torch.zeros(1, dtype=torch.int64)
+    depth = 1 + noise[:, :, :1]
+    right, _ = geometry(depth, noise, geometry.new_maps(1, (112, 140), "cpu"), index, motion)
+    assert torch.equal(right, depth)
 
 
 def moving_student(encoder: DepthAnythingEncoder, geometry: GeometrySpec | None) -> VideoMambaDepth:

@@ -19,7 +19,7 @@ class Camera:
     Attributes:
         rotation: [3,3] float64, camera to world.
         position: [3] float64, in the world; in meters for metric depth, else in units of 1 / the mean inverse
-            depth of the first frame.
+            depth when parallax was first believed.
         focal_px: focal length in px of the frames; what is assumed, not estimated.
         evidence: 0 to 1, how far parallax corrects the depth.
         noise_px: spread of the tracks about the camera, at the flow's size; None: of an offline target.

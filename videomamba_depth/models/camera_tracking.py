@@ -53,6 +53,10 @@ class Tracks(NamedTuple):
         """Return the tracks of some points."""
         return Tracks(*(values[..., index] for values in self))
 
+    def motion_px(self) -> Tensor:
+        """Return how far each point has moved, [B,S,P]."""
+        return (self.found_px - self.points_px[:, None]).square().sum(2).sqrt()
+
 
 def in_world(tracks: Tracks, poses: Tensor, view: View) -> tuple[Tensor, Tensor]:
     """Return homogeneous points: [B,S,3,P] in the world and their inverse depth [B,S,P], for poses [B,S,3,4]."""

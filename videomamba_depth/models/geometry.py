@@ -51,7 +51,17 @@ NOISE, NOISE_AT_PX = (0.04, 0.08), 3.0
 """Noise of the tracks over (their length + so many px) from which on less is believed, and nothing: no rigid scene."""
 LOST_PX = 2.0  # noise from which on the tracks fit no camera
 MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
+TRACKED = (0.4, 0.6)  # share of the points with a track, in some past frame: nothing believed, all believed
 EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
+SLOW_FALL = 0.7  # share of it by which evidence falls more slowly where only parallax is missing
+STILL_PX = (0.15, 0.5)  # median motion since the last frame: of a picture that stands, of one that moves
+KEY_MOTION_PX = 1.0  # mean motion since the newest key frame below which no other is kept
+KEY_TRUST = 0.5  # share of the picture that is still tracked from it below which one is
+STAYS_PX, MOVES_PX, EXPECTED_PX = 0.5, 1.0, 1.5  # see `_contradictions`
+STAYS_SHARE = 0.15  # of the motion that is expected
+MIN_MOVING = 0.05  # share of the tracks that move, below which nothing can contradict them
+CONTRADICTED = (0.08, 0.2)  # share of the tracks that contradict the rest: less is believed from here on, nothing
+ANCHORED = 0.5  # evidence from which on unit and shift stay as they are
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Geometry:
         flow     [B,2·S,h,w]  px, from the last frame to the key frames, newest first, chained from frame to frame
         trust    [B,S,h,w]    1 where that can be trusted, else 0
         luma     [B,S,h,w]    of the key frames
-        depth    [B,1+S,h,w]  corrected inverse depth of the last frame and the key frames; 1: the first frame's mean
+        depth    [B,1+S,h,w]  corrected inverse depth of the last frame and the key frames, in the scene's unit
         cameras  [B,2+S,3,4]  their poses, world to camera, and that of the frame before the last one
         known    [B,1,gh,gw]  information about the log inverse depth of the last frame on the grid
         scene    [B,1,1,6]    see `Scene`
@@ -157,12 +167,11 @@ class Geometry:
         spec, (height, width) = self.spec, flow.shape[-2:]
         is_first = index == 0
         scene = Scene(*state["scene"].flatten(1).unbind(1))  # each [B]
-        # 1. The decoder's inverse depth with a shift, in units of the first frame's mean: full, and at the flow's size.
+        # 1. The decoder's inverse depth with a shift, in units of its mean: full, and at the flow's size.
         inverse = 1 / x.clamp(min=MIN_METRIC_DEPTH_M) if self.metric else x
         small = resize_maps(inverse, (height, width), average=True)
-        unit = torch.where(is_first, small.mean((1, 2, 3)).clamp(min=1e-6), scene.unit)
-        low = small.flatten(1).kthvalue(max(1, height * width // 100)).values / unit
-        shift = torch.where(is_first, 0.0 if self.metric else SHIFT_OF_LOW * low, scene.shift)
+        low = small.flatten(1).kthvalue(max(1, height * width // 100)).values
+        unit, shift, state = self._anchor(small.mean((1, 2, 3)).clamp(min=1e-6), low, scene, state, is_first)
         full, base = (((v / _4d(unit)) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
         # 2. Flow to the last frame and, chained, to the key frames; depth there.
         view = View(torch.full_like(unit, spec.focal * max(height, width)), _center(x, height, width))
@@ -171,16 +180,21 @@ class Geometry:
             chained, trust = self._refine(chained, trust, light, state["luma"], (index + turn) % spec.key_frames)
         rows, columns = _grid(height, width, x.device)
         tracks = _tracks(torch.cat([flow, chained], 1), torch.cat([trusted, trust], 1), state["depth"], rows, columns)
+        mean = _on(F.avg_pool2d(base, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
+        contradict, wrong = _contradictions(tracks, mean)
+        # Few are left out: they move by themselves. Of many, who is to say.
+        tracks = tracks._replace(trust=tracks.trust * (1 - contradict * (1 - _3d(wrong))))
+        still = 1 - _rise(_median_motion(tracks), *STILL_PX)
         # 3. What is believed of the inverse depth on the grid: of the decoder, and of the frame before.
         poses = state["cameras"][:, :-1]
         start = _start(state["cameras"][:, 0], state["cameras"][:, -1], index)
-        mean = _on(F.avg_pool2d(base, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
         prior = 1 / spec.spread**2
+        keep = (spec.keep + (1 - spec.keep) * still)[:, None]  # nothing is forgotten before a picture that stands
 
         def believed(pose: Tensor, tracks: Tracks) -> tuple[Tensor, tuple[Known, Known], Tensor]:
             """Return what is known from the past, both beliefs seen from a pose, and their mean to begin with."""
             carried, known = _carried(tracks, poses, pose, view, state["known"], rows, columns)
-            known = spec.keep * known
+            known = keep * known
             begin = mean * ((carried / mean).log() * known / (known + prior)).exp()
             return known, (Known(mean, prior / mean.square()), Known(carried, known / carried.square())), begin
 
@@ -199,15 +213,19 @@ class Geometry:
             found = adjust(few, poses, pose, view, limited, some, begin[:, coarse], steps=steps, move=True)
             pose, noise = found.pose, spread_px(found.error_px, few.trust)
         overall = (noise * counted).sum(1) / counted.sum(1).clamp(min=1)
-        length = ((few.found_px - few.points_px[:, None]).square().sum(2).sqrt() * few.trust).sum(-1)
-        length = length / few.trust.sum(-1).clamp(min=1)
+        length = (few.motion_px() * few.trust).sum(-1) / few.trust.sum(-1).clamp(min=1)
         relative = (noise / (length + NOISE_AT_PX) * counted).sum(1) / counted.sum(1).clamp(min=1)
         lost = ~is_first & ((overall > LOST_PX) | ~counted.any(1))
         pose = torch.where(_3d(lost), state["cameras"][:, 0], pose)
         noise = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
         ratio = (turning.clamp(min=MIN_NOISE_PX) / noise).log().masked_fill(~counted, 0.0).amax(1)
-        evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * (1 - _rise(relative, *NOISE)) * ~(lost | is_first)
-        evidence = scene.evidence + (evidence - scene.evidence).clamp(-EVIDENCE_STEP, EVIDENCE_STEP)
+        tracked = _rise(few.trust.mean(-1).amax(1), *TRACKED)
+        rigid = (1 - _rise(relative, *NOISE)) * (1 - wrong) * tracked * ~lost
+        evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * rigid * ~is_first
+        # Less parallax says little against what has been shown, a picture that stands nothing; a wrong model does.
+        fall = EVIDENCE_STEP * (1 - rigid * (still + (1 - still) * SLOW_FALL))
+        change = torch.minimum(evidence - scene.evidence, torch.full_like(evidence, EVIDENCE_STEP))
+        evidence = scene.evidence + torch.maximum(change, -fall)
         # 5. Inverse depth on the whole grid.
         tracks = tracks._replace(trust=tracks.trust * counted[..., None] * ~_3d(lost))
         known, beliefs, begin = believed(pose, tracks)
@@ -224,6 +242,26 @@ class Geometry:
         after = self._after(state, base * inner.exp(), light, chained, trust, pose, index, lost)
         known = known.view_as(confidence)
         return change, {**after, "known": known, "scene": torch.stack(scene, -1)[:, None, None]}
+
+    def _anchor(
+        self, mean: Tensor, low: Tensor, scene: Scene, state: dict[str, Tensor], is_first: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return unit and shift `[B]`, and the state in them: they follow the decoder until parallax is believed.
+
+        So a shot that fades in from black does not keep those of its first, dark frame.
+
+        Args:
+            mean, low: `[B]`, of this frame's inverse depth in the decoder's unit, and its first percentile.
+        """
+        follow = torch.where(is_first, 1.0, (1 - scene.evidence / ANCHORED).clamp(min=0))
+        unit = scene.unit + follow * (mean - scene.unit)
+        now = torch.zeros_like(low) if self.metric else SHIFT_OF_LOW * low / unit
+        shift = scene.shift + follow * (now - scene.shift)
+        scale = torch.where(is_first, 1.0, scene.unit / unit)
+        depth = (state["depth"] * _4d(scale) + _4d(shift - scale * scene.shift)).clamp(min=MIN_INV_DEPTH)
+        rotation, translation = state["cameras"].split([3, 1], -1)
+        cameras = torch.cat([rotation, translation / _4d(scale)], -1)
+        return unit, shift, {**state, "depth": depth, "cameras": cameras}
 
     def _refine(
         self, chained: Tensor, trust: Tensor, light: Tensor, past: Tensor, slot: Tensor
@@ -256,7 +294,10 @@ class Geometry:
         lost: Tensor,
     ) -> dict[str, Tensor]:
         """Return the next state of those: the frame is now the last one and, in its turn, a key frame."""
-        is_key = _4d((index % self.spec.every == 0) | lost)
+        since = (chained[:, :2].square().sum(1, keepdim=True).sqrt() * trust[:, :1]).sum((1, 2, 3))
+        seen = trust[:, :1].mean((1, 2, 3))
+        moved = (since > KEY_MOTION_PX * trust[:, :1].sum((1, 2, 3))) | (seen < KEY_TRUST)
+        is_key = _4d((index % self.spec.every == 0) & moved | lost)
         trust = trust * ~_4d(lost)  # nothing before is known any more
         keys, poses = state["depth"][:, 1:], state["cameras"]
         pose = pose[:, None]
@@ -277,7 +318,7 @@ class Geometry:
 class Scene(NamedTuple):
     """What a stream knows of its camera besides poses, each `[B]`.
 
-    unit: mean inverse depth of the first frame, in the decoder's unit. shift: of the decoder's, in that unit.
+    unit: mean inverse depth, in the decoder's unit, when parallax was first believed. shift: of the decoder's, in it.
     evidence: of parallax, 0 to 1. noise_px: of the tracks about the scene. focal_px: at the flow's size. lost: 1 where
     the tracks fit no camera, and geometry starts again from this frame.
     """
@@ -333,6 +374,36 @@ def _tracks(flow: Tensor, trust: Tensor, depth: Tensor, rows: Tensor, columns: T
     seen = sample_px(depth.flatten(0, 1)[:, None], found.flatten(0, 1).mT[:, None])[:, 0, 0]
     inv_depth = seen.view(*depth.shape[:2], -1).clamp(min=MIN_INV_DEPTH)
     return Tracks(points.expand(len(flow), 2, -1), found, inv_depth, _on(trust, rows, columns).to(flow.dtype))
+
+
+def _median_motion(tracks: Tracks) -> Tensor:
+    """Return the median motion `[B]` px of points since the last frame; infinity where none is trusted."""
+    motion = torch.where(tracks.trust[:, 0] > 0, tracks.motion_px()[:, 0], torch.nan)
+    return motion.nanmedian(-1).values.nan_to_num(torch.inf)
+
+
+def _contradictions(tracks: Tracks, inv_depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which tracks `[B,S,P]` stay in place though at their depth they had to move, and how far that is too many.
+
+    Others move; were all of it one rigid scene, points that are as near had to do so too, and only where the camera
+    turns just as it walks do they stay. Those that stay belong to the scene and the others move by themselves, or, seen
+    from a camera that goes along with them, the other way round. What is far may stay.
+
+    Args:
+        inv_depth: `[B,P]` of the decoder.
+
+    Returns:
+        1 or 0 of each track; and `[B]`, 0: few are of that kind, 1: many.
+    """
+    motion, trusted = tracks.motion_px(), tracks.trust > 0
+    count = trusted.sum(-1)
+    moves = trusted & (motion > MOVES_PX)
+    per_depth = torch.where(moves, motion / inv_depth[:, None], torch.nan).nanmedian(-1, keepdim=True).values
+    expected = per_depth * inv_depth[:, None]
+    stays = trusted & (motion < (STAYS_SHARE * expected).clamp(max=STAYS_PX)) & (expected > EXPECTED_PX)
+    enough = (moves.sum(-1) > MIN_MOVING * count) & (count > MIN_TRUSTED * trusted.shape[-1])
+    stays = (stays & enough[..., None]).to(motion.dtype)
+    return stays, _rise((stays.sum(-1) / count.clamp(min=1)).amax(1), *CONTRADICTED)
 
 
 def _start(last: Tensor, before: Tensor, index: Tensor) -> Tensor:
