@@ -74,6 +74,18 @@ def test_every_student_comes_with_every_memory(tmp_path: Path) -> None:
     assert not torch.equal(last["two"], last["two@4"])
 
 
+def test_every_student_comes_with_every_share_of_encoded_frames() -> None:
+    given = ["checkpoint=embedded", "encode_every=[1,3]", "memory=[1,2]", "device=cpu", "cache=null"]
+    methods = build_evaluation(load_config("evaluate", EvaluateConfig, given)).evaluator.methods[-4:]
+    assert [m.name for m in methods] == ["student", "student+every3", "student@2", "student+every3@2"]
+    assert len({m.digest for m in methods}) == 4
+    frames = torch.rand(1, 3, 14, 18, generator=torch.Generator().manual_seed(0))
+    picture = torch.nn.functional.interpolate(frames, (112, 140), mode="bilinear")
+    stream, skipping = (method.open() for method in methods[:2])
+    assert torch.equal(stream(picture), skipping(picture))
+    assert not torch.equal(stream(picture.roll(1, 3)), skipping(picture.roll(1, 3)))
+
+
 def test_targets_and_the_teacher_s_size(tiny_teacher_folder: str) -> None:
     made = evaluation(tiny_teacher_folder, "targets=true", "input_size=56", "precision=float32")
     assert len(made.evaluator.methods) > len(evaluation(tiny_teacher_folder).evaluator.methods)
@@ -175,6 +187,6 @@ def test_a_page_of_methods_that_do_not_exist_is_refused(tiny_teacher_folder: str
 )
 def test_methods_of_one_name_are_refused(given: list[str], name: str) -> None:
     config = load_config("evaluate", EvaluateConfig, [*given, "device=cpu", "cache=null"])
-    message = f"checkpoint, memory, prediction: two methods are called '{name}'; write NAME:FOLDER"
+    message = f"checkpoint, memory, encode_every, prediction: two methods are called '{name}'; write NAME:FOLDER"
     with pytest.raises(UserError, match=message):
         build_evaluation(config)

@@ -104,9 +104,10 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             *([feature_average_method(teacher, flow, flow_name, device, dtype, encoded)] if teacher.encodes else []),
             *targets,
             *(
-                student_method(name, checkpoints[name], model, memory, device, dtype, of_student[name])
+                student_method(name, checkpoints[name], model, memory, device, dtype, of_student[name], every)
                 for name, model in students.items()
                 for memory in config.memory
+                for every in config.encode_every
             ),
             *recorded,
         ]
@@ -115,8 +116,8 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     names = [method.name for method in methods]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
-            f"checkpoint, memory, prediction: two methods are called '{twice[0]}'; write NAME:FOLDER with a name that"
-            " no other method has, and memories that differ in their first six digits"
+            f"checkpoint, memory, encode_every, prediction: two methods are called '{twice[0]}'; write NAME:FOLDER with"
+            " a name that no other method has, and memories that differ in their first six digits"
         )
     missing = {FEATURE_AVERAGE} - {*names}  # not every teacher encodes
     shown = [names[0] if name == TEACHER else name for name in config.html.methods if name not in missing]

@@ -41,6 +41,7 @@ class EvaluateConfig(Protocol):
     against: str | None = text(default=None)
     check: bool
     memory: list[float] = ranged(0, 1e6, open="low")
+    encode_every: list[int] = ranged(1, 10_000)
     geometry: bool = False
     targets: bool
     teacher: TeacherConfig

@@ -21,6 +21,7 @@ class StreamConfig(SourceSettings, SinkSettings):
     short_side: int | None = ranged(14, 8192, None)
     resolution: str = choice("source", "model")
     memory: float = ranged(0, 1e6, open="low")
+    encode_every: int = ranged(1, 10_000, 1)
     geometry: bool | None = None
     offline: bool = False
     reset_at_cuts: bool
@@ -40,6 +41,7 @@ class StreamConfig(SourceSettings, SinkSettings):
         given = {
             "key_frames.enabled=true": self.key_frames.enabled,
             f"memory={self.memory:g}": self.memory != 1,
+            f"encode_every={self.encode_every}": self.encode_every != 1,
             "compile=true": self.compile,
         }
         if useless := [name for name, is_given in given.items() if is_given]:

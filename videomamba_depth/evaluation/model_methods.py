@@ -19,6 +19,7 @@ from videomamba_depth.flow.estimators import FlowEstimator
 from videomamba_depth.models.checkpoint import load_student, read_description, student_weights
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import Teacher
+from videomamba_depth.models.feature_propagation import check_encode_every
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.device import autocast
@@ -64,22 +65,26 @@ def student_method(
     device: torch.device,
     dtype: torch.dtype,
     encoded: EncodedFrames | None = None,
+    encode_every: int = 1,
 ) -> Method:
     """Return a student that remembers `memory` times as long as it was trained to, as NAME or NAME@MEMORY.
 
     path: its checkpoint. encoded: of an encoder of the same weights and input size, where methods share it.
+    encode_every: its encoder sees every so many-th frame; above 1 NAME is NAME+everyN.
 
     Raises:
-        UserError: the student cannot have that memory.
+        UserError: the student cannot have that memory or `encode_every`.
     """
     try:
         check_memory(model, memory)
+        check_encode_every(encode_every, model.motion is not None)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     weights = hash_tensors(student_weights(model).items())
     about = digest(
         weights, read_description(path), model.encoder.short_side, memory, str(dtype), device.type,
         *([] if model.geometry is None else [asdict(model.geometry.spec)]),
+        *([] if encode_every == 1 else [encode_every]),
         code_digest(__name__, load_student.__module__),
     )  # fmt: skip
     encode = encoded or EncodedFrames(model.encoder)
@@ -89,14 +94,16 @@ def student_method(
 
         def step(frame: Tensor) -> Tensor:
             nonlocal states
-            if states is None and memory != 1.0:
-                states = model.init_states(1, (frame.shape[-2], frame.shape[-1]), memory=memory)
+            if states is None and (memory != 1.0 or encode_every > 1):
+                size = (frame.shape[-2], frame.shape[-1])
+                states = model.init_states(1, size, memory=memory, encode_every=encode_every)
             features = {scale: maps.unsqueeze(1) for scale, maps in encode(frame).items()}  # [1, 1, C_i, H_i, W_i]
             depth, states, _ = model(frame.to(device).unsqueeze(1), states, features=features)
             return depth.squeeze(1)
 
         return _stream(step, device, dtype)
 
+    name = name if encode_every == 1 else f"{name}+every{encode_every}"
     return Method(
         name if memory == 1.0 else f"{name}@{memory:g}", new_stream, digest=about, trained=True, remembers=True
     )

@@ -54,6 +54,7 @@ def save_student(
     motion: MotionSpec | None = None,
     output: OutputSpec | None = None,
     geometry: GeometrySpec | None = None,
+    encode_every: int = 1,
 ) -> None:
     """Write `student.safetensors`, `student.json` and a manifest of what is there into an existing folder.
 
@@ -63,7 +64,7 @@ def save_student(
             `describe_video_mamba(...)` for one that is.
         short_side: short side in px that frames are resized to for inference; None keeps a frame's own.
         extra: JSON values that travel along; "step" is kept beside the weights too.
-        motion, output, geometry: what else the student was built with.
+        motion, output, geometry, encode_every: what else the student was built with.
 
     Raises:
         UserError: a weight is not finite, or the disk is full.
@@ -77,6 +78,7 @@ def save_student(
         "motion": asdict(motion) if motion is not None else None,
         "output": asdict(output) if output is not None else None,
         **({"geometry": asdict(geometry)} if geometry is not None else {}),
+        **({"encode_every": encode_every} if encode_every > 1 else {}),
         "encoder": encoder,
         "input_size": short_side,
         "manifest": MANIFEST,
@@ -198,7 +200,8 @@ def _build_student(folder: Path, description: dict[str, Any], size: int | None) 
     motion = MotionSpec(**_renamed_motion(description["motion"])) if description.get("motion") else None
     output = OutputSpec(**description["output"]) if description.get("output") else None
     geometry = GeometrySpec(**description["geometry"]) if description.get("geometry") else None
-    return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output, geometry=geometry)
+    every = description.get("encode_every", 1)
+    return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output, geometry=geometry, encode_every=every)
 
 
 def _renamed_motion(about: dict[str, Any]) -> dict[str, Any]:

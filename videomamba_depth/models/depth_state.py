@@ -31,6 +31,8 @@ class DepthState:
         signature: text that names the temporal model's architecture, what ties a state to a model.
         image_size: (H, W) px of the frames.
         memory: how long the streams remember, relative to the student's training, see `VideoMambaDepth.init_states`.
+        encode_every: the encoder sees every so many-th frame, see `FeaturePropagation`.
+        clock: frames since `init_states`, which no reset sets back; not counted where every frame is encoded.
     """
 
     layers: dict[str, tuple[LayerState, ...]]
@@ -40,6 +42,8 @@ class DepthState:
     image_size: tuple[int, int]
     maps: dict[str, Tensor] = field(default_factory=dict)
     memory: float = 1.0
+    encode_every: int = 1
+    clock: int = 0
 
     @property
     def batch_size(self) -> int:
@@ -92,6 +96,7 @@ class DepthState:
             "feature_sizes": json.dumps(self.feature_sizes),
             "image_size": json.dumps(self.image_size),
             "memory": json.dumps(self.memory),
+            **({"encode_every": json.dumps([self.encode_every, self.clock])} if self.encode_every > 1 else {}),
         }
 
     @classmethod
@@ -124,7 +129,10 @@ class DepthState:
         image_size, memory = _size(json.loads(metadata["image_size"])), json.loads(metadata["memory"])
         if isinstance(memory, bool) or not isinstance(memory, int | float):
             raise ValueError(f"memory must be a number; got {describe(memory)}")
-        return cls(layers, named["frame_index"], sizes, metadata["signature"], image_size, maps, memory)
+        counts = json.loads(metadata.get("encode_every", "[1, 0]"))
+        if not isinstance(counts, list) or [type(n) for n in counts] != [int, int] or counts[0] < 1 or counts[1] < 0:
+            raise ValueError(f"encode_every must be two counts; got {describe(counts)}")
+        return cls(layers, named["frame_index"], sizes, metadata["signature"], image_size, maps, memory, *counts)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically.
@@ -192,6 +200,10 @@ def check_state(state: DepthState, expected: DepthState) -> None:
         raise ValueError(
             f"the state belongs to another model: it was made by [{state.signature}],"
             f" this one is [{expected.signature}]"
+        )
+    if state.encode_every != expected.encode_every:
+        raise ValueError(
+            f"the state is of a stream with encode_every {state.encode_every}; this one has {expected.encode_every}"
         )
     if state.feature_sizes != expected.feature_sizes or _map_sizes(state) != _map_sizes(expected):
         if state.image_size == expected.image_size:

@@ -24,13 +24,12 @@ from videomamba_depth.models.camera_tracking import (
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import (
+    chain_flow,
     consistency_mask,
     in_bounds_mask,
-    pixel_grid,
     resize_maps,
     sample_along,
     sample_px,
-    warp_map,
 )
 from videomamba_depth.utils.images import luma
 from videomamba_depth.utils.settings import check_settings, ranged
@@ -175,7 +174,7 @@ class Geometry:
         full, base = (((v / _4d(unit)) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
         # 2. Flow to the last frame and, chained, to the key frames; depth there.
         view = View(torch.full_like(unit, spec.focal * max(height, width)), _center(x, height, width))
-        chained, trust = _chain(state["flow"], state["trust"], flow, trusted)
+        chained, trust = chain_flow(state["flow"], state["trust"], flow, trusted)
         for turn in range(min(spec.refined, spec.key_frames)):
             chained, trust = self._refine(chained, trust, light, state["luma"], (index + turn) % spec.key_frames)
         rows, columns = _grid(height, width, x.device)
@@ -353,16 +352,6 @@ def _coarse(rows: int, columns: int, device: torch.device) -> Tensor:
 def _on(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return maps [...,h,w] at the grid's points [...,P]."""
     return maps[..., rows[:, None], columns].flatten(-2)
-
-
-def _chain(before: Tensor, trust: Tensor, flow: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return flow `[B,2·S,h,w]` and trust `[B,S,h,w]` from now to the key frames, of those of the frame before."""
-    slots = trust.shape[1]
-    chained = flow.repeat(1, slots, 1, 1) + warp_map(before, flow)
-    apart = chained.unflatten(1, (slots, 2)).flatten(0, 1)
-    inside = in_bounds_mask(apart).view_as(trust)
-    position = (pixel_grid(flow, flow.dtype) + flow).permute(0, 2, 3, 1)
-    return chained, (trusted & inside & (sample_px(trust, position) > 0.9)).to(trust.dtype)
 
 
 def _tracks(flow: Tensor, trust: Tensor, depth: Tensor, rows: Tensor, columns: Tensor) -> Tracks:

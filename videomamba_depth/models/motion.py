@@ -26,6 +26,12 @@ class Motion(NamedTuple):
         """Return the motion of the frames [start, stop)."""
         return Motion(self.flow_px[:, start:stop], self.trusted[:, start:stop])
 
+    def since(self, new: Tensor) -> Motion:
+        """Return the motion with nothing trusted in the first frame of streams that start with it, `new [B]` bool."""
+        trusted = self.trusted.clone()
+        trusted[:, 0] &= ~new.view(-1, 1, 1, 1)
+        return self._replace(trusted=trusted)
+
     def frame(self, t: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return flow `[B, 2, *size]` in px of that size and trust `[B, 1, *size]` bool of frame t of the chunk.
 

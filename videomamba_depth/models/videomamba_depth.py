@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from videomamba_depth.layers.innovation_mixer import InnovationMixer
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
 from videomamba_depth.models.encoder_da import FrameEncoder
+from videomamba_depth.models.feature_propagation import FeaturePropagation, check_encode_every, turns
 from videomamba_depth.models.geometry import Geometry, GeometrySpec
 from videomamba_depth.models.head_depth import DepthHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
@@ -35,6 +36,14 @@ class Prediction(NamedTuple):
     depth: Tensor  # [B, N, 1, H, W]; unit: the model's `depth_kind`
     states: DepthState
     summaries: dict[str, tuple[Tensor, ...]]  # per scale and block [B, N, d_state, H_i, W_i]: mean over the channels
+
+
+class Observation(NamedTuple):
+    """What the student takes from the frames of a chunk, before any temporal stack."""
+
+    features: ClipFeatures  # of every frame, whether the encoder saw it or not
+    motion: Motion
+    maps: dict[str, Tensor]  # of the state after the chunk: the last frame, and what was encoded last
 
 
 @contextmanager
@@ -73,9 +82,11 @@ class VideoMambaDepth(nn.Module):
         motion: carries states along the motion between frames, which is then estimated; None leaves them in place.
         output: a recurrent refinement of the decoder's depth; None for none.
         geometry: corrects the decoder's depth by the parallax of a moving camera, before `output`; None: does not.
+        encode_every: above 1, the student learns to correct the features of frames that the encoder does not see, for
+            every number up to this one, see `FeaturePropagation`. What a stream does is in its state.
 
     Raises:
-        ValueError: geometry without motion.
+        ValueError: geometry, or `encode_every` above 1, without motion.
     """
 
     def __init__(
@@ -87,6 +98,7 @@ class VideoMambaDepth(nn.Module):
         motion: MotionSpec | None = None,
         output: OutputSpec | None = None,
         geometry: GeometrySpec | None = None,
+        encode_every: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -97,6 +109,8 @@ class VideoMambaDepth(nn.Module):
         self.output = OutputRefiner(output) if output is not None else None
         if geometry is not None and motion is None:
             raise ValueError("geometry follows the flow between frames: a student without motion has none")
+        self.encode_every = check_encode_every(encode_every, motion is not None)
+        self.propagation: FeaturePropagation | None = None
         self.geometry: Geometry | None = None
         if geometry is not None:
             assert self.motion is not None
@@ -114,6 +128,8 @@ class VideoMambaDepth(nn.Module):
                 self.temporal[name] = TemporalMambaScale(channels[int(name[1])], spec)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+        if motion is not None:  # last: all other weights start as they would without
+            self.propagation = FeaturePropagation(channels, learned=encode_every > 1)
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +147,7 @@ class VideoMambaDepth(nn.Module):
         dtype: torch.dtype | None = None,
         memory: float = 1.0,
         device: torch.device | str | None = None,
+        encode_every: int = 1,
     ) -> DepthState:
         """Return the state of `batch_size` new streams of frames of `image_size` = (H, W).
 
@@ -141,13 +158,16 @@ class VideoMambaDepth(nn.Module):
                 constants of the innovation blocks and the past's odds in the carried output. 1: as trained; toward 0:
                 the teacher's frames.
             device: None: the model's.
+            encode_every: the encoder sees every so many-th frame, see `FeaturePropagation`; 1: all of them.
 
         Raises:
-            ValueError: see `check_memory`.
+            ValueError: see `check_memory` and `check_encode_every`.
         """
         check_memory(self, memory)
+        every = check_encode_every(encode_every, self.motion is not None)
         dtype = dtype if dtype is not None else self._any_weight.dtype
-        return self._new_state(batch_size, image_size, dtype, float(memory), self.device if device is None else device)
+        device = self.device if device is None else device
+        return self._new_state(batch_size, image_size, dtype, float(memory), every, device)
 
     def fit(self, clip: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Return a clip `[B, N, 3, H, W]` no larger than the model sees it, see `FrameEncoder.fit`."""
@@ -165,6 +185,46 @@ class VideoMambaDepth(nn.Module):
             features = self.encoder.encode_frame(frames, checked=checked, size=size)
         return {name: x.unflatten(0, clip.shape[:2]) for name, x in features.items()}
 
+    def observe(
+        self,
+        clip: Tensor,
+        states: DepthState,
+        *,
+        features: ClipFeatures | None = None,
+        motion: Motion | None = None,
+        size: tuple[int, int] | None = None,
+        must_encode: Tensor | None = None,
+    ) -> Observation:
+        """Encode those frames of a chunk whose turn it is, and move their features to the others.
+
+        For states with `encode_every` above 1; waits for the device at every frame.
+
+        Args:
+            clip: `[B, N, 3, H, W]` in [0, 1], checked.
+            features: of every frame, where they are at hand; those of others than the chosen are not read.
+            motion: of the clip, where it is known already, see `forward`.
+            size: (H, W) px that the model works in.
+            must_encode: `[B]` bool, streams whose first frame here is encoded in any case.
+        """
+        assert self.motion is not None
+        assert self.propagation is not None
+        maps: dict[str, Tensor] = {}
+        clip = self.fit(clip, size)
+        if motion is None:
+            motion, maps["frame"] = self.motion(clip, states.maps["frame"], states.frame_index == 0)
+        due = turns(states.clock, clip.shape[1], states.encode_every, clip.shape[0])
+        plan = self.propagation.plan(states.maps, motion, due, must_encode)
+        chosen = plan.chosen()
+        if features is not None:
+            seen = {name: x.flatten(0, 1)[chosen] for name, x in features.items()}
+        elif chosen:
+            with _explain_mixed_weights(self):
+                seen = self.encoder.encode_frame(clip.flatten(0, 1)[chosen], checked=True, size=size)
+        else:
+            seen = {}
+        features, carried = self.propagation(clip, seen, plan, states.maps)
+        return Observation(features, motion, {**maps, **carried})
+
     def forward(
         self,
         clip: Tensor,
@@ -172,6 +232,7 @@ class VideoMambaDepth(nn.Module):
         *,
         features: ClipFeatures | None = None,
         motion: Motion | None = None,
+        observed: Observation | None = None,
         out_size: tuple[int, int] | None = None,
     ) -> Prediction:
         """Return the depth of a clip or chunk and the state after it: `depth, states, _ = model(clip, states)`.
@@ -183,6 +244,8 @@ class VideoMambaDepth(nn.Module):
                 do, looks at the depth: the states' values are then not checked.
             motion: of the clip, where it is known already: it is then not estimated, nor the last frame kept for the
                 next chunk, which has to come with its motion too.
+            observed: what `observe` returned for the clip, in place of features and motion; streams may have been reset
+                since.
             out_size: (H, W) of the depth; None: that of the frames.
 
         Raises:
@@ -190,27 +253,37 @@ class VideoMambaDepth(nn.Module):
                 for a model without.
         """
         check_axes("clip", clip, "B N 3 H W")
-        if states is not None and features is None and not self.training:
+        is_seen = features is not None or observed is not None
+        if states is not None and not is_seen and not self.training:
             check_values(states)
         if motion is not None and self.motion is None:
             raise ValueError("this student carries nothing along the motion: leave motion out")
         image_size = (clip.shape[-2], clip.shape[-1])
-        if features is not None and states is not None:
+        if is_seen and states is not None:
             image_size = states.image_size  # the clip may have been fitted
         model_size = self.encoder.input_resolution(*image_size)
-        if features is None:
+        if not is_seen:
             check_rgb(clip.flatten(0, 1))
             clip = self.fit(clip, model_size)
-            features = self.encode(clip, checked=True, size=model_size)
-        dtype = next(iter(features.values())).dtype
-        if states is None:
-            states = self.init_states(clip.shape[0], image_size, dtype)
+        if states is not None and states.encode_every > 1:
+            self._check(states, clip.shape[0], image_size, self._any_weight.dtype)
+            if observed is None:
+                observed = self.observe(clip, states, features=features, motion=motion, size=model_size)
+            features, motion = observed.features, observed.motion.since(states.frame_index == 0)
+            clock = states.clock + clip.shape[1]
+            states = replace(states, maps={**states.maps, **observed.maps}, clock=clock)
         else:
-            check_state(states, self._expected_state(clip.shape[0], image_size, dtype, states.memory))
-        if self.motion is not None and motion is None:
-            fitted = self.fit(clip, model_size)
-            motion, last_frame = self.motion(fitted, states.maps["frame"], states.frame_index == 0)
-            states = replace(states, maps={**states.maps, "frame": last_frame})
+            if features is None:
+                features = self.encode(clip, checked=True, size=model_size)
+            dtype = next(iter(features.values())).dtype
+            if states is None:
+                states = self.init_states(clip.shape[0], image_size, dtype)
+            else:
+                self._check(states, clip.shape[0], image_size, dtype)
+            if self.motion is not None and motion is None:
+                fitted = self.fit(clip, model_size)
+                motion, last_frame = self.motion(fitted, states.maps["frame"], states.frame_index == 0)
+                states = replace(states, maps={**states.maps, "frame": last_frame})
         with _explain_mixed_weights(self):
             depth, states, summaries = self._predict(clip, features, states, motion, model_size, out_size or image_size)
         return Prediction(depth, states, summaries)
@@ -285,13 +358,15 @@ class VideoMambaDepth(nn.Module):
             assert isinstance(scale, TemporalMambaScale)
             yield name, scale
 
-    def _expected_state(self, batch: int, image_size: tuple[int, int], dtype: torch.dtype, memory: float) -> DepthState:
-        """Return a state as it must come, without values; the last one is kept, since every frame asks for it."""
-        key = (batch, image_size, dtype, memory, self.encoder.short_side)
+    def _check(self, states: DepthState, batch: int, image_size: tuple[int, int], dtype: torch.dtype) -> None:
+        """Refuse states that do not fit; what fits is kept, without values, since every frame asks for it."""
+        key = (batch, image_size, dtype, states.memory, states.encode_every, self.encoder.short_side)
         if self._expected is None or self._expected[0] != key:
+            check_encode_every(states.encode_every, self.motion is not None)
             with torch.device("meta"):
-                self._expected = (key, self._new_state(batch, image_size, dtype, memory, "meta"))
-        return self._expected[1]
+                new = self._new_state(batch, image_size, dtype, states.memory, states.encode_every, "meta")
+            self._expected = (key, new)
+        check_state(states, self._expected[1])
 
     def _new_state(
         self,
@@ -299,10 +374,11 @@ class VideoMambaDepth(nn.Module):
         image_size: tuple[int, int],
         dtype: torch.dtype,
         memory: float,
+        encode_every: int,
         device: torch.device | str,
     ) -> DepthState:
-        sizes = self.encoder.feature_sizes(*image_size)
-        sizes = {name: sizes[name] for name in self.temporal}
+        all_sizes = self.encoder.feature_sizes(*image_size)
+        sizes = {name: all_sizes[name] for name in self.temporal}
         layers = {
             name: scale.init_state(batch * sizes[name][0] * sizes[name][1], dtype, device)
             for name, scale in self._scales()
@@ -313,11 +389,14 @@ class VideoMambaDepth(nn.Module):
             maps["frame"] = torch.zeros(batch, 3, *size, dtype=torch.float32, device=device)
             if self.geometry is not None:
                 maps |= self.geometry.new_maps(batch, size, device)
+            if encode_every > 1:
+                assert self.propagation is not None
+                maps |= self.propagation.new_maps(batch, all_sizes, size, dtype, device)
         if self.output is not None:  # the last depth
             size = self.encoder.input_resolution(*image_size)
             maps["depth"] = torch.zeros(batch, 1, *size, dtype=torch.promote_types(dtype, torch.float32), device=device)
         frame_index = torch.zeros(batch, dtype=torch.int64, device=device)
-        return DepthState(layers, frame_index, sizes, self.signature, image_size, maps, memory)
+        return DepthState(layers, frame_index, sizes, self.signature, image_size, maps, memory, encode_every)
 
 
 def check_memory(model: VideoMambaDepth, memory: float) -> None:

@@ -94,26 +94,40 @@ class ResetPolicy(StreamHook):
         self.kept = kept
         return gaps, cuts
 
+    def may_reset(self, rgb: Tensor, timestamps_s: Sequence[float] | None) -> Tensor:
+        """Return which streams `[B]` bool the next frames may reset, without features: all that will be reset, and few
+        others. Nothing is taken in.
+
+        Args:
+            rgb, timestamps_s: as for `update`.
+        """
+        gaps = self.find_gaps(dict(self.kept), timestamps_s, len(rgb))
+        found = torch.tensor([gap != "" for gap in gaps], device=rgb.device)
+        if not self.cuts or "histogram" not in self.kept:
+            return found
+        histogram, pattern = _light(rgb)
+        return found | self._light_changed(self.kept, histogram, pattern)
+
+    def _light_changed(self, kept: dict[str, Tensor], histogram: Tensor, pattern: Tensor) -> Tensor:
+        """Return where the picture alone tells of a cut, `[B]` bool."""
+        moved = 0.5 * (histogram - kept["histogram"]).abs().sum(-1)
+        rearranged = 1 - F.cosine_similarity(pattern, kept["pattern"], dim=-1)
+        return (moved > self.histogram_change) & (rearranged > self.pattern_change) & (kept["seen"] > 0)
+
     def find_cuts(self, kept: dict[str, Tensor], rgb: Tensor, features: Tensor) -> Tensor:
         """Return where a cut is, `[B]` bool, and put what the next frames are compared with into `kept`.
 
         Operations on tensors alone; `kept` holds what it held after the frame before, or nothing.
         """
-        small_luma = _small_luma(rgb)
-        now = {
-            "histogram": luma_histogram(small_luma),
-            "features": layout(features, _FEATURE_GRID),
-            "pattern": layout(small_luma, _PATTERN_GRID),
-        }
+        histogram, pattern = _light(rgb)
+        now = {"histogram": histogram, "features": layout(features, _FEATURE_GRID), "pattern": pattern}
         if "histogram" not in kept:
             zeros = now["histogram"].new_zeros(len(rgb))
             kept |= {**now, "mean_change": zeros, "seen": zeros}
-        moved = 0.5 * (now["histogram"] - kept["histogram"]).abs().sum(-1)
         changed = 1 - F.cosine_similarity(now["features"], kept["features"], dim=-1)
-        rearranged = 1 - F.cosine_similarity(now["pattern"], kept["pattern"], dim=-1)
         usual = self.feature_ratio * kept["mean_change"]
-        is_cut = (moved > self.histogram_change) & (changed > self.feature_change) & (changed > usual)
-        is_cut &= (rearranged > self.pattern_change) & (kept["seen"] > 0)
+        is_cut = (changed > self.feature_change) & (changed > usual)
+        is_cut &= self._light_changed(kept, histogram, pattern)
         # A plain mean over the first frames of a shot, then one with a memory of 16 frames.
         weight = torch.where((kept["seen"] > 0) & ~is_cut, 1 / kept["seen"].clamp(1, 16), 0.0)
         kept["mean_change"] = kept["mean_change"] + weight * (changed - kept["mean_change"])
@@ -177,6 +191,12 @@ class ResetPolicy(StreamHook):
 def with_cuts(reasons: Sequence[str], cuts: Tensor) -> list[str]:
     """Return the reasons, "cut" where there is none and `cuts [B]` is True: reads what lies on the device."""
     return [reason or ("cut" if cut else "") for reason, cut in zip(reasons, cuts.tolist(), strict=True)]
+
+
+def _light(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what finds cuts in the picture alone: histogram and pattern of its luma."""
+    small_luma = _small_luma(rgb)
+    return luma_histogram(small_luma), layout(small_luma, _PATTERN_GRID)
 
 
 def _small_luma(rgb: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 from videomamba_depth.models.camera import Camera, cameras_of
 from videomamba_depth.models.checkpoint import load_student
 from videomamba_depth.models.depth_state import DepthState, check_state, check_values
-from videomamba_depth.models.videomamba_depth import VideoMambaDepth, check_memory
+from videomamba_depth.models.feature_propagation import check_encode_every
+from videomamba_depth.models.videomamba_depth import Observation, VideoMambaDepth, check_memory
 from videomamba_depth.streaming.frame_graph import FrameGraph, FrameStep
 from videomamba_depth.streaming.hooks import NextFrame, StreamHook
 from videomamba_depth.streaming.placement import place
@@ -54,13 +55,16 @@ class DepthStream:
         hooks: called around every frame, in this order, `resets` before them; they belong to this stream alone.
         memory: how long the stream remembers, relative to the student's training: 2 is steadier, 0.5 reacts faster.
         geometry: whether depth is corrected by parallax, see `load_student`; with a model at hand, as that was built.
+        encode_every: the encoder, the most of a frame's time, sees every so many-th frame, and at once where a picture
+            has moved far or is cut; the others get its features along the flow, see `FeaturePropagation`. 1: all of
+            them. Not with other hooks than `resets`, nor with `compile`.
         revision: of the hub's repository: branch, tag or commit.
         compile: compile all that is done with a frame as one graph, from each stream's second frame on, which then
             takes a minute; see `FrameGraph`. Not with other hooks than `resets`, nor with geometry.
 
     Raises:
-        UserError: a checkpoint or device that does not exist, a memory that the student does not have, or geometry or
-            hooks that look at a frame while it is on its way, with `compile`.
+        UserError: a checkpoint or device that does not exist, a memory or `encode_every` that the student cannot have,
+            or what looks at a frame while it is on its way, with `compile` or `encode_every`.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class DepthStream:
         hooks: Sequence[StreamHook] = (),
         memory: float = 1.0,
         geometry: bool | None = None,
+        encode_every: int = 1,
         compile: bool = False,
         revision: str | None = None,
     ) -> None:
@@ -96,6 +101,7 @@ class DepthStream:
             raise ValueError(f"checkpoint must be a path, a name or a student; got {describe(checkpoint)}")
         try:
             check_memory(self.model, memory)
+            self.encode_every = check_encode_every(encode_every, self.model.motion is not None)
         except ValueError as error:
             raise UserError(str(error)) from error
         self.memory = float(memory)
@@ -109,6 +115,11 @@ class DepthStream:
         if compile and self.model.geometry is not None:
             raise UserError(
                 "compile=true makes one graph of a frame, which geometry is too long for: leave one of the two out"
+            )
+        if encode_every > 1 and (compile or hooks):
+            other = "compile=true makes one graph of a frame, which" if compile else "key frames need features that"
+            raise UserError(
+                f"{other} encode_every={encode_every} decides about frame by frame: leave one of the two out"
             )
         self._is_compiled = compile
         self._graph: FrameGraph | None = None
@@ -235,7 +246,8 @@ class DepthStream:
     def _advance(self, rgb: Tensor, timestamps_s: Sequence[float] | None) -> tuple[Tensor, Tensor]:
         """Take in the next frames, see `step_tensor`: depth, and whether all of it is finite, both on the device.
 
-        Between these frames and that depth nothing waits for the device, but for key frames and flow on the CPU.
+        Between these frames and that depth nothing waits for the device, but for key frames, flow on the CPU
+        and decisions about whom to encode.
         """
         image_size = (rgb.shape[-2], rgb.shape[-1])
         model_size = self.model_resolution(*image_size)
@@ -250,13 +262,14 @@ class DepthStream:
             return self._replay(rgb, timestamps_s, self._states, out_size)
         with autocast(self.device, self.dtype):
             clip = self.model.fit(rgb.unsqueeze(1), model_size)
-            features = self.model.encode(clip, checked=True, size=model_size)
             before = self._start(image_size) if self._states is None else self._states
+            observed = self._observe(clip, rgb, before, timestamps_s, model_size) if self.encode_every > 1 else None
+            features = self.model.encode(clip, checked=True, size=model_size) if observed is None else observed.features
             reasons = ["" if has_past else "start" for has_past in self._has_past]
             frame, states = NextFrame(rgb, features["s3"].squeeze(1), timestamps_s, before, reasons), before
             for hook in self.hooks:
                 states = hook.before_frame(frame, states)
-            depth, states, _ = self.model(clip, states, features=features, out_size=out_size)
+            depth, states, _ = self.model(clip, states, features=features, observed=observed, out_size=out_size)
         depth = depth.squeeze(1).float()
         is_finite = torch.isfinite(depth).all()
         self._states, self._has_past = states, (True,) * self.batch_size
@@ -264,6 +277,18 @@ class DepthStream:
         for hook in self.hooks:
             depth = hook.after_frame(depth, states)
         return depth, is_finite
+
+    def _observe(
+        self,
+        clip: Tensor,
+        rgb: Tensor,
+        states: DepthState,
+        timestamps_s: Sequence[float] | None,
+        model_size: tuple[int, int],
+    ) -> Observation:
+        """Encode the frames `rgb`, `clip` as the model sees them, of those streams whose turn it is."""
+        must_encode = None if self.resets is None else self.resets.may_reset(rgb, timestamps_s)
+        return self.model.observe(clip, states, size=model_size, must_encode=must_encode)
 
     def _replay(
         self, rgb: Tensor, timestamps_s: Sequence[float] | None, states: DepthState, out_size: tuple[int, int]
@@ -368,7 +393,8 @@ class DepthStream:
             raise ValueError(f"settings must be named; got {describe(settings)}")
         own = json.loads(json.dumps(self._settings(), default=float))
         for name in [*own, *settings]:
-            saved, wanted = settings.get(name, False), own.get(name, False)  # False: no such hook
+            missing = 1 if name == "encode_every" else False  # False: no such hook
+            saved, wanted = settings.get(name, missing), own.get(name, missing)
             if saved != wanted:
                 raise ValueError(f"it was saved with {name[:60]} {describe(saved)}; this stream has {describe(wanted)}")
         parts: dict[str, dict[str, Tensor]] = {"state": {}, **{hook.name: {} for hook in self.hooks}}
@@ -391,6 +417,7 @@ class DepthStream:
             "precision": str(self.dtype).removeprefix("torch."),
             "short_side": self.model.encoder.short_side,
             "memory": self.memory,
+            **({"encode_every": self.encode_every} if self.encode_every > 1 else {}),
         }
         for hook in self.hooks:
             settings |= {hook.name: True, **{f"{hook.name}.{name}": value for name, value in hook.settings().items()}}
@@ -420,7 +447,9 @@ class DepthStream:
         return buffer
 
     def _start(self, image_size: tuple[int, int], device: str | None = None) -> DepthState:
-        return self.model.init_states(self.batch_size, image_size, self.dtype, self.memory, device)
+        return self.model.init_states(
+            self.batch_size, image_size, self.dtype, self.memory, device, encode_every=self.encode_every
+        )
 
 
 def _renamed(text: str) -> str:

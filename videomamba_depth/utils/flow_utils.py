@@ -81,6 +81,25 @@ def resize_flow(flow: Tensor, size: tuple[int, int], *, average: bool = False) -
     return torch.cat([x * (size[1] / width), y * (size[0] / height)], 1)  # no constant is copied to the device
 
 
+def chain_flow(before: Tensor, trust: Tensor, flow: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return flow and trust from this frame to earlier ones, out of those from the frame before.
+
+    Args:
+        before: [B,2·S,H,W] px, from the frame before to S earlier ones, on its pixels. trust: [B,S,H,W], 1 where it can
+            be trusted, else 0.
+        flow: [B,2,H,W] px, from this frame to the one before. trusted: [B,1,H,W] bool, where it can be trusted.
+
+    Returns:
+        flow [B,2·S,H,W] and trust [B,S,H,W] as they came, on the pixels of this frame; out of bounds there is no trust.
+    """
+    slots = trust.shape[1]
+    chained = flow.repeat(1, slots, 1, 1) + warp_map(before, flow)
+    apart = chained.unflatten(1, (slots, 2)).flatten(0, 1)
+    inside = in_bounds_mask(apart).view_as(trust)
+    position = (pixel_grid(flow, flow.dtype) + flow).permute(0, 2, 3, 1)
+    return chained, (trusted & inside & (sample_px(trust, position) > 0.9)).to(trust.dtype)
+
+
 def in_bounds_mask(flow: Tensor) -> Tensor:
     """Return [K,1,H,W] bool: p + flow(p) lies inside the frame, pixel centers included; False for NaN."""
     height, width = flow.shape[-2:]
