@@ -14,6 +14,7 @@ from media import write_video
 
 from videomamba_depth.commands import serve
 from videomamba_depth.commands import stream as stream_command
+from videomamba_depth.configuration import build_stream
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
@@ -47,7 +48,7 @@ def stream_parts(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> SimpleName
             raise Recorded
 
     threads: list[int] = []
-    monkeypatch.setattr(stream_command, "DepthStream", stream)
+    monkeypatch.setattr(build_stream, "DepthStream", stream)
     monkeypatch.setattr(stream_command, "StreamJob", Job)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     with pytest.raises(Recorded):

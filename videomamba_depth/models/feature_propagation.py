@@ -137,8 +137,8 @@ class FeaturePropagation(nn.Module):
             kept = {name: _some(x, old) for name, x in source.items()}
             moved = known
             if old:
-                way = (_some(plan.flow_px[:, t], old), _some(plan.trusted[:, t], old))
-                moved = self._move(kept, *way, None if picture is None else _some(picture, old))
+                flow, trusted = _some(plan.flow_px[:, t], old), _some(plan.trusted[:, t], old)
+                moved = self._move(kept, flow, trusted, None if picture is None else _some(picture, old))
             source = {name: _merged(known.get(name), x, new, old) for name, x in kept.items()}
             frames.append({name: _merged(known.get(name), moved[name], new, old) for name in kept if name != "picture"})
         features = {name: torch.stack([frame[name] for frame in frames], 1) for name in frames[0]}
