@@ -55,6 +55,24 @@ def test_every_student_comes_with_geometry_too(monkeypatch: pytest.MonkeyPatch) 
         assert len({method.digest for method in trained}) == 1 + bool(added)
 
 
+def test_every_student_comes_untrained_too() -> None:
+    given = ["checkpoint=one:embedded", "geometry=true", "untrained=true", "memory=[1,2]", "device=cpu", "cache=null"]
+    made, again = (
+        build_evaluation(load_config("evaluate", EvaluateConfig, [*given, f"synthetic.seed={n}"])) for n in (1, 2)
+    )
+    methods = [method for method in made.evaluator.methods if method.name.startswith("one")]
+    names = [f"{name}{memory}" for name in ("one", "one+geometry") for memory in ("", "@2")]
+    untrained = [name.replace("@2", "") + "+untrained" + "@2" * name.endswith("@2") for name in names]
+    assert [(m.name, m.trained) for m in methods] == [*((n, True) for n in names), *((n, False) for n in untrained)]
+    assert len({method.digest for method in methods}) == 8
+    assert [m.digest for m in again.evaluator.methods] == [m.digest for m in made.evaluator.methods]
+    frame = torch.rand(1, 3, 56, 70, generator=torch.Generator().manual_seed(0))
+    depth = {method.name: method.open()(frame) for method in methods if "@" not in method.name}
+    assert torch.equal(depth["one"], depth["one+untrained"])  # a single frame has the teacher's depth
+    with_past = {m.name: [s(frame), s(1 - frame)][1] for m in methods if "@" not in m.name for s in [m.open()]}
+    assert not torch.equal(with_past["one"], with_past["one+untrained"])
+
+
 def test_every_student_comes_with_every_memory(tmp_path: Path) -> None:
     given = ["checkpoint=[one:embedded,two:embedded]", "memory=[1,0.5,4]", "device=cpu", "cache=null"]
     evaluator = build_evaluation(load_config("evaluate", EvaluateConfig, given)).evaluator

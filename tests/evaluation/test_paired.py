@@ -7,16 +7,21 @@ import math
 import pytest
 
 from videomamba_depth.configuration.evaluate_schema import name_checkpoints
+from videomamba_depth.evaluation.html.pareto_plot import points_of
+from videomamba_depth.evaluation.methods import family_of
+from videomamba_depth.evaluation.metrics.score import Score
 from videomamba_depth.evaluation.paired import (
     axes_of,
     compare,
     cost,
+    costs,
     differences,
     dominance,
     estimate,
     leaderboard,
     measured,
 )
+from videomamba_depth.evaluation.summary import mean_methods, verdict
 from videomamba_depth.utils.errors import UserError
 
 
@@ -97,6 +102,31 @@ def test_edges_and_lag_cost_their_distance_in_either_direction(metric: str) -> N
 
 def test_true_lag_costs_only_where_it_grows() -> None:
     assert cost({"lag/true": 0.75}, {"lag/true": 1.0}, "lag/true") < 0
+
+
+def test_true_edges_cost_what_is_lost_of_them() -> None:
+    assert cost({"boundary_f1/true": 0.6}, {"boundary_f1/true": 0.7}, "boundary_f1/true") == pytest.approx(0.1)
+    less, more = (cost({"edge_ratio/true": r}, {"edge_ratio/true": 0.9}, "edge_ratio/true") for r in (0.95, 1.3))
+    assert (less, more) == (pytest.approx(-5.0), pytest.approx(20.0))
+
+
+def test_an_untrained_student_is_a_family_of_its_own_and_a_target_no_baseline() -> None:
+    clips = made_up(0.5)
+    for video in clips:
+        video["student+untrained"] = {**video["student"], "tge": 0.8 * video["teacher"]["tge"]}
+        video["student+untrained@2"] = {**video["student"], "tge": 0.7 * video["teacher"]["tge"]}
+        video["geometry"] = {**video["student"], "tge": 0.1 * video["teacher"]["tge"]}
+    gaps = compare(clips, ["student"])["students"]["student"]["pareto_gaps"]
+    assert gaps["student+untrained"]["edges"] == pytest.approx(20.0, abs=0.5)  # −30 % of TGE beside its −50 %
+    assert family_of("student+untrained@2") == "untrained"
+    assert family_of("student@2") == "student"
+    points = points_of(costs(clips, ["tge", "edge_ratio"]), "edge_ratio", "tge", ["student"])
+    assert [point.method for point in points["untrained"]] == ["student+untrained", "student+untrained@2"]
+    assert [point.method for point in points["target"]] == ["geometry"]
+    scores = [{name: {m: Score(v) for m, v in one.items()} for name, one in video.items()} for video in clips]
+    found = verdict(mean_methods([{"methods": one} for one in scores]), students=["student"])
+    assert found["beats_baselines"]
+    assert found["baselines_not_beaten"] == []
 
 
 def test_the_gap_to_a_pareto_front_is_read_at_the_student_s_cost() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +170,9 @@ def test_a_zoom_or_a_stop_changes_no_depth() -> None:
     assert float(np.linalg.norm(zoom["flow_bwd"][1:], axis=1).mean()) > 0.2
 
 
-def test_targets_are_methods_beside_the_teacher(encoder: DepthAnythingEncoder, cache: Path) -> None:
+def test_targets_are_methods_beside_the_teacher(
+    encoder: DepthAnythingEncoder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flow = DISFlow()
     worlds = WorldSet(
         world="rooms", seed=8_000_000_000, kinds=("rotation",), videos=1, frames=FRAMES, height=48, width=64
@@ -180,3 +183,9 @@ def test_targets_are_methods_beside_the_teacher(encoder: DepthAnythingEncoder, c
     for metric in ("abs_rel/video", "tge", "gradient_error", "boundary_f1/true", "delta1/video"):
         assert found["geometry"][metric] == found["stabilized"][metric]  # it only turns
         assert found["stabilized"][metric] != found["teacher"][metric]
+    from_windows = "videomamba_depth.evaluation.targets"
+    monkeypatch.setattr(f"{from_windows}.WINDOW", FRAMES - 1)  # longer clips go frame by frame, through windows
+    monkeypatch.setattr(f"{from_windows}.TARGETS", {})
+    frame_by_frame = replace(evaluator, methods=evaluator.methods[:2])
+    again = frame_by_frame.evaluate(worlds.sources(cache, flow, "dis")[0])["methods"]
+    assert again["stabilized"] == found["stabilized"]

@@ -27,13 +27,13 @@ from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
 from videomamba_depth.evaluation.encoded_frames import EncodedFrames
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
-from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, Method, filter_methods
+from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, UNTRAINED_SUFFIX, Method, filter_methods
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
 from videomamba_depth.evaluation.predictions import Prediction, prediction_method
 from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, NoSuchList, choose
 from videomamba_depth.evaluation.targets import target_methods
 from videomamba_depth.flow.estimators import FlowEstimator
-from videomamba_depth.models.checkpoint import load_student, load_teacher, student_weights
+from videomamba_depth.models.checkpoint import TEACHER_PREFIX, load_student, load_teacher, student_weights
 from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.checkpoint import hash_tensors
@@ -82,6 +82,9 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             corrected = {f"{name}+geometry": path for name, path in checkpoints.items()}
             students |= {n: load_student(path, config.short_side, geometry=True) for n, path in corrected.items()}
             checkpoints |= corrected
+        if config.untrained:
+            students |= load_untrained(checkpoints, students, config.short_side)
+            checkpoints |= {name: checkpoints[name.removesuffix(UNTRAINED_SUFFIX)] for name in students}
     elif config.checkpoint is not None:
         teacher = build_teacher(config.teacher, device, config.short_side)
     for model in (teacher, *students.values()):
@@ -104,7 +107,10 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             *([feature_average_method(teacher, flow, flow_name, device, dtype, encoded)] if teacher.encodes else []),
             *targets,
             *(
-                student_method(name, checkpoints[name], model, memory, device, dtype, of_student[name], every)
+                replace(
+                    student_method(name, checkpoints[name], model, memory, device, dtype, of_student[name], every),
+                    trained=not name.endswith(UNTRAINED_SUFFIX),
+                )
                 for name, model in students.items()
                 for memory in config.memory
                 for every in config.encode_every
@@ -433,6 +439,20 @@ def load_students(checkpoints: dict[str, str], short_side: int | None) -> tuple[
     if len({(teacher.weights_sha256(), teacher.short_side) for teacher in teachers}) > 1:
         raise UserError("the students have different teachers or input sizes; evaluate them one by one")
     return teachers[0], students
+
+
+def load_untrained(
+    checkpoints: dict[str, str], students: dict[str, VideoMambaDepth], short_side: int | None
+) -> dict[str, VideoMambaDepth]:
+    """Return the students as they were before training, by NAME+untrained; those whose encoder learned are left out."""
+    frozen = {name: model for name, model in students.items() if model.encoder.frozen}
+    return {
+        f"{name}{UNTRAINED_SUFFIX}": load_student(
+            checkpoints[name], short_side, geometry=model.geometry is not None, untrained=True
+        )
+        for name, model in frozen.items()
+        if not checkpoints[name].startswith(TEACHER_PREFIX)
+    }
 
 
 _of_worker: list[Evaluation] = []

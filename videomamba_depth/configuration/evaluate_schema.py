@@ -43,6 +43,7 @@ class EvaluateConfig(Protocol):
     memory: list[float] = ranged(0, 1e6, open="low")
     encode_every: list[int] = ranged(1, 10_000)
     geometry: bool = False
+    untrained: bool = False
     targets: bool
     teacher: TeacherConfig
     input: str | list[str] = path()

@@ -127,7 +127,9 @@ class Evaluator:
         """
         source = clip if isinstance(clip, ClipSource) else ClipSource(clip.name, lambda: clip)
         kept = _KeptClip(self, source)
-        methods = [method for method in self.methods if not (source.stills and is_average(method.name))]
+        methods = [
+            method for method in self.methods if method.trained or not (source.stills and is_average(method.name))
+        ]
         results = {method.name: kept.result(method) for method in methods}
         missing = [method for method in methods if results[method.name] is None]
         shown = [m for m in methods if m.name in self.shown] if draw and not source.stills else []

@@ -35,6 +35,9 @@ Filter = Callable[[Frames, ClipMotion], Iterable[np.ndarray]]
 STRENGTHS = (0.75, 0.5, 0.25, 0.1)
 """Weights of the newest frame at which every average is shown."""
 TEACHER, CONSTANT, FEATURE_AVERAGE = "teacher", "constant", "feature_ema"
+UNTRAINED, TARGET = "untrained", "target"
+UNTRAINED_SUFFIX = f"+{UNTRAINED}"
+"""Of a student's name: the same model as it was before training."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,10 @@ FAMILIES = {
     CONSTANT: Family("constant", "#626a73", {CONSTANT: constant}),
     # A stream over the encoder's features, see `feature_average.py`; None: it is no filter of the teacher's depth.
     FEATURE_AVERAGE: Family("advected feature EMA", "#b0588f", {FEATURE_AVERAGE: None}),
+    # Students with their initial gains, named after them: see `UNTRAINED_SUFFIX`.
+    UNTRAINED: Family("student untrained", "#56b4e9", {}),
+    # What training targets are, from both sides in time: no stream can know as much. See `targets.py`.
+    TARGET: Family("training target, two-sided", "#8f8f2c", {"stabilized": None, "geometry": None}),
 }
 
 
@@ -193,6 +200,8 @@ def filter_method(name: str, smooth: Filter) -> Method:
 def family_of(method: str) -> str:
     """Return the family of an untrained method, "teacher", or "student"."""
     known = {member: name for name, family in FAMILIES.items() for member in family.members}
+    if UNTRAINED in method.partition("@")[0].split("+")[1:]:
+        return UNTRAINED
     return TEACHER if method == TEACHER else known.get(method, "student")
 
 
@@ -201,9 +210,32 @@ def is_average(method: str) -> bool:
     return family_of(method) not in (TEACHER, CONSTANT, "student")
 
 
-def averages() -> dict[str, Sequence[str]]:
-    """Return {family: its methods} of the families that have several strengths, weak to strong."""
-    return {name: tuple(family.members) for name, family in FAMILIES.items() if len(family.members) > 1}
+def is_causal(method: str) -> bool:
+    """Return whether a method is one that a stream could be replaced by: all but training targets."""
+    return family_of(method) != TARGET
+
+
+def averages(methods: Iterable[str] = ()) -> dict[str, Sequence[str]]:
+    """Return {family: its methods}, weak to strong, of the families that have several strengths.
+
+    methods: also return the untrained students among these, each as a family of its memories.
+    """
+    found: dict[str, Sequence[str]] = {
+        name: tuple(family.members) for name, family in FAMILIES.items() if len(family.members) > 1 and name != TARGET
+    }
+    return found | {name: members for name, members in memories(methods).items() if family_of(name) == UNTRAINED}
+
+
+def memories(methods: Iterable[str]) -> dict[str, list[str]]:
+    """Return {student: its methods}, shortest memory first; a method is called NAME or NAME@MEMORY."""
+    found: dict[str, list[str]] = {}
+    for method in sorted(methods, key=_memory):
+        found.setdefault(method.partition("@")[0], []).append(method)
+    return found
+
+
+def _memory(method: str) -> float:
+    return float(method.partition("@")[2] or 1.0)
 
 
 def _check_alpha(alpha: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videomamba_depth.evaluation.methods import TEACHER, averages
+from videomamba_depth.evaluation.methods import TEACHER, averages, memories
 from videomamba_depth.evaluation.metrics.registry import COLUMNS
 
 ClipScores = Mapping[str, Mapping[str, float]]
@@ -20,6 +20,8 @@ FLICKER = ("tge", "flk2", "opw", "static_std/flicker", "rtc_1.02")
 """What students are to lower; the first that was measured decides who dominates whom."""
 AXES = {
     "edges": "edge_ratio",
+    "true edges": "boundary_f1/true",
+    "true gradients": "gradient_error",
     "lag": "lag",
     "true lag": "lag/true",
     "accuracy": "abs_rel/video",
@@ -64,9 +66,14 @@ def change(method: Mapping[str, float], teacher: Mapping[str, float], metric: st
 def cost(method: Mapping[str, float], teacher: Mapping[str, float], metric: str) -> float:
     """Return `change` so that less is better: edges and lag by their distance from the teacher's.
 
-    True lag as it is: to follow the truth earlier than the teacher costs nothing.
+    True lag as it is: to follow the truth earlier than the teacher costs nothing. Of true edges it is what their F1
+    score loses, or how much farther from 1 their ratio is, in points.
     """
     value = change(method, teacher, metric)
+    if metric == "boundary_f1/true":
+        return -value
+    if metric == "edge_ratio/true":
+        return 100.0 * (abs(method.get(metric, math.nan) - 1.0) - abs(teacher.get(metric, math.nan) - 1.0))
     return abs(value) if metric in ("edge_ratio", "lag") else value
 
 
@@ -179,14 +186,18 @@ def compare(clips: Sequence[ClipScores], students: Sequence[str], teacher: str =
 
     Returns:
         {"flicker", "axes": see `axes_of`, "changes", "worst": {method: its largest change of accuracy}, "students":
-        {student: "minus_method", "dominance", "pareto_gaps": {family of filters: {axis: points of flicker by which
-        the student lies below its Pareto front}}}, "memory_fronts": {student: {filter: {axis: points by which the
-        Pareto front of the student's memories lies below the filter}}}}. Positive gaps: the student is better.
+        {student: "minus_method", "dominance", "pareto_gaps": {family of filters, or untrained student: {axis: points of
+        flicker by which the student lies below its Pareto front}}}, "memory_fronts": {student: {filter: {axis: points
+        by which the Pareto front of the student's memories lies below the filter}}}}. Positive gaps: the student is
+        better.
     """
     metrics = measured(clips, teacher)
     flicker, axes = axes_of(metrics)
     costs_by_method = costs(clips, metrics, teacher)
-    families = {name: [m for m in members if m in costs_by_method] for name, members in averages().items()}
+    families = {
+        name: [m for m in members if m in costs_by_method]
+        for name, members in averages(name for name in clips[0] if name not in students).items()
+    }
     accuracy = axes.get("accuracy", axes.get("distance from the teacher", ""))
     result: dict[str, Any] = {
         "flicker": flicker,
@@ -206,7 +217,7 @@ def compare(clips: Sequence[ClipScores], students: Sequence[str], teacher: str =
                 if members
             },
         }
-    filters = [name for members in families.values() for name in members]
+    filters = list(dict.fromkeys(name for members in families.values() for name in members))
     result["memory_fronts"] = {
         name: {
             point: {axis: -gap for axis, gap in gaps.items()}
@@ -216,14 +227,6 @@ def compare(clips: Sequence[ClipScores], students: Sequence[str], teacher: str =
         if len(members) > 1
     }
     return result
-
-
-def memories(students: Sequence[str]) -> dict[str, list[str]]:
-    """Return {student: its methods}, shortest memory first; a method is called NAME or NAME@MEMORY."""
-    found: dict[str, list[str]] = {}
-    for method in sorted(students, key=lambda method: float(method.partition("@")[2] or 1.0)):
-        found.setdefault(method.partition("@")[0], []).append(method)
-    return found
 
 
 def leaderboard(clips: Sequence[ClipScores], against: str, guards_kept: Mapping[str, bool]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from videomamba_depth.evaluation.methods import CONSTANT, TEACHER
+from videomamba_depth.evaluation.methods import CONSTANT, TEACHER, is_causal
 from videomamba_depth.evaluation.metrics.score import Score
 from videomamba_depth.evaluation.paired import compare, leaderboard
 
@@ -117,7 +117,7 @@ def verdict(
     What was not measured counts as not kept.
 
     Args:
-        students: other methods that are no baselines.
+        students: other methods that are no baselines; nor are training targets, which see both sides in time.
 
     Returns:
         {"better": bool, "stability_metric", "beats_teacher", "beats_baselines", "lag_kept", "edges_kept",
@@ -127,7 +127,8 @@ def verdict(
     if student not in mean:
         return {}
     metric = "tge" if "tge" in mean[student] else "flk2"
-    baselines = [name for name in mean if name not in (student, teacher, CONSTANT, *students)]
+    others = [name for name in mean if name not in (student, teacher, CONSTANT, *students)]
+    baselines = [name for name in others if is_causal(name)]
     ours = _value(mean, student, metric)
     scored = {name: _value(mean, name, metric) for name in baselines if all(_guards(mean, name, teacher).values())}
     guards = _guards(mean, student, teacher)

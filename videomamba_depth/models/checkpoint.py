@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from videomamba_depth import __version__
@@ -69,22 +70,29 @@ def save_student(
     Raises:
         UserError: a weight is not finite, or the disk is full.
     """
-    metadata = {STEP: str(extra[STEP])} if extra and STEP in extra else None
-    save_tensors(folder / STUDENT_WEIGHTS, weights, metadata)
-    description = {
-        "format": _FORMAT,
-        "version": __version__,
+    built_with = {
         "temporal": asdict(temporal),
         "motion": asdict(motion) if motion is not None else None,
         "output": asdict(output) if output is not None else None,
         **({"geometry": asdict(geometry)} if geometry is not None else {}),
         **({"encode_every": encode_every} if encode_every > 1 else {}),
-        "encoder": encoder,
-        "input_size": short_side,
-        "manifest": MANIFEST,
-        **(extra or {}),
     }
-    write_json(folder / STUDENT_JSON, description)
+    save_student_like(folder, weights, built_with, encoder, short_side, extra)
+
+
+def save_student_like(
+    folder: Path,
+    weights: dict[str, Tensor],
+    description: dict[str, Any],
+    encoder: dict[str, Any],
+    short_side: int | None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a student that is built like another, of which `read_description` returned this; else as `save_student`."""
+    metadata = {STEP: str(extra[STEP])} if extra and STEP in extra else None
+    save_tensors(folder / STUDENT_WEIGHTS, weights, metadata)
+    about = {"encoder": encoder, "input_size": short_side, "manifest": MANIFEST, **(extra or {})}
+    write_json(folder / STUDENT_JSON, {**description, "format": _FORMAT, "version": __version__, **about})
     write_manifest(folder)
 
 
@@ -146,6 +154,7 @@ def load_student(
     *,
     geometry: bool | None = None,
     revision: str | None = None,
+    untrained: bool = False,
 ) -> VideoMambaDepth:
     """Load a student in eval mode with float32 weights.
 
@@ -158,6 +167,7 @@ def load_student(
         geometry: whether the depth is corrected by parallax, see `Geometry`: None: as the student was trained; True:
             also where it was trained without, by the defaults of `GeometrySpec`: it needs no weights.
         revision: of the hub's repository: branch, tag or commit.
+        untrained: as it was before training, always the same: to compare with. An encoder that learned is then random.
 
     Raises:
         UserError: missing or damaged files, an encoder with other weights, or geometry for a student without flow.
@@ -176,8 +186,12 @@ def load_student(
                 f"geometry=true follows the optical flow between frames; '{folder}' was trained without any"
             )
         description["geometry"] = asdict(GeometrySpec())
-    with _damaged(folder):
+    with _damaged(folder), torch.random.fork_rng(devices=[], enabled=untrained):
+        if untrained:
+            torch.manual_seed(0)
         student = _build_student(folder, description, short_side or description.get("input_size"))
+    if untrained:
+        return student.eval()
     weights = read_weights(folder / STUDENT_WEIGHTS, description.get(STEP))
     load_student_weights(student, weights, str(folder))
     return student.eval()

@@ -13,14 +13,14 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from videomamba_depth.evaluation.methods import CONSTANT, FAMILIES, TEACHER
+from videomamba_depth.evaluation.methods import CONSTANT, FAMILIES, TARGET, TEACHER, UNTRAINED, family_of, memories
 from videomamba_depth.evaluation.paired import FLICKER, ClipScores, Estimate, axes_of, costs, measured
 from videomamba_depth.evaluation.report import change_title
 
 STUDENT_COLORS = ("#d5340b", "#7a2fbf", "#8a5a00")
 TEACHER_COLOR, PARETO_FRONT_COLOR = "#1d2126", "#626a73"
-LIMITS = {"edge_ratio": 40.0, "lag": 4.0, "lag/true": 8.0, "abs_rel/video": 40.0, "abs_rel/fast_pixels": 40.0,
-          "teacher_diff/per_frame": 40.0}  # fmt: skip
+LIMITS = {"edge_ratio": 40.0, "boundary_f1/true": 0.4, "gradient_error": 40.0, "lag": 4.0, "lag/true": 8.0,
+          "abs_rel/video": 40.0, "abs_rel/fast_pixels": 40.0, "teacher_diff/per_frame": 40.0}  # fmt: skip
 FLICKER_LIMIT = 150.0
 """Values beyond the limit of an axis are named below the plot instead of drawn."""
 
@@ -78,11 +78,12 @@ def points_of(
     is the constant, which would win.
     """
     families = {
-        name: [*([teacher] if len(family.members) > 1 else []), *family.members]
+        name: [*([teacher] if len(family.members) > 1 and name != TARGET else []), *family.members]
         for name, family in FAMILIES.items()
         if name != CONSTANT
     }
-    families |= {TEACHER: [teacher], **{name: [name] for name in students}}
+    untrained = [m for members in memories(costs).values() for m in members if family_of(m) == UNTRAINED]
+    families |= {UNTRAINED: untrained, TEACHER: [teacher], **{name: [name] for name in students}}
     found = {}
     for family, methods in families.items():
         points = [Point(name, family, costs[name][x], costs[name][y]) for name in methods if name in costs]
@@ -110,7 +111,7 @@ def pareto_plot(families: Mapping[str, Sequence[Point]], students: Sequence[str]
         inside = [p for p in members if p.method in drawn]
         if family not in students:
             _draw(axes, inside, family, FAMILIES[family].color if family in FAMILIES else TEACHER_COLOR)
-    _draw_pareto_front(axes, [p for p in drawn.values() if p.family not in students])
+    _draw_pareto_front(axes, [p for p in drawn.values() if p.family not in (TARGET, *students)])
     for number, student in enumerate(students):  # on top of everything
         inside = [p for p in families.get(student, ()) if p.method in drawn]
         _draw(axes, inside, student, STUDENT_COLORS[number % len(STUDENT_COLORS)], marker="*")

@@ -159,7 +159,9 @@ def _true_disparity(counted: Frames, gt_depth_m: Frames | None) -> Frames:
 
 
 def _true_edges(scored: ScoredDepth) -> Scores:
-    """Return the error of the spatial gradient, 1/m per px, and the F1 score of edges, where the truth has no holes."""
+    """Return the error of the spatial gradient, 1/m per px, and the F1 score and sharpness of edges, where the truth
+    has no holes.
+    """
     context, counted = scored.context, scored.context.counted
     if not context.exact_motion or _share(counted) == 0.0:
         return {}
@@ -176,7 +178,7 @@ def _true_edges(scored: ScoredDepth) -> Scores:
     low, high = _true_range(truth, counted)
     ours = mapped(lambda frame, known: np.where(known, frame, 0.0), scored.disparity, counted)
     edges = boundary_f1(ours, truth, threshold=EDGE_OF_RANGE * (high - low))
-    return {"gradient_error": Score(error), "boundary_f1/true": edges}
+    return {"gradient_error": Score(error), "boundary_f1/true": edges, "edge_ratio/true": edge_ratio(ours, truth)}
 
 
 @remembered
@@ -322,6 +324,7 @@ MEASURES = (
         (
             Column("gradient_error", "gradient error"),
             Column("boundary_f1/true", "true edge F1", factor=1.0, better="↑", difference=1.0),
+            Column("edge_ratio/true", "true edges", factor=1.0, better="1"),
         ),
         needs_truth=True,
     ),
