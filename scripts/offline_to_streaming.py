@@ -90,7 +90,8 @@ def score(
 ) -> None:
     """Write what teacher, oracle and students change on held-out worlds, and print it.
 
-    geometry: score every student that was trained without geometry with it too, as NAME+geometry.
+    geometry: also score students that were trained without geometry with it, as NAME+geometry, others without it, as
+        NAME-geometry.
 
     Raises:
         UserError: the students do not have one teacher.
@@ -101,16 +102,18 @@ def score(
     teacher = models[0][2].encoder
     if not isinstance(teacher, DepthAnythingEncoder):
         raise UserError(f"{students[0][1]}: the encoder of a student of an oracle is its framewise teacher")
-    for name, path, model in models:
+    for name, _, model in models:
         if not isinstance(model.encoder, Teacher) or model.encoder.weights_sha256() != teacher.weights_sha256():
-            raise UserError(f"{name} ({path}) has another teacher than {students[0][0]}: score them one by one")
+            raise UserError(f"{name} has another teacher than {students[0][0]}: score them one by one")
     if geometry:
-        added = [
-            (f"{name}+geometry", path, load_student(path, geometry=True))
+        models += [
+            (
+                f"{name}{'-' if model.geometry else '+'}geometry",
+                path,
+                load_student(path, geometry=model.geometry is None),
+            )
             for name, path, model in models
-            if model.geometry is None
         ]
-        models += added
 
     def oracle(context: Context) -> Iterator[np.ndarray]:
         return oracle_depth(np.asarray(context.teacher[:]), context.motion)
@@ -178,8 +181,11 @@ def main(argv: list[str] | None = None) -> None:
     scoring = commands.add_parser("score", help="evaluate teacher, oracle and students")
     scoring.add_argument("checkpoints", nargs="+", metavar="NAME:FOLDER")
     scoring.add_argument("--memory", nargs="+", type=float, default=[1.0], help="of every student; 1: as trained")
-    scoring.add_argument("--geometry", action="store_true", help="also add geometry to students trained without it")
+    scoring.add_argument(
+        "--geometry", action="store_true", help="score students with and without geometry in the stream"
+    )
     scoring.add_argument("--videos", type=whole(1, 10_000), default=4, help="of each kind")
+    scoring.add_argument("--frames", type=whole(2, 100_000), default=48, help="of each video")
     scoring.add_argument("--kinds", nargs="+", default=["moving", "fast", "static"])
     scoring.add_argument("--seed", type=whole(0, 2**40), default=3_400_000_000)
     for command in (writing, scoring):
@@ -193,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if any(":" not in checkpoint and checkpoint != "embedded" for checkpoint in args.checkpoints):
         raise UserError("name every student: NAME:FOLDER")
-    worlds = WorldSet(seed=args.seed, kinds=args.kinds, videos=args.videos)
+    worlds = WorldSet(seed=args.seed, kinds=args.kinds, videos=args.videos, frames=args.frames)
     score(args.checkpoints, args.memory, args.geometry, args.cache, args.output, worlds)
 
 

@@ -351,3 +351,18 @@ def test_the_oracle_averages_along_the_flow_and_writes_labels_of_its_videos(tmp_
     item = VideoClipDataset(tmp_path / "videos", clip_frames=4, labels=labels)[0]
     assert item["teacher_depth"].shape == (4, 1, 112, 140)
     assert item["teacher_depth"].isfinite().all()
+
+
+def test_score_says_what_is_kept_of_the_oracle_s_gain(tiny_teacher_folder: str, tmp_path: Path) -> None:
+    main = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "offline_to_streaming.py"))["main"]
+    options = ["--videos", "1", "--frames", "4", "--kinds", "moving", "--cache", str(tmp_path / "cache")]
+    main(["score", "one:embedded", "--geometry", *options, "--output", str(tmp_path / "score.json")])
+    result = json.loads((tmp_path / "score.json").read_text())
+    changes, kept = result["changes"]["moving"], result["kept"]
+    assert set(kept) == {"one", "one+geometry"}
+    assert changes["one"]["abs_rel/video"] != changes["one+geometry"]["abs_rel/video"]
+    for name, shares in kept.items():
+        share = changes[name]["tge"][0] / changes["oracle"]["tge"][0]
+        assert shares["tge"] == {"moving": pytest.approx(share), "all": pytest.approx(share)}
+    with pytest.raises(UserError, match="other has another teacher than one"):
+        main(["score", "one:embedded", f"other:teacher:{tiny_teacher_folder}", *options])
