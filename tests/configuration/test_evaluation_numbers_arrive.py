@@ -73,6 +73,15 @@ def test_every_student_comes_untrained_too() -> None:
     assert not torch.equal(with_past["one"], with_past["one+untrained"])
 
 
+def test_the_worlds_of_failure_are_run_without_baselines() -> None:
+    given = ["preset=failures", "device=cpu", "cache=null", "html.enabled=true"]
+    made = build_evaluation(load_config("evaluate", EvaluateConfig, given))
+    assert [method.name for method in made.evaluator.methods] == ["teacher", "student", "student+geometry"]
+    assert list(made.evaluator.shown) == ["teacher", "student", "student+geometry"]
+    assert {source.group for source in made.sources} == {*KINDS} - {"moving", "fast", "long"}
+    assert len(made.sources) == 80
+
+
 def test_every_student_comes_with_every_memory(tmp_path: Path) -> None:
     given = ["checkpoint=[one:embedded,two:embedded]", "memory=[1,0.5,4]", "device=cpu", "cache=null"]
     evaluator = build_evaluation(load_config("evaluate", EvaluateConfig, given)).evaluator

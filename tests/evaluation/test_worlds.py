@@ -170,6 +170,15 @@ def test_a_zoom_or_a_stop_changes_no_depth() -> None:
     assert float(np.linalg.norm(zoom["flow_bwd"][1:], axis=1).mean()) > 0.2
 
 
+def test_what_fades_in_is_black_at_first_and_noise_is_new_in_every_frame() -> None:
+    config = WorldConfig(*SIZE, FRAMES, family="rooms")
+    moving, fade, noise = (KINDS[kind].render(8_000_000_000, config) for kind in ("moving", "fade", "noise"))
+    assert fade["rgb"][0].mean() < 4
+    assert np.abs(fade["rgb"][3:].astype(float) - moving["rgb"][3:]).mean() < 5  # noise of the camera
+    np.testing.assert_array_equal(fade["depth_m"], moving["depth_m"])
+    assert abs(np.corrcoef(noise["rgb"][0].ravel(), noise["rgb"][1].ravel())[0, 1]) < 0.05
+
+
 def test_targets_are_methods_beside_the_teacher(
     encoder: DepthAnythingEncoder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

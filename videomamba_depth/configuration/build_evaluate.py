@@ -27,7 +27,14 @@ from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
 from videomamba_depth.evaluation.encoded_frames import EncodedFrames
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol
-from videomamba_depth.evaluation.methods import FEATURE_AVERAGE, TEACHER, UNTRAINED_SUFFIX, Method, filter_methods
+from videomamba_depth.evaluation.methods import (
+    FEATURE_AVERAGE,
+    TEACHER,
+    UNTRAINED_SUFFIX,
+    Method,
+    all_filters,
+    filter_methods,
+)
 from videomamba_depth.evaluation.model_methods import feature_average_method, student_method, teacher_method
 from videomamba_depth.evaluation.predictions import Prediction, prediction_method
 from videomamba_depth.evaluation.protocols import PROTOCOLS, Chosen, NoSuchList, choose
@@ -92,9 +99,10 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             model.to(device)
     recorded = [prediction_method(prediction, first.kind) for prediction, first in predictions]
     targets = target_methods(flow) if config.targets else []
+    filters = filter_methods() if config.baselines else []
     if teacher is None:
         reference = replace(recorded.pop(0), trained=False)
-        methods = [reference, *filter_methods(), *targets, *recorded]
+        methods = [reference, *filters, *targets, *recorded]
     else:
         encoded = EncodedFrames(teacher)
         of_student = {
@@ -103,8 +111,12 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
         }
         methods = [
             teacher_method(teacher, device, dtype, encoded),
-            *filter_methods(),
-            *([feature_average_method(teacher, flow, flow_name, device, dtype, encoded)] if teacher.encodes else []),
+            *filters,
+            *(
+                [feature_average_method(teacher, flow, flow_name, device, dtype, encoded)]
+                if config.baselines and teacher.encodes
+                else []
+            ),
             *targets,
             *(
                 replace(
@@ -125,7 +137,8 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             f"checkpoint, memory, encode_every, prediction: two methods are called '{twice[0]}'; write NAME:FOLDER with"
             " a name that no other method has, and memories that differ in their first six digits"
         )
-    missing = {FEATURE_AVERAGE} - {*names}  # not every teacher encodes
+    # Not every teacher encodes.
+    missing = {FEATURE_AVERAGE, *([] if config.baselines else all_filters())} - {*names}
     shown = [names[0] if name == TEACHER else name for name in config.html.methods if name not in missing]
     unknown = [name for name in shown if name not in names]
     if unknown:

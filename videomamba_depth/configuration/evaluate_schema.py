@@ -44,6 +44,7 @@ class EvaluateConfig(Protocol):
     encode_every: list[int] = ranged(1, 10_000)
     geometry: bool = False
     untrained: bool = False
+    baselines: bool = True
     targets: bool
     teacher: TeacherConfig
     input: str | list[str] = path()

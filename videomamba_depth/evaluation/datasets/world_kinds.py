@@ -5,7 +5,8 @@ static     only objects move                              long      as moving, a
 rotation   the camera turns and does not move             zoom      it stands, and its focal length grows by a third
 objects    55 % of the frame is another moving world      exposure  jumps of two thirds of a stop up and down
 cuts       two worlds, cut in the middle                  blank     blurred until almost no texture is left
-stops      the camera moves, stands for a third, moves
+stops      the camera moves, stands for a third, moves    fade       the first third fades in from black
+noise      every frame is white noise: nothing to track
 
 To add one, write its function and an entry of `KINDS`.
 """
@@ -123,6 +124,18 @@ def _stops(seed: int, config: WorldConfig) -> Arrays:
     return {**arrays, "rgb": _noisy(arrays["rgb"], seed), "times_s": times}
 
 
+def _fade(seed: int, config: WorldConfig) -> Arrays:
+    arrays = _render(seed, config)
+    gain = np.minimum(np.arange(config.num_frames) / (config.num_frames / 3), 1)
+    exposed = arrays["rgb"] * gain[:, None, None, None]
+    return {**arrays, "rgb": _noisy(exposed, seed)}
+
+
+def _white_noise(seed: int, config: WorldConfig) -> Arrays:
+    arrays = _render(seed, config)
+    return {**arrays, "rgb": np.random.default_rng(seed).integers(0, 256, arrays["rgb"].shape, dtype=np.uint8)}
+
+
 def _without_cameras(arrays: Arrays) -> Arrays:
     """Leave out intrinsics and poses, where one camera does not explain the whole clip."""
     return {name: values for name, values in arrays.items() if name not in ("intrinsics", "camera_to_world")}
@@ -155,4 +168,6 @@ KINDS = {
     "cuts": Kind("a cut", _cuts),
     "blank": Kind("almost no texture", _blank),
     "stops": Kind("a camera that stops", _stops),
+    "fade": Kind("a fade-in from black", _fade),
+    "noise": Kind("white noise", _white_noise),
 }
