@@ -45,14 +45,28 @@ def test_protocol_and_page(tiny_teacher_folder: str, tmp_path: Path) -> None:
     assert evaluation(tiny_teacher_folder, "html.enabled=false").drawn == frozenset()
 
 
-def test_every_student_comes_with_geometry_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_student_comes_with_geometry_and_affine_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_evaluate, "build_teacher", lambda *_: pytest.fail("students bring their teacher"))
     given = ["checkpoint=[one:embedded,two:embedded]", "device=cpu", "cache=null"]
-    for overrides, added in (([], []), (["geometry=true"], ["one+geometry", "two+geometry"])):
+    for overrides, added in (([], []), (["geometry=true", "affine=true"],
+                              ["one+geometry", "two+geometry", "one+affine", "two+affine"])):  # fmt: skip
         methods = build_evaluation(load_config("evaluate", EvaluateConfig, [*given, *overrides])).evaluator.methods
         trained = [method for method in methods if method.trained]
         assert [method.name for method in trained] == ["one", "two", *added]
-        assert len({method.digest for method in trained}) == 1 + bool(added)
+        assert len({method.digest for method in trained}) == 1 + len(added) // 2
+
+
+def test_a_teacher_that_jitters(tiny_teacher_folder: str) -> None:
+    values = {"scale": 0.02, "shift": 0.03, "drift": 0.04}
+    given = [f"jitter.{key}={value}" for key, value in values.items()]
+    steady, jittering = (evaluation(tiny_teacher_folder, *keys) for keys in ([], given))
+    assert jittering.metadata["jitter"] == values
+    assert steady.metadata["jitter"] is None
+    for before, now in zip(steady.evaluator.methods, jittering.evaluator.methods, strict=True):
+        assert (before.digest == now.digest) == (now.derive is not None), now.name
+    alone = load_config("evaluate", EvaluateConfig, ["prediction=/no/such", "cache=null", *given])
+    with pytest.raises(UserError):
+        build_evaluation(alone)
 
 
 def test_every_student_comes_untrained_too() -> None:

@@ -149,10 +149,11 @@ def test_output_and_motion(tmp_path: Path, tiny_teacher_folder: str) -> None:
     made = trainer_of(
         tmp_path, tiny_teacher_folder, "model.output.gain=0.75",
         "model.output.coarse_gain=0.5", "model.output.outlier=3", "model.output.hidden=5",
+        "model.output.affine=0.6",
     ).student.output  # fmt: skip
     assert made is not None
     assert [torch.tensor(x).sigmoid().item() for x in made.base_logits] == pytest.approx([0.5, 0.75])
-    assert made.outlier == 3
+    assert (made.outlier, made.affine, made.metric) == (3, 0.6, False)
     assert made.gain_net is not None
     assert made.gain_net[0].out_channels == 5
 

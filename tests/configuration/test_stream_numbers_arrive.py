@@ -64,7 +64,7 @@ def clip(tmp_path: Path) -> str:
 
 def test_the_model(monkeypatch: pytest.MonkeyPatch, clip: str, tmp_path: Path) -> None:
     values = {"device": "cpu", "precision": "bfloat16", "short_side": 77, "resolution": "model", "memory": 1.5,
-              "compile": True, "geometry": True, "encode_every": 3}  # fmt: skip
+              "compile": True, "geometry": True, "affine": False, "encode_every": 3}  # fmt: skip
     overrides = [f"{key}={value}" for key, value in values.items()]
     made = stream_parts(
         monkeypatch, f"input={clip}", f"output={tmp_path}/out", *overrides, "threads=3", "max_gap_s=2.5",
@@ -77,7 +77,8 @@ def test_the_model(monkeypatch: pytest.MonkeyPatch, clip: str, tmp_path: Path) -
     assert made.threads == [3]
     plain = stream_parts(monkeypatch, f"input={clip}", f"output={tmp_path}/out")
     assert (plain.stream["hooks"], plain.stream["short_side"], plain.threads) == ([], None, [])
-    assert (plain.stream["geometry"], plain.stream["encode_every"]) == (None, 1)
+    assert plain.stream["geometry"] is plain.stream["affine"] is None
+    assert plain.stream["encode_every"] == 1
     assert (plain.stream["resets"].cuts, plain.stream["resets"].max_gap_s) == (True, None)
 
 

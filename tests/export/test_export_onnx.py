@@ -50,11 +50,12 @@ def frames(height: int, width: int, num: int = 50) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def moving(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
-    """A student that carries tokens and depth along the motion, as the default recipe does."""
+    """A student that carries tokens and depth along the motion, as the default recipe does; and the affine."""
     spec = TemporalSpec(
         *(ScaleSpec(num_blocks=n, backend="reference", initial_gain=0.5, advect=n == 1) for n in (0, 1, 0, 2))
     )
-    return VideoMambaDepth(tiny_encoder, tiny_encoder.head, spec, motion=MotionSpec(), output=OutputSpec()).eval()
+    output = OutputSpec(affine=0.8)
+    return VideoMambaDepth(tiny_encoder, tiny_encoder.head, spec, motion=MotionSpec(), output=output).eval()
 
 
 @pytest.mark.slow

@@ -38,14 +38,14 @@ def without_code_generation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def build(tiny_encoder: DepthAnythingEncoder) -> Build:
-    """Streams of one student with all that the default recipe has."""
+    """Streams of one student with all that the default recipe has, and the affine."""
     spec = TemporalSpec(*(ScaleSpec(n, initial_gain=0.5, advect=n == 1) for n in (0, 1, 2, 1)))
 
     def make(flow: str = "dis", compiled: bool = False, **settings: Any) -> DepthStream:
         torch.manual_seed(0)
         motion = MotionSpec(flow, short_side=56)
         student = VideoMambaDepth(
-            copy.deepcopy(tiny_encoder), tiny_encoder.head, spec, motion=motion, output=OutputSpec()
+            copy.deepcopy(tiny_encoder), tiny_encoder.head, spec, motion=motion, output=OutputSpec(affine=0.8)
         )
         settings.setdefault("resets", ResetPolicy(max_gap_s=1.0))
         return DepthStream(student, device="cpu", compile=compiled, **settings)

@@ -65,10 +65,12 @@ class Operators(TorchDispatchMode):
 
 
 def build_stream(encoder: DepthAnythingEncoder, geometry: GeometrySpec | None = None) -> DepthStream:
-    """The default recipe: tokens and depth are carried along the motion; cuts and gaps are watched."""
+    """The default recipe and the affine: tokens and depth are carried along the motion; cuts and gaps are watched."""
     spec = TemporalSpec(*(ScaleSpec(n, backend="reference", initial_gain=0.5, advect=n == 1) for n in (0, 1, 2, 1)))
     motion = MotionSpec(short_side=56)
-    student = VideoMambaDepth(copy.deepcopy(encoder), encoder.head, spec, True, motion, OutputSpec(), geometry)
+    student = VideoMambaDepth(
+        copy.deepcopy(encoder), encoder.head, spec, True, motion, OutputSpec(affine=0.8), geometry
+    )
     return DepthStream(student, device="cpu", batch_size=2, resets=ResetPolicy(max_gap_s=1.0))
 
 
@@ -110,9 +112,10 @@ def test_a_frame_waits_for_nothing(fake_stream: DepthStream) -> None:
     assert is_finite.shape == ()
     assert not +calls.found
     assert not operators.crossings
-    # A bound, so that they do not creep up: a GPU needs about 5 µs for each that no graph covers.
+    # A bound, so that they do not creep up: a GPU needs about 5 µs for each that no graph covers. Measured without the
+    # affine, most of them of the flow: 7062 and 2035.
     has_geometry = fake_stream.model.geometry is not None
-    assert operators.launches - first <= (7200 if has_geometry else 2100)  # 7062 and 2035, of flow mostly
+    assert operators.launches - first <= (7340 if has_geometry else 2240)
 
 
 @pytest.mark.parametrize("name", ["item", "new_tensor"])

@@ -54,6 +54,10 @@ log = logging.getLogger(__name__)
 Sources = Callable[[EvaluateConfig, str, FlowEstimator], list[ClipSource]]
 
 
+_ADDED = {"geometry": partial(load_student, geometry=True), "affine": partial(load_student, affine=True)}
+"""What students may be scored with, too, by its key."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Clips, what scores them, and what is said about both in the report.
@@ -85,10 +89,12 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     teacher, students = None, dict[str, VideoMambaDepth]()
     if checkpoints:
         teacher, students = load_students(checkpoints, config.short_side)
-        if config.geometry:
-            corrected = {f"{name}+geometry": path for name, path in checkpoints.items()}
-            students |= {n: load_student(path, config.short_side, geometry=True) for n, path in corrected.items()}
-            checkpoints |= corrected
+        as_trained = dict(checkpoints)
+        for added, load in _ADDED.items():
+            if getattr(config, added):
+                extended = {f"{name}+{added}": path for name, path in as_trained.items()}
+                students |= {name: load(path, config.short_side) for name, path in extended.items()}
+                checkpoints |= extended
         if config.untrained:
             students |= load_untrained(checkpoints, students, config.short_side)
             checkpoints |= {name: checkpoints[name.removesuffix(UNTRAINED_SUFFIX)] for name in students}
@@ -101,26 +107,30 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     targets = target_methods(flow) if config.targets else []
     filters = filter_methods() if config.baselines else []
     if teacher is None:
+        if config.jitter:
+            raise UserError(
+                "jitter is that of a live teacher, recorded depth has none: name a checkpoint, or leave it out"
+            )
         reference = replace(recorded.pop(0), trained=False)
         methods = [reference, *filters, *targets, *recorded]
     else:
-        encoded = EncodedFrames(teacher)
+        encoded, jittering = EncodedFrames(teacher), config.jitter.of_method
+        average = partial(feature_average_method, teacher, flow, flow_name, device, dtype, encoded)
         of_student = {
             name: encoded if isinstance(model.encoder, Teacher) else EncodedFrames(model.encoder)
             for name, model in students.items()
         }
         methods = [
-            teacher_method(teacher, device, dtype, encoded),
+            jittering(teacher_method(teacher, device, dtype, encoded), teacher.head),
             *filters,
-            *(
-                [feature_average_method(teacher, flow, flow_name, device, dtype, encoded)]
-                if config.baselines and teacher.encodes
-                else []
-            ),
+            *([jittering(average(), teacher.head)] if config.baselines and teacher.encodes else []),
             *targets,
             *(
                 replace(
-                    student_method(name, checkpoints[name], model, memory, device, dtype, of_student[name], every),
+                    jittering(
+                        student_method(name, checkpoints[name], model, memory, device, dtype, of_student[name], every),
+                        model.head,
+                    ),
                     trained=not name.endswith(UNTRAINED_SUFFIX),
                 )
                 for name, model in students.items()
@@ -170,6 +180,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
             for prediction, first in predictions
         }
         or None,
+        "jitter": asdict(config.jitter) if config.jitter else None,
         "input": config.input,
         "published_protocol": config.protocol,
         "precision": str(dtype).removeprefix("torch."),
@@ -461,7 +472,11 @@ def load_untrained(
     frozen = {name: model for name, model in students.items() if model.encoder.frozen}
     return {
         f"{name}{UNTRAINED_SUFFIX}": load_student(
-            checkpoints[name], short_side, geometry=model.geometry is not None, untrained=True
+            checkpoints[name],
+            short_side,
+            geometry=model.geometry is not None,
+            affine=model.output is not None and model.output.affine > 0,
+            untrained=True,
         )
         for name, model in frozen.items()
         if not checkpoints[name].startswith(TEACHER_PREFIX)

@@ -43,6 +43,7 @@ def build_stream(config: StreamConfig) -> DepthStream | OfflineDepth:
         hooks=[KeyFrames(config.key_frames)] if config.key_frames.enabled else [],
         memory=config.memory,
         geometry=config.geometry,
+        affine=config.affine,
         encode_every=config.encode_every,
         compile=config.compile,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from videomamba_depth.configuration.schema import TeacherConfig
 from videomamba_depth.evaluation.datasets.rgbd import RgbdFormat
 from videomamba_depth.evaluation.datasets.worlds import WorldSet
 from videomamba_depth.evaluation.engine import Protocol
+from videomamba_depth.evaluation.jitter import TeacherJitter
 from videomamba_depth.evaluation.predictions import Prediction
 from videomamba_depth.evaluation.protocols import PROTOCOLS
 from videomamba_depth.flow.estimators import FlowSettings
@@ -43,6 +44,7 @@ class EvaluateConfig(Protocol):
     memory: list[float] = ranged(0, 1e6, open="low")
     encode_every: list[int] = ranged(1, 10_000)
     geometry: bool = False
+    affine: bool = False
     untrained: bool = False
     baselines: bool = True
     targets: bool
@@ -52,6 +54,7 @@ class EvaluateConfig(Protocol):
     output: str | None = path(None)
     name: str = file_name()
     cache: str | None = path(None)
+    jitter: TeacherJitter = field(default_factory=TeacherJitter)
     synthetic: WorldSet
     rgbd: RgbdFormat
     reference_flow: FlowSettings

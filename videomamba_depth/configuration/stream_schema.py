@@ -23,6 +23,7 @@ class StreamConfig(SourceSettings, SinkSettings):
     memory: float = ranged(0, 1e6, open="low")
     encode_every: int = ranged(1, 10_000, 1)
     geometry: bool | None = None
+    affine: bool | None = None
     offline: bool = False
     reset_at_cuts: bool
     max_gap_s: float | None = ranged(0, 1e9, None, open="low")
@@ -43,6 +44,7 @@ class StreamConfig(SourceSettings, SinkSettings):
             f"memory={self.memory:g}": self.memory != 1,
             f"encode_every={self.encode_every}": self.encode_every != 1,
             "compile=true": self.compile,
+            "affine=true": bool(self.affine),
         }
         if useless := [name for name, is_given in given.items() if is_given]:
             raise ValueError(f"offline=true runs the teacher, which has no state: leave out {', '.join(useless)}")

@@ -85,6 +85,7 @@ def student_method(
         weights, read_description(path), model.encoder.short_side, memory, str(dtype), device.type,
         *([] if model.geometry is None else [asdict(model.geometry.spec)]),
         *([] if encode_every == 1 else [encode_every]),
+        *([model.output.affine] if model.output is not None and model.output.affine else []),
         code_digest(__name__, load_student.__module__),
     )  # fmt: skip
     encode = encoded or EncodedFrames(model.encoder)

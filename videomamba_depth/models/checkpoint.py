@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from videomamba_depth import __version__
+from videomamba_depth.models.causal_affine import ON
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.geometry import GeometrySpec
@@ -73,7 +74,7 @@ def save_student(
     built_with = {
         "temporal": asdict(temporal),
         "motion": asdict(motion) if motion is not None else None,
-        "output": asdict(output) if output is not None else None,
+        "output": _described(output) if output is not None else None,
         **({"geometry": asdict(geometry)} if geometry is not None else {}),
         **({"encode_every": encode_every} if encode_every > 1 else {}),
     }
@@ -94,6 +95,10 @@ def save_student_like(
     about = {"encoder": encoder, "input_size": short_side, "manifest": MANIFEST, **(extra or {})}
     write_json(folder / STUDENT_JSON, {**description, "format": _FORMAT, "version": __version__, **about})
     write_manifest(folder)
+
+
+def _described(output: OutputSpec) -> dict[str, Any]:
+    return {name: value for name, value in asdict(output).items() if name != "affine" or value}
 
 
 def describe_encoder(encoder: Teacher, folder: str) -> dict[str, Any]:
@@ -153,6 +158,7 @@ def load_student(
     short_side: int | None = None,
     *,
     geometry: bool | None = None,
+    affine: bool | None = None,
     revision: str | None = None,
     untrained: bool = False,
 ) -> VideoMambaDepth:
@@ -166,15 +172,20 @@ def load_student(
         short_side: short side in px that frames are resized to; None: the checkpoint's (a teacher: the frame's own).
         geometry: whether the depth is corrected by parallax, see `Geometry`: None: as the student was trained; True:
             also where it was trained without, by the defaults of `GeometrySpec`: it needs no weights.
+        affine: whether global changes of scale and shift are undone before the carried output, see
+            `undo_global_change`; likewise, with the strength `ON`.
         revision: of the hub's repository: branch, tag or commit.
         untrained: as it was before training, always the same: to compare with. An encoder that learned is then random.
 
     Raises:
-        UserError: missing or damaged files, an encoder with other weights, or geometry for a student without flow.
+        UserError: missing or damaged files, an encoder with other weights, geometry for a student without flow, or
+            affine for one without a carried output.
     """
     if str(folder).startswith(TEACHER_PREFIX):
         if geometry:
             raise UserError(f"geometry=true follows the optical flow of a student; '{folder}' has none")
+        if affine:
+            raise UserError(f"affine=true compares with the carried output of a student; '{folder}' has none")
         return bare_teacher(open_teacher(str(folder).removeprefix(TEACHER_PREFIX), short_side=short_side))
     folder = student_folder(folder, revision)
     description = read_description(folder)
@@ -186,6 +197,11 @@ def load_student(
                 f"geometry=true follows the optical flow between frames; '{folder}' was trained without any"
             )
         description["geometry"] = asdict(GeometrySpec())
+    if affine and not description.get("output"):
+        raise UserError(f"affine=true compares with the carried output; '{folder}' was trained without one")
+    if affine is not None and description.get("output"):
+        strength = (description["output"].get("affine") or ON) if affine else 0.0
+        description["output"] = {**description["output"], "affine": strength}
     with _damaged(folder), torch.random.fork_rng(devices=[], enabled=untrained):
         if untrained:
             torch.manual_seed(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.models.causal_affine import remembering, undo_global_change
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.utils.flow_utils import warp_map
 from videomamba_depth.utils.settings import check_settings, ranged
@@ -28,12 +29,14 @@ class OutputSpec:
         coarse_gain: the same for what is coarser.
         outlier: a pixel whose innovation is this many times the frame's mean counts half as much in the estimate.
         hidden: channels of the small network that learns to adapt the gains; 0 leaves them fixed.
+        affine: share of a global change of scale and shift that is undone first, see `undo_global_change`; 0: none.
     """
 
     gain: float = ranged(0, 1, 0.95, open="both")
     coarse_gain: float = ranged(0, 1, 0.2, open="both")
     outlier: float = ranged(0, 1e6, 4.0, open="low")
     hidden: int = ranged(0, 1024, 8)
+    affine: float = ranged(0, 1, 0.0, open="high")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -50,11 +53,13 @@ class OutputRefiner(nn.Module):
     fixed, or of a small convolutional network that starts at the fixed ones and sees r in units of its own mean, so
     that the affine ambiguity of depth does not matter. 1 − a is halved where half a cell is crossed in one frame: what
     moves that fast brings little of its past along. A frame without a past passes unchanged.
+
+    metric: whether depth is in m, so that it has a scale alone.
     """
 
-    def __init__(self, spec: OutputSpec) -> None:
+    def __init__(self, spec: OutputSpec, metric: bool = False) -> None:
         super().__init__()
-        self.outlier = spec.outlier
+        self.outlier, self.affine, self.metric = spec.outlier, spec.affine, metric
         self.base_logits = [math.log(gain / (1.0 - gain)) for gain in (spec.coarse_gain, spec.gain)]
         self.gain_net: nn.Sequential | None = None
         if spec.hidden:
@@ -74,8 +79,9 @@ class OutputRefiner(nn.Module):
             estimate: `[B, 1, H, W]` carried, in float32 at least; not read for streams at frame 0.
             frame_index: `[B]` int64 of the first of the N frames.
             motion: None holds the estimate in place.
-            memory: > 0, multiplies the odds (1 − a) / a of the past; those of fine detail only below 1, since more
-                would blur edges. Above 1 it also multiplies the speed at which 1 − a is halved. 1: as trained.
+            memory: > 0, multiplies the odds (1 − a) / a of the past and those of `affine`; those of fine detail only
+                below 1, since more would blur edges. Above 1 it also multiplies the speed at which 1 − a is halved.
+                1: as trained.
 
         Returns:
             depth `[B, N, 1, H, W]` and the next estimate.
@@ -92,6 +98,8 @@ class OutputRefiner(nn.Module):
                     flow, trusted = motion.frame(t, size)
                     predicted, seen = warp_map(estimate, flow.to(x.dtype)), seen & trusted
                     speed = flow.square().sum(1, keepdim=True).sqrt().to(x.dtype)
+                if self.affine:
+                    x = undo_global_change(x, predicted, seen, remembering(self.affine, memory), self.metric)
                 estimate = self._step(x, predicted, seen, speed, memory)
                 frames.append(estimate)
         return torch.stack(frames, 1), estimate

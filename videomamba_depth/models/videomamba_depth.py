@@ -23,6 +23,7 @@ from videomamba_depth.models.head_depth import DepthHead
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
+from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import describe, is_out_of_memory
 from videomamba_depth.utils.images import check_axes, check_rgb
 
@@ -106,7 +107,8 @@ class VideoMambaDepth(nn.Module):
         self.head.freeze_unused()
         channels = encoder.channels
         self.motion = MotionEstimator(motion) if motion is not None else None
-        self.output = OutputRefiner(output) if output is not None else None
+        metric = encoder.depth_kind is DepthKind.METRIC
+        self.output = OutputRefiner(output, metric) if output is not None else None
         if geometry is not None and motion is None:
             raise ValueError("geometry follows the flow between frames: a student without motion has none")
         self.encode_every = check_encode_every(encode_every, motion is not None)
@@ -118,6 +120,7 @@ class VideoMambaDepth(nn.Module):
         parts = [temporal.signature(channels)]
         parts += [f"motion at {motion.short_side} px"] if motion is not None else []
         parts += ["carried output"] if output is not None else []
+        parts += [f"affine {output.affine:g}"] if output is not None and output.affine else []
         parts += [self.geometry.signature] if self.geometry is not None else []
         self.signature = "; ".join(parts) or "frame by frame"
         self.depth_kind = encoder.depth_kind

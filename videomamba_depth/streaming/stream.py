@@ -54,7 +54,8 @@ class DepthStream:
         resets: when a stream is reset by itself; None: never.
         hooks: called around every frame, in this order, `resets` before them; they belong to this stream alone.
         memory: how long the stream remembers, relative to the student's training: 2 is steadier, 0.5 reacts faster.
-        geometry: whether depth is corrected by parallax, see `load_student`; with a model at hand, as that was built.
+        geometry, affine: whether depth is corrected by parallax, and global changes of its scale and shift are undone,
+            see `load_student`; with a model at hand, as that was built.
         encode_every: the encoder, the most of a frame's time, sees every so many-th frame, and at once where a picture
             has moved far or is cut; the others get its features along the flow, see `FeaturePropagation`. 1: all of
             them. Not with other hooks than `resets`, nor with `compile`.
@@ -80,6 +81,7 @@ class DepthStream:
         hooks: Sequence[StreamHook] = (),
         memory: float = 1.0,
         geometry: bool | None = None,
+        affine: bool | None = None,
         encode_every: int = 1,
         compile: bool = False,
         revision: str | None = None,
@@ -94,7 +96,7 @@ class DepthStream:
         self.batch_size, self.resolution, self.resets = batch_size, resolution, resets
         self.model: VideoMambaDepth
         if isinstance(checkpoint, str | Path):
-            self.model = load_student(checkpoint, short_side, geometry=geometry, revision=revision)
+            self.model = load_student(checkpoint, short_side, geometry=geometry, affine=affine, revision=revision)
         elif isinstance(checkpoint, VideoMambaDepth):
             self.model = checkpoint
         else:
