@@ -104,6 +104,17 @@ def test_geometry_of_the_student(tmp_path: Path, tiny_teacher_folder: str) -> No
         trainer_of(tmp_path, tiny_teacher_folder, "model.geometry={}", "model.flow=null", "model.output=null")
 
 
+def test_frames_that_are_not_encoded(tmp_path: Path, tiny_teacher_folder: str) -> None:
+    made = trainer_of(tmp_path, tiny_teacher_folder, "model.encode_every=5")
+    assert made.student.encode_every == 5
+    assert any(name.startswith("propagation.update.") for name in made._trainable)
+    plain = trainer_of(tmp_path, tiny_teacher_folder).student
+    assert plain.encode_every == 1
+    assert not [name for name in plain.state_dict() if name.startswith("propagation.")]
+    with pytest.raises(UserError, match="a student without flow has none"):
+        trainer_of(tmp_path, tiny_teacher_folder, "model.encode_every=2", "model.flow=null")
+
+
 @pytest.mark.parametrize("form", ["innovation", "plain"])
 def test_student(tmp_path: Path, tiny_teacher_folder: str, form: str) -> None:
     scales = {

@@ -9,7 +9,7 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.training.labeller import Chunk
 from videomamba_depth.training.objective import ChunkTarget, Objective
-from videomamba_depth.training.restarts import draw_restarts, restart
+from videomamba_depth.training.restarts import draw_encode_every, draw_restarts, restart
 from videomamba_depth.training.trainer_state import Carry, Position
 
 SIZE = (28, 42)
@@ -25,6 +25,14 @@ def test_draws_depend_on_position_seed_and_rank_alone() -> None:
     assert not draw_restarts(1.0, 0, Position(3, 0), 0, 4).any()  # states are new there anyway
     assert not draw_restarts(0.0, 0, Position(3, 2), 0, 4).any()
     assert draw_restarts(1.0, 0, Position(3, 2), 0, 4).all()
+
+
+def test_how_many_frames_are_encoded_is_drawn_alike_for_each_batch_of_clips() -> None:
+    drawn = [draw_encode_every(4, 0, batch) for batch in range(100)]
+    assert drawn == [draw_encode_every(4, 0, batch) for batch in range(100)]
+    assert drawn != [draw_encode_every(4, 1, batch) for batch in range(100)]
+    assert all(15 <= drawn.count(every) <= 35 for every in (1, 2, 3, 4))
+    assert draw_encode_every(1, 0, 7) == 1
 
 
 def test_a_restarted_stream_is_new_and_the_other_goes_on(tiny_encoder: DepthAnythingEncoder) -> None:

@@ -262,9 +262,11 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         config = _with_whole_frames(config, encoder)
     _check_scale(config, encoder, teacher)
     temporal, motion = config.model.temporal(), config.model.flow
-    output, geometry = config.model.output, config.model.geometry
+    output, geometry, every = config.model.output, config.model.geometry, config.model.encode_every
     with building("model"):
-        student = VideoMambaDepth(encoder, origin.head, temporal, config.model.train_head, motion, output, geometry)
+        student = VideoMambaDepth(
+            encoder, origin.head, temporal, config.model.train_head, motion, output, geometry, every
+        )
         student.to(ranks.device).train()
     if config.data.labels is not None and isinstance(encoder, DepthAnythingEncoder):
         teacher = encoder  # labels nothing, and has the student's kind of depth
@@ -361,7 +363,8 @@ def student_writer(
 
     def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
         model, size = config.model, config.data.transform.short_side
-        save_student(folder, weights, temporal, encoder, size, {"step": step}, model.flow, model.output, model.geometry)
+        parts = (model.flow, model.output, model.geometry, model.encode_every)
+        save_student(folder, weights, temporal, encoder, size, {"step": step}, *parts)
         write_json(folder / CONFIG_JSON, resolved)
         if labelled_by is not None:
             write_json(folder / LABELS_JSON, asdict(labelled_by))

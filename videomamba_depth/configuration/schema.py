@@ -74,6 +74,7 @@ class ModelConfig:
     train_head: bool
     flow: MotionSpec | None
     output: OutputSpec | None
+    encode_every: int = ranged(1, 1000, 1)
     geometry: GeometrySpec | None = None
     scale: ScaleSpec
     s0: ScaleSpec = like("scale")

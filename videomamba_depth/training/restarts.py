@@ -1,4 +1,4 @@
-"""Random restarts of single streams at chunk borders: the student meets new states in the middle of a scene."""
+"""What is drawn: how many frames of a clip are encoded, and which streams are restarted in the middle of a scene."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 from videomamba_depth.training.labeller import Chunk
 from videomamba_depth.training.trainer_state import Carry, Position
 
-# Keeps these draws apart from those about batches and items.
+# Keep these draws apart from one another and from those about batches and items.
 _RESTART_STREAM = 0x5EED_0FF5
+_ENCODING_STREAM = 0x5EED_0E7C
 
 
 def draw_restarts(probability: float, seed: int, position: Position, rank: int, batch_size: int) -> Tensor:
@@ -22,6 +23,14 @@ def draw_restarts(probability: float, seed: int, position: Position, rank: int, 
         return torch.zeros(batch_size, dtype=torch.bool)
     rng = np.random.default_rng((_RESTART_STREAM, seed, position.batch, position.frame, rank))
     return torch.from_numpy(rng.random(batch_size) < probability)
+
+
+def draw_encode_every(longest: int, seed: int, batch: int) -> int:
+    """Return of how many frames of a batch of clips one is encoded, 1 to `longest`: a pure function of its arguments.
+
+    Alike on all ranks, so that their steps take alike.
+    """
+    return int(np.random.default_rng((_ENCODING_STREAM, seed, batch)).integers(1, longest + 1))
 
 
 def restart(carry: Carry, chunk: Chunk, streams: Tensor) -> tuple[Carry, Chunk]:

@@ -25,7 +25,7 @@ from videomamba_depth.training.labeller import LabelledClip, Labeller
 from videomamba_depth.training.objective import Objective
 from videomamba_depth.training.prefetch import LabelledClips
 from videomamba_depth.training.preview import preview_picture, write_picture
-from videomamba_depth.training.restarts import draw_restarts, restart
+from videomamba_depth.training.restarts import draw_encode_every, draw_restarts, restart
 from videomamba_depth.training.run_folder import RunFolder, RunLog
 from videomamba_depth.training.schedule import WeightAverage, warmup_cosine
 from videomamba_depth.training.settings import OptimSettings, TrainerSettings
@@ -94,7 +94,8 @@ class Trainer:
         if settings.compile:
             self._forward = torch.compile(student)  # type: ignore[assignment]
         if ranks.world_size > 1:
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
+            idle = student.encode_every > 1  # the correction of features rests where every frame is encoded
+            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False, find_unused_parameters=idle)
         self.step = 0
         self._position, self._carry = Position(), Carry()
         self._clip: LabelledClip | None = None
@@ -207,12 +208,16 @@ class Trainer:
         # 2. Its next frames. Some streams are reset, as in use; the position alone says which: resuming stays exact.
         streams = draw_restarts(settings.reset_probability, settings.seed, position, ranks.rank, batch_size)
         self._carry, chunk = restart(self._carry, clip.chunk(start, stop), streams)
+        states = self._carry.states
+        if states is None and self.student.encode_every > 1:
+            every = draw_encode_every(self.student.encode_every, settings.seed, position.batch)
+            states = self.student.init_states(batch_size, (clip.rgb.shape[-2], clip.rgb.shape[-1]), encode_every=every)
         defer = not is_last and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if defer else nullcontext():  # type: ignore[operator]
             # 3. Depth [B, n, 1, H, W] of the chunk's n frames, from the state that the chunk before has left.
             with self.labeller.autocast(ranks.device):
                 depth, states, summaries = self._forward(
-                    chunk.rgb, self._carry.states, features=chunk.features, motion=chunk.motion
+                    chunk.rgb, states, features=chunk.features, motion=chunk.motion
                 )
             # 4. The losses, as sums and counts. Every mean runs over the valid elements of all ranks, so that a rank
             #    with few of them does not count as much as one with many; DDP divides gradients by the ranks' number.
