@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from streaming import small_models
+from random_models import build_encoder, build_student
 from torch import Tensor
 
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     # A stream freezes its model, so the one that trains is another.
-    student, learner = (build_student(args.form).to(args.device) for _ in range(2))
+    student, learner = (build(args.form).to(args.device) for _ in range(2))
     student.encoder.short_side = learner.encoder.short_side = args.size
     print(f"{platform.machine()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}")
     print(f"{args.form} form, {args.size}x{args.size} px, {args.dtype}, training on chunks of {args.chunk} frames\n")
@@ -57,15 +57,14 @@ def main() -> None:
         print(f"| {name} | {cell(plain)} | {cell(fused)} | {min(plain) / min(fused):.2f} |", flush=True)
 
 
-def build_student(form: str) -> VideoMambaDepth:
+def build(form: str) -> VideoMambaDepth:
     """Return a student of Small size with the temporal stacks of configs/model/plain_stack.yaml or plain.yaml."""
-    _, encoder = small_models(None)
     spec = TemporalSpec()
     if form == "plain":
         fine = ScaleSpec(1, "plain", d_state=8)
         coarse = ScaleSpec(2, "plain", d_state=16, expand=2)
         spec = TemporalSpec(fine, fine, coarse, coarse)
-    return VideoMambaDepth(encoder, encoder.head, spec).eval()
+    return build_student(build_encoder("small"), spec, moves=False, refines=False, train_head=True)
 
 
 def frame_call(student: VideoMambaDepth, size: int, dtype: str) -> Call:

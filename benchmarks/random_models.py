@@ -65,19 +65,21 @@ def build_student(
     *,
     moves: bool = True,
     refines: bool = True,
+    train_head: bool = False,
     geometry: GeometrySpec | None = None,
     variant: str | None = None,
 ) -> VideoMambaDepth:
     """Return a student, the recommended recipe by default.
 
     Args:
-        moves: it has flow. refines: its output is carried. variant: of a VideoMamba in place of the teacher's encoder.
+        moves: it has flow. refines: its output is carried. train_head: the decoder learns too.
+        variant: of a VideoMamba in place of the teacher's encoder.
     """
     own: DepthAnythingEncoder | VideoMambaEncoder = encoder
     if variant is not None:
         own = VideoMambaEncoder.from_spec(VideoMambaSpec(variant), encoder.channels, encoder.depth_kind)
     flow, output = MotionSpec() if moves else None, OutputSpec() if refines else None
-    student = VideoMambaDepth(own, encoder.head, temporal, False, flow, output, geometry)
+    student = VideoMambaDepth(own, encoder.head, temporal, train_head, flow, output, geometry)
     return student.to(encoder.mean.device).eval()
 
 

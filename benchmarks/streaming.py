@@ -1,254 +1,286 @@
-"""Speed of a stream: the student beside the bare teacher, frame by frame in turn in one process.
+"""Speed of a stream: the recommended recipe beside its bare teacher, and where a frame's time goes.
 
-    python benchmarks/streaming.py --dtype bfloat16                    # a Small-sized encoder with random weights
-    python benchmarks/streaming.py --encoder t                         # a VideoMamba in the student, beside it
-    python benchmarks/streaming.py --parts                             # what each part of the student costs
-    python benchmarks/streaming.py --checkpoint runs/x/last --sizes 266 --video clip.mp4
+    python benchmarks/streaming.py --sizes 266 518                     # Small-sized encoder with random weights
+    python benchmarks/streaming.py --encoder t --sizes 224             # a VideoMamba in the student, beside it
+    python benchmarks/streaming.py --checkpoint embedded --sizes 112 --video clip.mp4     # also from file to file
 
-Per size a table: latency of a frame (p50, p95, p99) of the teacher, of the student and of its stages (encode, temporal
-part, decode), the ratio of the medians, and frames per second. With `--parts` instead: a whole streamed frame of the
-teacher, of a student with the temporal part alone, with motion as well, with the output refiner as well, and of the
-optical flow by itself. With `--video`, also from file to file, over what the
-model alone does on the same frames. Random weights serve for timing: nothing here depends on the values.
+Per size a table of whole frames, pixels to depth, of all models in turn in one process: milliseconds, and the ratio of
+each frame to the teacher's just before it, median and quartiles; then each part's share of a frame. With `--video`,
+also from a file to a side by side video and a frame log, one stage after the other. On a CPU with one thread (the
+default) times are CPU times, which other work on the machine changes least; else wall times. Random weights serve for
+timing: nothing here depends on the values.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from statistics import median, quantiles
+from typing import Any
+from unittest.mock import patch
 
+import cv2
 import numpy as np
 import torch
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+import transformers
+from random_models import SIZES, build_encoder, build_student
 
-from videomamba_depth.data.video.reader import Frame
+from videomamba_depth import __version__
+from videomamba_depth.data.video.reader import Frame, VideoWriter
 from videomamba_depth.models.checkpoint import bare_teacher, load_student, load_teacher
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.encoder_video_mamba import VARIANTS, VideoMambaEncoder, VideoMambaSpec
-from videomamba_depth.models.motion import MotionSpec
-from videomamba_depth.models.output_refiner import OutputSpec
-from videomamba_depth.models.temporal_mamba import TemporalSpec
+from videomamba_depth.models.encoder_da import Teacher
+from videomamba_depth.models.encoder_video_mamba import VARIANTS
+from videomamba_depth.models.geometry import Geometry, GeometrySpec
+from videomamba_depth.models.motion import MotionEstimator
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.depth_frame import DepthFrame
 from videomamba_depth.streaming.pipeline import run_pipeline
-from videomamba_depth.streaming.sinks.video import FramePainter, VideoSink
+from videomamba_depth.streaming.resets import ResetPolicy
+from videomamba_depth.streaming.sinks.video import FrameLog, FramePainter, VideoSink
 from videomamba_depth.streaming.sources.files import FileSource
 from videomamba_depth.streaming.stream import DepthStream
-from videomamba_depth.streaming.timing import StageTimes
 from videomamba_depth.utils.color import ColorSettings, DepthColors
-from videomamba_depth.utils.device import autocast
+from videomamba_depth.utils.device import use_threads
 
-_PATCH = 14
-
-T = TypeVar("T")
-
-
-@dataclass
-class Row:
-    """Latencies of one thing that is measured."""
-
-    name: str
-    times: StageTimes = field(default_factory=StageTimes)
-
-    def record(self) -> dict[str, float | str]:
-        """Return what is reported, in ms."""
-        p50, p95, p99 = self.times.percentiles_ms()
-        return {"what": self.name, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "frames_per_s": 1000 / max(p50, 1e-9)}
-
-
-def small_models(variant: str | None) -> tuple[VideoMambaDepth, DepthAnythingEncoder]:
-    """Return a student and a teacher of the size of Depth Anything V2 Small, random weights.
-
-    The student's encoder is the teacher's, or a VideoMamba of `variant`.
-    """
-    torch.manual_seed(0)
-    backbone = Dinov2Config(
-        hidden_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        image_size=518,
-        patch_size=_PATCH,
-        out_indices=[3, 6, 9, 12],
-        apply_layernorm=True,
-        reshape_hidden_states=False,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        reassemble_hidden_size=384,
-        patch_size=_PATCH,
-        neck_hidden_sizes=[48, 96, 192, 384],
-        fusion_hidden_size=64,
-        head_hidden_size=32,
-    )
-    encoder = DepthAnythingEncoder(DepthAnythingForDepthEstimation(config).eval(), "random Small-sized encoder")
-    own: DepthAnythingEncoder | VideoMambaEncoder = encoder
-    if variant is not None:
-        own = VideoMambaEncoder.from_spec(VideoMambaSpec(variant), encoder.channels, encoder.depth_kind)
-    return VideoMambaDepth(own, encoder.head, TemporalSpec()).eval(), encoder
+NETWORK = ("encoder", "temporal stacks", "decoder", "carried output")
+"""The parts of a frame that have weights."""
 
 
 def main() -> None:
     """Measure and print."""
-    arguments = _parse()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.checkpoint:
-        student = load_student(arguments.checkpoint)
+    options = _parse()
+    found = measure(options)
+    print_results(found)
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `main` prints, as plain values."""
+    use_threads(options.threads)
+    clock = _Clock(options.device, options.threads)
+    models = _models(options)
+    found: dict[str, Any] = {"about": _about(options, clock), "frames": [], "parts": []}
+    for size in options.sizes:
+        streams = {}
+        for name, model in models.items():
+            model.encoder.short_side = size
+            settings = {"device": options.device, "precision": options.dtype, "resolution": "model"}
+            streams[name] = DepthStream(model, resets=ResetPolicy(), **settings)
+        frames = _random_frames(size, options.aspect, streams["teacher"].model.encoder.patch_size)
+        found["frames"] += _in_turn(streams, frames, size, options, clock)
+        found["parts"] += [_shares(name, stream, frames, size, options, clock) for name, stream in streams.items()]
+    if options.video:
+        found["end_to_end"] = _end_to_end(models, options, clock)
+    found["peak_mb"] = _peak_mb(options.device)
+    return found
+
+
+def _models(options: argparse.Namespace) -> dict[str, VideoMambaDepth]:
+    """Return the bare teacher and its students, by name."""
+    if options.checkpoint:
+        student = load_student(options.checkpoint)
         own = student.encoder
-        encoder = own if isinstance(own, DepthAnythingEncoder) else load_teacher(arguments.checkpoint)
-    else:
-        student, encoder = small_models(arguments.encoder)
-    teacher = bare_teacher(encoder)
-    results: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
-    for size in arguments.sizes:
-        student.encoder.short_side = encoder.short_side = size
-        measure = _measure_parts if arguments.parts else _measure_models
-        rows = measure(student, teacher, size, arguments)
-        results[f"size_{size}"] = [row.record() for row in rows]
-        _print_table(f"{size} px, {arguments.dtype}, {arguments.device}", rows)
-    if arguments.video:
-        student.encoder.short_side = arguments.sizes[0]
-        results["end_to_end"] = _measure_end_to_end(student, arguments)
-    results["peak_mb"] = _peak_mb(arguments.device)
-    print(f"peak memory of the process: {results['peak_mb']:.0f} MB")
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def _measure_models(
-    student: VideoMambaDepth, teacher: VideoMambaDepth, size: int, arguments: argparse.Namespace
-) -> list[Row]:
-    """Time teacher and student in turn, frame by frame, so that whatever else the machine does hits both alike."""
-    options = {"device": arguments.device, "precision": arguments.dtype, "resolution": "model"}
-    streams = [DepthStream(teacher, **options), DepthStream(student, **options)]
-    names = ("teacher", "student", "  encode", "  temporal part", "  decode")
-    rows = [Row(name) for name in names]
-    frames = _random_frames(size, arguments.aspect)
-    for index in range(-arguments.warm_up, arguments.frames):
-        frame = next(frames)
-        for row, stream in zip(rows, streams, strict=False):
-            _timed(row, index, streams[0].device, partial(stream.step, frame))
-        _time_stages(rows[2:], index, streams[1], frame)
-    return rows
-
-
-def _measure_parts(
-    student: VideoMambaDepth, teacher: VideoMambaDepth, size: int, arguments: argparse.Namespace
-) -> list[Row]:
-    """Time whole frames of the teacher and of students with one part more each, and the flow, in turn."""
-    encoder, head = student.encoder, student.head
-    moving = VideoMambaDepth(encoder, head, TemporalSpec(), motion=MotionSpec()).eval()
-    refining = VideoMambaDepth(encoder, head, TemporalSpec(), motion=MotionSpec(), output=OutputSpec()).eval()
-    still = VideoMambaDepth(encoder, head, TemporalSpec(), output=OutputSpec()).eval()
-    models = {
-        "teacher": teacher,
-        "+ temporal": student,
-        "+ motion": moving,
-        "+ output": refining,
-        "output, still": still,
+        encoder = own if isinstance(own, Teacher) else load_teacher(options.checkpoint)
+        models = {"teacher": bare_teacher(encoder), "student": student}
+        if student.motion is not None:
+            models["student + geometry"] = load_student(options.checkpoint, geometry=True)
+        return models
+    random = build_encoder(options.size)
+    return {
+        "teacher": bare_teacher(random),
+        "recipe": build_student(random, variant=options.encoder),
+        "recipe + geometry": build_student(random, geometry=GeometrySpec(), variant=options.encoder),
     }
-    options = {"device": arguments.device, "precision": arguments.dtype, "resolution": "model"}
-    streams = {name: DepthStream(model, **options) for name, model in models.items()}
-    rows = {name: Row(name) for name in (*models, "flow alone")}
-    frames = _random_frames(size, arguments.aspect)
-    for index in range(-arguments.warm_up, arguments.frames):
-        frame = next(frames)
+
+
+class _Clock:
+    """Reads milliseconds; `kind` says which."""
+
+    def __init__(self, device: str, threads: int | None) -> None:
+        self._waits = device.startswith("cuda")
+        self.kind = "CPU time" if device == "cpu" and threads == 1 else "wall time"
+        self._seconds = time.process_time if self.kind == "CPU time" else time.perf_counter
+
+    def __call__(self) -> float:
+        if self._waits:
+            torch.cuda.synchronize()
+        return 1e3 * self._seconds()
+
+
+def _in_turn(
+    streams: dict[str, DepthStream], frames: list[np.ndarray], size: int, options: argparse.Namespace, clock: _Clock
+) -> list[dict[str, Any]]:
+    """Time whole frames of all streams in turn, so that whatever else the machine does hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in streams}
+    for index in range(-options.warm_up, options.frames):
         for name, stream in streams.items():
-            _timed(rows[name], index, stream.device, partial(stream.step, frame))
-        rgb = torch.from_numpy(frame).to(arguments.device).permute(2, 0, 1)[None, None].float() / 255
-        states = streams["+ motion"].states
-        assert states is not None
-        assert moving.motion is not None
-        estimate = partial(moving.motion, rgb, states.maps["frame"])
-        _timed(rows["flow alone"], index, streams["teacher"].device, estimate)
-    return list(rows.values())
+            start = clock()
+            stream.step(frames[index % len(frames)])
+            if index >= 0:
+                times[name].append(clock() - start)
+    return [
+        {"size": size, "model": name, "ms": median(values), "over_teacher": _over(values, times["teacher"])}
+        for name, values in times.items()
+    ]
 
 
-@torch.inference_mode()
-def _time_stages(rows: list[Row], index: int, stream: DepthStream, frame: np.ndarray) -> None:
-    rgb = torch.from_numpy(frame).to(stream.device).permute(2, 0, 1)[None].float() / 255
-    clip, size, model, states = rgb.unsqueeze(1), (rgb.shape[-2], rgb.shape[-1]), stream.model, stream.states
-    assert states is not None
-    with autocast(stream.device, stream.dtype):
-        motion = None if model.motion is None else model.motion(clip, states.maps["frame"])[0]
-        features = _timed(rows[0], index, stream.device, lambda: model.encode(clip))
-
-        def refine() -> dict[str, torch.Tensor]:
-            stepped = {
-                name: scale(features[name], states.frame_index, states.layers[name], motion, states.memory)[0]
-                for name, scale in model.temporal.items()
-            }
-            return {name: x.squeeze(1) for name, x in {**features, **stepped}.items()}
-
-        refined = _timed(rows[1], index, stream.device, refine)
-        _timed(rows[2], index, stream.device, lambda: model.head(refined, size))
+def _over(times: list[float], base: list[float]) -> list[float]:
+    """Return the quartiles of the ratios, frame by frame."""
+    return quantiles([x / y for x, y in zip(times, base, strict=True)], n=4, method="inclusive")
 
 
-def _timed(row: Row, index: int, device: torch.device, call: Callable[[], T]) -> T:
-    """Run `call` and note its time, unless `index` is negative (warm-up)."""
-    start = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    if index >= 0:
-        row.times.add(time.perf_counter() - start)
-    return result
+def _shares(
+    name: str,
+    stream: DepthStream,
+    frames: list[np.ndarray],
+    size: int,
+    options: argparse.Namespace,
+    clock: _Clock,
+) -> dict[str, Any]:
+    """Return each part's mean share of a frame."""
+    with parts_timed(stream, clock) as parts:
+        for index in range(max(2, options.frames // 4)):
+            stream.step(frames[index % len(frames)])
+    return {"size": size, "model": name, "shares": _as_shares(parts)}
 
 
-def _measure_end_to_end(student: VideoMambaDepth, arguments: argparse.Namespace) -> dict[str, float]:
-    """Stream a file to a file, and the same frames from memory to nowhere, in turn; compare frames per second."""
-    stream = DepthStream(student, device=arguments.device, precision=arguments.dtype)
-    source = FileSource(arguments.video, max_frames=arguments.frames)
-    decoded = [frame.rgb for frame in source]
-    stream.step(decoded[0])
-    alone_s, whole_s, serial_s = [], [], []
-    for _ in range(arguments.repeats):
-        start = time.perf_counter()
-        for rgb in decoded:
-            stream.step(rgb)
-        alone_s.append(time.perf_counter() - start)
-        whole_s.append(_file_to_file(stream, source, overlap=True))
-        serial_s.append(_file_to_file(stream, source, overlap=False))
-    fps = {
-        name: len(decoded) / float(np.median(seconds))
-        for name, seconds in (("model_only", alone_s), ("end_to_end", whole_s), ("one_after_the_other", serial_s))
-    }
-    ratio = fps["end_to_end"] / fps["model_only"]
-    height, width = decoded[0].shape[:2]
-    print(f"\n{Path(arguments.video).name}, {width}x{height}, {len(decoded)} frames, H.264 side by side")
-    print(
-        f"frames/s: model alone {fps['model_only']:.2f}, file to file {fps['end_to_end']:.2f} ({ratio:.0%}),"
-        f" without overlap {fps['one_after_the_other']:.2f}"
-    )
-    return {**fps, "end_to_end_over_model_only": ratio}
+def _as_shares(parts: dict[str, float]) -> dict[str, float]:
+    whole = sum(parts.values())
+    return {part: ms / whole for part, ms in sorted(parts.items(), key=lambda item: -item[1])}
 
 
-def _file_to_file(stream: DepthStream, source: FileSource, overlap: bool) -> float:
-    def infer(frame: Frame) -> DepthFrame:
-        depth = stream.step(frame.rgb)
-        return DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth)
+@contextmanager
+def parts_timed(stream: DepthStream, clock: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Yield a dictionary that holds, by part, the time that a stream spends in it and in no part within it."""
+    spent: dict[str, float] = defaultdict(float)
+    within: list[float] = []
+
+    def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            start = clock()
+            within.append(0.0)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                took = clock() - start
+                spent[part] += took - within.pop()
+                if within:
+                    within[-1] += took
+
+        return wrapped
+
+    model = stream.model
+    owners: list[tuple[Any, str, str]] = [
+        (model.encoder, "fit", "resize"),
+        (model.encoder, "normalize", "resize"),
+        (model.encoder, "encode_pixels", "encoder"),
+        (MotionEstimator, "__call__", "flow"),
+        (Geometry, "__call__", "geometry"),
+        *((scale, "forward", "temporal stacks") for scale in model.temporal.values()),
+        (model.head, "forward", "decoder"),
+        *([(model.output, "forward", "carried output")] if model.output is not None else []),
+        *((hook, "before_frame", "cut test") for hook in stream.hooks),
+        (stream, "step", "upload, download, checks"),
+        (FramePainter, "__call__", "color"),
+        (VideoWriter, "write", "encode video"),
+        (FrameLog, "write", "frame log"),
+    ]
+    with ExitStack() as patches:
+        for owner, name, part in owners:
+            patches.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        yield spent
+
+
+def _end_to_end(models: dict[str, VideoMambaDepth], options: argparse.Namespace, clock: _Clock) -> list[dict[str, Any]]:
+    """Stream a file to a file, all models in turn: ms per frame, over the teacher, and each part's share."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    parts: dict[str, dict[str, float]] = {}
+    source = FileSource(options.video, max_frames=options.frames_of_video)
+    for model in models.values():
+        model.encoder.short_side = options.sizes[0]
+    for _ in range(options.repeats):
+        for name, model in models.items():
+            stream = DepthStream(model, device=options.device, precision=options.dtype, resets=ResetPolicy())
+            with parts_timed(stream, clock) as spent:
+                whole, num_frames = _file_to_file(stream, source, clock)
+            spent["decode, close files"] = whole - sum(spent.values())
+            times[name].append(whole / num_frames)
+            parts[name] = dict(spent)
+    first = next(iter(source)).rgb.shape
+    return [
+        {
+            "video": f"{first[1]}x{first[0]}",
+            "model": name,
+            "ms": median(values),
+            "over_teacher": _over(values * 2, times["teacher"] * 2),
+            "shares": _as_shares(parts[name]),
+            "network": sum(_as_shares(parts[name]).get(part, 0.0) for part in NETWORK),
+        }
+        for name, values in times.items()
+    ]
+
+
+def _file_to_file(stream: DepthStream, source: FileSource, clock: _Clock) -> tuple[float, int]:
+    """Return the milliseconds of a whole run, and its number of frames."""
+
+    def infer(frames: Iterable[Frame]) -> Iterator[DepthFrame]:
+        for frame in frames:
+            depth = stream.step(frame.rgb, frame.timestamp_s)
+            yield DepthFrame(frame.index, frame.pts, frame.time_base, frame.rgb, depth, stream.reset_reasons[0])
 
     with tempfile.TemporaryDirectory() as folder:
         painter = FramePainter(DepthColors(stream.depth_kind, ColorSettings()))
-        sink = VideoSink(Path(folder) / "out.mp4", painter, source.fps)
-        return run_pipeline(source, partial(map, infer), [sink], overlap=overlap).wall_s
+        sinks = [VideoSink(Path(folder) / "out.mp4", painter, source.fps), FrameLog(Path(folder) / "out.jsonl")]
+        start = clock()
+        report = run_pipeline(source, infer, sinks, overlap=False)
+        return clock() - start, report.num_frames
 
 
-def _random_frames(size: int, aspect: float) -> Iterator[np.ndarray]:
-    """Yield frames of the size that the model works in, a few in turn."""
-    width = max(_PATCH, round(size * aspect / _PATCH) * _PATCH)
+def _random_frames(size: int, aspect: float, patch_px: int) -> list[np.ndarray]:
+    """Return a few frames of the size that the model works in."""
+    width = max(patch_px, round(size * aspect / patch_px) * patch_px)
     rng = np.random.default_rng(0)
-    pool = [rng.integers(0, 256, (size, width, 3), np.uint8) for _ in range(4)]
-    while True:
-        yield from pool
+    return [rng.integers(0, 256, (size, width, 3), np.uint8) for _ in range(4)]
+
+
+def _about(options: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
+    """Return machine, date, versions and settings."""
+    return {
+        "machine": torch.cuda.get_device_name() if options.device.startswith("cuda") else cpu_name(),
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "videomamba_depth": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "opencv": cv2.__version__,
+        "threads": torch.get_num_threads(),
+        "precision": options.dtype,
+        "clock": clock.kind,
+        "frames": options.frames,
+        "models": options.checkpoint or f"{options.size}-sized encoder, random weights",
+    }
+
+
+def cpu_name() -> str:
+    """Return the name of the CPU, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _peak_mb(device: str) -> float:
@@ -257,32 +289,49 @@ def _peak_mb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _print_table(title: str, rows: list[Row]) -> None:
-    print(f"\n{title}\n{'':16} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'frames/s':>9} {'over teacher':>13}")
-    teacher_ms = float(rows[0].record()["p50_ms"])
-    for row in rows:
-        record = row.record()
-        ratio = float(record["p50_ms"]) / teacher_ms
-        numbers = " ".join(f"{record[key]:8.1f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
-        print(f"{row.name:16} {numbers} {record['frames_per_s']:9.2f} {ratio:13.3f}")
+def print_results(found: dict[str, Any]) -> None:
+    """Print as tables of plain text."""
+    print(", ".join(f"{key} {value}" for key, value in found["about"].items()))
+    for rows, what in ((found["frames"], "size"), (found.get("end_to_end", []), "video")):
+        if rows:
+            print(
+                f"\n{'px' if what == 'size' else 'file to file':16}{'':22}{'ms':>9}{'frames/s':>10}  over the teacher"
+            )
+        for row in rows:
+            low, middle, high = row["over_teacher"]
+            print(
+                f"{row[what]!s:16}{row['model']:22}{row['ms']:9.1f}{1000 / row['ms']:10.2f}"
+                f"  {middle:.3f} ({low:.3f} to {high:.3f})"
+                + (f"  network {row['network']:.0%}" if "network" in row else "")
+            )
+    for row in (*found["parts"], *found.get("end_to_end", [])):
+        shares = ", ".join(f"{part} {share:.1%}" for part, share in row["shares"].items())
+        print(f"\n{row.get('size', row.get('video'))} {row['model']}: {shares}")
+    print(f"\npeak memory of the process: {found['peak_mb']:.0f} MB")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--checkpoint", help="a student's folder; default: random weights")
+    found.add_argument("--size", choices=tuple(SIZES), default="small", help="of the encoder with random weights")
+    found.add_argument("--encoder", choices=tuple(VARIANTS), help="without a checkpoint: VideoMamba in the student")
+    found.add_argument("--sizes", type=int, nargs="+", default=[266, 518], help="short sides in px")
+    found.add_argument("--aspect", type=float, default=1.0, help="width over height of the frames")
+    found.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--threads", type=int, default=1, help="CPU threads")
+    found.add_argument("--frames", type=int, default=24, help="frames that are timed")
+    found.add_argument("--warm-up", type=int, default=2, help="frames before them")
+    found.add_argument("--video", type=Path, help="also time this file to a file, at the first of the sizes")
+    found.add_argument("--frames-of-video", type=int, default=60, help="from its beginning")
+    found.add_argument("--repeats", type=int, default=3, help="of the file to file run")
+    found.add_argument("--output", type=Path, help="JSON file for the results")
+    return found
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="a student's folder; default: random weights of Small size")
-    parser.add_argument("--encoder", choices=tuple(VARIANTS), help="without a checkpoint: VideoMamba in the student")
-    parser.add_argument("--parts", action="store_true", help="time the student part by part instead")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[266, 392, 518], help="short sides in px")
-    parser.add_argument("--aspect", type=float, default=1.0, help="width over height of the frames")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--frames", type=int, default=40, help="frames that are timed")
-    parser.add_argument("--warm-up", type=int, default=3, help="frames before them")
-    parser.add_argument("--video", help="also time this file to a file, at the first of the sizes")
-    parser.add_argument("--repeats", type=int, default=3, help="of the file to file run")
-    parser.add_argument("--output", help="JSON file for the results")
-    return parser.parse_args()
+    return parser().parse_args()
 
 
 if __name__ == "__main__":

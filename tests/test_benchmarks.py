@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu  # noqa: E402
+import page  # noqa: E402
 import random_models  # noqa: E402
+import streaming  # noqa: E402
 from gpu_bench import Bench  # noqa: E402
 
 from videomamba_depth.configuration.cli import load_config  # noqa: E402
@@ -62,3 +64,36 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     assert gpu.main() == 2
     assert "--dry-run" in capsys.readouterr().err
+
+
+def test_streams_are_timed_in_turn_and_part_by_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, clip = tmp_path / "found.json", ROOT / page.CLIP
+    short = ["--size", "tiny", "--sizes", "28", "--frames", "2", "--warm-up", "1", "--repeats", "1", "--device", "cpu"]
+    given = [*short, "--video", str(clip), "--frames-of-video", "2", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["streaming.py", *given])
+    streaming.main()
+    found = json.loads(output.read_text())
+    assert [row["model"] for row in found["frames"]] == ["teacher", "recipe", "recipe + geometry"]
+    assert found["frames"][0]["over_teacher"] == [1.0, 1.0, 1.0]
+    for row in (*found["parts"], *found["end_to_end"]):
+        assert sum(row["shares"].values()) == pytest.approx(1)
+        assert ("flow" in row["shares"], "geometry" in row["shares"]) == (
+            row["model"] != "teacher",
+            "geo" in row["model"],
+        )
+    assert {"encode video", "decode, close files", "color", "resize"} <= found["end_to_end"][1]["shares"].keys()
+    assert "recipe + geometry" in capsys.readouterr().out
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(page.RESULTS)
+    about = {"device": "a GPU", "date": "2026-01-01", "torch": "2.11"}
+    check = {"what": "flow", "error": 2.0, "most": 1.0, "ok": False}
+    found = {"about": about, "checks": [check], "failed": {"scan": "why"}, "left_out": ["late"]}
+    (tmp_path / "gpu.json").write_text(json.dumps(found))
+    text = page.page(tmp_path)
+    for words in ("a GPU, 2026-01-01, torch 2.11.", "0 of 1 checks", "not right: flow", "failed: scan: why", "late"):
+        assert words in text
+    assert "| FlashDepth | 2044x1148 | 24 |" in text

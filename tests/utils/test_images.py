@@ -17,7 +17,7 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder, VideoMambaSpec
 from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.depth_kind import DepthKind
-from videomamba_depth.utils.images import _shrink_rows, shrink_images
+from videomamba_depth.utils.images import _shrink_rows, shrink_images, unit_images
 
 PATCH = 14
 
@@ -125,6 +125,12 @@ def test_dtypes_stay() -> None:
         small = shrink_images(image.to(dtype) / 255, (20, 30))
         assert small.dtype == dtype
         assert (small.double() * 255 - shrink_images(image, (20, 30)).double()).abs().max() < 0.8
+
+
+@pytest.mark.parametrize("size", [(20, 30), (20, 80), (40, 60), (50, 70)])
+def test_bytes_become_the_same_floats(size: tuple[int, int]) -> None:
+    image = torch.from_numpy(picture(40, 60)).permute(2, 0, 1).unsqueeze(0)
+    assert torch.equal(unit_images(image, size), shrink_images(image.float() / 255, size))
 
 
 def stripes(size: tuple[int, int]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from videomamba_depth.models.teacher_files import (
 )
 from videomamba_depth.utils.checkpoint import hash_tensors
 from videomamba_depth.utils.depth_kind import DepthKind, require_model_kind
-from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images, shrinks
+from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb, shrink_images, shrinks, unit_images
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
@@ -96,9 +96,13 @@ class FrameEncoder(nn.Module):
         """Return frames `[B, 3, H, W]` in [0, 1] no larger than the model sees them; what fits is returned as it is.
 
         Args:
+            rgb: in [0, 1], or uint8.
             size: (H, W) px that the model sees them at; None: `input_resolution`.
         """
-        return shrink_images(rgb.to(self.mean.dtype), size or self.input_resolution(rgb.shape[-2], rgb.shape[-1]))
+        size = size or self.input_resolution(rgb.shape[-2], rgb.shape[-1])
+        if rgb.dtype == torch.uint8:
+            return unit_images(rgb, size).to(self.mean.dtype)
+        return shrink_images(rgb.to(self.mean.dtype), size)
 
     def encode_frame(
         self, rgb: Tensor, *, checked: bool = False, size: tuple[int, int] | None = None

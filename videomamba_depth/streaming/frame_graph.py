@@ -56,7 +56,7 @@ class FrameStep(nn.Module):
             features = self.model.encode(clip, checked=True, size=size)
             cuts = torch.zeros_like(gaps)
             if self.resets is not None:
-                cuts = self.resets.find_cuts(kept, rgb, features["s3"].squeeze(1))
+                cuts = self.resets.find_cuts(kept, clip.squeeze(1), features["s3"].squeeze(1))
             states = states.reset(cuts | gaps)
             depth, states, _ = self.model(clip, states, features=features, out_size=self.out_size)
         depth, after = depth.squeeze(1).float(), states.tensors()

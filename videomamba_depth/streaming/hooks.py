@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from videomamba_depth.models.depth_state import DepthState
@@ -17,13 +18,14 @@ class NextFrame:
     """What a hook sees before the model does.
 
     Attributes:
-        rgb: `[B, 3, H, W]` in [0, 1].
+        rgb: `[B, 3, H, W]` in [0, 1], no larger than the model sees it.
         features: `[B, C, h, w]`, coarsest features of the frozen encoder.
         timestamps_s: of each stream's frame; None: unknown.
         before: the state after the frame before.
         reset_reasons: why each stream starts anew here, "" where it goes on; what resets one says so.
         cuts: `[B]` bool on the device, streams that are reset at a cut; None: nobody looked. Nobody waits for it while
             the frame is on its way.
+        given: the frames at their own size, in [0, 1] or uint8; None: `rgb` is that.
     """
 
     rgb: Tensor
@@ -32,6 +34,13 @@ class NextFrame:
     before: DepthState
     reset_reasons: list[str]
     cuts: Tensor | None = None
+    given: Tensor | None = None
+
+    @property
+    def whole(self) -> Tensor:
+        """The frames in [0, 1] at their own size."""
+        given = self.rgb if self.given is None else self.given
+        return given.float().div_(255) if given.dtype == torch.uint8 else given
 
 
 class StreamHook:

@@ -202,9 +202,8 @@ class DepthStream:
         times = None if timestamp_s is None else _checked_times([timestamp_s] * batch, batch)
         with self._undone_by_errors():
             pixels = self._upload(torch.from_numpy(np.ascontiguousarray(frame)))
-            rgb = pixels.reshape(batch, *frame.shape[-3:]).permute(0, 3, 1, 2).float().div_(255)
             before = self._states
-            depth, is_finite = self._advance(rgb, times)
+            depth, is_finite = self._advance(pixels.reshape(batch, *frame.shape[-3:]).permute(0, 3, 1, 2), times)
             shown = self._download(depth[:, 0].reshape(*frame.shape[:-3], *depth.shape[-2:]))
             self._check_depth(is_finite, before)
         return shown.numpy()
@@ -248,6 +247,8 @@ class DepthStream:
     def _advance(self, rgb: Tensor, timestamps_s: Sequence[float] | None) -> tuple[Tensor, Tensor]:
         """Take in the next frames, see `step_tensor`: depth, and whether all of it is finite, both on the device.
 
+        They may be uint8 too: then only what the model sees of them becomes floats.
+
         Between these frames and that depth nothing waits for the device, but for key frames, flow on the CPU
         and decisions about whom to encode.
         """
@@ -265,10 +266,11 @@ class DepthStream:
         with autocast(self.device, self.dtype):
             clip = self.model.fit(rgb.unsqueeze(1), model_size)
             before = self._start(image_size) if self._states is None else self._states
-            observed = self._observe(clip, rgb, before, timestamps_s, model_size) if self.encode_every > 1 else None
+            observed = self._observe(clip, before, timestamps_s, model_size) if self.encode_every > 1 else None
             features = self.model.encode(clip, checked=True, size=model_size) if observed is None else observed.features
             reasons = ["" if has_past else "start" for has_past in self._has_past]
-            frame, states = NextFrame(rgb, features["s3"].squeeze(1), timestamps_s, before, reasons), before
+            seen, coarse = clip.squeeze(1), features["s3"].squeeze(1)
+            frame, states = NextFrame(seen, coarse, timestamps_s, before, reasons, given=rgb), before
             for hook in self.hooks:
                 states = hook.before_frame(frame, states)
             depth, states, _ = self.model(clip, states, features=features, observed=observed, out_size=out_size)
@@ -283,19 +285,19 @@ class DepthStream:
     def _observe(
         self,
         clip: Tensor,
-        rgb: Tensor,
         states: DepthState,
         timestamps_s: Sequence[float] | None,
         model_size: tuple[int, int],
     ) -> Observation:
-        """Encode the frames `rgb`, `clip` as the model sees them, of those streams whose turn it is."""
-        must_encode = None if self.resets is None else self.resets.may_reset(rgb, timestamps_s)
+        """Encode the frames, `clip` as the model sees them, of those streams whose turn it is."""
+        must_encode = None if self.resets is None else self.resets.may_reset(clip.squeeze(1), timestamps_s)
         return self.model.observe(clip, states, size=model_size, must_encode=must_encode)
 
     def _replay(
         self, rgb: Tensor, timestamps_s: Sequence[float] | None, states: DepthState, out_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Do what `_advance` does, in one graph."""
+        rgb = rgb.float().div_(255) if rgb.dtype == torch.uint8 else rgb
         if self._graph is None or self._graph.image_size != states.image_size:
             step = FrameStep(self.model, states, self.resets, out_size, self.dtype)
             self._graph = FrameGraph(step, rgb, states)

@@ -90,10 +90,25 @@ def shrink_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if not shrinks((images.shape[-2], images.shape[-1]), size):
         return images
-    levels = images if images.dtype == torch.uint8 else images.float().mul(255).round_()
-    rows = _shrink_rows(levels.to(torch.uint8) if images.device.type == "cpu" else levels, size[1]).float()
-    small = F.interpolate(rows, size, mode="bicubic", antialias=True).clamp_(0, 255)
-    return small.round_().to(torch.uint8) if images.dtype == torch.uint8 else (small / 255).to(images.dtype)
+    if images.dtype == torch.uint8:
+        return _shrink_levels(images, size).round_().to(torch.uint8)
+    return (_shrink_levels(images.float().mul(255).round_(), size) / 255).to(images.dtype)
+
+
+def unit_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return uint8 images `[B, C, H, W]` as float32 in [0, 1], at `size` where a side shrinks.
+
+    The same to the bit as `shrink_images(images / 255, size)`; large images are never floats.
+    """
+    if not shrinks((images.shape[-2], images.shape[-1]), size):
+        return images.float().div_(255)
+    return _shrink_levels(images, size).div_(255)
+
+
+def _shrink_levels(levels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return whole levels from 0 to 255, of any type, at `size` as float32."""
+    rows = _shrink_rows(levels.to(torch.uint8) if levels.device.type == "cpu" else levels.float(), size[1]).float()
+    return F.interpolate(rows, size, mode="bicubic", antialias=True).clamp_(0, 255)
 
 
 def _shrink_rows(levels: Tensor, width: int) -> Tensor:

@@ -79,6 +79,8 @@ class VideoWriter:
         self._target = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial") if atomic else self.path
         self._container: Any = self._open(fragmented)
         self._stream = self._add_stream(codec, rate, crf, preset)
+        # One for all frames: new memory for each takes longer to get than to fill.
+        self._picture = av.VideoFrame(size[0] + size[0] % 2, size[1] + size[1] % 2, "rgb24")
 
     def write(self, rgb: np.ndarray, pts: int | None = None) -> None:
         """Append one frame.
@@ -98,9 +100,15 @@ class VideoWriter:
         if self._last_pts is not None and pts <= self._last_pts:
             raise ValueError(f"pts must increase from frame to frame; got {pts} after {self._last_pts}")
         self._last_pts = pts
-        padded = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") if (height | width) % 2 else rgb
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        plane = self._picture.planes[0]
+        pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # [height, bytes of a line]
+        pixels[:height, : 3 * width] = rgb.reshape(height, 3 * width)
+        if width % 2:
+            pixels[:height, 3 * width : 3 * width + 3] = rgb[:, -1]
+        pixels[height:] = pixels[height - 1]
+        frame = self._picture.reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
         frame.pts, frame.time_base = pts + self._shift, self.time_base
         self._mux(self._stream.encode(frame))
         self.num_frames += 1

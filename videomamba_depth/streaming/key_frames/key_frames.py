@@ -165,7 +165,7 @@ class KeyFrames(StreamHook):
             self._leave_all(frame.before)
         descriptor = descriptor_of(frame.features, self._settings.grid)
         nearest = self._nearest(descriptor)
-        kept.appearance = Appearance(descriptor, _thumbnail(frame.rgb), frame.rgb.new_zeros(0))
+        kept.appearance = Appearance(descriptor, _thumbnail(frame.whole), frame.rgb.new_zeros(0))
         if nearest is not None and nearest.left and kept.decision["similarity"] >= self._settings.enter:
             kept.ring = tuple(replace(key, left=key.left and key is not nearest) for key in kept.ring)
             kept.anchor, kept.blended = nearest.number, 0
