@@ -171,8 +171,8 @@ def check_training(bench: Bench) -> None:
         gradients = [p.grad.flatten().cpu() for p in student.parameters() if p.grad is not None]
         results.append((float(loss.detach()), torch.cat(gradients)))
     (expected, wanted), (loss, gradient) = results
-    bench.check("training step: loss beside the CPU's", abs(loss / expected - 1), 1e-3)
-    bench.check("training step: gradient beside the CPU's", relative_rms(gradient, wanted), 1e-2)
+    bench.check("training step: loss beside the CPU's", abs(loss / expected - 1), 2e-3)
+    bench.check("training step: gradient beside the CPU's", relative_rms(gradient, wanted), 3e-2)
 
 
 def training_loss(student: VideoMambaDepth, clip: Tensor, flow: FlowEstimator, precision: torch.dtype) -> Tensor:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", Path(__file__).parent / "results"
 CLIP = "videomamba_depth/assets/clip.mp4"
 RUNS = {  # file of results: arguments of benchmarks/streaming.py
-    "small.json": ["--sizes", "266", "518", "--frames", "12"],
+    "small.json": ["--sizes", "266", "518", "--frames", "8"],
     "embedded.json": ["--checkpoint", "embedded", "--sizes", "112", "--video", CLIP],
 }
 HEAD = """# Benchmarks

@@ -56,7 +56,7 @@ def build_encoder(size: str = "small", device: str = "cpu") -> DepthAnythingEnco
     with torch.device(device):
         model = DepthAnythingForDepthEstimation(config)
     torch.nn.init.constant_(model.head.conv3.bias, 3.0)  # away from the dead side of the ReLU
-    return DepthAnythingEncoder(model.eval(), f"random {size} encoder")
+    return DepthAnythingEncoder(model.eval(), f"random {size} encoder").to(device)
 
 
 def build_student(

@@ -104,12 +104,19 @@ class DISFlow:
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """Estimate source → target: [K,3,H,W] in [0,1] (H, W ≥ 16) → [K,2,H,W] float32 px."""
         _check_pair(source, target, DIS_MIN_SIZE_PX)
-        flows = [
-            torch.from_numpy(self._dis().calc(a, b, None)).permute(2, 0, 1)
-            for a, b in zip(_luma8(source), _luma8(target), strict=True)
-        ]
-        stacked = torch.stack(flows) if flows else torch.zeros(0, 2, *source.shape[-2:])
-        return stacked.float().to(source.device)
+        return self._estimate(_luma8(source), _luma8(target), source)
+
+    def both_ways(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate source → target and target → source, each as `__call__` does."""
+        _check_pair(source, target, DIS_MIN_SIZE_PX)
+        a, b = _luma8(source), _luma8(target)
+        return self._estimate(a, b, source), self._estimate(b, a, source)
+
+    def _estimate(self, source: list[np.ndarray], target: list[np.ndarray], like: Tensor) -> Tensor:
+        pairs = zip(source, target, strict=True)
+        flows = [torch.from_numpy(self._dis().calc(a, b, None)).permute(2, 0, 1) for a, b in pairs]
+        stacked = torch.stack(flows) if flows else torch.zeros(0, 2, *like.shape[-2:])
+        return stacked.float().to(like.device)
 
     def _dis(self) -> Any:
         """Return a new estimator: used again, it gives other flow on some sizes (OpenCV 5.0, 28×42 px)."""
