@@ -1,6 +1,7 @@
 """Everything that a CUDA GPU has to show, in under eight minutes: is it right, then how fast, in one table.
 
     python benchmarks/gpu.py --output gpu.json
+    PYTHONPATH=.:kernels python benchmarks/gpu.py --output gpu.json     # of a checkout that is not installed
     python benchmarks/gpu.py --dry-run                # every line of it on a CPU, at tiny sizes: no numbers to quote
 
 Needs PyTorch, Triton, transformers and OpenCV; no video, no network, no compiler. What is checked first, against the

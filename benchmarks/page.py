@@ -61,7 +61,7 @@ def _streams(found: dict[str, Any], arguments: list[str]) -> str:
     lines = [
         f"## Streams on a CPU: {about['models']}\n",
         f"`python benchmarks/streaming.py {' '.join(arguments)}`\n",
-        _where(about) + f" {about['clock'].capitalize()} of whole frames, pixels to depth, {about['threads']} thread,"
+        _where(about) + f" Whole frames, pixels to depth, in {about['clock']}, {about['threads']} thread,"
         f" {about['precision']}, all models in turn; load of the machine {about['load']}. Ratios are to the teacher's"
         " frame just before: median (quartiles).\n",
         "| px | model | ms | over the teacher |\n|---|---|---|---|",
