@@ -75,14 +75,14 @@ def teacher(inv_depth: Tensor) -> Tensor:
 
 
 def run(
-    seen: Walk, depth: Tensor, spec: GeometrySpec = SPEC, kind: DepthKind = DepthKind.METRIC
+    seen: Walk, depth: Tensor, spec: GeometrySpec = SPEC, kind: DepthKind = DepthKind.METRIC, clip: Tensor = BLACK
 ) -> tuple[Tensor, list[Camera], Tensor]:
     """Return corrected depth, the camera of every frame, and its poses [N,3,4]."""
     geometry = Geometry(spec, kind, FLOW)
     maps, index = geometry.new_maps(1, (H, W), "cpu"), torch.zeros(1, dtype=torch.int64)
     frames, cameras, poses = [], list[Camera](), []
     for t in range(depth.shape[1]):
-        frame, maps = geometry(depth[:, t : t + 1], BLACK[:, :1], maps, index + t, seen.motion.chunk(t, t + 1))
+        frame, maps = geometry(depth[:, t : t + 1], clip[:, t : t + 1], maps, index + t, seen.motion.chunk(t, t + 1))
         frames.append(frame)
         poses.append(maps[CAMERAS][0, 0])
         cameras += cameras_of(DepthState({}, index, {}, "", (H, W), maps), kind)
@@ -214,6 +214,14 @@ def test_a_shot_that_fades_in_does_not_keep_what_its_dark_frames_looked_like(kin
         assert cameras[-1].evidence > 0.8
         ends.append(right[:, -4:])
     torch.testing.assert_close(*ends, rtol=0.02, atol=0.0)
+
+
+def test_nothing_is_believed_while_the_picture_brightens() -> None:
+    seen = walk()
+    light = (torch.arange(N) / 10).clamp(max=1).view(1, N, 1, 1, 1).expand_as(BLACK)
+    _, cameras, _ = run(seen, 1 / teacher(seen.inv_depth), clip=light)
+    assert max(camera.evidence for camera in cameras[:10]) == 0
+    assert cameras[-1].evidence > 0.8
 
 
 def test_white_noise_is_no_scene() -> None:

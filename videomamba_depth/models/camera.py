@@ -49,7 +49,7 @@ def cameras_of(states: DepthState, depth_kind: DepthKind) -> list[Camera]:
     scale = states.image_size[1] / states.maps[FLOW].shape[-1]
     cameras = []
     for pose, values in zip(poses, scenes, strict=True):
-        unit, _, evidence, noise_px, focal_px, lost = values  # see `Scene`
+        unit, _, evidence, noise_px, focal_px, lost, _ = values  # see `Scene`
         rotation = pose[:, :3].T
         position = -rotation @ pose[:, 3] / (unit if depth_kind is DepthKind.METRIC else 1.0)
         cameras.append(Camera(rotation, position, focal_px * scale, evidence, noise_px, bool(lost)))

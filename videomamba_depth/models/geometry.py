@@ -51,6 +51,11 @@ NOISE, NOISE_AT_PX = (0.04, 0.08), 3.0
 LOST_PX = 2.0  # noise from which on the tracks fit no camera
 MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
 TRACKED = (0.4, 0.6)  # share of the points with a track, in some past frame: nothing believed, all believed
+FADING = (
+    0.03,
+    0.1,
+)  # change of the logarithm of mean luma in one frame: all believed, nothing: the decoder's depth changes with it
+MIN_LUMA = 1 / 255
 EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
 SLOW_FALL = 0.7  # share of it by which evidence falls more slowly where only parallax is missing
 STILL_PX = (0.15, 0.5)  # median motion since the last frame: of a picture that stands, of one that moves
@@ -100,7 +105,7 @@ class Geometry:
         depth    [B,1+S,h,w]  corrected inverse depth of the last frame and the key frames, in the scene's unit
         cameras  [B,2+S,3,4]  their poses, world to camera, and that of the frame before the last one
         known    [B,1,gh,gw]  information about the log inverse depth of the last frame on the grid
-        scene    [B,1,1,6]    see `Scene`
+        scene    [B,1,1,7]    see `Scene`
     """
 
     def __init__(self, spec: GeometrySpec, depth_kind: DepthKind, flow: FlowEstimator) -> None:
@@ -219,7 +224,9 @@ class Geometry:
         noise = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
         ratio = (turning.clamp(min=MIN_NOISE_PX) / noise).log().masked_fill(~counted, 0.0).amax(1)
         tracked = _rise(few.trust.mean(-1).amax(1), *TRACKED)
-        rigid = (1 - _rise(relative, *NOISE)) * (1 - wrong) * tracked * ~lost
+        brightness = light.mean((1, 2, 3))
+        fading = _rise((brightness.clamp(min=MIN_LUMA) / scene.light.clamp(min=MIN_LUMA)).log().abs(), *FADING)
+        rigid = (1 - _rise(relative, *NOISE)) * (1 - wrong) * tracked * (1 - fading) * ~lost
         evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * rigid * ~is_first
         # Less parallax says little against what has been shown, a picture that stands nothing; a wrong model does.
         fall = EVIDENCE_STEP * (1 - rigid * (still + (1 - still) * SLOW_FALL))
@@ -237,7 +244,7 @@ class Geometry:
         inner, outer = (_from_grid(correction, v, (height, width), rows, columns) for v in (base, full))
         log_change = _4d(evidence) * outer
         change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * full * torch.expm1(log_change)
-        scene = Scene(unit, shift, evidence, overall, view.focal_px, lost.to(x.dtype))
+        scene = Scene(unit, shift, evidence, overall, view.focal_px, lost.to(x.dtype), brightness)
         after = self._after(state, base * inner.exp(), light, chained, trust, pose, index, lost)
         known = known.view_as(confidence)
         return change, {**after, "known": known, "scene": torch.stack(scene, -1)[:, None, None]}
@@ -319,7 +326,7 @@ class Scene(NamedTuple):
 
     unit: mean inverse depth, in the decoder's unit, when parallax was first believed. shift: of the decoder's, in it.
     evidence: of parallax, 0 to 1. noise_px: of the tracks about the scene. focal_px: at the flow's size. lost: 1 where
-    the tracks fit no camera, and geometry starts again from this frame.
+    the tracks fit no camera, and geometry starts again from this frame. light: mean luma of the last frame.
     """
 
     unit: Tensor
@@ -328,6 +335,7 @@ class Scene(NamedTuple):
     noise_px: Tensor
     focal_px: Tensor
     lost: Tensor
+    light: Tensor
 
 
 _NAME = "geometry."
