@@ -40,6 +40,7 @@ from videomamba_depth.models.small_depth_anything import (
 from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.arguments import path_argument, positive, whole
 from videomamba_depth.utils.atomic import replacing
+from videomamba_depth.utils.checkpoint import write_manifest
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.lock import exclusive
 from videomamba_depth.utils.logger import configure_logging
@@ -233,6 +234,7 @@ def write_model_card(folder: Path, report: dict[str, dict[str, float]], args: ar
         parameters=f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.2f}",
         megabytes=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.2f}",
         hours=f"{run.spent_s / 3600:.1f}",
+        drawn_stills=num_stills_at(args.steps, args),
         native_size=NATIVE_SIZE,
         still_size=f"{STILL_SIZE[0]}×{STILL_SIZE[1]}",
         held_out_seed=HELD_OUT_SEEDS,
@@ -252,7 +254,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-stills", type=whole(1), default=60_000, help="training scenes, one still of each")
     parser.add_argument("--first-stills", type=whole(1), default=1_500, help="stills that the first step draws from")
     parser.add_argument("--stills-per-step", type=positive, default=1.5, help="stills by which that number grows")
-    parser.add_argument("--steps", type=whole(1), default=50_000)
+    parser.add_argument("--steps", type=whole(1), default=28_000)
     parser.add_argument("--early-steps", type=whole(0), default=EARLY_STEPS, help="steps with small pictures")
     parser.add_argument("--batch-size", type=whole(1), default=16)
     parser.add_argument("--patch-size", type=whole(4, 32), default=10, help="in px")
@@ -295,6 +297,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         run = train(stills, renderers, args)
     save_small_depth_anything(run.average, args.output)
+    write_manifest(args.output)
     report = _evaluate(args.output, args.evaluation_frames)
     write_model_card(args.output, report, args, run)
     log.info("saved %s; held out, per frame: %s", args.output, json.dumps(report))

@@ -10,10 +10,9 @@ from transformers import DepthAnythingForDepthEstimation
 from videomamba_depth.data.synthetic import WorldConfig, iter_video
 from videomamba_depth.evaluation.metrics.accuracy import accuracy
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.small_depth_anything import NATIVE_SIZE
 from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.depth_kind import DepthKind
-
-NATIVE_SIZE = 112
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +22,10 @@ def teacher() -> DepthAnythingEncoder:
 
 def test_it_is_small_half_precision_and_documented() -> None:
     weights = EMBEDDED_TEACHER / "model.safetensors"
-    assert weights.stat().st_size <= 8_000_000
+    assert weights.stat().st_size <= 16_000_000
     model = DepthAnythingForDepthEstimation.from_pretrained(EMBEDDED_TEACHER, dtype="auto")
     assert {p.dtype for p in model.parameters()} == {torch.float16}
-    assert 3e6 < sum(p.numel() for p in model.parameters()) < 4e6
+    assert sum(p.numel() for p in model.parameters()) < 8e6
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert model.config.depth_estimation_type == "relative"
     preprocessing = json.loads((EMBEDDED_TEACHER / "preprocessor_config.json").read_text())
@@ -34,7 +33,7 @@ def test_it_is_small_half_precision_and_documented() -> None:
     assert "Apache-2.0" in (EMBEDDED_TEACHER / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("family", "max_depth_m", "limit"), [("rooms", 20.0, 0.22), ("courtyard", 30.0, 0.30)])
+@pytest.mark.parametrize(("family", "max_depth_m", "limit"), [("rooms", 20.0, 0.19), ("courtyard", 30.0, 0.21)])
 def test_it_sees_depth_in_scenes_that_it_never_saw(
     teacher: DepthAnythingEncoder, family: str, max_depth_m: float, limit: float
 ) -> None:
@@ -48,7 +47,7 @@ def test_it_sees_depth_in_scenes_that_it_never_saw(
         report = accuracy(values, depth_m, depth_kind=DepthKind.RELATIVE, max_depth_m=max_depth_m)
         return report["per_frame"]["abs_rel"]
 
-    assert (prediction > 0).float().mean() > 0.95, "the last ReLU is alive"
+    assert (prediction > 0).float().mean() > 0.8, "the last ReLU is alive; the sky may be 0"
     assert score(prediction) < limit
     # The same maps on other frames are worth less: it looks at the picture. Measured on the courtyard: 0.187, 0.247.
     assert score(prediction) < 0.85 * score(prediction.roll(1, 0))
@@ -59,7 +58,7 @@ def test_it_works_at_the_resolutions_of_its_training(teacher: DepthAnythingEncod
     rgb = torch.from_numpy(frame.rgb).permute(2, 0, 1)[None].float() / 255
     maps = [
         DepthAnythingEncoder.from_pretrained("embedded", short_side=size).predict_depth(rgb).flatten()
-        for size in (98, 112, 126)
+        for size in (100, 110, 130)
     ]
     correlation = torch.corrcoef(torch.stack(maps))
     assert correlation.min() > 0.9

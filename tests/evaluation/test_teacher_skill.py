@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from videomamba_depth.evaluation.teacher_skill import baseline, mean_skill, picture_skill, skill_on_worlds
+from videomamba_depth.models.small_depth_anything import NATIVE_SIZE
 from videomamba_depth.utils.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_teacher.py"
@@ -96,7 +97,7 @@ def test_the_command_measures_a_teacher_on_a_folder(
     assert 0 < scores["abs_rel"] < 1.5
     assert report["named"] == report["known"] == report["mine"]
     assert f"| mine | embedded | {scores['abs_rel']:.3f} |" in capsys.readouterr().out
-    assert script.native_size("embedded") == 112
+    assert script.native_size("embedded") == NATIVE_SIZE
     for wrong, message in (
         ("unknown:/nowhere", "a layout of vda"),
         (own, "is no data set"),
