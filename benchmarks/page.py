@@ -107,7 +107,7 @@ def _gpu(found: dict[str, Any] | None) -> str:
     for check in found["checks"]:
         if not check["ok"]:
             lines.append(f"- not right: {check['what']}: {check['error']:.1e}, at most {check['most']:.0e}")
-    lines += [f"- failed: {name}: {why}" for name, why in found["failed"].items()]
+    lines += [f"- failed: {name}: {reason}" for name, reason in found["failed"].items()]
     lines += [f"- left out for want of time: {name}" for name in found["left_out"]]
     return "\n".join(lines) + f"\n\n```text\n{gpu.table({**found, 'peers': []}).strip()}\n```\n"
 
