@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import encode_every  # noqa: E402
 import gpu  # noqa: E402
 import page  # noqa: E402
 import random_models  # noqa: E402
@@ -97,3 +98,10 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     for words in ("a GPU, 2026-01-01, torch 2.11.", "0 of 1 checks", "not right: flow", "failed: scan: why", "late"):
         assert words in text
     assert "| FlashDepth | 2044x1148 | 24 |" in text
+
+
+def test_frames_that_are_not_encoded_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    encode_every.main(["--model", "tiny", "--sizes", "56", "--rounds", "1", "--learned"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    counts = {line[1]: line[-1] for line in lines if line and line[0] == "every"}
+    assert counts == {"1": "4", "2": "2", "4": "1"}
