@@ -2,6 +2,7 @@
 
     videomamba-depth train experiment=demo                                  # built-in worlds, minutes on a CPU
     videomamba-depth train teacher=depth_anything_v2 data=video_folder data.root=videos name=mine
+    videomamba-depth train experiment=adapt data.root=clip.mp4              # a student for this video alone
     videomamba-depth train name=short trainer.steps=500 trainer.device=cpu  # single keys
 
 The student goes to runs/NAME/last, the log beside it. Stop it at any time: the same command continues.
@@ -10,16 +11,20 @@ The student goes to runs/NAME/last, the log beside it. Stop it at any time: the 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from videomamba_depth.configuration.build import build_trainer
 from videomamba_depth.configuration.cli import hydra_entry, sweep_folder
+from videomamba_depth.configuration.offline_labels import write_offline_labels
 from videomamba_depth.configuration.old_keys import upgraded_values
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.sampling import loader_errors
+from videomamba_depth.data.video.find import is_list
 from videomamba_depth.training.distributed import only_deterministic, start_ranks, stop_ranks
 from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.device import use_threads
@@ -44,6 +49,8 @@ def main(config: TrainConfig) -> None:
                     stack.enter_context(run.locked())
                     run.check_config(resolved, partial(upgraded_values, schema=TrainConfig))
                     run.write_config(resolved)
+                    if config.data.offline_labels:
+                        write_offline_labels(config, ranks.device)
             trainer = build_trainer(config, ranks, run, resolved)
             with only_deterministic(config.trainer.deterministic), loader_errors():
                 finished = trainer.fit()
@@ -52,6 +59,10 @@ def main(config: TrainConfig) -> None:
     if not finished:
         sys.exit(STOPPED_STATUS)
     log.info("student: %s", run.last)
+    root = config.data.root
+    if root is not None and Path(root).expanduser().is_file() and not is_list(root):
+        words = ("python", "inference_streaming.py", f"checkpoint={run.last}", f"input={root}", "output=out/")
+        log.info("stream the video with it: %s", shlex.join(words))
 
 
 def run() -> None:

@@ -34,7 +34,14 @@ from videomamba_depth.data.transforms import cover_size, resize_depth, resize_im
 from videomamba_depth.data.video.find import hash_source
 from videomamba_depth.data.video.reader import probe_video, read_frames, read_image
 from videomamba_depth.flow.estimators import FlowEstimator, FlowSettings, build_flow
-from videomamba_depth.models.checkpoint import describe_encoder, describe_video_mamba, save_student
+from videomamba_depth.models.checkpoint import (
+    describe_encoder,
+    describe_video_mamba,
+    load_student,
+    read_description,
+    save_student,
+    save_student_like,
+)
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.encoder_video_mamba import VideoMambaEncoder
 from videomamba_depth.models.teachers import open_encoder, open_teacher
@@ -263,11 +270,16 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
     _check_scale(config, encoder, teacher)
     temporal, motion = config.model.temporal(), config.model.flow
     output, geometry, every = config.model.output, config.model.geometry, config.model.encode_every
-    with building("model"):
-        student = VideoMambaDepth(
-            encoder, origin.head, temporal, config.model.train_head, motion, output, geometry, every
-        )
-        student.to(ranks.device).train()
+    like: dict[str, Any] | None = None
+    if config.model.start is None:
+        with building("model"):
+            student = VideoMambaDepth(
+                encoder, origin.head, temporal, config.model.train_head, motion, output, geometry, every
+            )
+    else:
+        with building("model.start"):
+            student, like = build_started(config.model, encoder, run)
+    student.to(ranks.device).train()
     if config.data.labels is not None and isinstance(encoder, DepthAnythingEncoder):
         teacher = encoder  # labels nothing, and has the student's kind of depth
     loss = config.loss
@@ -306,8 +318,33 @@ def build_trainer(config: TrainConfig, ranks: Ranks, run: RunFolder, resolved: d
         ranks,
         run,
         run_log=partial(RunLog, run, backend=config.trainer.logger, config=resolved),
-        save_student=student_writer(temporal, about, config, resolved, labelled_by),
+        save_student=student_writer(temporal, about, config, resolved, labelled_by, like),
     )
+
+
+def build_started(
+    config: ModelConfig, encoder: Teacher | VideoMambaEncoder, run: RunFolder
+) -> tuple[VideoMambaDepth, dict[str, Any]]:
+    """Return a student that goes on from `model.start`, and its description; a run that is continued has its own.
+
+    Raises:
+        UserError: there is no such student, or its encoder is another.
+    """
+    place = run.newest_checkpoint() or config.start or ""
+    student = load_student(place)
+    own = student.encoder
+    if isinstance(encoder, VideoMambaEncoder) or isinstance(own, VideoMambaEncoder):
+        raise UserError("a student with an encoder that learns cannot go on: leave out model.start and video_mamba")
+    assert isinstance(own, Teacher)
+    if own.weights_sha256() != encoder.weights_sha256():
+        raise UserError(
+            f"'{config.start}' was trained with the encoder '{own.model_id}', here it is '{encoder.model_id}'; set"
+            " teacher.name (or model.encoder) to that one, such as the folder encoder/ of its run"
+        )
+    student.encoder = encoder  # one for student and teacher
+    student.head.requires_grad_(config.train_head)
+    student.head.freeze_unused()
+    return student, read_description(place)
 
 
 def _with_whole_frames(config: TrainConfig, encoder: Teacher) -> TrainConfig:
@@ -358,13 +395,20 @@ def student_writer(
     config: TrainConfig,
     resolved: dict[str, Any],
     labelled_by: TeacherKey | None,
+    like: dict[str, Any] | None = None,
 ) -> Callable[[Path, dict[str, Tensor], int], None]:
-    """Return the function that writes `student.*`, the resolved config and whose labels these are into a checkpoint."""
+    """Return the function that writes `student.*`, the resolved config and whose labels these are into a checkpoint.
+
+    like: describes the student that this one went on from; None: it is built as the config says.
+    """
 
     def write(folder: Path, weights: dict[str, Tensor], step: int) -> None:
-        model, size = config.model, config.data.transform.short_side
-        parts = (model.flow, model.output, model.geometry, model.encode_every)
-        save_student(folder, weights, temporal, encoder, size, {"step": step}, *parts)
+        model, size, extra = config.model, config.data.transform.short_side, {"step": step}
+        if like is not None:
+            save_student_like(folder, weights, like, encoder, size, extra)
+        else:
+            parts = (model.flow, model.output, model.geometry, model.encode_every)
+            save_student(folder, weights, temporal, encoder, size, extra, *parts)
         write_json(folder / CONFIG_JSON, resolved)
         if labelled_by is not None:
             write_json(folder / LABELS_JSON, asdict(labelled_by))

@@ -66,6 +66,7 @@ class TeacherConfig:
 class ModelConfig:
     """The student; `scale` is what s0..s3, fine to coarse, have in common."""
 
+    start: str | None = path(None, named=True)
     encoder: str | None = path(None)
     video_mamba: VideoMambaSpec
     form: Literal["innovation", "plain"]
@@ -108,6 +109,7 @@ class DataConfig:
     labels_kind: str | None = choice(*(kind.value for kind in DepthKind), default=None)
     labels_scale: float | None = ranged(0, 1e9, None, open="low")
     labels_check: bool = True
+    offline_labels: bool = False
     num_workers: int = ranged(0, 256)
     world: str = choice(*get_args(SceneFamily), default="rooms")
     camera_motion: str = choice(*get_args(CameraMotion), "mixed", default="mixed")
@@ -116,6 +118,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.transform.short_side is None:  # a batch's clips are of one size
             raise ValueError("data.short_side must be a number; got null")
+        if self.offline_labels and (self.labels is None or self.teacher_cache is not None or self.kind == "synthetic"):
+            raise ValueError(
+                "data.offline_labels=true makes the labels of data=video_folder, into the folder data.labels=FOLDER and"
+                " without data.teacher_cache"
+            )
         frames = self.clip_frames * self.batch_size
         keys = f"data.clip_frames={self.clip_frames} with data.batch_size={self.batch_size}"
         _check_sizes("data.", self.transform.crop, self.transform.short_side, frames, keys)

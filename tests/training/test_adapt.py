@@ -1,0 +1,152 @@
+"""A student goes on from another, on offline labels that the training makes of its own video."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media import write_empty, write_truncated, write_video
+from tiny import tiny_student, tiny_teacher
+
+from videomamba_depth.commands import train
+from videomamba_depth.configuration import offline_labels
+from videomamba_depth.configuration.cli import load_config
+from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.data.video.reader import iter_frames
+from videomamba_depth.models.checkpoint import (
+    describe_encoder,
+    load_student,
+    save_student,
+    student_weights,
+)
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.streaming.sinks.npz import NpzSink
+from videomamba_depth.utils.errors import UserError
+
+QUICK = (
+    "data.clip_frames=6", "data.batch_size=1", "data.short_side=42", "trainer.chunk_frames=3", "trainer.device=cpu",
+    "trainer.logger=none", "trainer.picture_every=0", "trainer.checkpoint_every=1", "trainer.precision=float32",
+    "trainer.log_every=1", "optim.warmup_steps=0", "data.p_single_frame=0", "trainer.prefetch=false",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "sweep_folder", lambda: None)
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_teacher_folder: str) -> Path:
+    """A trained student of other blocks than the default recipe's."""
+    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)
+    folder = tmp_path / "start" / "last"
+    folder.mkdir(parents=True)
+    spec = TemporalSpec(*(ScaleSpec(num_blocks=n, backend="reference") for n in (1, 1, 2, 2)))
+    about = describe_encoder(encoder, "../../no_copy") | {"model_id": tiny_teacher_folder}
+    save_student(folder, student_weights(tiny_student(encoder)), spec, about, short_side=42)
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_video(tmp_path / "clip.mp4", 11)
+
+
+def adapt(run: Path, start: Path, video: Path, teacher: str, *overrides: str) -> Path:
+    named = [f"run_dir={run}", f"model.start={start}", f"data.root={video}", f"teacher.name={teacher}"]
+    train.main(load_config("train", TrainConfig, ["experiment=adapt", *QUICK, *named, *overrides]))
+    return run / "last"
+
+
+def test_it_goes_on_from_the_student_on_targets_of_the_video(
+    start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    last = adapt(tmp_path / "run", start, video, tiny_teacher_folder, "trainer.steps=1", "optim.lr=1e-12")
+    before, after = load_student(start), load_student(last)
+    assert after.signature == before.signature
+    pairs = zip(student_weights(before).items(), student_weights(after).items(), strict=True)
+    for (name, ours), (other, theirs) in pairs:
+        assert name == other
+        torch.testing.assert_close(theirs, ours)
+    labels = np.load(next((tmp_path / "run" / "labels" / "clip").glob("*.npz")))
+    assert labels["depth"].shape == (11, 42, 56)
+    assert labels["frame_index"].tolist() == list(range(11))
+    line = f"python inference_streaming.py checkpoint={last} input={video} output=out/"
+    assert caplog.messages[-1] == f"stream the video with it: {line}"
+    moved = adapt(tmp_path / "other", start, video, tiny_teacher_folder, "trainer.steps=1")
+    differs = [
+        n for n, t in student_weights(load_student(moved)).items() if not torch.equal(t, student_weights(before)[n])
+    ]
+    assert any(name.startswith("head.") for name in differs)  # the decoder learns too
+
+
+def test_a_run_that_is_continued_gives_the_same_bits_without_the_student_it_began_from(
+    start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path
+) -> None:
+    frozen = "model.train_head=false"  # what a CPU's convolutions learn may differ in the last bits from run to run
+    through = adapt(tmp_path / "through", start, video, tiny_teacher_folder, "trainer.steps=2", frozen)
+    halves = (tmp_path / "halves", start, video, tiny_teacher_folder, "trainer.total_steps=2", frozen)
+    adapt(*halves, "trainer.steps=1")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "halves" / "labels").rglob("*")}
+    shutil.rmtree(start)
+    stopped = adapt(*halves, "trainer.steps=2")
+    assert (through / "student.safetensors").read_bytes() == (stopped / "student.safetensors").read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "halves" / "labels").rglob("*")} == made
+
+
+def test_labels_are_made_again_where_the_video_changed_and_are_atomic(
+    start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [f"run_dir={tmp_path}/run", f"data.root={video}", f"teacher.name={tiny_teacher_folder}", *QUICK]
+    config = load_config("train", TrainConfig, ["experiment=adapt", *named])
+    device, folder = torch.device("cpu"), tmp_path / "run" / "labels" / "clip"
+    flush = NpzSink.close
+
+    def fails(self: NpzSink) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NpzSink, "close", fails)
+    with pytest.raises(KeyboardInterrupt):
+        offline_labels.write_offline_labels(config, device)
+    assert not list((tmp_path / "run").rglob("*.npz"))
+    monkeypatch.setattr(NpzSink, "close", flush)
+    offline_labels.write_offline_labels(config, device)
+    first = np.load(folder / "depth_000000.npz")["depth"]
+    write_video(video, 11, seed=1)
+    offline_labels.write_offline_labels(config, device)
+    assert not np.allclose(np.load(folder / "depth_000000.npz")["depth"], first)
+
+
+def test_a_damaged_video_has_labels_as_far_as_it_goes(
+    tiny_teacher_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_truncated(folder / "clip.mp4", 0.7, 30)
+    write_empty(folder / "empty.mp4")
+    named = [f"run_dir={tmp_path}/run", f"data.root={folder}", f"teacher.name={tiny_teacher_folder}", *QUICK]
+    offline_labels.write_offline_labels(
+        load_config("train", TrainConfig, ["experiment=adapt", *named]), torch.device("cpu")
+    )
+    usable = sum(1 for _ in iter_frames(folder / "clip.mp4"))
+    assert len(np.load(tmp_path / "run" / "labels" / "clip" / "depth_000000.npz")["depth"]) == usable > 5
+    assert f"labels of its first {usable} frames alone" in caplog.text
+    assert "no labels of empty.mp4" in caplog.text
+
+
+def test_what_does_not_fit_is_one_line(start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "other")
+    tiny_teacher(seed=1).save_pretrained(other)
+    with pytest.raises(UserError, match=r"model.start: .* was trained with the encoder .*; set teacher.name") as caught:
+        adapt(tmp_path / "run", start, video, other, "trainer.steps=1")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"data.offline_labels=true makes the labels of data=video_folder"):
+        load_config("train", TrainConfig, ["data.offline_labels=true"])
+    with pytest.raises(UserError, match=r"model.start: .*not a student checkpoint"):
+        adapt(tmp_path / "run", tmp_path / "none", video, tiny_teacher_folder)
