@@ -208,11 +208,6 @@ MISTAKES = {
         ["checkpoint={run}", "input={only}/headless/headless.mp4", "output=o"],
         "headless",
     ),
-    "stream, no flow to move features along": (
-        STREAM,
-        ["checkpoint={run}", "input={good}", "output=o", "encode_every=2"],
-        "a student without flow has none",
-    ),
     "stream, misspelled key": (STREAM, ["checkpont=x"], "no key 'checkpont'"),
 }
 
