@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from media import frame_number, numbered_frame, write_images, write_video
@@ -16,7 +15,7 @@ from media import frame_number, numbered_frame, write_images, write_video
 from videomamba_depth.data.video.reader import Frame, VideoReadError
 from videomamba_depth.streaming.sources import live
 from videomamba_depth.streaming.sources.files import FileSource
-from videomamba_depth.streaming.sources.live import CameraSource, LatestFrames, RawFrameSource
+from videomamba_depth.streaming.sources.live import CameraSource, LatestFrames, RawFrameSource, opencv_log
 from videomamba_depth.streaming.sources.open import SourceSettings, open_source
 from videomamba_depth.utils.errors import UserError
 
@@ -56,11 +55,11 @@ def test_camera(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_such_camera(capfd: pytest.CaptureFixture[str]) -> None:
-    level = cv2.utils.logging.getLogLevel()
+    level = opencv_log().getLogLevel()
     with pytest.raises(UserError, match="cannot open camera 77"):
         open_source(SourceSettings(input="77"))
     assert capfd.readouterr() == ("", "")
-    assert cv2.utils.logging.getLogLevel() == level
+    assert opencv_log().getLogLevel() == level
 
 
 class SteppedSource:

@@ -148,8 +148,8 @@ def open_camera(number: int) -> Any:
     Raises:
         UserError: no such camera.
     """
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # OpenCV writes a line per backend that it tries
+    level = opencv_log().getLogLevel()
+    opencv_log().setLogLevel(0)  # silent: OpenCV writes a line per backend that it tries
     try:
         camera = cv2.VideoCapture(number)
         if not camera.isOpened() or not camera.read()[0]:
@@ -157,5 +157,10 @@ def open_camera(number: int) -> Any:
                 f"cannot open camera {number}; list the cameras of this machine and give another number"
             )
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        opencv_log().setLogLevel(level)
     return camera
+
+
+def opencv_log() -> Any:
+    """Return what holds OpenCV's `getLogLevel` and `setLogLevel`: cv2 itself before version 5."""
+    return cv2 if hasattr(cv2, "getLogLevel") else cv2.utils.logging
