@@ -156,10 +156,10 @@ def _finite(value: Any) -> Any:
 
 
 def _kept(changes: dict[str, Any], name: str, metric: str) -> dict[str, float]:
-    """Return the share of the oracle's gain in a metric, per kind of world and of the mean over the kinds."""
+    """Return the share of the oracle's gain in a metric, per kind of world and of the mean; NaN where it has none."""
     gains = {group: [change[method][metric][0] for method in (name, "oracle")] for group, change in changes.items()}
     gains["all"] = [float(np.mean(column)) for column in zip(*gains.values(), strict=True)]
-    return {group: student / oracle for group, (student, oracle) in gains.items()}
+    return {group: student / oracle if oracle < 0 else np.nan for group, (student, oracle) in gains.items()}
 
 
 def _number(value: tuple[float, float] | None) -> str:
