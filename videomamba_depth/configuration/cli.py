@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,14 +56,18 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
     """
     given = list(sys.argv)
     flags = [argument for argument in given[1:] if argument.startswith("-")]
+    main_runs = threading.Event()
 
     def checked_main(config: DictConfig) -> None:
         sys.argv = given  # as the person wrote it, for the records
         with exit_on_user_error(BackendError):
             _join_submitted_job()
-            main(to_schema(config, schema))
+            settings = to_schema(config, schema)
+            main_runs.set()
+            main(settings)
+            main_runs.clear()
 
-    with exit_on_user_error(BackendError), _stopped_in_one_line():
+    with exit_on_user_error(BackendError), _stopped_in_one_line(main_runs):
         if "--help" in flags or "-h" in flags:
             about = sys.modules[main.__module__].__doc__ or ""
             print(help_page(CONFIG_DIR, config_name, about, called_program()))
@@ -153,14 +158,25 @@ def _groups(config_name: str) -> Collection[str]:
 
 
 @contextmanager
-def _stopped_in_one_line() -> Iterator[None]:
-    """Take SIGTERM and SIGHUP for Ctrl-C, and end with one line and status 130 where `main` does nothing better."""
+def _stopped_in_one_line(main_runs: threading.Event) -> Iterator[None]:
+    """Take SIGTERM and SIGHUP for Ctrl-C, and end with one line and status 130 where `main` does nothing better.
+
+    main_runs: set while it does. Before, OmegaConf's clean-up may raise something else in the place of the stop.
+    """
     try:
         with on_stop():
             yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and (main_runs.is_set() or not _came_of_a_stop(error)):
+            raise
         tqdm.write("stopped; what was finished is kept", file=sys.stderr)  # on a line of its own, not beside a bar
         sys.exit(STOPPED_STATUS)
+
+
+def _came_of_a_stop(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 @contextmanager
