@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from videomamba_depth.data.labels.geometry import geometric_clip, geometric_shots
+from videomamba_depth.data.labels.geometry import geometric_clip, geometric_shots, shot_cuts
 from videomamba_depth.data.labels.geometry.adjust import _cost, linearize
 from videomamba_depth.data.labels.geometry.fuse import fuse, spread_over_pixels
 from videomamba_depth.data.labels.geometry.pairs import FlowPairs, Grid, chained_flow_pairs
@@ -384,6 +384,16 @@ def test_shots_are_corrected_each_on_its_own(world: tuple[Tensor, Tensor, Tensor
     assert [len(shot.depth) for shot in joined] == [20, 6]
     assert torch.equal(joined[0].depth, alone[0].depth)
     assert joined[0].evidence == alone[0].evidence > 0
+
+
+@pytest.mark.parametrize("level", [0.0, 0.75, 1.0])
+def test_a_frame_without_texture_goes_on_nowhere(world: tuple[Tensor, Tensor, Tensor], level: float) -> None:
+    clip = world[0][:3]
+    flat = torch.full_like(clip, level)
+    other = torch.rand(1, 3, 84, 105, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+    assert shot_cuts(torch.cat([clip, flat, other]), DISFlow()) == [3, 6]
+    assert shot_cuts(torch.cat([flat, clip]), DISFlow()) == [3]
+    assert shot_cuts(torch.cat([clip, clip * 0.3]), DISFlow()) == []
 
 
 def test_a_jump_of_the_exposure_is_no_cut(world: tuple[Tensor, Tensor, Tensor]) -> None:

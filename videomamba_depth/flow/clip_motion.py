@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -120,17 +120,27 @@ def detect_cuts(frames: Iterable[Any]) -> tuple[int, ...]:
 
     A cut is where half the L1 distance between the 8×8×8 color histograms of neighbors, the share of pixels
     that changed bin, exceeds `MAX_HISTOGRAM_CHANGE` and both its neighbors' distances do not (a run of such
-    frames is flicker or fast motion, not cuts). Blind to cuts between shots of equal colors: there the
+    frames is flicker or fast motion, not cuts). Two such distances alone are the two cuts around a shot of one frame
+    where the frames before and after it are as far from each other. Blind to cuts between shots of equal colors: there the
     forward-backward check leaves too few pixels, and the pair is skipped as well. It looks at pictures alone, and at a
     frame's future: streams, which have features but no future, find theirs by `streaming.resets.ResetPolicy`.
     """
-    histograms = map(_color_histogram, frames)
-    change = [0.0, *(0.5 * float(np.abs(b - a).sum()) for a, b in itertools.pairwise(histograms)), 0.0]
-    return tuple(
-        t
-        for t in range(1, len(change) - 1)
-        if change[t] > MAX_HISTOGRAM_CHANGE and max(change[t - 1], change[t + 1]) <= MAX_HISTOGRAM_CHANGE
-    )
+    recent: deque[np.ndarray] = deque(maxlen=3)
+    changes: list[tuple[float, float]] = []  # of every frame to the one before and to the one before that
+    for histogram in map(_color_histogram, frames):
+        recent.append(histogram)
+        one, two = (0.5 * float(np.abs(histogram - recent[max(-1 - k, -len(recent))]).sum()) for k in (1, 2))
+        changes.append((one, two))
+    high = torch.tensor(changes, dtype=torch.float64).view(-1, 2) > MAX_HISTOGRAM_CHANGE
+    return tuple(_begins_shot(high[:, 0], high[:, 1]).nonzero().flatten().tolist())
+
+
+def _begins_shot(changed: Tensor, changed_over_two: Tensor) -> Tensor:
+    """Return [N] bool, see `detect_cuts`, from whether frames [N] differ from the one before and the one before that."""
+    before, after = F.pad(changed, (1, 0))[:-1], F.pad(changed, (0, 2))[1:]
+    alone = changed & ~before & ~after[:-1]
+    first = changed & ~before & after[:-1] & ~after[1:] & F.pad(changed_over_two, (0, 1))[1:]
+    return alone | first | F.pad(first, (1, 0))[:-1]
 
 
 def cuts_of_clip(clip: Tensor) -> Tensor:
@@ -144,9 +154,11 @@ def cuts_of_clip(clip: Tensor) -> Tensor:
     counts = torch.bincount((frame + 64 * red + 8 * green + blue).flatten(), minlength=512 * len(clip))
     dtype = torch.float32 if clip.device.type == "mps" else torch.float64  # MPS has no float64
     share = counts.view(len(clip), 512).to(dtype) / max(red.shape[1], 1)
-    change = 0.5 * (share[1:] - share[:-1]).abs().sum(1)  # [N−1], toward each frame from the one before
-    high = F.pad(change > MAX_HISTOGRAM_CHANGE, (1, 1))
-    return high[:-1] & ~F.pad(high, (1, 0))[:-2] & ~high[1:]
+    one, two = (
+        F.pad(0.5 * (share[k:] - share[:-k]).abs().sum(1) > MAX_HISTOGRAM_CHANGE, (min(k, len(clip)), 0))
+        for k in (1, 2)
+    )
+    return _begins_shot(one, two)
 
 
 def static_mask(clip: Tensor, flow: FlowEstimator, max_motion_px: float = 0.5, max_rgb_change: float = 0.06) -> Tensor:

@@ -27,7 +27,8 @@ SHIFT_OF_LOW, SHIFT_STD = -0.45, 0.3
 MIN_METRIC_DEPTH_M = 1e-3
 NUM_FUSIONS = 2
 RAMP_FRAMES = 2  # over which the correction of a shot comes and goes
-SAME_PLACE = 0.3  # share of trusted flow across what looks like a cut from which on it is none
+SAME_PLACE = 0.3  # share of trusted flow where there is texture, across what looks like a cut, from which on it is none
+MIN_TEXTURE = 2 / 255  # standard deviation of luma around a point; below, any flow fits
 
 
 class GeometricShot(NamedTuple):
@@ -91,10 +92,26 @@ def _smooth_minimum(evidence: Tensor) -> Tensor:
 
 
 def _goes_on(pair: Tensor, flow: FlowEstimator) -> bool:
-    """Return whether two frames show the same place, however the exposure jumped between them."""
+    """Return whether two frames show the same place, however the exposure jumped between them.
+
+    Only texture tells: to a black or white frame any flow can be trusted, and no place is the same.
+    """
     height, width = pair.shape[-2:]
-    grid = Grid.of(height, width, _grid_step(height, width), pair.device)
-    return float(chained_flow_pairs(pair.float(), flow, grid, torch.float32, (1,)).trust.sum(1).mean()) > SAME_PLACE
+    step = _grid_step(height, width)
+    grid = Grid.of(height, width, step, pair.device)
+    textured = grid.sample(_texture(pair.float().mean(1, keepdim=True), step)[:, 0]) > MIN_TEXTURE  # [2,P]
+    trust = chained_flow_pairs(pair.float(), flow, grid, torch.float32, (1,)).trust.sum(1)
+    same = (trust * textured.all(0)).sum(1)
+    return float(same.mean()) > SAME_PLACE * float(textured.any(0).sum())
+
+
+def _texture(luma: Tensor, radius: int) -> Tensor:
+    """Return the standard deviation of luma [N,1,H,W] over the pixels up to `radius` away."""
+
+    def mean(maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+
+    return (mean(luma.square()) - mean(luma).square()).clamp(min=0).sqrt()
 
 
 def _grid_step(height: int, width: int) -> int:
