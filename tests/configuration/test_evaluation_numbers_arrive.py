@@ -222,12 +222,13 @@ def test_a_page_of_methods_that_do_not_exist_is_refused(tiny_teacher_folder: str
     [
         (["checkpoint=embedded", "memory=[1,1]"], "student"),
         (["checkpoint=embedded", "memory=[1.2345671,1.2345672]"], "student@1.23457"),
+        (["checkpoint=embedded", "encode_every=[2,2]"], r"student\+every2"),
         (["checkpoint=[teacher:embedded]"], "teacher"),
         (["checkpoint=[ema_0.5:embedded]"], "ema_0.5"),
     ],
 )
 def test_methods_of_one_name_are_refused(given: list[str], name: str) -> None:
     config = load_config("evaluate", EvaluateConfig, [*given, "device=cpu", "cache=null"])
-    message = f"checkpoint, memory, encode_every, prediction: two methods are called '{name}'; write NAME:FOLDER"
+    message = f"checkpoint, memory, encode_every, prediction: two methods are called '{name}'; write NAME:FOLDER .* every k once"
     with pytest.raises(UserError, match=message):
         build_evaluation(config)

@@ -137,7 +137,35 @@ def test_a_damaged_video_has_labels_as_far_as_it_goes(
     usable = sum(1 for _ in iter_frames(folder / "clip.mp4"))
     assert len(np.load(tmp_path / "run" / "labels" / "clip" / "depth_000000.npz")["depth"]) == usable > 5
     assert f"labels of its first {usable} frames alone" in caplog.text
-    assert "no labels of empty.mp4" in caplog.text
+    assert "1 of 2 videos" in caplog.text
+    assert "empty.mp4" in caplog.text
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.stride=2"]])
+def test_a_video_that_is_too_short_is_refused_before_its_labels_are_made(
+    tiny_teacher_folder: str, tmp_path: Path, overrides: list[str]
+) -> None:
+    video = write_video(tmp_path / "clip.mp4", 5)
+    named = [f"run_dir={tmp_path}/run", f"data.root={video}", f"teacher.name={tiny_teacher_folder}", *QUICK, *overrides]
+    config = load_config("train", TrainConfig, ["experiment=adapt", *named])
+    fits = 3 if overrides else 5
+    with pytest.raises(UserError, match=rf"5 frames are too few for clips of 6 .*; set data.clip_frames={fits}\)"):
+        offline_labels.write_offline_labels(config, torch.device("cpu"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_videos_of_which_none_can_be_read_are_named(tiny_teacher_folder: str, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", 11)
+    damaged = bytearray(video.read_bytes())
+    start = damaged.index(b"mdat") + 4
+    damaged[start : damaged.index(b"moov") - 4] = bytes(damaged.index(b"moov") - 4 - start)
+    video.write_bytes(damaged)
+    for root in (video, tmp_path / "list.txt"):
+        (tmp_path / "list.txt").write_text("clip.mp4\n", encoding="utf-8")
+        named = [f"run_dir={tmp_path}/run", f"data.root={root}", f"teacher.name={tiny_teacher_folder}", *QUICK]
+        config = load_config("train", TrainConfig, ["experiment=adapt", *named])
+        with pytest.raises(UserError, match=r"none of the 1 videos in .* can be (read|used): clip"):
+            offline_labels.write_offline_labels(config, torch.device("cpu"))
 
 
 def test_what_does_not_fit_is_one_line(start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def build_evaluation(config: EvaluateConfig) -> Evaluation:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
             f"checkpoint, memory, encode_every, prediction: two methods are called '{twice[0]}'; write NAME:FOLDER with"
-            " a name that no other method has, and memories that differ in their first six digits"
+            " a name that no other method has, memories that differ in their first six digits, and every k once"
         )
     # Not every teacher encodes.
     missing = {FEATURE_AVERAGE, *([] if config.baselines else all_filters())} - {*names}

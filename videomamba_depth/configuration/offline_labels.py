@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
 from videomamba_depth.configuration.schema import TrainConfig
+from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels.windowed_target import WindowedTarget
-from videomamba_depth.data.video.find import VIDEO_SUFFIXES, VideoSource, find_sources, hash_source
+from videomamba_depth.data.video.find import VIDEO_SUFFIXES, VideoSource, hash_source, summarize
 from videomamba_depth.data.video.info import VideoReadError
 from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.streaming.offline import OfflineDepth
@@ -21,6 +22,7 @@ from videomamba_depth.streaming.sinks.npz import NpzSink
 from videomamba_depth.streaming.sources.files import FileSource
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.checkpoint import whole_folder
+from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,22 +32,30 @@ _KEY = ".offline.json"  # what decides the labels of a video; hidden: no part of
 def write_offline_labels(config: TrainConfig, device: torch.device) -> None:
     """Write the offline targets of every video of `data.root` into `data.labels`, but for those that are there.
 
+    Videos that are too short for `data.clip_frames` are left out.
+
     Each video is written atomically. One that cannot be read is left out, with a warning; of a damaged one the frames
     that can be read are labeled.
 
     Raises:
-        UserError: no videos, no teacher, or a disk that is full.
+        UserError: no videos that can be used, no teacher, or a disk that is full.
     """
+    root = config.data.root or ""
+    usable = VideoClipDataset(root, clip_frames=config.data.clip_frames, playback=config.data.playback).sources
     teacher = build_teacher(config.teacher, device, config.data.transform.short_side)
     about = teacher.cache_key() | {"flow": flow_key(config.reference_flow), "targets": 1}
-    for source in find_sources(config.data.root or ""):
+    problems: dict[str, str] = {}
+    for source in usable:
         folder = Path(config.data.labels or "") / _name_of(source)
         try:
             key = about | {"video": hash_source(source.path)}
             if _read_key(folder) != key:
                 _write(source, folder, key, config, teacher, device)
         except VideoReadError as error:
+            problems[source.video_id] = str(error)
             log.warning("no labels of %s: %s", source.video_id, error)
+    if len(problems) == len(usable):
+        raise UserError(f"none of the {len(usable)} videos in {root} can be read: {summarize(problems)}")
 
 
 def _name_of(source: VideoSource) -> Path:

@@ -170,7 +170,9 @@ class VideoClipDataset(Dataset[dict[str, Any]]):
 
     def _too_short(self, num_frames: int, clip_frames: int) -> str:
         stride = min(self.playback.strides)
-        return f"{num_frames} frames are too few for clips of {clip_frames} at stride {stride}"
+        most = (num_frames - 1) // stride + 1
+        remedy = f"; set data.clip_frames={most}" if most > 0 else ""
+        return f"{num_frames} frames are too few for clips of {clip_frames} at stride {stride}{remedy}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_infos": {}}

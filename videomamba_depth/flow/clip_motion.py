@@ -121,9 +121,10 @@ def detect_cuts(frames: Iterable[Any]) -> tuple[int, ...]:
     A cut is where half the L1 distance between the 8×8×8 color histograms of neighbors, the share of pixels
     that changed bin, exceeds `MAX_HISTOGRAM_CHANGE` and both its neighbors' distances do not (a run of such
     frames is flicker or fast motion, not cuts). Two such distances alone are the two cuts around a shot of one frame
-    where the frames before and after it are as far from each other. Blind to cuts between shots of equal colors: there the
-    forward-backward check leaves too few pixels, and the pair is skipped as well. It looks at pictures alone, and at a
-    frame's future: streams, which have features but no future, find theirs by `streaming.resets.ResetPolicy`.
+    where the frames before and after it are as far from each other. Blind to cuts between shots of equal colors:
+    there the forward-backward check leaves too few pixels, and the pair is skipped as well. It looks at pictures
+    alone, and at a frame's future: streams, which have features but no future, find theirs by
+    `streaming.resets.ResetPolicy`.
     """
     recent: deque[np.ndarray] = deque(maxlen=3)
     changes: list[tuple[float, float]] = []  # of every frame to the one before and to the one before that
@@ -136,7 +137,7 @@ def detect_cuts(frames: Iterable[Any]) -> tuple[int, ...]:
 
 
 def _begins_shot(changed: Tensor, changed_over_two: Tensor) -> Tensor:
-    """Return [N] bool, see `detect_cuts`, from whether frames [N] differ from the one before and the one before that."""
+    """Return [N] bool, see `detect_cuts`, from whether frames differ from the one before and the one before that."""
     before, after = F.pad(changed, (1, 0))[:-1], F.pad(changed, (0, 2))[1:]
     alone = changed & ~before & ~after[:-1]
     first = changed & ~before & after[:-1] & ~after[1:] & F.pad(changed_over_two, (0, 1))[1:]
