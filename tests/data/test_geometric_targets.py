@@ -162,6 +162,23 @@ def test_what_moves_by_itself_is_not_believed() -> None:
     assert relative_error(found.scene.inv_depth[:, ~here.flatten()], truth[:, ~here.flatten()]) < 0.04  # 0.012
 
 
+def test_flow_that_goes_along_with_the_camera_carries_nothing_away() -> None:
+    """Caught in a repeating pattern it says at all distances: far away."""
+    seen = room()
+    here = torch.zeros(seen.grid.shape, dtype=torch.bool)
+    here[5:9, 6:11] = True
+    middle = torch.tensor([(W - 1) / 2, (H - 1) / 2], dtype=torch.float64)
+    change = seen.poses.relative(torch.arange(N)[:, None].expand(-1, len(OFFSETS)), seen.pairs.other)
+    ray = rays(seen.grid.points(torch.float64), FOCAL, middle)
+    px, py, pz = transform(ray, 0 * ray[0], change)  # as if it were infinitely far
+    endless = torch.stack([FOCAL * px / pz + middle[0], FOCAL * py / pz + middle[1]], 2).float()
+    target = torch.where(here.flatten(), endless, seen.pairs.target_px)
+    found = solved(seen._replace(pairs=seen.pairs._replace(target_px=target)), distorted(seen.inv_depth))
+    moved = (found.confidence * found.correction)[:, here.flatten()]
+    assert float(moved.mean()) > -0.1  # -0.9 where it is believed
+    assert float(found.confidence[:, ~here.flatten()].mean()) > 0.5
+
+
 def test_the_equations_are_the_derivatives_of_the_cost() -> None:
     """2 · gradient against central differences of the robust cost, for every kind of unknown."""
     seen = room(noise_px=0.3)

@@ -24,6 +24,9 @@ INLIERS = (0.65, 0.8)  # share of the flow within four standard deviations: the 
 INLIER_DEVIATIONS = 4.0
 FRAME_INLIERS = (0.5, 0.65)  # the same share, of one frame
 AGREEING = (0.0, 0.35)  # mean robust weight of the flow of one point
+FARTHER = (1.0, 0.7)
+"""Log of the teacher's inverse depth over the corrected one: nothing is believed from the one on, all up to the other.
+What goes along with the camera, and flow that is caught in a repeating pattern, look far away at all distances."""
 SPREAD_UPDATES = 5  # of the fixed point
 SURPRISE = (3.0, 2.0)  # by how many standard deviations focal length and shift left what was believed of them
 
@@ -91,13 +94,15 @@ def confidence(
     """Return c [N,P] = I / (1 + I), I the information that flow gives times the variance of the teacher.
 
     Less where flow to some frames contradicts flow to others: what moves by itself can look like parallax over one
-    distance, hardly over all.
+    distance, hardly over all. Less too where a point is to be much farther than the teacher says (`FARTHER`).
     """
-    variance = (spread * belief.mean(scene.shift).clamp(min=RELATIVE_FLOOR)).square()
+    mean = belief.mean(scene.shift).clamp(min=RELATIVE_FLOOR)
+    variance = (spread * mean).square()
     information = found.information * INDEPENDENT_SHARE * variance
     # The robust weight without its 1/σ²: 1 where all flow agrees, 0 where it contradicts itself.
     agreeing = (found.weight * noise_px[:, None].square()).sum(1) / trust.sum(1).clamp(min=1e-6)
-    return information / (1 + information) * _rise(agreeing, *AGREEING)
+    farther = (mean / scene.inv_depth).log()
+    return information / (1 + information) * _rise(agreeing, *AGREEING) * _rise(farther, *FARTHER)
 
 
 def evidence_of_frames(found: Residuals, trust: Tensor, noise_px: Tensor) -> Tensor:
