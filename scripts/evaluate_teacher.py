@@ -17,11 +17,13 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import torch
 
+from videomamba_depth.data.synthetic import SceneFamily
 from videomamba_depth.data.video.find import VideoSource, find_sources
 from videomamba_depth.data.video.probe import probe_video
 from videomamba_depth.data.video.reader import read_frames
@@ -149,6 +151,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.pictures is not None and args.pictures.suffix.lower() not in (".jpg", ".png"):
         raise UserError(f"--pictures must end in .jpg or .png; got '{args.pictures}'")
     sets = [RgbdSet.parse(text) for text in args.rgbd]
+    names = [*(get_args(SceneFamily) if args.frames else ()), *(s.name for s in sets)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--rgbd: the name {twice[0]} stands for two sets of pictures; give each its own")
     torch.set_num_threads(args.threads)
     clips = {s.name: s.clips() for s in sets}
     report: dict[str, dict[str, dict[str, float]]] = {}

@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import math
+import pickle
 import platform
 import time
 from collections.abc import Callable
@@ -37,7 +38,6 @@ from videomamba_depth.models.small_depth_anything import (
     predict_inverse_depth,
     save_small_depth_anything,
 )
-from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.utils.arguments import path_argument, positive, whole
 from videomamba_depth.utils.atomic import replacing
 from videomamba_depth.utils.checkpoint import write_manifest
@@ -107,25 +107,56 @@ def build_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)]
 
 
+FREE_TO_CHANGE = {
+    "output",
+    "work_dir",
+    "steps",
+    "threads",
+    "workers",
+    "log_every",
+    "save_every",
+    "evaluate_every",
+    "evaluation_frames",
+}
+"""Arguments that a resumed run may have others of; until the rate falls it does not depend on the steps."""
+
+
+def decided(args: argparse.Namespace) -> dict[str, str]:
+    """Return the arguments that decide the bits of a run."""
+    return {name: str(value) for name, value in vars(args).items() if name not in FREE_TO_CHANGE}
+
+
 class Run:
     """The state of a training: model, its averaged (EMA) copy, optimizers, number of steps done and seconds spent."""
 
     def __init__(self, first_batches: Callable[[], list[Tensor]], args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
+        self.arguments = decided(args)
         shape = {"patch_size": args.patch_size, "width": args.width, "num_layers": args.num_layers}
         self.model = build_small_depth_anything(**shape, mean_prediction=TARGET_MEAN)
         self.average = build_small_depth_anything(**shape).requires_grad_(False)
         self.optimizers = build_optimizers(self.model)
         self.path, self.step, self.spent_s = args.work_dir / "checkpoint.pt", 0, 0.0
         if self.path.exists():
-            self._load()
+            self._load(args)
         else:
             initialize_tokens(self.model, first_batches())
             self.average.load_state_dict(self.model.state_dict())
         self.model.to(memory_format=torch.channels_last).train()
 
-    def _load(self) -> None:
-        saved = torch.load(self.path, weights_only=True)
+    def _load(self, args: argparse.Namespace) -> None:
+        try:
+            saved = torch.load(self.path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"'{self.path}' is damaged ({error}); delete it to begin again, the stills stay") from error
+        before, now = saved.get("arguments", self.arguments), self.arguments
+        if changed := [name for name in now if before.get(name) != now[name]]:
+            options = ", ".join(f"--{name.replace('_', '-')} {before.get(name)}" for name in changed)
+            raise UserError(
+                f"the run in '{self.path.parent}' was started with {options}; set it back, or take another --work-dir"
+            )
+        if saved["step"] > args.steps:
+            raise UserError(f"the run in '{self.path.parent}' has done {saved['step']} steps; --steps must be as many")
         self.model.load_state_dict(saved["model"])
         self.average.load_state_dict(saved["average"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -136,6 +167,7 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint atomically."""
         state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step}
+        state["arguments"] = self.arguments
         with replacing(self.path) as partial:
             optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
             torch.save({**state, "optimizers": optimizers, "spent_s": self.spent_s}, partial)
@@ -228,6 +260,9 @@ def write_model_card(folder: Path, report: dict[str, dict[str, float]], args: ar
         "precision",
         "ema",
         "patch_size",
+        "first_stills",
+        "stills_per_step",
+        "early_steps",
     )
     card = template.format(
         results="\n".join(rows),
@@ -248,8 +283,10 @@ def write_model_card(folder: Path, report: dict[str, dict[str, float]], args: ar
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=path_argument, default=EMBEDDED_TEACHER, help="folder of the finished teacher")
     work_dir = Path("runs/embedded_teacher")
+    parser.add_argument(
+        "--output", type=path_argument, default=work_dir / "final", help="folder of the finished teacher"
+    )
     parser.add_argument("--work-dir", type=path_argument, default=work_dir, help="stills, checkpoints, log")
     parser.add_argument("--num-stills", type=whole(1), default=60_000, help="training scenes, one still of each")
     parser.add_argument("--first-stills", type=whole(1), default=1_500, help="stills that the first step draws from")

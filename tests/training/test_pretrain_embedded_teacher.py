@@ -69,6 +69,9 @@ def test_stopped_and_continued_gives_the_same_bits(
     with pytest.raises(Killed):
         script.train(stills, [], args)
     monkeypatch.setattr(script.Run, "update", update)
+    for extra, message in (("--seed 1", "--seed 0"), ("--width 64", "--width 32"), ("--steps 2", "has done 3 steps")):
+        with pytest.raises(UserError, match=message):
+            script.train(stills, [], arguments(script, tmp_path / "killed", extra))
     continued = script.train(stills, [], args)
     for part in ("model", "average"):
         theirs = getattr(whole, part).state_dict()

@@ -18,8 +18,8 @@ from videomamba_depth.data.video.find import VIDEO_SUFFIXES, VideoSource, hash_s
 from videomamba_depth.data.video.info import VideoReadError
 from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.streaming.offline import OfflineDepth
-from videomamba_depth.streaming.sinks.npz import NpzSink
-from videomamba_depth.streaming.sources.files import FileSource
+from videomamba_depth.streaming.sinks.open import exact_sink
+from videomamba_depth.streaming.sources.open import open_file
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.checkpoint import whole_folder
 from videomamba_depth.utils.errors import UserError
@@ -75,14 +75,14 @@ def _read_key(folder: Path) -> Any:
 def _write(
     source: VideoSource, folder: Path, key: dict[str, Any], config: TrainConfig, teacher: Teacher, device: torch.device
 ) -> None:
-    frames = FileSource(source.path)
+    frames = open_file(Path(source.path))
     targets = WindowedTarget(build_flow_estimator(config.reference_flow, device), teacher.depth_kind)
     offline = OfflineDepth(teacher, targets, device=str(device), resolution="model")
     with (
         whole_folder(folder) as staging,
         tqdm(total=frames.num_frames, unit="frame", desc=f"labels of {frames.name}", disable=None) as progress,
     ):
-        sink, count = NpzSink(staging, teacher.depth_kind, "float32"), 0
+        sink, count = exact_sink(staging, teacher.depth_kind), 0
         try:
             for count, frame in enumerate(offline.depth_frames(iter(frames)), 1):  # noqa: B007
                 sink.write(frame)

@@ -59,6 +59,11 @@ class SinkEntry:
     check: Callable[[], None] = lambda: None
 
 
+def exact_sink(folder: Path, kind: DepthKind) -> NpzSink:
+    """Return the sink that keeps float32 depth to the bit, for depth that is read again."""
+    return NpzSink(folder, kind, "float32")
+
+
 RAW_SINKS = {
     "npz": SinkEntry("_depth", lambda p, o: NpzSink(p, o.kind, o.settings.raw_precision, o.settings.shard_frames)),
     "png16": SinkEntry("_depth", lambda p, o: Png16Sink(p, o.kind, o.max_depth_m)),

@@ -65,6 +65,15 @@ SOURCES: list[tuple[Callable[[SourceSettings], bool], Callable[[SourceSettings],
 """Which settings a source is for, and how it is opened; the first that fits is taken."""
 
 
+def open_file(path: Path) -> FrameSource:
+    """Return the frames of a video file or image folder, all of them.
+
+    Raises:
+        VideoReadError: nothing there, or nothing that can be decoded.
+    """
+    return FileSource(path)
+
+
 def open_source(settings: SourceSettings) -> FrameSource:
     """Return the source that the settings name; a live one gives its newest frame whenever it is asked.
 
