@@ -15,6 +15,7 @@ from tiny import tiny_student, tiny_teacher
 
 from videomamba_depth.commands import train
 from videomamba_depth.configuration import offline_labels
+from videomamba_depth.configuration.build import build_started
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.video.reader import iter_frames
@@ -27,6 +28,7 @@ from videomamba_depth.models.checkpoint import (
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.streaming.sinks.npz import NpzSink
+from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.errors import UserError
 
 QUICK = (
@@ -176,6 +178,15 @@ def test_what_does_not_fit_is_one_line(start: Path, video: Path, tiny_teacher_fo
     with pytest.raises(UserError, match=r"model.start: .* was trained with the encoder .*; set teacher.name") as caught:
         adapt(tmp_path / "run", start, video, other, "trainer.steps=1")
     assert "\n" not in str(caught.value)
+    for part in ("encode_every=4", "output.affine=0.8", "geometry={}"):
+        with pytest.raises(
+            UserError, match=rf"model\.{part.split('=')[0]} is as .*start/last' was trained.*leave it out"
+        ):
+            build_started(
+                load_config("train", TrainConfig, [f"model.start={start}", f"model.{part}"]).model,
+                DepthAnythingEncoder.from_pretrained(tiny_teacher_folder),
+                RunFolder(tmp_path / "new"),
+            )
     with pytest.raises(UserError, match=r"data.offline_labels=true makes the labels of data=video_folder"):
         load_config("train", TrainConfig, ["data.offline_labels=true"])
     with pytest.raises(UserError, match=r"model.start: .*not a student checkpoint"):

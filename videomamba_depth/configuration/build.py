@@ -328,10 +328,14 @@ def build_started(
     """Return a student that goes on from `model.start`, and its description; a run that is continued has its own.
 
     Raises:
-        UserError: there is no such student, or its encoder is another.
+        UserError: there is no such student, its encoder is another, or it lacks a part that the config asks for.
     """
-    place = run.newest_checkpoint() or config.start or ""
+    continued = run.newest_checkpoint()
+    place = continued or config.start or ""
     student = load_student(place)
+    about = read_description(place)
+    if continued is None:
+        _check_added_parts(config, about)
     own = student.encoder
     if isinstance(encoder, VideoMambaEncoder) or isinstance(own, VideoMambaEncoder):
         raise UserError("a student with an encoder that learns cannot go on: leave out model.start and video_mamba")
@@ -344,7 +348,19 @@ def build_started(
     student.encoder = encoder  # one for student and teacher
     student.head.requires_grad_(config.train_head)
     student.head.freeze_unused()
-    return student, read_description(place)
+    return student, about
+
+
+def _check_added_parts(config: ModelConfig, about: dict[str, Any]) -> None:
+    affine = 0.0 if config.output is None else config.output.affine
+    parts = {
+        "encode_every": (config.encode_every, 1, about.get("encode_every", 1)),
+        "output.affine": (affine, 0.0, (about.get("output") or {}).get("affine", 0.0)),
+        "geometry": (config.geometry is not None, False, bool(about.get("geometry"))),
+    }
+    for key, (wanted, default, own) in parts.items():
+        if wanted not in (default, own):
+            raise UserError(f"model.{key} is as '{config.start}' was trained, which has none like it; leave it out")
 
 
 def _with_whole_frames(config: TrainConfig, encoder: Teacher) -> TrainConfig:
