@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from tiny_room import Room, render_room
+from tiny_room import clip_of as clip_of_room
 
 from videomamba_depth.commands.evaluate import main
 from videomamba_depth.configuration.cli import load_config
@@ -30,14 +31,8 @@ def room() -> Room:
 
 
 def clip_of(room: Room, **changes: Any) -> EvaluationClip:
-    values = {
-        "name": "room",
-        "frames": room.rgb,
-        "gt_depth_m": room.depth_m,
-        "intrinsics": room.intrinsics,
-        "camera_to_world": room.camera_to_world,
-    }
-    return EvaluationClip(**{**values, **changes})
+    """Return a room as a recording has it: its true motion is not known."""
+    return clip_of_room(room, **{"motion": None, **changes})
 
 
 @pytest.mark.parametrize(
