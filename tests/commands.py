@@ -37,8 +37,7 @@ def run_command(folder: Path, script: str, *arguments: str, timeout_s: float = 1
 def start_command(folder: Path, script: str, *arguments: str, **environment: object) -> BaseProcess:
     """Start a command in `folder`, with further variables in its environment, and return its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
-    return start(_run, folder, script, arguments, variables)
+    return start(_run, folder, script, arguments, {name: str(value) for name, value in environment.items()})
 
 
 def finish_command(process: BaseProcess, folder: Path, timeout_s: float = 120) -> Result:

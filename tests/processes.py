@@ -6,6 +6,7 @@ Not children of the test's own process: that has threads by then, and a fork of 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,10 +23,20 @@ _SERVER.set_forkserver_preload(
 
 
 def start(target: Callable[..., object], *arguments: Any) -> BaseProcess:
-    """Start `target(*arguments)`, a function of a module, with arguments that can be pickled."""
-    process = _SERVER.Process(target=target, args=arguments)
+    """Start `target(*arguments)`, a function of a module, in the environment of this moment; all that can be pickled.
+
+    The server still has the environment of the test that happened to start it.
+    """
+    process = _SERVER.Process(target=_run, args=(dict(os.environ), target, *arguments))
     process.start()
     return process
+
+
+def _run(environment: dict[str, str], target: Callable[..., object], *arguments: Any) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    target(*arguments)
 
 
 def finish(process: BaseProcess, timeout_s: float = 120) -> int | None:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import _run, run_command
+from commands import run_command, start_command
 from media import write_video
-from processes import finish, start
+from processes import finish
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Files]]] = {
 
 def kill(work: Path, script: str, arguments: tuple[str, ...], delay_s: float) -> bool:
     """Run a command and kill it after a while; return whether it was still running."""
-    process = start(_run, work, script, arguments, dict(os.environ))
+    process = start_command(work, script, *arguments)
     time.sleep(delay_s)
     running = process.is_alive()
     if running:

@@ -73,7 +73,7 @@ def load() -> ctypes.CDLL:
 
 def built(cache: Path, source: str = "conv.cpp", defines: tuple[str, ...] = ()) -> Path:
     """Build in another process: what this one has loaded once, the loader would remember."""
-    process = start(_load_here, dict(os.environ), source, defines)
+    process = start(_load_here, source, defines)
     assert finish(process) == 0
     return cache / build._library_name(source, defines)
 
@@ -245,7 +245,7 @@ def test_an_interrupted_compilation_leaves_no_process(monkeypatch: pytest.Monkey
 
 
 def test_several_processes_compile_once(runs: Callable[[], int], cache: Path) -> None:
-    processes = [start(_load_here, dict(os.environ)) for _ in range(4)]
+    processes = [start(_load_here) for _ in range(4)]
     assert [finish(process) for process in processes] == [0] * 4
     assert runs() == 1
 
@@ -253,7 +253,7 @@ def test_several_processes_compile_once(runs: Callable[[], int], cache: Path) ->
 def test_a_killed_builder_leaves_no_lock(runs: Callable[[], int], cache: Path, tmp_path: Path) -> None:
     script = (tmp_path / "compiler").read_text()
     (tmp_path / "compiler").write_text(script.replace("echo run", f"echo $$ > {tmp_path}/group; sleep 1000; echo run"))
-    process = start(_load_here, dict(os.environ))
+    process = start(_load_here)
     while not (tmp_path / "group").exists():
         time.sleep(0.01)
     process.kill()
@@ -274,8 +274,7 @@ def test_a_builder_that_stands_still_is_not_waited_for(
     assert f"{name.removesuffix('.so')}.lock' could not be acquired" in caplog.text
 
 
-def _load_here(environment: dict[str, str], source: str = "conv.cpp", defines: tuple[str, ...] = ()) -> None:
-    os.environ.update(environment)
+def _load_here(source: str = "conv.cpp", defines: tuple[str, ...] = ()) -> None:
     forget()
     assert build.load_library(source, defines).answer() == 42
 
@@ -309,7 +308,7 @@ def test_what_does_not_load_or_lacks_a_function_is_compiled_again(
     library.with_suffix(".sha256").write_text(build._digest(library))
     assert load().answer() == 42
     assert runs() == 2
-    assert finish(start(_load_here, dict(os.environ))) == 0
+    assert finish(start(_load_here)) == 0
     assert runs() == 2
 
 
@@ -337,6 +336,6 @@ def test_a_pipe_in_the_cache_is_not_waited_for(runs: Callable[[], int], cache: P
     os.mkfifo(path)
     if suffix == ".lock":
         path.with_suffix(".so").unlink()
-    process = start(_load_here, dict(os.environ))
+    process = start(_load_here)
     assert finish(process, 30) == 0
     assert runs() == 2
