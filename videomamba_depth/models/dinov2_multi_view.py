@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.models.attention import attention
+
 _HEAD_WIDTH = 64  # of every published size
 _ROPE_BASE = 100.0
 
@@ -128,7 +130,7 @@ class _Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = _rotated(q, angles), _rotated(k, angles)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class _Mlp(nn.Module):

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DepthAnythingForDepthEstimation
+from transformers import AttentionInterface, DepthAnythingForDepthEstimation
 
+from videomamba_depth.models.attention import transformers_attention
 from videomamba_depth.models.head_depth import DepthHead, DPTHead
 from videomamba_depth.models.input_size import model_input_size
 from videomamba_depth.models.teacher_files import (
@@ -27,6 +28,9 @@ from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD, check_rgb
 
 SCALES = ("s0", "s1", "s2", "s3")
 """Names of the four feature maps, fine to coarse: strides patch/4, patch/2, patch, 2·patch."""
+
+_ATTENTION = "videomamba_depth"  # among transformers' implementations
+AttentionInterface.register(_ATTENTION, transformers_attention)
 
 
 class FrameEncoder(nn.Module):
@@ -239,6 +243,8 @@ class DepthAnythingEncoder(Teacher):
             max_depth if metric else None,
             short_side,
         )
+        if model.backbone.config._attn_implementation == "sdpa":  # the default; others were asked for
+            model.backbone.set_attn_implementation(_ATTENTION)
         self.model_id, self.hf_config = model_id, config
         self.reassemble_stage = model.neck.reassemble_stage
         self.head = DPTHead.from_transformers(model)
