@@ -205,6 +205,6 @@ def test_the_installed_commands_run_away_from_the_repository(wheel: Path, tmp_pa
     installed.run("evaluate", "checkpoint=runs/mine/last", *report)
     assert (tmp_path / "report/evaluation.html").is_file()
     assert "differs from PyTorch" in installed.run(
-        "export", "runs/mine/last", "depth.onnx", "--size", "56", "70", "--frames", "3"
+        "export", "runs/mine/last", "depth.onnx", "--size", "60", "70", "--frames", "3"
     )
     assert b"<title>" in installed.page("serve", "checkpoint=runs/mine/last", "port=0", *cpu)
