@@ -3,12 +3,14 @@
     python benchmarks/training.py --data DIR                                # three sizes, a teacher with random weights
     python benchmarks/training.py --data DIR --sizes 252 --cache            # labels, targets and masks cached before
     python benchmarks/training.py --data DIR --sizes 252 --beside ../old    # another checkout, in turn, and the ratio
+    python benchmarks/training.py --data DIR --sizes 252 --beside ../v0.1.0 --recipe-of-0.1.0    # its keys are others
 
 DIR holds videos. Each round is a process of its own that trains a student of the default recipe for a few steps, on a
 teacher of the size of Depth Anything V2 Small whose random weights are made on the spot (`--teacher` names another).
 Times are CPU times, which other work on the machine changes little: of a thread for the parts, of the process for the
 whole; with one thread they are what the steps take on a machine of one core. The loss is printed too: rounds of equal
 work have equal ones. The other checkout is taken as it is; with `--cache` it trains from labels live, as the base.
+Version 0.1.0 labeled the crops alone, and trained another recipe by default: it is given today's.
 """
 
 from __future__ import annotations
@@ -30,6 +32,13 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RECIPE_OF_0_1_0 = (
+    "loss=stabilised", "loss.target_radius=8", "loss.target_sigma=5.0", "loss.ssi_gradient_weight=1.0",
+    "loss.temporal_gradient_weight=3.0", "data.clip_frames=24", "model.motion=flow", "model.output.enabled=true",
+    "model.output.gain=0.95", "model.output.coarse_gain=0.2", "model.s0.num_blocks=0", "model.s1.initial_gain=0.7",
+    "model.s2.num_blocks=1", "model.s2.initial_gain=0.8", "model.s2.advect=false",
+    "model.s3.num_blocks=1", "model.s3.initial_gain=0.8", "model.s3.advect=false",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -43,7 +52,9 @@ def main() -> None:
             found: dict[Path, list[dict[str, Any]]] = {tree: [] for tree in trees}
             for _ in range(options.rounds):
                 for tree in trees:
-                    task = {"size": size, "teacher": teacher, "cache": cache if tree == REPOSITORY else None}
+                    mine = tree == REPOSITORY
+                    extra = RECIPE_OF_0_1_0 if options.recipe_of_0_1_0 and not mine else options.override
+                    task = {"size": size, "teacher": teacher, "cache": cache if mine else None, "extra": extra}
                     found[tree].append(_in_process(tree, options, task))
             _print(size, found, trees, options)
 
@@ -66,8 +77,9 @@ def _print(size: int, found: dict[Path, list[dict[str, Any]]], trees: list[Path]
         losses = {tuple(run["losses"]) for run in found[tree]}
         print(f"losses {label}: " + " | ".join(" ".join(f"{loss:.6f}" for loss in run) for run in sorted(losses)))
     if len(trees) > 1:
-        ratios = sorted(other / mine for mine, other in zip(*totals, strict=True))
-        print(f"steps per hour, now / beside: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        ratios = [other / mine for mine, other in zip(*totals, strict=True)]
+        low, middle, high = statistics.quantiles(ratios * (1 + (len(ratios) == 1)), n=4, method="inclusive")
+        print(f"steps per hour, now / beside: median {middle:.2f}, quartiles {low:.2f} and {high:.2f}")
 
 
 def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -82,7 +94,6 @@ def _in_process(tree: Path, options: argparse.Namespace, task: dict[str, Any]) -
         "data": str(options.data),
         "steps": options.steps,
         "after": options.after,
-        "extra": options.override,
     }
     command = [sys.executable, __file__, "--task", json.dumps(given)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -176,17 +187,19 @@ def _watch(trainer: Any, times: PartTimes) -> None:
         (labeller, "_encode", "encode"),
         (labeller, "_decode", "teacher's decoder"),
         (labeller, "_offline_target", "smoothed target"),
+        (labeller, "_stabilised", "smoothed target"),  # of 0.1.0
         (labeller, "_static", "static masks"),
         (type(labeller.flow), "__call__", "optical flow"),
+        (type(labeller.flow), "both_ways", "optical flow"),
+        (type(labeller.motion), "__call__", "student's flow, rest"),
         (type(labeller), "__call__", "labels, rest"),
-        (type(trainer.student), "forward", "student, forward"),
+        (type(trainer._forward), "forward", "student, forward"),
         (Tensor, "backward", "backward"),
         (type(trainer.objective), "__call__", "losses"),
         (trainer, "_train_step", "optimizer, rest"),
     ):
         if hasattr(owner, name):
             setattr(owner, name, times.timed(getattr(owner, name), part))
-    labeller.motion = times.timed(labeller.motion, "student's flow, rest")
     batches_from = trainer._batches_from
 
     class Timed:
@@ -235,6 +248,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cache", action="store_true", help="label before, and train from the cache")
     parser.add_argument("--beside", type=Path, help="another checkout")
+    parser.add_argument(
+        "--recipe-of-0.1.0", dest="recipe_of_0_1_0", action="store_true", help="beside is version 0.1.0"
+    )
     parser.add_argument("--teacher", help="id or folder")
     parser.add_argument("--override", nargs="*", default=[], help="more of the training's keys, KEY=VALUE")
     parser.add_argument("--task", help=argparse.SUPPRESS)

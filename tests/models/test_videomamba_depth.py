@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_student
 
+from videomamba_depth.models import input_size
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
@@ -96,6 +97,28 @@ def test_every_split_gives_the_same_gradients(tiny_encoder: DepthAnythingEncoder
     for name, gradient in whole.items():
         scale = gradient.abs().max().clamp(min=1e-3)
         assert (pieces[name] - gradient).abs().max() < 1e-3 * scale, name
+
+
+def test_frames_decoded_in_passes_are_frames_decoded_together(
+    tiny_encoder: DepthAnythingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, clip = tiny_student(tiny_encoder), random_clip(batch=1)
+    decoded: list[int] = []
+    model.head.register_forward_hook(lambda head, inputs, depth: decoded.append(len(depth)))
+    found = []
+    for frames in (NUM_FRAMES, 4):
+        pixels = (frames * SIZE[0] * SIZE[1]) // torch.get_num_threads() + 1
+        monkeypatch.setattr(input_size, "PIXELS_PER_PASS", pixels)
+        model.zero_grad()
+        depth = model(clip).depth
+        depth.square().mean().backward()
+        found.append((depth.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    assert decoded == [6, 4, 2]
+    (whole, gradients), (pieces, of_pieces) = found
+    assert (pieces - whole).abs().max() <= SPLIT_TOLERANCE * (whole.max() - whole.min())
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        assert (of_pieces[name] - gradient).abs().max() < 1e-3 * scale, name
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from videomamba_depth.utils.errors import UserError
 
 MAX_ASPECT_RATIO = 10
@@ -9,6 +11,20 @@ MAX_ASPECT_RATIO = 10
 
 MAX_PIXELS = 4096 * 2304
 """Most px of one frame inside a model (48,000 patches of 14 px): a 4K frame at its own size."""
+
+PIXELS_PER_PASS = 1 << 18
+"""Of frames that go through a model together, per thread of a CPU: a layer's output of more leaves the cache,
+and each operation maps memory anew."""
+
+
+def frames_per_pass(size: tuple[int, int], device: torch.device) -> int | None:
+    """Return how many frames of `size` = (height, width) px to run at once; None: as many as there are.
+
+    Frames do not depend on each other, so that it decides time alone: on a CPU fewer are faster.
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return max(1, PIXELS_PER_PASS * torch.get_num_threads() // (size[0] * size[1]))
 
 
 def model_input_size(height: int, width: int, short_side: int | None, patch_size: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from videomamba_depth.models.encoder_da import FrameEncoder
 from videomamba_depth.models.feature_propagation import FeaturePropagation, check_encode_every, turns
 from videomamba_depth.models.geometry import Geometry, GeometrySpec
 from videomamba_depth.models.head_depth import DepthHead
+from videomamba_depth.models.input_size import frames_per_pass
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
@@ -353,8 +354,10 @@ class VideoMambaDepth(nn.Module):
     def _decode(self, features: ClipFeatures, size: tuple[int, int]) -> Tensor:
         """Return depth `[B, N, 1, *size]` from features."""
         shape = next(iter(features.values())).shape[:2]
-        depth = self.head({name: x.flatten(0, 1) for name, x in features.items()}, size)
-        return depth.unflatten(0, shape)
+        maps = [x.flatten(0, 1) for x in features.values()]
+        passes = zip(*(x.split(frames_per_pass(size, self.device) or len(x)) for x in maps), strict=True)
+        depth = [self.head(dict(zip(features, some, strict=True)), size) for some in passes]
+        return (depth[0] if len(depth) == 1 else torch.cat(depth)).unflatten(0, shape)
 
     def _scales(self) -> Iterator[tuple[str, TemporalMambaScale]]:
         for name, scale in self.temporal.items():

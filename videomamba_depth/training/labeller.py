@@ -14,6 +14,7 @@ from videomamba_depth.data.clip import ClipMeta, WholeFrames
 from videomamba_depth.data.labels.stabilized_cache import OFFLINE_TARGETS, TargetSettings
 from videomamba_depth.flow.clip_motion import static_mask
 from videomamba_depth.flow.estimators import FlowEstimator, PairsOnce
+from videomamba_depth.models.input_size import frames_per_pass
 from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.label_memory import LabelMemory
@@ -76,7 +77,7 @@ class Labeller:
         teacher: labels frames; may be `encoder` itself.
         flow: for static masks; None where no loss needs them.
         max_motion_px, max_rgb_change: see `static_mask`.
-        frames_per_pass: frames encoded at once.
+        frames_per_pass: frames encoded at once, at most.
         autocast_dtype: None for none.
         target: what is made of the teacher's depth.
         motion: the student's own estimator, which sees what the student sees; None where it has none.
@@ -167,13 +168,14 @@ class Labeller:
 
     def _encode(self, encoder: nn.Module, clip: Tensor) -> ClipFeatures:
         passes = []
-        for part in clip.flatten(0, 1).split(self.frames_per_pass):
+        for part in clip.flatten(0, 1).split(self._at_once(clip)):
             with self.autocast(clip.device):
                 passes.append(encoder.encode_frame(part))  # type: ignore[operator]
         return {name: torch.cat([p[name] for p in passes]).unflatten(0, clip.shape[:2]) for name in passes[0]}
 
     def _decode(self, features: ClipFeatures, clip: Tensor) -> Tensor:
-        flat = {name: x.flatten(0, 1).split(self.frames_per_pass) for name, x in features.items()}
+        at_once = self._at_once(clip)
+        flat = {name: x.flatten(0, 1).split(at_once) for name, x in features.items()}
         size = (clip.shape[-2], clip.shape[-1])
         depth = []
         for i in range(len(next(iter(flat.values())))):
@@ -181,6 +183,10 @@ class Labeller:
                 labels = self.teacher.decode_labels({name: x[i] for name, x in flat.items()}, size)  # type: ignore[operator]
                 depth.append(labels.float())
         return torch.cat(depth).unflatten(0, clip.shape[:2])
+
+    def _at_once(self, clip: Tensor) -> int:
+        faster = frames_per_pass((clip.shape[-2], clip.shape[-1]), clip.device)
+        return self.frames_per_pass if faster is None else min(faster, self.frames_per_pass)
 
     def _offline_target(self, depth: Tensor, clip: Tensor, flow: FlowEstimator | None) -> Tensor:
         assert flow is not None
