@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import slurm
 from commands import run_command
 from media import write_video
 
+from videomamba_depth.commands import precompute
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.schema import PrecomputeConfig
 from videomamba_depth.data.labels.cache_verify import verify_cache
@@ -31,6 +33,18 @@ def options(tmp_path: Path, tiny_teacher_folder: str) -> tuple[str, ...]:
 def test_a_launcher_that_is_not_there_names_its_extra() -> None:
     with pytest.raises(UserError, match=r"hydra/launcher.*; pip install 'videomamba-depth\[slurm\]'"):
         load_config("precompute", PrecomputeConfig, ["root=a", "cache=b", "hydra/launcher=submitit_none"])
+
+
+def test_what_a_launcher_pickles_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = []
+    monkeypatch.setattr("sys.argv", [SCRIPT])
+    monkeypatch.setattr("videomamba_depth.configuration.cli.load_config", lambda *_: None)
+    monkeypatch.setattr("hydra.main", lambda **_: lambda task: handed.append(task) or (lambda: None))
+    precompute.run()
+    (task,) = handed
+    assert task.__closure__
+    for cell in task.__closure__:
+        pickle.dumps(cell.cell_contents)
 
 
 def test_without_slurm_is_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import hydra
@@ -56,16 +56,16 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
     """
     given = list(sys.argv)
     flags = [argument for argument in given[1:] if argument.startswith("-")]
-    main_runs = threading.Event()
+    main_runs = SimpleNamespace(now=False)  # no lock or event: launchers pickle `checked_main`
 
     def checked_main(config: DictConfig) -> None:
         sys.argv = given  # as the person wrote it, for the records
         with exit_on_user_error(BackendError):
             _join_submitted_job()
             settings = to_schema(config, schema)
-            main_runs.set()
+            main_runs.now = True
             main(settings)
-            main_runs.clear()
+            main_runs.now = False
 
     with exit_on_user_error(BackendError), _stopped_in_one_line(main_runs):
         if "--help" in flags or "-h" in flags:
@@ -158,16 +158,16 @@ def _groups(config_name: str) -> Collection[str]:
 
 
 @contextmanager
-def _stopped_in_one_line(main_runs: threading.Event) -> Iterator[None]:
+def _stopped_in_one_line(main_runs: SimpleNamespace) -> Iterator[None]:
     """Take SIGTERM and SIGHUP for Ctrl-C, and end with one line and status 130 where `main` does nothing better.
 
-    main_runs: set while it does. Before, OmegaConf's clean-up may raise something else in the place of the stop.
+    main_runs: its `now` is true while it does. Before, OmegaConf's clean-up may raise something in the stop's place.
     """
     try:
         with on_stop():
             yield
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt) and (main_runs.is_set() or not _came_of_a_stop(error)):
+        if not isinstance(error, KeyboardInterrupt) and (main_runs.now or not _came_of_a_stop(error)):
             raise
         tqdm.write("stopped; what was finished is kept", file=sys.stderr)  # on a line of its own, not beside a bar
         sys.exit(STOPPED_STATUS)
