@@ -20,7 +20,7 @@ class Camera:
         rotation: [3,3] float64, camera to world.
         position: [3] float64, in the world; in meters for metric depth, else in units of 1 / the mean inverse
             depth when parallax was first believed.
-        focal_px: focal length in px of the frames; what is assumed, not estimated.
+        focal_px: focal length in px of the frames; what is assumed, until parallax says more.
         evidence: 0 to 1, how far parallax corrects the depth.
         noise_px: spread of the tracks about the camera, at the flow's size; None: of an offline target.
         lost: the tracks fit no camera: it is held where it was, and geometry starts again from this frame.
@@ -49,7 +49,7 @@ def cameras_of(states: DepthState, depth_kind: DepthKind) -> list[Camera]:
     scale = states.image_size[1] / states.maps[FLOW].shape[-1]
     cameras = []
     for pose, values in zip(poses, scenes, strict=True):
-        unit, _, evidence, noise_px, focal_px, lost, _ = values  # see `Scene`
+        unit, _, evidence, noise_px, focal_px, lost, *_ = values  # see `Scene`
         rotation = pose[:, :3].T
         position = -rotation @ pose[:, 3] / (unit if depth_kind is DepthKind.METRIC else 1.0)
         cameras.append(Camera(rotation, position, focal_px * scale, evidence, noise_px, bool(lost)))

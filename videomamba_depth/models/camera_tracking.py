@@ -15,6 +15,7 @@ from torch import Tensor
 from videomamba_depth.utils.cameras import orthonormal, rotation_matrix
 
 POSE_SCALES_PX = (4.0, 4.0, 4.0, 3.0, 2.0, 1.5, 1.0, 1.0, 1.0)  # robust scale of each step, wide to narrow
+FOCAL_STEPS = 3
 TURNING_SCALES_PX = (4.0, 4.0, 2.0, 1.0, 1.0)
 MIN_DEPTH_RATIO = 0.05  # of a point's depth after and before the change of camera; what comes nearer is not used
 MIN_INV_DEPTH = 1e-4
@@ -93,10 +94,19 @@ def _by_pose(points: Tensor, depth: Tensor, target: Tensor, pose: Tensor, view: 
     inverse = 1 / z.clamp(min=MIN_DEPTH_RATIO)
     x, y, fd = x * inverse, y * inverse, f * depth * inverse
     residual = torch.stack([f * x, f * y], 1) + view.center_px[:, None] - target
+    return _by_twist(x, y, fd, f), residual, seen
+
+
+def _by_twist(x: Tensor, y: Tensor, fd: Tensor, f: Tensor) -> Tensor:
+    """Return derivatives [...,2,6,M] of pixels by the camera's (translation, rotation).
+
+    Args:
+        x, y: [...,M], of the points' rays with z = 1. fd: focal length times inverse depth there. f: focal length.
+    """
     zero, fxy = torch.zeros_like(x), f * x * y
-    u = torch.stack([fd, zero, -x * fd, -fxy, f + f * x.square(), -f * y], 1)
-    v = torch.stack([zero, fd, -y * fd, -f - f * y.square(), fxy, f * x], 1)
-    return torch.stack([u, v], 1), residual, seen
+    u = torch.stack([fd, zero, -x * fd, -fxy, f + f * x.square(), -f * y], -2)
+    v = torch.stack([zero, fd, -y * fd, -f - f * y.square(), fxy, f * x], -2)
+    return torch.stack([u, v], -3)
 
 
 def _solve(columns: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
@@ -118,6 +128,26 @@ def moved(pose: Tensor, twist: Tensor) -> Tensor:
     """Return exp(twist) ∘ pose for twists [...,6] = (translation, rotation vector), to first order in translation."""
     turned = rotation_matrix(twist[..., 3:]) @ pose
     return torch.cat([turned[..., :3], turned[..., 3:] + twist[..., :3, None]], -1)
+
+
+def at_another_focal(poses: Tensor, ratio: Tensor) -> Tensor:
+    """Return poses [B,S,3,4] that show the same pictures at another focal length, to first order; the first one stays.
+
+    What turns about an axis across the picture, or moves along one, is seen to move by the focal length times that.
+
+    Args:
+        ratio: [B] of the focal length that they were found with to the other one.
+    """
+    first = poses[:, :1]
+    turn = poses[..., :3] @ first[..., :3].mT
+    path = poses[..., 3] - (turn @ first[..., 3:])[..., 0]
+    axis = torch.stack([turn[..., 2, 1] - turn[..., 1, 2], turn[..., 0, 2] - turn[..., 2, 0],
+                        turn[..., 1, 0] - turn[..., 0, 1]], -1) / 2  # fmt: skip
+    sine = axis.square().sum(-1, keepdim=True).sqrt()
+    axis = axis * torch.where(sine > 1e-6, sine.clamp(max=1).asin() / sine.clamp(min=1e-6), 1.0)
+    across = torch.stack([ratio, ratio, torch.ones_like(ratio)], -1)[:, None]
+    turned = rotation_matrix(axis * across) @ first
+    return torch.cat([turned[..., :3], turned[..., 3:] + (path * across)[..., None]], -1)
 
 
 def fit_turning_camera(tracks: Tracks, poses: Tensor, start: Tensor, view: View) -> Tensor:
@@ -164,6 +194,85 @@ class Adjusted(NamedTuple):
     inv_depth: Tensor
     information: Tensor
     error_px: Tensor
+
+
+def find_focal(
+    tracks: Tracks, poses: Tensor, pose: Tensor, view: View, noise_px: Tensor, depth: Known, focal: Known
+) -> tuple[Tensor, Tensor]:
+    """Return the focal length [B] px that fits the tracks, and what they know of its logarithm [B], 1 / variance.
+
+    All cameras and inverse depths are free: those that are known were found with another focal length, and would hold
+    on to it. Cameras follow from the past frames' relative to this one, inverse depths go by the Schur complement.
+
+    Args:
+        poses [B,S,3,4], pose [B,3,4], view: where the search begins. noise_px: [B,S] of the tracks.
+        depth: what is believed of the inverse depth, [B,P] each, and where its search begins.
+        focal: what is believed of the logarithm of the focal length, [B] each.
+    """
+    turn = poses[..., :3] @ pose[:, None, :, :3].mT
+    relative = torch.cat([turn, poses[..., 3:] - turn @ pose[:, None, :, 3:]], -1)  # [B,S,3,4], from now to then
+    here = torch.eye(3, 4, dtype=pose.dtype, device=pose.device).expand_as(pose)
+    batch, slots = tracks.trust.shape[:2]
+    variance, inverse, information = noise_px.square()[..., None], depth.mean, torch.zeros_like(focal.mean)
+    for _ in range(FOCAL_STEPS):
+        seen = _see(tracks, relative, here, view, inverse)
+        robust = 1 / (1 + seen.error.square().sum(2) / (ROBUST**2 * variance)).square()
+        weight = tracks.trust * seen.in_front * robust / variance  # [B,S,P], 1/px²
+        deviation = inverse - depth.mean
+        believed = depth.precision / (1 + deviation.square() * depth.precision / OUTLIER**2)
+        weighted = seen.by_depth * weight[:, :, None]
+        curvature = ((weighted * seen.by_depth).sum((1, 2)) + believed).clamp(min=1e-12)
+        pull = (weighted * seen.error).sum((1, 2)) + believed * deviation
+        # Of each past camera's twist [B,S,2,6,P], and of the focal length [B,S,2,P], the same now and then.
+        f = view.focal_px.view(-1, 1, 1)
+        rays = view.rays(tracks.points_px)
+        z = (relative[..., 2:, :3] @ rays[:, None] + relative[..., 2:, 3:] * inverse[:, None, None])[:, :, 0]
+        found = seen.error + tracks.found_px - view.center_px[:, None]
+        x, y = (found / f[..., None]).unbind(2)
+        by_camera = _by_twist(x, y, f * inverse[:, None] / z.clamp(min=MIN_DEPTH_RATIO), f)
+        by_focal = found - (seen.by_point[:, :, :, :2] * rays[:, None, None, :2]).sum(3)
+        # Normal equations of 6 S + 1 unknowns.
+        camera_weighted, focal_weighted = by_camera * weight[:, :, None, None], by_focal * weight[:, :, None]
+        matrix = inverse.new_zeros(batch, slots * 6 + 1, slots * 6 + 1)
+        for k, block in enumerate((camera_weighted @ by_camera.mT).sum(2).unbind(1)):
+            matrix[:, 6 * k : 6 * k + 6, 6 * k : 6 * k + 6] = block
+        mixed = (camera_weighted * by_focal[:, :, :, None]).sum((2, 4)).flatten(1)
+        matrix[:, :-1, -1] = matrix[:, -1, :-1] = mixed
+        matrix[:, -1, -1] = (focal_weighted * by_focal).sum((1, 2, 3))
+        gradient = torch.cat(
+            [
+                (camera_weighted * seen.error[:, :, :, None]).sum((2, 4)).flatten(1),
+                (focal_weighted * seen.error).sum((1, 2, 3))[:, None],
+            ],
+            1,
+        )
+        both = torch.cat(
+            [
+                (by_camera * weighted[:, :, :, None]).sum(2).flatten(1, 2),
+                (by_focal * weighted).sum((1, 2))[:, None],
+            ],
+            1,
+        )  # [B,6·S+1,P], with depth
+        matrix = (matrix - (both / curvature[:, None]) @ both.mT).double()
+        gradient = (gradient - (both * (pull / curvature)[:, None]).sum(-1)).double()
+        information = _known_of_last(matrix).to(inverse.dtype)
+        log_focal = view.focal_px.log()
+        matrix[:, -1, -1] += focal.precision
+        gradient[:, -1] += focal.precision * (log_focal - focal.mean)
+        step = _damped(matrix, gradient).to(inverse.dtype)
+        relative = moved(relative, step[:, :-1].unflatten(1, (slots, 6)))
+        view = view._replace(focal_px=(log_focal + step[:, -1]).exp())
+        limit = MAX_DEPTH_STEP * inverse.clamp(min=1e-2)
+        change = -(pull + (both * step[..., None]).sum(1)) / curvature
+        inverse = (inverse + torch.minimum(torch.maximum(change, -limit), limit)).clamp(min=MIN_INV_DEPTH)
+    return view.focal_px, information
+
+
+def _known_of_last(matrix: Tensor) -> Tensor:
+    """Return what a normal matrix [B,V,V] knows of its last unknown [B] where the others are free."""
+    free, shared = matrix[:, :-1, :-1], matrix[:, :-1, -1:]
+    damped = free + torch.diag_embed(1e-4 * free.diagonal(dim1=-2, dim2=-1).clamp(min=0) + 1e-6)
+    return (matrix[:, -1, -1] - (shared.mT @ torch.linalg.solve(damped, shared))[:, 0, 0]).clamp(min=0)
 
 
 class _Seen(NamedTuple):

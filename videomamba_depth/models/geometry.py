@@ -17,6 +17,8 @@ from videomamba_depth.models.camera_tracking import (
     Tracks,
     View,
     adjust,
+    at_another_focal,
+    find_focal,
     fit_camera,
     fit_turning_camera,
     spread_px,
@@ -65,6 +67,8 @@ STAYS_PX, MOVES_PX, EXPECTED_PX = 0.5, 1.0, 1.5  # see `_contradictions`
 STAYS_SHARE = 0.15  # of the motion that is expected
 MIN_MOVING = 0.05  # share of the tracks that move, below which nothing can contradict them
 CONTRADICTED = (0.08, 0.2)  # share of the tracks that contradict the rest: less is believed from here on, nothing
+FLOW_ERRS_ALIKE = 100.0  # what tracks say of the focal length counts one part in so many: neighboring flow errs alike
+FOCAL_KEEP = 0.97  # share of what is known of it, beyond what is assumed, that is still known in the next frame
 ANCHORED = 0.5  # evidence from which on unit and shift stay as they are
 
 
@@ -79,6 +83,7 @@ class GeometrySpec:
         refined: how many of them flow is estimated to anew in each frame, in turn; 0: flow to them is chained alone.
         spread: relative standard deviation of the true inverse depth about the decoder's.
         focal: focal length over the longer side of the frame.
+        focal_spread: relative standard deviation of the true one about it, which then follows the tracks; 0: known.
         keep: share of what is known of a point that is still known in the next frame.
     """
 
@@ -88,6 +93,7 @@ class GeometrySpec:
     refined: int = ranged(0, 64, 1)
     spread: float = ranged(1e-6, 10, 0.3)
     focal: float = ranged(0.1, 100, 0.9)
+    focal_spread: float = ranged(0, 10, 0.25)
     keep: float = ranged(0, 1, 0.9)
 
     def __post_init__(self) -> None:
@@ -105,7 +111,7 @@ class Geometry:
         depth    [B,1+S,h,w]  corrected inverse depth of the last frame and the key frames, in the scene's unit
         cameras  [B,2+S,3,4]  their poses, world to camera, and that of the frame before the last one
         known    [B,1,gh,gw]  information about the log inverse depth of the last frame on the grid
-        scene    [B,1,1,7]    see `Scene`
+        scene    [B,1,1,8]    see `Scene`
     """
 
     def __init__(self, spec: GeometrySpec, depth_kind: DepthKind, flow: FlowEstimator) -> None:
@@ -178,7 +184,8 @@ class Geometry:
         unit, shift, state = self._anchor(small.mean((1, 2, 3)).clamp(min=1e-6), low, scene, state, is_first)
         full, base = (((v / _4d(unit)) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
         # 2. Flow to the last frame and, chained, to the key frames; depth there.
-        view = View(torch.full_like(unit, spec.focal * max(height, width)), _center(x, height, width))
+        assumed = torch.full_like(unit, spec.focal * max(height, width))
+        view = View(torch.where(is_first, assumed, scene.focal_px), _center(x, height, width))
         chained, trust = chain_flow(state["flow"], state["trust"], flow, trusted)
         for turn in range(min(spec.refined, spec.key_frames)):
             chained, trust = self._refine(chained, trust, light, state["luma"], (index + turn) % spec.key_frames)
@@ -228,6 +235,10 @@ class Geometry:
         fading = _rise((brightness.clamp(min=MIN_LUMA) / scene.light.clamp(min=MIN_LUMA)).log().abs(), *FADING)
         rigid = (1 - _rise(relative, *NOISE)) * (1 - wrong) * tracked * (1 - fading) * ~lost
         evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * rigid * ~is_first
+        # The focal length of the next frame.
+        decoder = Known(mean[:, coarse], prior / mean[:, coarse].square())
+        usable = few._replace(trust=few.trust * counted[..., None] * ~_3d(lost | is_first))
+        focal_px, focal_known = self._find_focal(usable, poses, pose, view, noise, decoder, scene, evidence, is_first)
         # Less parallax says little against what has been shown, a picture that stands nothing; a wrong model does.
         fall = EVIDENCE_STEP * (1 - rigid * (still + (1 - still) * SLOW_FALL))
         change = torch.minimum(evidence - scene.evidence, torch.full_like(evidence, EVIDENCE_STEP))
@@ -244,10 +255,37 @@ class Geometry:
         inner, outer = (_from_grid(correction, v, (height, width), rows, columns) for v in (base, full))
         log_change = _4d(evidence) * outer
         change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * full * torch.expm1(log_change)
-        scene = Scene(unit, shift, evidence, overall, view.focal_px, lost.to(x.dtype), brightness)
+        scene = Scene(unit, shift, evidence, overall, focal_px, lost.to(x.dtype), brightness, focal_known)
+        # The cameras that are known show the same pictures at the new focal length; depth is as it was.
+        cameras = at_another_focal(torch.cat([pose[:, None], state["cameras"]], 1), view.focal_px / focal_px)
+        state = {**state, "cameras": cameras[:, 1:]}
         after = self._after(state, base * inner.exp(), light, chained, trust, pose, index, lost)
         known = known.view_as(confidence)
         return change, {**after, "known": known, "scene": torch.stack(scene, -1)[:, None, None]}
+
+    def _find_focal(
+        self,
+        tracks: Tracks,
+        poses: Tensor,
+        pose: Tensor,
+        view: View,
+        noise_px: Tensor,
+        depth: Known,
+        scene: Scene,
+        evidence: Tensor,
+        is_first: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the focal length for the next frame and what is known of its logarithm, each `[B]`.
+
+        It follows the tracks as far as there is evidence of parallax, and is held where there is none.
+        """
+        if not self.spec.focal_spread:
+            return view.focal_px, torch.zeros_like(evidence)
+        least = 1 / self.spec.focal_spread**2
+        known = torch.where(is_first, least, least + FOCAL_KEEP * (scene.focal_known - least))
+        held = Known(view.focal_px.log(), known * FLOW_ERRS_ALIKE / evidence.clamp(min=1e-6))
+        focal_px, seen = find_focal(tracks, poses, pose, view, noise_px, depth, held)
+        return focal_px, known + evidence * seen / FLOW_ERRS_ALIKE
 
     def _anchor(
         self, mean: Tensor, low: Tensor, scene: Scene, state: dict[str, Tensor], is_first: Tensor
@@ -327,6 +365,7 @@ class Scene(NamedTuple):
     unit: mean inverse depth, in the decoder's unit, when parallax was first believed. shift: of the decoder's, in it.
     evidence: of parallax, 0 to 1. noise_px: of the tracks about the scene. focal_px: at the flow's size. lost: 1 where
     the tracks fit no camera, and geometry starts again from this frame. light: mean luma of the last frame.
+    focal_known: about the logarithm of the focal length, 1 / variance.
     """
 
     unit: Tensor
@@ -336,6 +375,7 @@ class Scene(NamedTuple):
     focal_px: Tensor
     lost: Tensor
     light: Tensor
+    focal_known: Tensor
 
 
 _NAME = "geometry."
