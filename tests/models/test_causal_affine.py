@@ -164,7 +164,7 @@ def test_every_split_gives_the_same_and_a_reset_stream_is_a_new_one(student: Vid
             parts.append(depth)
         torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=2e-5, atol=2e-5)
     plain = with_affine(student.encoder, 0.0)  # type: ignore[arg-type]
-    plain.load_state_dict(student.state_dict())
+    plain.load_state_dict(student.state_dict(), strict=False)  # the encoder is the same one
     assert torch.equal(plain(clip).depth[:, 0], whole[:, 0])
     assert (plain(clip).depth[:, 1:] - whole[:, 1:]).abs().max() > 1e-3
     states = student(clip).states.reset(torch.tensor([True, False]))

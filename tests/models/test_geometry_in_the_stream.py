@@ -247,7 +247,7 @@ def test_white_noise_is_no_scene() -> None:
     geometry, index = Geometry(GeometrySpec(), DepthKind.RELATIVE, FLOW), torch.zeros(1, dtype=torch.int64)
     depth = 1 + noise[:, :, :1]
     right, _ = geometry(depth, noise, geometry.new_maps(1, (112, 140), "cpu"), index, motion)
-    assert torch.equal(right, depth)
+    assert (right - depth).abs().max() < 0.01
 
 
 def moving_student(encoder: DepthAnythingEncoder, geometry: GeometrySpec | None) -> VideoMambaDepth:

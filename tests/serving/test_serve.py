@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -292,8 +293,11 @@ def test_places_are_bounded_and_given_back(tmp_path: Path, open_page) -> None:
         assert (answer.status_code, answer.json()["error"][:24]) == (503, "all places are taken: as")
         with page.websocket_connect(CAMERA) as second:
             assert "all places are taken" in second.receive_json()["error"]
-    assert page.post("/api/video", content=video).status_code == 200
-    assert page.post("/api/video", content=video).status_code == 200
+    for _ in range(2):
+        until_s = time.monotonic() + 10  # older versions of Starlette end a connection a little later
+        while (status := page.post("/api/video", content=video).status_code) == 503 and time.monotonic() < until_s:
+            time.sleep(0.05)
+        assert status == 200
 
 
 def test_a_camera_that_falls_silent_is_let_go(open_page) -> None:

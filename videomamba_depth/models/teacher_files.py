@@ -86,7 +86,7 @@ def load_weights(model_class: Any, name_or_path: str, dtype: torch.dtype, not_us
                 trust_remote_code=False,  # or it asks on the terminal
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below, in one line
-                key_mapping={re.escape(n): former for n, former in FORMER_NAMES.items()} if HAS_FORMER_NAMES else None,
+                key_mapping=FORMER_NAMES if HAS_FORMER_NAMES else None,  # unescaped: it is turned round to save
             )
     except UserError:
         raise

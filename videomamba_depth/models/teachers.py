@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MA
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder, Teacher
 from videomamba_depth.models.encoder_da3 import DepthAnything3Encoder, is_depth_anything_3
 from videomamba_depth.models.teacher_files import read_config
-from videomamba_depth.models.teacher_transformers import TransformersTeacher
+from videomamba_depth.models.teacher_transformers import NO_DEPTH, TransformersTeacher
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError
 
@@ -61,7 +61,7 @@ def open_teacher(
                 " leave the key out"
             )
         return teacher
-    if family not in MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES:
+    if family not in MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES and family not in NO_DEPTH:
         known = ", ".join(sorted(MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES))
         raise UserError(
             f"'{name_or_path}' is a '{family}' model, not one of depth that the installed transformers knows ({known})"
