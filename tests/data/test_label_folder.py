@@ -275,11 +275,14 @@ def test_wrong_signs_and_shifts_are_refused() -> None:
     for sample, reason in (
         (Sample(np.full_like(model, np.nan), model), "first frames of street hold no depth"),
         (Sample(-model, model), "upside down.*data.labels_kind"),
+        (Sample(np.ones_like(model), model), "first frames of street hold one value alone"),
         (Sample(moving_depth(16, 1), model), "those of street seem to belong to the frame 1 after"),
         (Sample(moving_depth(16, -1), model), "the frame 1 before"),
     ):
         with pytest.raises(UserError, match=reason):
             check_labels({"street": sample})
+    with pytest.raises(UserError, match="those of street seem upside down"):  # one among good ones
+        check_labels({"good": Sample(model, model), "street": Sample(-model, model), "other": Sample(model, model)})
 
 
 def test_labels_are_held_against_the_encoders_own_depth(

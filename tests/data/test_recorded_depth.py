@@ -372,3 +372,49 @@ def test_the_digest_follows_content_kind_and_scale(tmp_path: Path) -> None:
         open_recorded_depth(npy(tmp_path / "a.npy", DEPTH + 1), METRIC).digest(),
     }
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"scale": np.linspace(0.1, 0.2, 7)}, "one number as scale"),
+        ({"scale": "abc"}, "one number as scale"),
+        ({"scale": np.zeros(0)}, "one number as scale"),
+        ({"offset": 1.5}, "says offset=1.5"),
+        ({"frame_index": [str(i) for i in range(7)]}, "frame numbers that are no numbers"),
+        ({"timestamps": [f"{i} s" for i in range(7)]}, "time stamps that are no numbers"),
+    ],
+)
+def test_what_an_npz_says_otherwise_is_refused(tmp_path: Path, columns: dict, reason: str) -> None:
+    np.savez(tmp_path / "a.npz", depth=DEPTH, depth_kind=METRIC.value, **columns)
+    with pytest.raises(UserError, match=reason):
+        open_recorded_depth(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"scale": "abc"}, "one number as scale"),
+        ({"scale": [1, 2]}, "one number as scale"),
+        ({"shift": 0.5}, "says shift=0.5"),
+        ({"num_frames": "x"}, "one number as num_frames"),
+        ({"time_base": "1/0"}, "time_base as a fraction"),
+    ],
+)
+def test_what_a_zarr_group_says_otherwise_is_refused(tmp_path: Path, attributes: dict, reason: str) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("depth", data=DEPTH)
+    group.create_array("pts", data=np.arange(7))
+    group.attrs.update({"depth_kind": METRIC.value, **attributes})
+    with pytest.raises(UserError, match=reason):
+        open_recorded_depth(tmp_path / "a.zarr")
+
+
+def test_scales_in_any_order_and_no_offset(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((6, 4, 5), np.float32))
+    about = {"depth_kind": METRIC.value, "scales": [{"first_frame": 3, "scale": 2}, {"first_frame": 0, "scale": 5}]}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    assert [frame[0, 0] for frame in open_recorded_depth(tmp_path / "a.npy")] == [5, 5, 5, 2, 2, 2]
+    (tmp_path / "about.json").write_text(json.dumps(about | {"offset": 1.5}))
+    with pytest.raises(UserError, match=r"says offset=1\.5"):
+        open_recorded_depth(tmp_path / "a.npy")

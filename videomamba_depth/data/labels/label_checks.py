@@ -13,7 +13,8 @@ from videomamba_depth.utils.errors import UserError
 _DETAIL_SIGMA = 0.07  # of the short side: what is coarser than this hardly moves between two frames
 _MAX_SHIFT = 2  # frames
 _COMPARED_SIDE = 320  # px, of frames of which each is held against each
-WRONG_SIGN = -0.2  # median correlation with a model's depth below which labels are upside down
+WRONG_SIGN = -0.2  # median correlation with a model's depth over the videos below which labels are upside down
+_WRONG_SIGN_OF_ONE = -0.5  # the same of a single video: models disagree more about one
 _FOUND_GAIN, _FOUND_ERRORS = 0.02, 3.0  # of correlation, and in standard errors: a shift that is no accident
 
 
@@ -25,7 +26,7 @@ class Sample(NamedTuple):
 
 
 def check_labels(samples: Mapping[str, Sample]) -> None:
-    """Refuse labels that hold no depth, are upside down, or belong to the frame before or after.
+    """Refuse labels that hold no depth or one value alone, are upside down, or belong to the frame before or after.
 
     A shift shows where something moves, in detail that moves with it; labels of still pictures pass.
 
@@ -40,6 +41,11 @@ def check_labels(samples: Mapping[str, Sample]) -> None:
             f"data.labels: those of the first frames of {', '.join(empty)} hold no depth at all; check how they were"
             " written and data.labels_kind, or set data.labels_check=false"
         )
+    if flat := [name for name, sample in samples.items() if _is_flat(sample.labels)]:
+        raise UserError(
+            f"data.labels: those of the first frames of {', '.join(flat)} hold one value alone; check how they were"
+            " written, or set data.labels_check=false"
+        )
     signs = {name: sign_agreement(*sample) for name, sample in samples.items()}
     agreed = [value for value in signs.values() if np.isfinite(value)]
     if agreed and np.median(agreed) < WRONG_SIGN:
@@ -48,6 +54,11 @@ def check_labels(samples: Mapping[str, Sample]) -> None:
             f"data.labels: they seem upside down: their correlation with the encoder's own depth is"
             f" {np.median(agreed):.2f}, in {worst} {signs[worst]:.2f}; check data.labels_kind, or set"
             " data.labels_check=false"
+        )
+    if upside_down := [name for name, value in signs.items() if value < _WRONG_SIGN_OF_ONE]:
+        raise UserError(
+            f"data.labels: those of {', '.join(upside_down)} seem upside down: their correlation with the encoder's own"
+            f" depth is {signs[upside_down[0]]:.2f}; check how they were written, or set data.labels_check=false"
         )
     gains = {name: _shift_gains(*sample) for name, sample in samples.items()}
     pooled = [np.concatenate(parts) for parts in zip(*gains.values(), strict=True)] if gains else []
@@ -58,6 +69,12 @@ def check_labels(samples: Mapping[str, Sample]) -> None:
                 f"data.labels: those of {name} seem to belong to the frame {abs(shift)} {side} theirs, as the encoder's"
                 " own depth has it; check how they were written, or set data.labels_check=false"
             )
+
+
+def _is_flat(labels: np.ndarray) -> bool:
+    """Tell whether every frame [N,h,w] that holds depth holds one value alone."""
+    known = [frame[np.isfinite(frame)] for frame in labels]
+    return all(values.max() == values.min() for values in known if values.size)
 
 
 def sign_agreement(labels: np.ndarray, model: np.ndarray) -> float:

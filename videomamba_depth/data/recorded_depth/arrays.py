@@ -15,12 +15,20 @@ from typing import IO, Any
 
 import numpy as np
 
-from videomamba_depth.data.recorded_depth.storage import About, Storage, frames_and_size, pick_array, times_of
+from videomamba_depth.data.recorded_depth.storage import (
+    About,
+    Storage,
+    frames_and_size,
+    one_number,
+    pick_array,
+    refuse_offsets,
+    times_of,
+)
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.extras import require
 
 HELD_BYTES = 256 * 2**20  # a compressed array up to this is held as a whole; a larger one is decompressed on the way
-_COLUMNS = ("depth_kind", "scale", "frame_index", "pts", "time_base")
+_COLUMNS = ("depth_kind", "scale", "offset", "shift", "frame_index", "pts", "time_base")
 _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -204,7 +212,9 @@ def _about(parts: Sequence[ArrayFile], names: Sequence[str] | None) -> About:
     columns = [_columns(part.path) for part in parts if part.member is not None]
     where = parts[0].path.parent
     kinds = {str(c["depth_kind"]) for c in columns if "depth_kind" in c}
-    factors = {float(np.ravel(c["scale"])[0]) for c in columns if "scale" in c}
+    for c in columns:
+        refuse_offsets(c, where)
+    factors = {one_number(c["scale"].squeeze(), where, "scale") for c in columns if "scale" in c}
     for name, found in (("depth_kind", kinds), ("scale", factors)):
         if len(found) > 1:
             raise UserError(f"the files in {where} disagree on {name}: {', '.join(map(str, sorted(found)))}")
@@ -280,21 +290,32 @@ def open_zarr(path: Path, array: str | None = None) -> ZarrArray:
     frames, height, width = frames_and_size(found.shape, path)
     if found.ndim == 2 or frames != found.shape[0] or found.dtype.kind not in "fiu":
         raise UserError(f"{path} must hold depth [frames,h,w]; '{name}' is {found.dtype} {list(found.shape)}")
-    frames = min(frames, int(attributes.get("num_frames", frames)))  # a stream that was killed counts complete ones
+    # A stream that was killed counts complete ones.
+    frames = min(frames, int(one_number(attributes.get("num_frames", frames), path, "num_frames")))
     if frames < 1:
         raise UserError(f"{path} has no complete frame")
-    scale = attributes.get("scale")
+    refuse_offsets({**attributes, **columns}, path)
+    scale = attributes.get("scale", columns.get("scale"))
     times = times_of(columns)
     if times is None and "pts" in columns and "time_base" in attributes:
-        times = columns["pts"] * float(Fraction(attributes["time_base"]))
+        times = columns["pts"] * _time_base(attributes["time_base"], path)
     numbers = columns.get("frame_index")
     about = About(
         kind=attributes.get("depth_kind"),
-        scales=None if scale is None else [(0, float(scale))],
+        scales=None if scale is None else [(0, one_number(np.squeeze(scale), path, "scale"))],
         frame_numbers=None if numbers is None else numbers[:frames],
         timestamps=None if times is None else times[:frames],
     )
     return ZarrArray(path, frames, (height, width), found.dtype.kind in "iu", about, name)
+
+
+def _time_base(value: Any, path: Path) -> float:
+    try:
+        return float(Fraction(value))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} must hold time_base as a fraction of seconds, such as 1/30; got {value!r:.60}"
+        ) from error
 
 
 @lru_cache(maxsize=8)

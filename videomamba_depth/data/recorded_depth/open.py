@@ -261,8 +261,12 @@ def _refuse_columns(storage: Storage) -> None:
             raise UserError(
                 f"{storage.path} holds {storage.num_frames} frames and {values.size} {what}; write one for each frame"
             )
-        if not np.isfinite(values).all() or (what == "frame numbers" and (values != np.floor(values)).any()):
-            raise UserError(f"{storage.path} holds {what} that are no numbers, such as NaN")
+        if (
+            values.dtype.kind not in "fiu"
+            or not np.isfinite(values).all()
+            or (what == "frame numbers" and (values != np.floor(values)).any())
+        ):
+            raise UserError(f"{storage.path} holds {what} that are no numbers, such as NaN or text")
 
 
 def _is_depth(path: Path) -> bool:

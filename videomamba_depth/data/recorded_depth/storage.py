@@ -104,7 +104,8 @@ def times_of(columns: Mapping[str, Any]) -> np.ndarray | None:
     """Return time stamps in s from named columns of a file, as streams and other programs write them."""
     for name in ("timestamp_s", "timestamps_s", "timestamps", "times_s"):
         if name in columns:
-            return np.asarray(columns[name], dtype=np.float64).reshape(-1)
+            values = np.asarray(columns[name]).reshape(-1)
+            return values.astype(np.float64) if values.dtype.kind in "fiu" else values  # refused with the others
     return None
 
 
@@ -120,6 +121,27 @@ class Sidecar:
     numbered: bool = False
 
 
+def one_number(value: Any, path: Path, what: str) -> float:
+    """Return a number that a file says for all of its frames.
+
+    Raises:
+        UserError: it is not one number.
+    """
+    try:
+        return float(np.asarray(value, dtype=np.float64).reshape(()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} must hold one number as {what}, for all frames; got {value!r:.60}") from error
+
+
+def refuse_offsets(about: Mapping[str, Any], path: Path) -> None:
+    """Refuse an offset beside a scale: depth is stored number · scale alone."""
+    for name in ("offset", "shift"):
+        if name in about and one_number(about[name], path, name) != 0:
+            raise UserError(
+                f"{path} says {name}={about[name]!s:.20}, and depth is stored number · scale; add it before"
+            )
+
+
 def read_sidecar(*paths: Path) -> Sidecar:
     """Return what the first of the files says that is there.
 
@@ -131,9 +153,10 @@ def read_sidecar(*paths: Path) -> Sidecar:
         return Sidecar()
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        scales = [(int(entry["first_frame"]), float(entry["scale"])) for entry in about.get("scales", [])]
+        scales = sorted((int(entry["first_frame"]), float(entry["scale"])) for entry in about.get("scales", []))
         if "scale" in about:
             scales = [(0, float(about["scale"]))]
+        refuse_offsets(about, path)
         return Sidecar(about.get("depth_kind"), scales or None, "scales" in about or "channel" in about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}; it may hold depth_kind and scale, as JSON") from error
