@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.feature_propagation import turns
+from videomamba_depth.models.feature_propagation import FeatureUpdate, turns
 from videomamba_depth.models.geometry import GeometrySpec
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
@@ -91,9 +91,30 @@ def test_the_encoder_sees_every_kth_frame_and_what_is_new_at_once(
     assert frames_encoded(model, scrolling(cut=5), 3, monkeypatch) == [1, 0, 0, 1, 0, 1, 1, 0]  # a cut
     unrelated = torch.rand(1, 5, 3, *SIZE, generator=torch.Generator().manual_seed(1))
     assert frames_encoded(model, unrelated, 100, monkeypatch) == [1] * 5  # nothing can be followed
-    far = F.interpolate(scrolling()[0, :1], (SIZE[0], 3 * SIZE[1]), mode="bilinear")
-    panned = torch.stack([far[..., 5 * t : 5 * t + SIZE[1]] for t in range(6)], 1)
-    assert sum(frames_encoded(model, panned, 100, monkeypatch)) >= 2  # 5 px a frame add up
+
+
+@pytest.mark.parametrize(
+    ("step_px", "lost", "expected"),
+    [
+        (2.0, 0.0, [True, False, False, False, False]),
+        (3.0, 0.0, [True, False, False, True, False]),  # 9 px are more than 15 % of 56; 87 % can still be followed
+        (0.0, 0.15, [True, False, False, False, False]),
+        (0.0, 0.25, [True] * 5),
+    ],
+)
+def test_a_frame_that_moved_far_or_is_hard_to_follow_is_encoded_at_once(
+    tiny_encoder: DepthAnythingEncoder, step_px: float, lost: float, expected: list[bool]
+) -> None:
+    model, clip = student(tiny_encoder), scrolling(frames=5)
+    assert model.propagation is not None
+    maps = model.init_states(1, SIZE, encode_every=100).maps
+    motion = model.motion(model.fit(clip))[0]  # type: ignore[misc]
+    assert motion.flow_px.shape[-2:] == (56, 70)
+    motion.flow_px.zero_()[:, 1:, 0] = step_px
+    motion.trusted.fill_(True)[:, 0] = False
+    motion.trusted[..., : round(70 * lost)] = False
+    plan = model.propagation.plan(maps, motion, turns(0, 5, 100, 1))
+    assert [streams[0] for streams in plan.encoded] == expected
 
 
 @pytest.mark.parametrize(("batch", "every"), [(4, 4), (3, 2), (2, 4), (8, 4), (1, 3)])
@@ -154,6 +175,22 @@ def test_the_correction_starts_at_nothing_and_only_touches_frames_that_were_not_
     assert torch.equal(changed[:, 0], expected[:, 0])
     assert float((changed[:, 1] - expected[:, 1]).abs().max()) > 1e-3 * float(expected.max() - expected.min())
     assert torch.equal(run(learned, clip, 1)[0], run(plain, clip, 1)[0])
+
+
+def test_the_correction_depends_on_the_picture_on_what_was_moved_there_and_on_the_trust_in_it() -> None:
+    torch.manual_seed(0)
+    update = FeatureUpdate((4, 6))
+    enliven(update)
+    moved = {"s0": torch.randn(1, 4, 8, 10), "s1": torch.randn(1, 6, 4, 5)}
+    inputs = [torch.rand(1, 3, 8, 10), torch.rand(1, 3, 8, 10), torch.rand(1, 1, 8, 10)]
+    with torch.no_grad():
+        expected = update(moved, *inputs)
+    for i, x in enumerate(inputs):
+        with torch.no_grad():
+            other = update(moved, *inputs[:i], x.flip(-1), *inputs[i + 1 :])
+        for name, features in expected.items():
+            assert other[name].shape == moved[name].shape
+            assert float((other[name] - features).abs().max()) > 1e-4
 
 
 def test_it_learns_from_features_that_are_at_hand(tiny_encoder: DepthAnythingEncoder) -> None:

@@ -13,7 +13,7 @@ from videomamba_depth.models.motion import Motion
 from videomamba_depth.utils.errors import describe
 from videomamba_depth.utils.flow_utils import chain_flow, resize_flow, resize_maps, warp_map
 
-MIN_TRUST = 0.6  # share of a frame that can be followed to the one encoded last, below which it is encoded at once
+MIN_TRUST = 0.8  # share of a frame that can be followed to the one encoded last, below which it is encoded at once
 MAX_MOTION = 0.15  # mean motion since that one, in short sides of the frame, above which likewise
 HIDDEN = 32  # channels of the learned correction
 _NAME = "encoded."  # before the names of what is carried
