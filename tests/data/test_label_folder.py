@@ -261,7 +261,7 @@ def moving_depth(frames: int, shift: int = 0) -> np.ndarray:
     return (np.stack(views) + noise).astype(np.float32)
 
 
-def test_wrong_signs_and_shifts_are_refused() -> None:
+def test_wrong_signs_and_shifts_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     model = moving_depth(16)
     for shift in (-2, -1, 0, 1, 2):
         assert found_shift(3 * moving_depth(16, shift) + 1, model) == shift
@@ -283,6 +283,12 @@ def test_wrong_signs_and_shifts_are_refused() -> None:
             check_labels({"street": sample})
     with pytest.raises(UserError, match="those of street seem upside down"):  # one among good ones
         check_labels({"good": Sample(model, model), "street": Sample(-model, model), "other": Sample(model, model)})
+    assert not caplog.records
+    noise = np.random.default_rng(0).normal(size=model.shape).astype(np.float32)
+    check_labels({"good": Sample(model, model), "street": Sample(noise, model)})
+    assert [record.getMessage()[:67] for record in caplog.records] == [
+        "data.labels: those of street have little to do with the encoder's o"
+    ]
 
 
 def test_labels_are_held_against_the_encoders_own_depth(

@@ -398,6 +398,7 @@ def test_what_an_npz_says_otherwise_is_refused(tmp_path: Path, columns: dict, re
         ({"scale": [1, 2]}, "one number as scale"),
         ({"shift": 0.5}, "says shift=0.5"),
         ({"num_frames": "x"}, "one number as num_frames"),
+        ({"num_frames": "nan"}, "finite number as num_frames"),
         ({"time_base": "1/0"}, "time_base as a fraction"),
     ],
 )

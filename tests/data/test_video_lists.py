@@ -56,6 +56,12 @@ def test_ids_and_order_are_the_list_s(folder: Path, tmp_path: Path) -> None:
     assert named.video_id == "#1"
 
 
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4 in line 1: no file and no folder"):
+        find_sources(write_list(tmp_path / "list.txt", "a.mp4"))
+
+
 def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"caf\xe9.mp4\n")
     write_video(tmp_path / "a.mp4", 3).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))

@@ -29,7 +29,7 @@ from videomamba_depth.models.checkpoint import (
     save_student,
     student_weights,
 )
-from videomamba_depth.models.encoder_da3 import Da3Head, DepthAnything3Encoder
+from videomamba_depth.models.encoder_da3 import Da3Head, DepthAnything3Encoder, block_plan
 from videomamba_depth.models.teachers import open_encoder, open_teacher
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.utils.depth_kind import DepthKind
@@ -136,6 +136,12 @@ def package_maps(model: Any, name: str) -> dict[str, Tensor]:
     return {"depth": found.depth, **({"confidence": found.depth_conf} if any_view else {"sky": found.sky})}
 
 
+@pytest.mark.parametrize("wrong", [{"cat_token": "false"}, {"out_layers": "2345"}, {"out_layers": [2.0, 3.5, 4, 5]}])
+def test_a_plan_of_other_types_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        block_plan({**DA3_NETS["da3-small"], **wrong})
+
+
 def test_kinds_of_depth(folders: dict[str, str]) -> None:
     rgb = torch.rand(1, 3, 61, 87, generator=torch.Generator().manual_seed(0))
     mono, relative = open_teacher(folders["da3mono-large"]), open_teacher(folders["da3metric-large"])
@@ -196,7 +202,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     net = about["config"]["net"]
     for changed, message in (
         ({"config": {"anyview": {}, "metric": {}}}, "nests two models"),
-        ({"config": {"net": {**net, "out_layers": [1]}}}, "must be 4 blocks"),
+        ({"config": {"net": {**net, "out_layers": [1]}}}, "must be the numbers of 4 blocks"),
         ({"config": {"net": {**net, "qknorm_start": 1}}}, r"tensors missing .*blocks\.1\.attn\.q_norm"),
         ({"config": None}, "cannot load a depth model"),
         ({"config": {"net": {**net, "alt_start": -1}}}, r"leaves 1 tensors unused, .*\.camera_token"),

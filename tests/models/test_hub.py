@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from hub_server import TOKEN, Hub, running_hub
 from tiny import tiny_student
 
-from videomamba_depth.commands.push import model_card, push_to_hub
+from videomamba_depth.commands.push import model_card, prepare, push_to_hub
 from videomamba_depth.models.checkpoint import (
     describe_encoder,
     load_student,
@@ -24,6 +25,7 @@ from videomamba_depth.models.checkpoint import (
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.hub import is_hub_name
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.utils.checkpoint import write_manifest
 from videomamba_depth.utils.errors import UserError
 
 
@@ -130,6 +132,29 @@ def test_the_card_names_the_teacher_that_labelled(
     assert f"license: {license}\n" in card
     assert "starts from `depth-anything/Depth-Anything-V2-Small-hf` (license of its weights: apache-2.0)" in card
     assert line in card
+
+
+def test_a_teacher_in_a_relative_folder_comes_along(
+    run: Path, tmp_path: Path, tiny_encoder: DepthAnythingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine, symlinks=True)
+    tiny_encoder.save_pretrained(tmp_path / "models" / "tiny")
+    described = json.loads((mine / "last" / "student.json").read_text())
+    described["encoder"].get("teacher", described["encoder"])["model_id"] = "models/tiny"
+    (mine / "last" / "student.json").write_text(json.dumps(described))
+    write_manifest(mine / "last")
+    config = yaml.safe_load((mine / "config.yaml").read_text())
+    data = {"root": "models/tiny", "teacher_cache": "file:///home/me/labels", "roots": ["s3://bucket/k/films?sig=x"]}
+    (mine / "config.yaml").write_text(yaml.safe_dump({**config, "data": data, "teacher": {"name": "models/tiny"}}))
+    monkeypatch.chdir(tmp_path)
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    prepare(mine, "owner/name", staged)
+    assert (staged / "encoder" / "model.safetensors").is_file()
+    card = (staged / "README.md").read_text()
+    assert not [leak for leak in ("base_model", "models/tiny", "home/me", "file:", "bucket", "sig=") if leak in card]
+    assert "teacher_cache: labels\n" in card
 
 
 def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:

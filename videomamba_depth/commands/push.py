@@ -10,6 +10,7 @@ name; those of a local folder are. It needs a token that may write: `hf auth log
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,7 +136,7 @@ def prepare(run: Path, repository: str, folder: Path) -> None:
     copy = (checkpoint / about["folder"]).resolve()
     about["folder"] = "encoder"
     name = str(about["model_id"])
-    if name != "embedded" and not HUB_NAME.fullmatch(name):  # nobody else can have it by its name
+    if name != "embedded" and not _is_public(name):  # nobody else can have it by its name
         about["model_id"] = Path(name).name
         (folder / "encoder").mkdir()
         for file in sorted(file for file in copy.iterdir() if file.suffix in (".json", ".safetensors")):
@@ -159,14 +160,14 @@ def model_card(run: Path, repository: str, description: Mapping[str, Any], has_p
     tables = [path.read_text(encoding="utf-8").replace("\n#", "\n###").lstrip("# ") for path in reports]
     public = _without_folders({**config, "run_dir": None})
     teacher = str(config.get("teacher", {}).get("name", encoder))
-    if not HUB_NAME.fullmatch(teacher):
+    if not _is_public(teacher):
         teacher = Path(teacher).name
     terms = {name: _license(name) for name in (encoder, teacher)}
     bound = next((known for known in terms.values() if known in _BOUND), None)
     common = bound or (terms[teacher] if len(set(terms.values())) == 1 else None)
     return _CARD.format(
         license=common or "other",
-        base_model=f"base_model: {encoder}\n" if HUB_NAME.fullmatch(encoder) else "",
+        base_model=f"base_model: {encoder}\n" if _is_public(encoder) else "",
         title=repository.partition("/")[2],
         repository=repository,
         teacher=teacher,
@@ -190,7 +191,15 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value
+    if isinstance(value, str) and "://" in value:  # hosts, buckets, users and signatures go too
+        return Path(value.partition("://")[2].partition("/")[2].partition("?")[0]).name
+    is_path = isinstance(value, str) and (value.startswith(("/", "~", ".")) or os.path.exists(value))
+    return Path(value).name if is_path else value
+
+
+def _is_public(name: str) -> bool:
+    """Return whether a teacher can be had from the hub by its name: no folder here is called so."""
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).is_dir()
 
 
 def _license(name: str) -> str | None:

@@ -340,13 +340,15 @@ def _with_positions(x: Tensor, aspect: float) -> Tensor:
 
 def block_plan(net: dict[str, Any]) -> BlockPlan:
     """Return which blocks do what by `config.net`."""
-    layers = tuple(int(index) for index in net["out_layers"])
-    if len(layers) != len(SCALES):
-        raise ValueError(f"config.net.out_layers must be {len(SCALES)} blocks; got {list(layers)}")
+    listed = net["out_layers"]
+    if not isinstance(listed, list | tuple) or len(listed) != len(SCALES) or any(type(i) is not int for i in listed):
+        raise ValueError(f"config.net.out_layers must be the numbers of {len(SCALES)} blocks; got {listed!r}")
+    if not isinstance(net.get("cat_token", True), bool):
+        raise ValueError(f"config.net.cat_token must be true or false; got {net['cat_token']!r}")
     starts = {name: int(net.get(name, -1)) for name in ("alt_start", "qknorm_start", "rope_start")}
     if starts["alt_start"] >= 0 and "rope_start" not in net:  # no tensor would tell
         raise ValueError("config.net has alt_start and no rope_start")
-    return BlockPlan(layers, **starts, cat_token=bool(net.get("cat_token", True)))  # type: ignore[arg-type]
+    return BlockPlan(tuple(listed), **starts, cat_token=net.get("cat_token", True))
 
 
 _NAMES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,11 +11,13 @@ import numpy as np
 
 from videomamba_depth.utils.errors import UserError
 
+log = logging.getLogger(__name__)
+
 _DETAIL_SIGMA = 0.07  # of the short side: what is coarser than this hardly moves between two frames
 _MAX_SHIFT = 2  # frames
 _COMPARED_SIDE = 320  # px, of frames of which each is held against each
-WRONG_SIGN = -0.2  # median correlation with a model's depth over the videos below which labels are upside down
-_WRONG_SIGN_OF_ONE = -0.5  # the same of a single video: models disagree more about one
+WRONG_SIGN = -0.2  # correlation with a model's depth below which labels are upside down
+_UNRELATED = 0.1  # of its size, below which labels may be of something else; exact ones of a world had 0.19 and more
 _FOUND_GAIN, _FOUND_ERRORS = 0.02, 3.0  # of correlation, and in standard errors: a shift that is no accident
 
 
@@ -55,11 +58,16 @@ def check_labels(samples: Mapping[str, Sample]) -> None:
             f" {np.median(agreed):.2f}, in {worst} {signs[worst]:.2f}; check data.labels_kind, or set"
             " data.labels_check=false"
         )
-    if upside_down := [name for name, value in signs.items() if value < _WRONG_SIGN_OF_ONE]:
+    if upside_down := [name for name, value in signs.items() if value < WRONG_SIGN]:
         raise UserError(
             f"data.labels: those of {', '.join(upside_down)} seem upside down: their correlation with the encoder's own"
             f" depth is {signs[upside_down[0]]:.2f}; check how they were written, or set data.labels_check=false"
         )
+    if unrelated := [name for name, value in signs.items() if abs(value) < _UNRELATED]:
+        log.warning(
+            "data.labels: those of %s have little to do with the encoder's own depth (correlation %.2f); check them",
+            ", ".join(unrelated), signs[unrelated[0]],
+        )  # fmt: skip
     gains = {name: _shift_gains(*sample) for name, sample in samples.items()}
     pooled = [np.concatenate(parts) for parts in zip(*gains.values(), strict=True)] if gains else []
     for name, found in [*gains.items(), ("all videos together", pooled)]:

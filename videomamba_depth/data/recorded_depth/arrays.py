@@ -28,7 +28,8 @@ from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.extras import require
 
 HELD_BYTES = 256 * 2**20  # a compressed array up to this is held as a whole; a larger one is decompressed on the way
-_COLUMNS = ("depth_kind", "scale", "offset", "shift", "frame_index", "pts", "time_base")
+_CONSTANTS = ("scale", "offset", "shift")
+_COLUMNS = ("depth_kind", *_CONSTANTS, "frame_index", "pts", "time_base")
 _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -212,8 +213,8 @@ def _about(parts: Sequence[ArrayFile], names: Sequence[str] | None) -> About:
     columns = [_columns(part.path) for part in parts if part.member is not None]
     where = parts[0].path.parent
     kinds = {str(c["depth_kind"]) for c in columns if "depth_kind" in c}
-    for c in columns:
-        refuse_offsets(c, where)
+    for part, c in zip((part for part in parts if part.member is not None), columns, strict=True):
+        refuse_offsets(c, part.path)
     factors = {one_number(c["scale"].squeeze(), where, "scale") for c in columns if "scale" in c}
     for name, found in (("depth_kind", kinds), ("scale", factors)):
         if len(found) > 1:
@@ -284,7 +285,7 @@ def open_zarr(path: Path, array: str | None = None) -> ZarrArray:
     if hasattr(node, "array_keys"):
         keys = sorted(node.array_keys())
         name = pick_array(keys if array else [key for key in keys if node[key].ndim >= 2], path, array)
-        columns = {key: np.asarray(node[key][:]) for key in keys if node[key].ndim == 1}
+        columns = {key: np.asarray(node[key][...]) for key in keys if node[key].ndim == 1 or key in _CONSTANTS}
     found = node[name] if name else node
     attributes = {**attributes, **dict(found.attrs)}
     frames, height, width = frames_and_size(found.shape, path)
@@ -298,7 +299,8 @@ def open_zarr(path: Path, array: str | None = None) -> ZarrArray:
     scale = attributes.get("scale", columns.get("scale"))
     times = times_of(columns)
     if times is None and "pts" in columns and "time_base" in attributes:
-        times = columns["pts"] * _time_base(attributes["time_base"], path)
+        pts = columns["pts"]
+        times = pts * _time_base(attributes["time_base"], path) if pts.dtype.kind in "fiu" else pts
     numbers = columns.get("frame_index")
     about = About(
         kind=attributes.get("depth_kind"),

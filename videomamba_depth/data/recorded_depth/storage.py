@@ -128,9 +128,12 @@ def one_number(value: Any, path: Path, what: str) -> float:
         UserError: it is not one number.
     """
     try:
-        return float(np.asarray(value, dtype=np.float64).reshape(()))
+        number = float(np.asarray(value, dtype=np.float64).reshape(()))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} must hold one number as {what}, for all frames; got {value!r:.60}") from error
+        raise UserError(f"{path} must hold one number as {what}, for all frames; got {value!s:.60}") from error
+    if not np.isfinite(number):
+        raise UserError(f"{path} must hold a finite number as {what}; got {number}")
+    return number
 
 
 def refuse_offsets(about: Mapping[str, Any], path: Path) -> None:

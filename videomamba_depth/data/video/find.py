@@ -89,7 +89,7 @@ def read_list(path: Path) -> list[VideoSource]:
     out; white space around a path is. No video is looked for: one that is missing is named when it is wanted.
 
     Raises:
-        UserError: it cannot be read, names nothing, or names a video twice.
+        UserError: it cannot be read, names nothing, names a video twice, or a pipe or device.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
@@ -103,6 +103,9 @@ def read_list(path: Path) -> list[VideoSource]:
         if "\0" in name:
             raise UserError(f"{path} is no list of videos: line {number} is no path; expected one path per line")
         video_id = os.path.normpath(os.path.expanduser(name))
+        place = path.parent / video_id
+        if place.is_fifo() or place.is_char_device():  # reading would wait
+            raise UserError(f"the list of videos {path} names {video_id} in line {number}: no file and no folder")
         first = numbers.setdefault(video_id, number)
         if first != number:
             raise UserError(f"the list of videos {path} names {video_id} twice, in lines {first} and {number}")
