@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_backbones import PATCHES, clip, contract, image_model, masked_model, stream, video_model, vim_model
@@ -113,6 +114,10 @@ def test_point_10_bad_inputs_are_refused() -> None:
         model(clip(2).to(torch.uint8))
     with pytest.raises(ValueError, match="temporal_pos_offset must be non-negative"):
         model(clip(2), temporal_pos_offset=-1)
+    for offset in (1.0, True, "1", None, torch.tensor(1)):
+        with pytest.raises(TypeError, match="temporal_pos_offset must be an integer"):
+            model(clip(2), temporal_pos_offset=offset)
+    assert torch.equal(model(clip(2), temporal_pos_offset=np.int64(1))[0], model(clip(2), temporal_pos_offset=1)[0])
     with pytest.raises(ValueError, match=r"x must have shape \[B, C, H, W\]"):
         image_model()(clip(1))
 

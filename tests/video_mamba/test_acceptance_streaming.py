@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -112,8 +114,8 @@ def test_point_02_longer_clips_run_by_default_and_it_is_logged_once(caplog: pyte
     assert "beyond the temporal table of 4 rows take its last row" in record.getMessage()
 
 
-@pytest.mark.parametrize("bad", ["stretch", "resize_once", "resize_once(0)", "resize_once(-3)"])
-def test_point_02_unknown_policies_are_refused(bad: str) -> None:
+@pytest.mark.parametrize("bad", ["stretch", "resize_once", "resize_once(0)", "resize_once(-3)", None, 8])
+def test_point_02_unknown_policies_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="temporal_policy must be"):
         contract(temporal_policy=bad)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,20 +224,87 @@ def test_point_17_every_problem_is_listed(tmp_path: Path) -> None:
 def test_point_17_files_that_are_no_weights(tmp_path: Path) -> None:
     model = empty_model("vim")
     (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "folder.pth").mkdir()
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
     (tmp_path / "text.safetensors").write_text("hello")
     torch.save({"weights": SimpleNamespace(a=1)}, tmp_path / "object.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     torch.save({"a": torch.zeros(1), "lr": 0.1}, tmp_path / "mixed.pth")
     for name, message in (
         ("absent.pth", "does not exist"),
-        ("text.pth", "cannot be read as weights alone"),
+        ("folder.pth", "is a folder; give the path of"),
+        ("text.pth", "no file of PyTorch"),
+        ("half.pth", "damaged, incomplete or no file of PyTorch; download or save it again"),
         ("text.safetensors", "is no safetensors file"),
-        ("object.pth", "cannot be read as weights alone"),
+        ("object.pth", r"cannot be read as weights alone.*\(types.SimpleNamespace\), which could run code"),
         ("list.pth", "holds a list, not a state dict"),
         ("mixed.pth", "lr are no tensors"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load_backbone(model, tmp_path / name, "vim")
+
+
+def _complex(t: torch.Tensor) -> torch.Tensor:
+    return torch.complex(t, t)
+
+
+@pytest.mark.filterwarnings("ignore:.*(sparse|nested)")
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "layers.1.mixer.D",
+            torch.Tensor.int,
+            "D is torch.int32, the model has torch.float32",
+        ),
+        ("layers.1.mixer.D", torch.Tensor.bool, "of another kind: layers.1.mixer.D is torch.bool"),
+        ("layers.1.mixer.D", _complex, "of another kind: layers.1.mixer.D is torch.complex64"),
+        (
+            "layers.1.mixer.D",
+            lambda t: t.to(torch.float8_e5m2),
+            "of another kind: layers.1.mixer.D is torch.float8",
+        ),
+        ("layers.1.mixer.D", lambda t: t / 0, "not finite: layers.1.mixer.D"),
+        ("layers.1.mixer.D", lambda t: t.double() * 1e300, "not finite: layers.1.mixer.D"),  # it overflows
+        ("layers.1.mixer.D", torch.Tensor.to_sparse, "layers.1.mixer.D hold no plain numbers"),
+        ("layers.1.mixer.D", lambda t: t.to("meta"), "layers.1.mixer.D hold no plain numbers"),
+        ("layers.1.mixer.D", lambda t: torch.nested.nested_tensor([t]), "layers.1.mixer.D hold no plain numbers"),
+        ("pos_embed", lambda t: t.repeat(1, 4, 1).to_sparse(), "pos_embed hold no plain numbers"),
+        ("pos_embed", lambda t: _complex(t.new_zeros(1, 17, 24)), "of another kind: pos_embed is torch.complex64"),
+        ("pos_embed", lambda t: t[:, :1], r"mis-shaped: pos_embed is \(1, 1, 24\)"),
+        ("pos_embed", lambda t: t[:, :0], r"mis-shaped: pos_embed is \(1, 0, 24\)"),
+        ("pos_embed", lambda t: t.new_zeros(1, 17, 0), r"mis-shaped: pos_embed is \(1, 17, 0\)"),
+        ("temporal_pos_embedding", lambda t: _complex(t[:, :3]), "of another kind: temporal_pos_embedding is torch.c"),
+        (
+            "temporal_pos_embedding",
+            lambda t: t.new_zeros(1, 2, 0),
+            r"temporal_pos_embedding is \(1, 2, 0\)",
+        ),
+    ],
+)
+def test_point_17_tensors_that_are_no_weights_are_refused_by_name(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    tensors = random_file(official_shapes("videomamba_video"))
+    torch.save({**tensors, name: change(tensors[name])}, tmp_path / "file.pth")
+    model = empty_model("videomamba_video")
+    before = {key: t.clone() for key, t in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(model, tmp_path / "file.pth", "videomamba_video")
+    assert all(torch.equal(before[key], t) for key, t in model.state_dict().items())
+    narrow = {key: t.bfloat16() for key, t in tensors.items()}
+    torch.save(narrow, tmp_path / "file.pth")
+    load_backbone(model, tmp_path / "file.pth", "videomamba_video")
+    assert all(torch.equal(narrow[key].float(), t) for key, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("grid", ["banana", "2x2x2", "-2x-2", "0x4", "", "1x9"])
+def test_a_grid_in_the_metadata_that_is_none_is_refused(grid: str, tmp_path: Path) -> None:
+    save_file(random_file(official_shapes("vim")), tmp_path / "file.safetensors", {"grid": grid})
+    with pytest.raises(CheckpointError, match="pass source_grid"):
+        load_backbone(empty_model("vim"), tmp_path / "file.safetensors", "vim")
+    load_backbone(empty_model("vim"), tmp_path / "file.safetensors", "vim", source_grid=(2, 2))
 
 
 @pytest.mark.parametrize("tubelet", [1, 2, 3])
@@ -339,8 +407,9 @@ def test_build_loads_plain_state_dicts_only(tmp_path: Path) -> None:
     del broken.vision_encoder.ckpt_num_frame
     with pytest.raises(AttributeError, match="ckpt_num_frame"):
         build_videomamba(broken)
-    with pytest.raises(ValueError, match="ckpt_num_frame must be a positive integer"):
-        build_videomamba(config(pretrained=str(tmp_path / "plain.pth"), ckpt_num_frame=0))
+    for number in (0, True, 2.0, "8"):
+        with pytest.raises(ValueError, match="ckpt_num_frame must be a positive integer"):
+            build_videomamba(config(pretrained=str(tmp_path / "plain.pth"), ckpt_num_frame=number))
 
 
 def test_build_resizes_the_temporal_table_from_its_stored_length(tmp_path: Path, caplog: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from small_backbones import randomize_
 from torch import Tensor
 
+from videomamba_depth.video_mamba.checkpoint_files import CheckpointError
 from videomamba_depth.video_mamba.checkpoints import load_backbone
 
 transformers_models = pytest.importorskip("videomamba_depth.video_mamba.transformers_models")
@@ -108,6 +109,75 @@ def test_saved_faces_load_into_the_models(tmp_path: Path) -> None:
     torch.testing.assert_close(plain.eval()(IMAGES), model.eval()(IMAGES).logits)
 
 
+@pytest.mark.parametrize("by", ["save_pretrained", "Trainer"])
+@pytest.mark.parametrize("size", [32, [16, 64]])
+def test_a_saved_face_says_by_its_config_what_it_is(by: str, size: Any, tmp_path: Path) -> None:
+    kinds = {
+        "vim": transformers_models.VimForImageClassification(vim(image_size=size)),
+        "videomamba_image": transformers_models.VideoMambaForImageClassification(
+            video(image_size=size, num_frames=None)
+        ),
+        "videomamba_video": transformers_models.VideoMambaForVideoClassification(video(image_size=size)),
+    }
+    for family, model in kinds.items():
+        randomize_(model)
+        if by == "Trainer":
+            pytest.importorskip("accelerate", reason="the Trainer needs accelerate")
+            transformers.Trainer(
+                model, transformers.TrainingArguments(str(tmp_path / family), report_to=[])
+            ).save_model()
+        else:
+            model.save_pretrained(tmp_path / family)
+        file = tmp_path / family / "model.safetensors"
+        square = type(model.config)(**{**SMALL, "num_frames": getattr(model.config, "num_frames", None)}).build(3)
+        load_backbone(square, file, family)  # from the grid that it was built with: 2x8 has as many patches as 4x4
+        assert torch.equal(square.pos_embed, model.backbone.pos_embed) is (size == 32)
+        for other in kinds:
+            if other != family:
+                with pytest.raises(CheckpointError, match=f"says that it is of family '{family}', not '{other}'"):
+                    load_backbone(kinds[other].backbone, file, other)
+    with pytest.raises(CheckpointError, match="config is of a 'videomamba' model, not 'vim'"):
+        transformers_models.VimForImageClassification.from_pretrained(tmp_path / "videomamba_image")
+    (tmp_path / "vim" / "config.json").write_text('{"model_type": "vim"}')
+    with pytest.raises(CheckpointError, match=r"config.json' is damaged .*patch_size.*save both again"):
+        load_backbone(kinds["vim"].backbone, tmp_path / "vim" / "model.safetensors", "vim")
+    (tmp_path / "vim" / "config.json").write_text('{"model_type": "dpt"}')  # of another file
+    load_backbone(kinds["vim"].backbone, tmp_path / "vim" / "model.safetensors", "vim")
+
+
+@pytest.mark.parametrize("options", [{}, {"if_bidirectional": True}])
+@pytest.mark.parametrize("name", ["VimModel", "VimForImageClassification", "VimBackbone"])
+def test_hidden_states_and_tuples_as_the_call_or_the_config_asks(name: str, options: dict[str, Any]) -> None:
+    config = vim(model_options={**SMALL["model_options"], **options})
+    model = randomize_(getattr(transformers_models, name)(config)).eval()
+    plain = model(IMAGES)
+    assert plain.hidden_states is None
+    asked = model(IMAGES, output_hidden_states=True)
+    assert len(asked.hidden_states) == (3 if options else 5)
+    torch.testing.assert_close(asked[0], plain[0])
+    assert all(state.shape == (2, 17, 16) for state in asked.hidden_states)
+    torch.testing.assert_close(
+        asked.hidden_states[-1][:, 1:], model.backbone.dense_features(IMAGES, [3])[0].flatten(2).transpose(1, 2)
+    )
+    model.config.output_hidden_states, model.config.return_dict = True, False
+    told = model(IMAGES)
+    assert isinstance(told, tuple)
+    assert torch.equal(told[-1][-1], asked.hidden_states[-1])
+    assert model(IMAGES, output_hidden_states=False, return_dict=True).hidden_states is None
+
+
+def test_images_are_the_default_and_clips_say_their_frames() -> None:
+    config = transformers_models.VideoMambaConfig(**SMALL)
+    for auto in (transformers.AutoModelForImageClassification, transformers.AutoBackbone, transformers.AutoModel):
+        auto.from_config(config)(IMAGES)
+    with pytest.raises(ValueError, match=r"clips need their number of frames, e.g. VideoMambaConfig\(num_frames=8\)"):
+        transformers.AutoModelForVideoClassification.from_config(config)
+    with pytest.raises(ValueError, match="images need num_frames=None; got 4"):
+        transformers.AutoModelForImageClassification.from_config(video())
+    with pytest.raises(ValueError, match="a classifier needs num_labels of at least 1"):
+        transformers_models.VimForImageClassification(vim(num_labels=0))
+
+
 def test_the_stages_that_a_backbone_returns() -> None:
     config = vim(out_features=["stem", "stage2"], out_indices=[0, 2])
     assert (config.out_features, config.out_indices) == (["stem", "stage2"], [0, 2])
@@ -116,6 +186,11 @@ def test_the_stages_that_a_backbone_returns() -> None:
     assert vim().out_features == ["stage4"]
     with pytest.raises(ValueError, match="are not those of out_features"):
         vim(out_features=["stage1"], out_indices=[2])
+    pairs = {**SMALL["model_options"], "if_bidirectional": True}
+    maps = transformers_models.VimBackbone(vim(model_options=pairs, out_indices=[0, 2, 4]))(IMAGES).feature_maps
+    assert [tuple(m.shape) for m in maps] == [(2, 16, 4, 4)] * 3
+    with pytest.raises(ValueError, match=r"take even stages; got \['stage1', 'stage4'\]"):
+        transformers_models.VimBackbone(vim(model_options=pairs, out_indices=[1, 4]))
 
 
 def test_upernet_and_dpt_heads_take_them() -> None:

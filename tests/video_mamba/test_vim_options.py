@@ -146,6 +146,8 @@ def test_divide_out_halves_the_sum_of_the_directions() -> None:
     halved, summed = (vim_model(if_divide_out=flag).layers[0].mixer for flag in (True, False))
     x = torch.randn(2, 5, 16)
     torch.testing.assert_close(halved.mix(x) * 2, summed.mix(x))
+    for options, same in (({}, halved), ({"if_devide_out": True}, halved), ({"if_devide_out": False}, summed)):
+        torch.testing.assert_close(vim_model(**options).layers[0].mixer.mix(x), same.mix(x))
 
 
 def test_rope_rotates_patches_and_leaves_the_cls() -> None:
@@ -212,6 +214,7 @@ def test_use_cuda_kernel_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) ->
         ({"if_cls_token": False, "use_tail_cls_token": True}, "no CLS token to place"),
         ({"final_pool_type": "max"}, "no effect with a CLS token"),
         ({"final_pool_type": "sum"}, "final_pool_type must be one of"),
+        ({"if_divide_out": True, "if_devide_out": False}, "two spellings of one option"),
         ({"if_rope_residual": True}, "needs if_rope=True"),
         ({"if_rope": True, "embed_dim": 18}, "embed_dim % 4 == 0; got 18"),
         ({"ssm_cfg": {"dstate": 3}}, r"unknown keys \['dstate'\]"),

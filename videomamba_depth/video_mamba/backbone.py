@@ -116,7 +116,11 @@ class VideoMamba(EmbedsFrames):
         """
         if self.num_classes == 0:
             raise ValueError("the model was built with num_classes=0 and has no head; use forward_features or embed")
-        return self.head(self.forward_features(x, ssm_state=ssm_state)[:, 0])
+        return self._scores(self.forward_features(x, ssm_state=ssm_state))
+
+    def _scores(self, tokens: Tensor) -> Tensor:
+        """Return the class scores of the normed tokens."""
+        return self.head(tokens[:, 0])
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None, ssm_state: object = None) -> Tensor:
         """Return the tokens after the final norm, `[B, 1 + V, C]`, the CLS first.

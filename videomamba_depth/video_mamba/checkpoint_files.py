@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.video_mamba.patch_embed import pair, patch_grid
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which training scripts of the field put the state dict."""
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes of weights; narrower floats mean nothing without the scales that they were quantized by."""
 
 
 class CheckpointError(UserError, ValueError):
@@ -28,7 +35,7 @@ class WeightFile(NamedTuple):
     """What a file holds."""
 
     tensors: dict[str, Tensor]
-    metadata: dict[str, str]  # of safetensors files; empty for others
+    metadata: dict[str, str]  # of safetensors files; for those of `transformers_models`, what their config.json says
 
 
 def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
@@ -40,24 +47,17 @@ def read_weights(path: str | Path, unwrap: bool) -> WeightFile:
             "backbone." of `transformers_models`; False: only a plain state dict is accepted.
 
     Raises:
-        CheckpointError: no such file, not a file of weights, or (unwrap=False) a wrapped one.
+        CheckpointError: no such file, not a file of weights, a tensor without plain data (sparse, on device meta), or
+            (unwrap=False) a wrapped one.
     """
     name, path = str(path), Path(os.path.expanduser(path))
     if not path.exists() and _HUB_ID.fullmatch(name) and (":" in name or not name.endswith(_SUFFIXES)):
         path = hub_file(name)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .safetensors, .pt or .pth file")
-    if path.suffix == ".safetensors":
-        file = _read_safetensors(path)
-        return file._replace(tensors=_without_prefixes(file.tensors)) if unwrap else file
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises errors of any kind on files of other kinds
-        raise CheckpointError(
-            f"'{path}' cannot be read as weights alone ({_first_line(error)}); files that hold other objects could run"
-            " code and are refused: save the state dict by itself"
-        ) from error
-    return WeightFile(_state_dict(content, path, unwrap), {})
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint '{path}' {wrong}; give the path of a .safetensors, .pt or .pth file")
+    file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, unwrap)
+    return _without_prefixes(file, path) if unwrap else file
 
 
 def hub_file(name: str) -> Path:
@@ -93,20 +93,32 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str, 
     """Copy tensors into a model; every name and shape must fit.
 
     Raises:
-        CheckpointError: lists every missing, unexpected and mis-shaped tensor; the model is unchanged then.
+        CheckpointError: lists every missing, unexpected and mis-shaped tensor, and those whose dtype is of another kind
+            or whose numbers are not finite; the model is unchanged then.
     """
     wanted = model.state_dict()
+    both = [(name, tensors[name], own) for name, own in wanted.items() if name in tensors]
     problems = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in tensors]
     problems += [f"unexpected: {name} {tuple(tensors[name].shape)}" for name in tensors if name not in wanted]
     problems += [
-        f"mis-shaped: {name} is {tuple(tensors[name].shape)}, the model has {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
+        f"mis-shaped: {name} is {tuple(t.shape)}, the model has {tuple(own.shape)}"
+        for name, t, own in both
+        if t.shape != own.shape
     ]
+    problems += [
+        f"of another kind: {name} is {t.dtype}, the model has {own.dtype}"
+        for name, t, own in both
+        if (t.dtype in FLOATS) != (own.dtype in FLOATS)
+    ]
+    problems += [f"not finite: {name}" for name, t, own in both if t.dtype in FLOATS and not _is_finite(t, own.dtype)]
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise CheckpointError(f"{source} does not fit the model ({len(problems)} problems):{listed}{hint}")
     model.load_state_dict(dict(tensors), strict=True)
+
+
+def _is_finite(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return bool(tensor.to(dtype).isfinite().all())
 
 
 def _read_safetensors(path: Path) -> WeightFile:
@@ -115,6 +127,23 @@ def _read_safetensors(path: Path) -> WeightFile:
             return WeightFile({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' is no safetensors file ({_first_line(error)}); download it again") from error
+
+
+def _read_pickle(path: Path, unwrap: bool) -> WeightFile:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        held = re.search(r"GLOBAL (\S+)", str(error))  # the rest of PyTorch's text tells how to allow it
+        raise CheckpointError(
+            f"'{path}' cannot be read as weights alone: it is no file of PyTorch, or it holds other objects"
+            f"{f' ({held[1]})' if held else ''}, which could run code; save the state dict by itself"
+        ) from error
+    except Exception as error:  # of any kind, where a file breaks off
+        raise CheckpointError(
+            f"'{path}' cannot be read ({type(error).__name__}: {_first_line(error)}): it is damaged, incomplete or no"
+            " file of PyTorch; download or save it again"
+        ) from error
+    return WeightFile(_state_dict(content, path, unwrap), {})
 
 
 def _state_dict(content: Any, path: Path, unwrap: bool) -> dict[str, Tensor]:
@@ -132,15 +161,43 @@ def _state_dict(content: Any, path: Path, unwrap: bool) -> dict[str, Tensor]:
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(f"'{path}' is no plain state_dict checkpoint: {', '.join(others[:5])} are no tensors")
-    tensors = {str(name): tensor for name, tensor in content.items()}
-    return _without_prefixes(tensors) if unwrap else tensors
+    odd = [str(name) for name, t in content.items() if t.layout is not torch.strided or t.is_meta or t.is_nested]
+    if odd:
+        raise CheckpointError(
+            f"'{path}': {', '.join(odd[:5])} hold no plain numbers (sparse, nested or on device meta); save them dense"
+        )
+    return {str(name): tensor for name, tensor in content.items()}
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefixes(file: WeightFile, path: Path) -> WeightFile:
+    """Return the file with its tensors' own names, and with what transformers wrote beside it of its family."""
     for prefix in ("module.", "backbone."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+        if file.tensors and all(name.startswith(prefix) for name in file.tensors):
+            file = file._replace(tensors={name.removeprefix(prefix): t for name, t in file.tensors.items()})
+            if prefix == "backbone.":
+                file = file._replace(metadata={**_config_beside(path), **file.metadata})
+    return file
+
+
+def _config_beside(path: Path) -> dict[str, str]:
+    """Return the family and the grid of the models of `transformers_models` that a config.json beside a file says."""
+    config = path.with_name("config.json")
+    if not config.is_file():
+        return {}
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+        family = {"vim": "vim", "videomamba": "videomamba_image"}.get(about.get("model_type"))
+        if family is None:
+            return {}
+        if family == "videomamba_image" and about.get("num_frames") is not None:
+            family = "videomamba_video"
+        patch, stride = about["patch_size"], (about.get("model_options") or {}).get("stride")
+        rows, columns = patch_grid(pair(about["image_size"]), pair(patch), pair(patch if stride is None else stride))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"'{config}' is damaged ({_first_line(error)}), and says of which family '{path.name}' is; save both again"
+        ) from error
+    return {"family": family, "grid": f"{rows}x{columns}"}
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoint_files import (
+    FLOATS,
     CheckpointError,
     WeightFile,
     load_strictly,
@@ -30,7 +32,8 @@ from videomamba_depth.video_mamba.positions import (
 
 Family = Literal["videomamba_image", "videomamba_video", "videomamba_masked", "videomamba_retrieval", "vim", "contract"]
 """Families of files. Image files of VideoMamba and files of Vim have the same names and shapes and mean different
-things, so a file never says by itself which it is: the caller does, and our own files do in their metadata."""
+things, so a file never says by itself which it is: the caller does, our own files do in their metadata, and those of
+transformers (`save_pretrained`, Trainer) in the config.json beside them."""
 
 _VIDEO_SOURCES = ("videomamba_masked", "videomamba_retrieval")
 _FORMAT = "videomamba-depth backbone 1"
@@ -123,7 +126,7 @@ def load_contract_weights(model: EmbedsFrames, path: str | Path, ckpt_num_frame:
         CheckpointError: the file is wrapped, or names or shapes do not fit; lists every problem.
         ValueError: ckpt_num_frame is no positive integer.
     """
-    if not isinstance(ckpt_num_frame, int) or ckpt_num_frame < 1:
+    if not isinstance(ckpt_num_frame, int) or isinstance(ckpt_num_frame, bool) or ckpt_num_frame < 1:
         raise ValueError(f"ckpt_num_frame must be a positive integer; got {ckpt_num_frame!r}")
     file = read_weights(path, unwrap=False)
     _check_family(model, file, "contract", path)
@@ -168,15 +171,22 @@ def _fit_tables(model: EmbedsFrames, file: WeightFile, source_grid: Grid | None,
     """Return the tensors with both position tables in the model's sizes; other tensors as they are."""
     tensors, wanted = dict(file.tensors), model.state_dict()
     table = tensors.get("pos_embed")
-    if table is not None and "pos_embed" in wanted and table.ndim == 3:
+    if table is not None and "pos_embed" in wanted and _is_table(table, wanted["pos_embed"]):
         tensors["pos_embed"] = _fit_spatial(model, table, wanted["pos_embed"], source_grid, file, path)
     table = tensors.get("temporal_pos_embedding")
-    if table is not None and "temporal_pos_embedding" in wanted and table.ndim == 3 and table.shape[1] > 0:
-        tensors["temporal_pos_embedding"] = resize_temporal_table(table, wanted["temporal_pos_embedding"].shape[1])
+    own = wanted.get("temporal_pos_embedding")
+    if table is not None and own is not None and _is_table(table, own):
+        tensors["temporal_pos_embedding"] = resize_temporal_table(table, own.shape[1])
     for name in ("rope.freqs_cos", "rope.freqs_sin"):  # of another grid: computed, not learned
         if name in tensors and name in wanted and tensors[name].shape != wanted[name].shape:
             tensors[name] = wanted[name]
     return tensors
+
+
+def _is_table(table: Tensor, own: Tensor) -> bool:
+    """Tell whether a table can be resized to the model's own; `load_strictly` refuses others."""
+    alike = table.ndim == 3 and table.shape[1] > 0 and table.shape[::2] == own.shape[::2]
+    return alike and table.dtype in FLOATS
 
 
 def _fit_spatial(
@@ -185,15 +195,21 @@ def _fit_spatial(
     built = model.patch_embed.grid_size
     num_built = built[0] * built[1]
     num_rows = table.shape[1] - (wanted.shape[1] - num_built)
+    if num_rows < 1:
+        return table  # of CLS tokens alone
     if grid is None and "grid" in file.metadata:
-        rows, columns = file.metadata["grid"].split("x")
-        grid = int(rows), int(columns)
+        sides = re.fullmatch(r"(\d+)x(\d+)", file.metadata["grid"])
+        if sides is None:
+            raise CheckpointError(
+                f"'{path}' says grid={file.metadata['grid']!r} where ROWSxCOLUMNS belongs; pass source_grid"
+            )
+        grid = int(sides[1]), int(sides[2])
     if grid is None and num_rows == num_built:
         return table
     if grid is None:
-        side = math.isqrt(max(num_rows, 0))
+        side = math.isqrt(num_rows)
         grid = (side, side)
-    if grid[0] * grid[1] != num_rows:
+    if min(grid) < 1 or grid[0] * grid[1] != num_rows:
         raise CheckpointError(
             f"'{path}': pos_embed has {num_rows} rows of patches, which are no grid of {grid[0]}x{grid[1]}; pass"
             " source_grid"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from videomamba_depth.video_mamba.positions import Grid
@@ -32,7 +34,7 @@ class PatchEmbed(nn.Module):
         stride: int | None = None,
     ) -> None:
         super().__init__()
-        self.img_size, self.patch_size = _pair(img_size), _pair(patch_size)
+        self.img_size, self.patch_size = pair(img_size), pair(patch_size)
         self.stride = self.patch_size if stride is None else (stride, stride)
         self.channels = channels
         self.grid_size = self.grid(*self.img_size)
@@ -47,17 +49,8 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Conv2d(channels, embed_dim, kernel_size=self.patch_size, stride=self.stride)
 
     def grid(self, height: int, width: int) -> Grid:
-        """Return the grid of patches of a frame; px that fill no whole patch are left out.
-
-        Raises:
-            ValueError: the frame is smaller than one patch.
-        """
-        (p, q), (s, t) = self.patch_size, self.stride
-        if height < p or width < q:
-            raise ValueError(
-                f"frame of {height}x{width} px is smaller than one patch of {p}x{q} px; feed larger frames"
-            )
-        return (height - p) // s + 1, (width - q) // t + 1
+        """Return the grid of patches of a frame, see `patch_grid`."""
+        return patch_grid((height, width), self.patch_size, self.stride)
 
     def token_shape(self, x: Tensor) -> ClipSize:
         """Check `x [B, C, T, H, W]` (images: `[B, C, H, W]`) and return the shape of its tokens.
@@ -89,7 +82,20 @@ class PatchEmbed(nn.Module):
         return tokens.flatten(3).permute(0, 2, 3, 1)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def patch_grid(size: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]) -> Grid:
+    """Return the grid of patches of a frame of `size` px; px that fill no whole patch are left out.
+
+    Raises:
+        ValueError: the frame is smaller than one patch.
+    """
+    (height, width), (p, q), (s, t) = size, patch, stride
+    if height < p or width < q:
+        raise ValueError(f"frame of {height}x{width} px is smaller than one patch of {p}x{q} px; feed larger frames")
+    return (height - p) // s + 1, (width - q) // t + 1
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) of a pair, or of one number for both."""
     if isinstance(value, int):
         return value, value
     height, width = value

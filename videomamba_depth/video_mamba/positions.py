@@ -7,10 +7,13 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from videomamba_depth.utils.errors import describe
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +87,7 @@ class TemporalPolicy:
             return text
         if text in ("clamp", "error"):
             return TemporalPolicy(text)
-        match = re.fullmatch(r"resize_once\(\s*(\d+)\s*\)", text)
+        match = re.fullmatch(r"resize_once\(\s*(\d+)\s*\)", text) if isinstance(text, str) else None
         if match is None or int(match[1]) == 0:
             raise ValueError(f"temporal_policy must be 'clamp', 'error' or 'resize_once(N)' with N ≥ 1; got {text!r}")
         return TemporalPolicy("resize_once", int(match[1]))
@@ -100,10 +103,9 @@ class TemporalPolicy:
             offset: index of the first row, ≥ 0.
 
         Raises:
-            ValueError: the rows lie beyond the table and the policy has nothing for them.
+            ValueError, TypeError: the rows lie beyond the table and the policy has nothing for them, or `check_offset`.
         """
-        if offset < 0:
-            raise ValueError(f"temporal_pos_offset must be non-negative; got {offset}")
+        check_offset(offset)
         end = offset + length
         if self.name == "clamp":
             if end > table.shape[1]:
@@ -119,6 +121,16 @@ class TemporalPolicy:
                 " 'resize_once(N)' with N rows for the whole stream"
             )
         return table[:, offset:end]
+
+
+def check_offset(offset: int) -> None:
+    """Raise TypeError where the row that a chunk starts at is no integer, ValueError where it is negative."""
+    if isinstance(offset, bool) or not isinstance(offset, int | Integral | torch.SymInt):
+        raise TypeError(
+            f"temporal_pos_offset must be an integer, rows (frames / tubelet) seen so far; got {describe(offset)}"
+        )
+    if offset < 0:
+        raise ValueError(f"temporal_pos_offset must be non-negative; got {offset}")
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.masking import gather_tokens, visible_patches
 from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
 from videomamba_depth.video_mamba.pooling import POOL_TYPES, check_slices, pool_tokens
-from videomamba_depth.video_mamba.positions import TemporalPolicy, resize_spatial_table
+from videomamba_depth.video_mamba.positions import TemporalPolicy, check_offset, resize_spatial_table
 from videomamba_depth.video_mamba.streaming import (
     STREAMING_CONTRACT_VERSION,
     ForwardReturnSemantics,
@@ -246,8 +246,7 @@ class PretrainVideoMamba(EmbedsFrames):
             visible patch tokens, None for all.
         """
         size = self.patch_embed.token_shape(x)
-        if offset < 0:
-            raise ValueError(f"temporal_pos_offset must be non-negative; got {offset}")
+        check_offset(offset)
         if state is not None:
             validate_state(self, state, x.shape[0])
             if offset == 0 and has_begun(state_layers(state, self.depth)):

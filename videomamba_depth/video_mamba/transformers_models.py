@@ -26,8 +26,9 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
 from videomamba_depth.video_mamba.backbone import VideoMamba
+from videomamba_depth.video_mamba.checkpoint_files import CheckpointError
 from videomamba_depth.video_mamba.checkpoints import load_backbone
-from videomamba_depth.video_mamba.positions import join_rows, split_rows
+from videomamba_depth.video_mamba.positions import join_rows
 from videomamba_depth.video_mamba.vim import Vim
 
 try:
@@ -75,6 +76,21 @@ class _Config(BackboneConfigMixin, PreTrainedConfig):
             if out_indices is not None and [self.stage_names[i] for i in out_indices] != out_features:
                 raise ValueError(f"out_indices {list(out_indices)} are not those of out_features {out_features}")
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **others: Any) -> Any:
+        """Read what `to_dict` returned, see `PreTrainedConfig`.
+
+        Raises:
+            CheckpointError: it is of another model: weights of Vim and VideoMamba have the same names and shapes.
+        """
+        written = config_dict.get("model_type", cls.model_type)
+        if written != cls.model_type:
+            raise CheckpointError(
+                f"the config is of a {written!r} model, not {cls.model_type!r}; load the folder with the classes of its"
+                " own model, or with an Auto class"
+            )
+        return super().from_dict(config_dict, **others)
+
     def arguments(self, num_classes: int) -> dict[str, Any]:
         """Return the keyword arguments of the model."""
         size = self.image_size if isinstance(self.image_size, int) else tuple(self.image_size)
@@ -116,12 +132,12 @@ class VideoMambaConfig(_Config):
     """Config of `VideoMamba`, see `_Config`.
 
     Args:
-        num_frames: frames of a clip; None: images.
+        num_frames: frames of a clip, e.g. 8; None: images.
     """
 
     model_type = "videomamba"
 
-    def __init__(self, num_frames: int | None = 8, **others: Any) -> None:
+    def __init__(self, num_frames: int | None = None, **others: Any) -> None:
         self.num_frames = num_frames
         super().__init__(**others)
 
@@ -156,19 +172,37 @@ class _Face(PreTrainedModel):
         """Return what the model takes: clips come as `[B, T, 3, H, W]`."""
         return pixel_values.transpose(1, 2) if self.backbone.patch_embed.is_video else pixel_values
 
-    def _tokens_after(self, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Return the token streams `[B, 1 + n, C]` after so many layers, in rising order, the CLS first.
-
-        Of several CLS tokens it is the mean; of a model without one, the mean of the patches.
-        """
+    def _streams(self, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return the token streams `[B, L, C]` after so many layers, in rising order, as the model runs them."""
         x, model = self._pixels(pixel_values), self.backbone
+        return model._streams(x, None, None, layers) if isinstance(model, VideoMamba) else model._streams(x, layers)
+
+    def _streams_and_hidden(
+        self, pixel_values: Tensor, layers: Sequence[int], output_hidden_states: bool | None
+    ) -> tuple[list[Tensor], tuple[Tensor, ...] | None]:
+        """Return the streams after `layers`, and on demand (else None) those after every layer, the CLS first.
+
+        Args:
+            output_hidden_states: None: what the config says.
+        """
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if not wanted:
+            return self._streams(pixel_values, layers), None
+        every = self._streams(pixel_values, range(self.config.num_hidden_layers + 1))
+        step = _layers_per_stream(self.backbone)
+        return [every[passed // step] for passed in layers], tuple(map(self._cls_first, every))
+
+    def _cls_first(self, stream: Tensor) -> Tensor:
+        """Return a stream as `[B, 1 + n, C]`, the CLS first: of several the mean, of none the mean of the patches."""
+        model = self.backbone
         if isinstance(model, VideoMamba):
-            return model._streams(x, None, None, layers)
-        streams = []
-        for stream in model._streams(x, layers):
-            patches, cls = split_rows(stream, model.cls_positions(stream.shape[1] - len(model.cls_names)))
-            streams.append(join_rows(patches, (cls if model.cls_names else patches).mean(1, keepdim=True), (0,)))
-        return streams
+            return stream
+        patches, cls = model._split(stream)
+        return join_rows(patches, (cls if model.cls_names else patches).mean(1, keepdim=True), (0,))
+
+    def _returned(self, output: Any, return_dict: bool | None) -> Any:
+        """Return an output as it is asked for: as an object, or as a tuple; None: what the config says."""
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class _Model(_Face):
@@ -179,31 +213,42 @@ class _Model(_Face):
 
         Args:
             pixel_values: normalized pixels, images `[B, 3, H, W]`, clips `[B, T, 3, H, W]`.
+            output_hidden_states, return_dict: as in transformers; None: what the config says.
         """
-        wanted = range(self.config.num_hidden_layers + 1) if output_hidden_states else [self.config.num_hidden_layers]
-        streams = self._tokens_after(pixel_values, list(wanted))
-        tokens = self.backbone.norm_f(streams[-1])
-        hidden = tuple(streams) if output_hidden_states else None
-        output = BaseModelOutputWithPooling(tokens, tokens[:, 0], hidden)
-        return output.to_tuple() if return_dict is False else output
+        last = [self.config.num_hidden_layers]
+        (stream,), hidden = self._streams_and_hidden(pixel_values, last, output_hidden_states)
+        tokens = self.backbone.norm_f(self._cls_first(stream))
+        return self._returned(BaseModelOutputWithPooling(tokens, tokens[:, 0], hidden), return_dict)
 
 
 class _Classifier(_Face):
     classifies = True
 
+    def __init__(self, config: Any) -> None:
+        if config.num_labels < 1:
+            raise ValueError(f"a classifier needs num_labels of at least 1; got {config.num_labels}")
+        super().__init__(config)
+
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **_: Any
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
     ) -> Any:
-        """Return class scores `[B, num_labels]`, and the loss where labels are given.
+        """Return class scores `[B, num_labels]`, the loss where labels are given, and on demand the hidden states.
 
         Args:
             pixel_values: normalized pixels, images `[B, 3, H, W]`, clips `[B, T, 3, H, W]`.
             labels: `[B]` int64 (`[B, num_labels]` floats for several labels).
+            output_hidden_states, return_dict: see `_Model`.
         """
-        logits = self.backbone(self._pixels(pixel_values))
+        last = [self.config.num_hidden_layers]
+        (stream,), hidden = self._streams_and_hidden(pixel_values, last, output_hidden_states)
+        logits = self.backbone._scores(self.backbone.norm_f(stream))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        output = ImageClassifierOutput(loss, logits)
-        return output.to_tuple() if return_dict is False else output
+        return self._returned(ImageClassifierOutput(loss, logits, hidden), return_dict)
 
 
 class _Backbone(BackboneMixin, _Face):
@@ -213,17 +258,30 @@ class _Backbone(BackboneMixin, _Face):
         super().__init__(config)
         if hasattr(self, "_init_backbone"):  # before transformers 5.4 that was up to the model
             self._init_backbone(config)
+        step = _layers_per_stream(self.backbone)
+        if any(config.stage_names.index(name) % step for name in self.out_features):
+            raise ValueError(f"if_bidirectional runs layers in pairs: take even stages; got {self.out_features}")
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
 
-    def forward(self, pixel_values: Tensor, return_dict: bool | None = None, **_: Any) -> Any:
-        """Return the streams after the stages in `out_features`, `[B, C, h, w]` or tokens, see `VimConfig`."""
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None, **_: Any
+    ) -> Any:
+        """Return the streams after the stages in `out_features`, `[B, C, h, w]` or tokens, see `VimConfig`.
+
+        The other arguments are those of `_Model`.
+        """
         stages = [self.config.stage_names.index(name) for name in self.out_features]
-        maps = self._tokens_after(pixel_values, stages)
+        streams, hidden = self._streams_and_hidden(pixel_values, stages, output_hidden_states)
+        maps = list(map(self._cls_first, streams))
         if self.config.reshape_hidden_states:
             shape = self.backbone.patch_embed.token_shape(self._pixels(pixel_values))
             maps = list(self.backbone._as_maps([tokens[:, 1:] for tokens in maps], shape))
-        output = BackboneOutput(tuple(maps))
-        return output.to_tuple() if return_dict is False else output
+        return self._returned(BackboneOutput(tuple(maps), hidden), return_dict)
+
+
+def _layers_per_stream(model: Vim | VideoMamba) -> int:
+    """Return after how many layers there is one token stream: 2 where layers run in pairs."""
+    return 2 if isinstance(model, Vim) and model.if_bidirectional else 1
 
 
 class VimModel(_Model):
@@ -251,15 +309,27 @@ class VideoMambaModel(_Model):
 
 
 class VideoMambaForImageClassification(_Classifier):
-    """`VideoMamba` for images (num_frames=None) with its classifier."""
+    """`VideoMamba` for images with its classifier."""
 
     config_class = VideoMambaConfig
+
+    def __init__(self, config: VideoMambaConfig) -> None:
+        if config.num_frames is not None:
+            raise ValueError(
+                f"images need num_frames=None; got {config.num_frames}: take VideoMambaForVideoClassification for clips"
+            )
+        super().__init__(config)
 
 
 class VideoMambaForVideoClassification(_Classifier):
     """`VideoMamba` for clips with its classifier."""
 
     config_class = VideoMambaConfig
+
+    def __init__(self, config: VideoMambaConfig) -> None:
+        if config.num_frames is None:
+            raise ValueError("clips need their number of frames, e.g. VideoMambaConfig(num_frames=8)")
+        super().__init__(config)
 
 
 class VideoMambaBackbone(_Backbone):

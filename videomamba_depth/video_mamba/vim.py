@@ -56,7 +56,7 @@ class Vim(EmbedsFrames):
         rope_still: which token if_rope leaves alone when there is a CLS: the "first", as in the released code wherever
             the CLS stands, or the "cls" itself.
         flip_img_sequences_ratio: share of the training steps in which the whole sequence is reversed; ≤ 0: none.
-        if_divide_out: average the two directions; False: sum.
+        if_divide_out: average the two directions; False: sum. None: `if_devide_out`, its older spelling, else True.
         init_layer_scale: start of a learned factor per channel on each mixer's output; None: without.
         final_pool_type: without a CLS: scores of the last token ("none"), of the "mean" token, "max" over the tokens'
             scores, or the scores of "all" tokens. With a CLS it says nothing and must be "mean" or "none".
@@ -100,12 +100,16 @@ class Vim(EmbedsFrames):
         pt_hw_seq_len: int = 14,
         rope_still: str = "first",
         flip_img_sequences_ratio: float = -1.0,
-        if_divide_out: bool = True,
+        if_divide_out: bool | None = None,
         init_layer_scale: float | None = None,
         final_pool_type: str = "mean",
         use_cuda_kernel: bool | None = None,
+        if_devide_out: bool | None = None,
     ) -> None:
         super().__init__()
+        if if_divide_out is not None and if_devide_out not in (None, if_divide_out):
+            raise ValueError("if_divide_out and if_devide_out are two spellings of one option; give one of them")
+        halve = next((value for value in (if_divide_out, if_devide_out) if value is not None), True)
         bimamba_type = "v1" if if_bimamba else bimamba_type
         mixer = _mixer_options(ssm_cfg, d_state, discretization_method, use_cuda_kernel)
         self.cls_place = _cls_place(if_cls_token, use_middle_cls_token, use_tail_cls_token, use_double_cls_token)
@@ -126,7 +130,7 @@ class Vim(EmbedsFrames):
         self.rope = RotaryPositions(self.patch_embed.grid_size, pt_hw_seq_len, embed_dim) if if_rope else None
         self.layers = nn.ModuleList(
             BackboneLayer(
-                VimMixer(embed_dim, bimamba_type, if_divide_out, init_layer_scale, **mixer),
+                VimMixer(embed_dim, bimamba_type, halve, init_layer_scale, **mixer),
                 make_norm(embed_dim, norm_epsilon, rms_norm),
                 rate,
                 residual_in_fp32,
@@ -153,11 +157,8 @@ class Vim(EmbedsFrames):
         """
         if self.num_classes == 0 and not return_features:
             raise ValueError("the model was built with num_classes=0 and has no head; use forward_features or embed")
-        features = self._pooled(self.forward_features(x, ssm_state))
-        if return_features:
-            return features
-        scores = self.head(features)
-        return scores.amax(1) if self.final_pool_type == "max" else scores
+        tokens = self.forward_features(x, ssm_state)
+        return self._pooled(tokens) if return_features else self._scores(tokens)
 
     def forward_features(self, x: Tensor, ssm_state: object = None) -> Tensor:
         """Return the tokens after the final norm, `[B, n + k, C]`, with k CLS tokens at `cls_positions(n)`."""
@@ -192,6 +193,11 @@ class Vim(EmbedsFrames):
         """Return where the CLS tokens stand among `num_patches` patches."""
         places = {"middle": (num_patches // 2,), "front": (0,), "tail": (num_patches,), "both": (0, num_patches + 1)}
         return places.get(self.cls_place, ())
+
+    def _scores(self, tokens: Tensor) -> Tensor:
+        """Return the class scores of the normed tokens."""
+        scores = self.head(self._pooled(tokens))
+        return scores.amax(1) if self.final_pool_type == "max" else scores
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """Return what the head reads of the normed tokens."""
