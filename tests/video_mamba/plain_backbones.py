@@ -96,16 +96,17 @@ def layers(tokens: Array, w: Weights, depth: int, directions: str) -> Array:
     return tokens
 
 
-def patches_of_clip(x: Array, w: Weights, p: int, tubelet: int) -> Array:
-    """Tokens [t, s, C] of a clip [3, T, H, W]."""
+def patches_of_clip(x: Array, w: Weights, p: int, tubelet: int, stride: int | None = None) -> Array:
+    """Tokens [t, s, C] of a clip [3, T, H, W]; stride None: p."""
+    step = stride or p
     kernel, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
     _, frames, height, width = x.shape
     out = []
     for t in range(frames // tubelet):
         row = []
-        for i in range(height // p):
-            for j in range(width // p):
-                cube = x[:, t * tubelet : (t + 1) * tubelet, i * p : (i + 1) * p, j * p : (j + 1) * p]
+        for i in range(0, height - p + 1, step):
+            for j in range(0, width - p + 1, step):
+                cube = x[:, t * tubelet : (t + 1) * tubelet, i : i + p, j : j + p]
                 row.append([float(np.sum(kernel[c] * cube)) + bias[c] for c in range(len(bias))])
         out.append(row)
     return np.array(out)
@@ -127,11 +128,22 @@ def contract(x: Array, w: Weights, depth: int, p: int, tubelet: int) -> Array:
     return np.stack([rms_norm(row, w["norm.weight"]) for row in tokens])
 
 
+def video_tokens(x: Array, w: Weights, depth: int, p: int, tubelet: int) -> Array:
+    """Normed tokens of the video families."""
+    tokens = layers(clip_tokens(x, w, p, tubelet), w, depth, "sum")
+    return np.stack([rms_norm(row, w["norm_f.weight"]) for row in tokens])
+
+
 def video(x: Array, w: Weights, depth: int, p: int, tubelet: int) -> tuple[Array, Array]:
     """Normed tokens and class scores of the video family."""
-    tokens = layers(clip_tokens(x, w, p, tubelet), w, depth, "sum")
-    normed = np.stack([rms_norm(row, w["norm_f.weight"]) for row in tokens])
+    normed = video_tokens(x, w, depth, p, tubelet)
     return normed, w["head.weight"] @ normed[0] + w["head.bias"]
+
+
+def retrieval(x: Array, w: Weights, depth: int, p: int, tubelet: int) -> Array:
+    """Pooled features of the video-text family: CLS + mean patch, normed."""
+    normed = video_tokens(x, w, depth, p, tubelet)
+    return layer_norm(normed[0] + normed[1:].mean(0), w["pool_norm.weight"], w["pool_norm.bias"])
 
 
 def masked(x: Array, w: Weights, depth: int, p: int, tubelet: int, visible: list[int]) -> tuple[Array, Array]:
@@ -158,14 +170,20 @@ def image(x: Array, w: Weights, depth: int, p: int) -> tuple[Array, Array]:
     return normed, w["head.weight"] @ normed[0] + w["head.bias"]
 
 
+def distilled(normed: Array, w: Weights) -> Array:
+    """Features for the teacher of a distilled student's normed tokens."""
+    heads = [w["distill_head.1.weight"] @ rms_norm(row, w["distill_head.0.weight"]) for row in normed]
+    return np.array([(v := head + w["distill_head.1.bias"]) / sqrt(float(v @ v)) for head in heads])
+
+
 def vim(x: Array, w: Weights, depth: int, p: int, **options: object) -> tuple[Array, Array]:
     """Normed tokens and class scores of Vim; x is [3, H, W].
 
-    options: cls ("middle", "tail", "both"), rope, pairs, and directions ("mean", "v1", "forward", "poly").
+    options: cls ("middle", "tail", "both"), rope, pairs, stride, and directions ("mean", "v1", "forward", "poly").
     """
     grid = x.shape[1] // p, x.shape[2] // p
     w = {**w, "patch_embed.proj.weight": w["patch_embed.proj.weight"][:, :, None]}
-    tokens = list(patches_of_clip(x[:, None], w, p, 1)[0])
+    tokens = list(patches_of_clip(x[:, None], w, p, 1, options.get("stride"))[0])
     cls = options.get("cls", "middle")
     places = {"middle": [len(tokens) // 2], "tail": [len(tokens)], "both": [0, len(tokens) + 1]}[cls]
     names = ["cls_token_head", "cls_token_tail"] if cls == "both" else ["cls_token"]

@@ -81,6 +81,19 @@ def test_classifiers_from_other_families_agree(family: str, tmp_path: Path) -> N
     assert torch.equal(model.cls_token.float(), masked_model(**TINY).cls_token)
 
 
+@pytest.mark.parametrize("tubelet", [1, 2])
+def test_video_text_files_agree(tubelet: int, tmp_path: Path) -> None:
+    encoder = {**masked_model(tubelet_size=tubelet, **TINY).state_dict(), "text_encoder.positions": torch.arange(3)}
+    encoder |= {"pool_norm.weight": torch.randn(8), "pool_norm.bias": torch.randn(8)}
+    file = {name if name.startswith("text") else f"vision_encoder.{name}": tensor for name, tensor in encoder.items()}
+    torch.save({"model": file}, tmp_path / "file.pth")
+    model = video_model(seed=1, num_classes=0, pool_norm=True, tubelet_size=tubelet, **TINY)
+    load_backbone(model, tmp_path / "file.pth", "videomamba_retrieval")
+    x = clip(4, batch=1).double()
+    golden = plain.retrieval(x[0].numpy(), plain.weights_of(model.double()), 2, 4, tubelet)
+    agree(model.pooled_features(x)[0], golden)
+
+
 @pytest.mark.parametrize("teacher_dim", [None, 6])
 def test_image_family_agrees(teacher_dim: int | None, tmp_path: Path) -> None:
     model = through_a_file(image_model, tmp_path, teacher_dim=teacher_dim, **TINY)
@@ -88,10 +101,13 @@ def test_image_family_agrees(teacher_dim: int | None, tmp_path: Path) -> None:
     tokens, scores = plain.image(x[0].numpy(), plain.weights_of(model), 2, 4)
     agree(model.forward_features(x)[0], tokens)
     agree(model(x)[0], scores)
+    if teacher_dim is not None:
+        agree(model.forward_distill(x)[1][0], plain.distilled(tokens, plain.weights_of(model)))
 
 
 VIM = {  # options of the model, options of the plain implementation
     "as released": ({}, {}),
+    "fine-tuned": ({"stride": 2}, {"stride": 2}),
     "rope": ({"if_rope": True}, {"rope": True}),
     "double CLS": ({"use_double_cls_token": True}, {"cls": "both"}),
     "tail CLS": ({"use_tail_cls_token": True}, {"cls": "tail"}),

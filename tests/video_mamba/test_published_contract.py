@@ -13,6 +13,8 @@ import pytest
 import torch
 from small_backbones import randomize_
 
+from videomamba_depth import video_mamba
+
 COMPAT = Path(__file__).resolve().parents[2] / "compat"
 NAMES = {
     "video_mamba": ("build_videomamba", "PretrainVideoMamba", "allocate_state", "BiMambaRefinerBlock"),
@@ -54,10 +56,12 @@ def config(**options: Any) -> SimpleNamespace:
 
 def test_every_name_is_offered_and_is_one_thing(modules: dict[str, ModuleType]) -> None:
     for module, names in NAMES.items():
-        for name in names:
-            assert hasattr(modules[module], name), (module, name)
-    assert modules["models.videomamba"].build_videomamba is modules["video_mamba"].build_videomamba
+        assert set(names) <= set(modules[module].__all__)
     assert len(modules["video_mamba"].__all__) == 17
+    offered = [(name, getattr(module, name)) for module in modules.values() for name in module.__all__]
+    for name, thing in offered:
+        assert thing is dict(offered)[name], name
+        assert thing is getattr(video_mamba, name, thing), name
     assert not any(path.suffix == ".py" for path in COMPAT.iterdir())
     assert {path.name for path in COMPAT.iterdir() if path.is_dir() and not path.name.endswith("egg-info")} == {
         "models",
