@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,20 @@ def test_point_10_unknown_options_are_refused_at_construction() -> None:
         contract(ssm_cfg={"dt_init": "constant"})
 
 
+@pytest.mark.parametrize("make", [contract, image_model, video_model, vim_model])
+def test_sizes_that_are_none_are_refused_by_name(make: Callable[..., torch.nn.Module]) -> None:
+    wrong: dict[str, tuple] = dict.fromkeys(("depth", "embed_dim", "channels"), (0, -1, 2.0, "8", None, True))
+    wrong |= dict.fromkeys(("img_size", "patch_size"), (0, (8, 0), (8, 8, 8), 8.0, "88", None))
+    wrong |= {"stride": (0, -1)} if make is vim_model else {}
+    wrong |= {"num_classes": (-1, 2.5)} if make is not contract else {}
+    wrong |= {"num_frames": (0, 2.5), "tubelet_size": (0,)} if make is video_model else {}
+    wrong |= {"teacher_dim": (0,)} if make is image_model else {}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} must be .*; got"):
+                make(**{name: value})
+
+
 def test_point_10_the_fast_path_can_be_left_out() -> None:
     for cfg, backend in (
         ({"use_fast_path": False}, "reference"),
@@ -114,6 +130,9 @@ def test_point_10_bad_inputs_are_refused() -> None:
         model(clip(2).to(torch.uint8))
     with pytest.raises(ValueError, match="temporal_pos_offset must be non-negative"):
         model(clip(2), temporal_pos_offset=-1)
+    for no_tensor in (None, clip(2).numpy()):
+        with pytest.raises(TypeError, match=r"x must be a tensor \[B, C, T, H, W\]; got"):
+            model(no_tensor)
     for offset in (1.0, True, "1", None, torch.tensor(1)):
         with pytest.raises(TypeError, match="temporal_pos_offset must be an integer"):
             model(clip(2), temporal_pos_offset=offset)

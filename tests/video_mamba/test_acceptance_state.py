@@ -64,11 +64,13 @@ BROKEN: dict[str, tuple[Callable[[list], Any], type[Exception], str]] = {
     ),
     "ssm dtype": (_replace(1, 1, lambda t: t.half()), ValueError, "layer 1: ssm_state must have dtype torch.float32"),
     "ssm double": (_replace(0, 1, lambda t: t.double()), ValueError, "ssm_state must have dtype torch.float32"),
+    "conv sparse": (_replace(1, 0, torch.Tensor.to_sparse), ValueError, "layer 1: conv_state must be dense"),
     "conv device": (_replace(1, 0, lambda t: t.to("meta")), ValueError, "conv_state must be on device cpu.*got meta"),
     "ssm device": (_replace(0, 1, lambda t: t.to("meta")), ValueError, "ssm_state must be on device cpu.*got meta"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse")
 @pytest.mark.parametrize("name", BROKEN)
 def test_point_07_a_broken_state_is_refused_by_validate_and_forward(name: str) -> None:
     break_it, error, message = BROKEN[name]
@@ -99,8 +101,11 @@ def test_point_07_good_states_pass() -> None:
         model(clip(1), ssm_state=state)
     with pytest.raises(ValueError, match="conv_state must have shape"):
         validate_state(model, model.allocate_state(2), 3)
-    with pytest.raises(ValueError, match="positive integer"):
-        model.allocate_state(0)
+    for batch_size in (0, 1.5, True, "2", None):
+        with pytest.raises(ValueError, match="batch_size must be a positive integer; got"):
+            model.allocate_state(batch_size)
+    with pytest.raises(TypeError, match="dtype of a state must be floating point; got"):
+        model.allocate_state(2, dtype=torch.int32)
     with pytest.raises(TypeError, match="does not stream"):
         allocate_state(torch.nn.Linear(1, 1), 2)
 

@@ -305,6 +305,18 @@ def test_a_grid_in_the_metadata_that_is_none_is_refused(grid: str, tmp_path: Pat
     with pytest.raises(CheckpointError, match="pass source_grid"):
         load_backbone(empty_model("vim"), tmp_path / "file.safetensors", "vim")
     load_backbone(empty_model("vim"), tmp_path / "file.safetensors", "vim", source_grid=(2, 2))
+    for wrong in ((2,), "2x2", (2.0, 2.0), (-2, -2)):
+        with pytest.raises(ValueError, match="source_grid must be a positive integer, or two"):
+            load_backbone(empty_model("vim"), tmp_path / "file.safetensors", "vim", source_grid=wrong)
+
+
+def test_what_cannot_be_written_is_one_line_and_keeps_the_former_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^cannot write .*no/file.safetensors: .*$"):
+        save_backbone(vim_model(), tmp_path / "no" / "file.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"^cannot write .*folder: .*$"):
+        save_backbone(vim_model(), tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
 @pytest.mark.parametrize("tubelet", [1, 2, 3])

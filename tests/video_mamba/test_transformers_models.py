@@ -174,6 +174,8 @@ def test_images_are_the_default_and_clips_say_their_frames() -> None:
         transformers.AutoModelForVideoClassification.from_config(config)
     with pytest.raises(ValueError, match="images need num_frames=None; got 4"):
         transformers.AutoModelForImageClassification.from_config(video())
+    with pytest.raises(ValueError, match="model_options holds depth, num_classes, which the config says"):
+        transformers_models.VimForImageClassification(vim(model_options={"depth": 2, "num_classes": 7}))
     with pytest.raises(ValueError, match="a classifier needs num_labels of at least 1"):
         transformers_models.VimForImageClassification(vim(num_labels=0))
 

@@ -14,13 +14,14 @@ from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer, refu
 from videomamba_depth.video_mamba.backbone_block import (
     BackboneLayer,
     add_residual,
+    check_classes,
     drop_path_rates,
     init_backbone_,
     make_norm,
 )
 from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.masking import gather_tokens, visible_patches
-from videomamba_depth.video_mamba.patch_embed import PatchEmbed
+from videomamba_depth.video_mamba.patch_embed import PatchEmbed, check_sizes
 from videomamba_depth.video_mamba.positions import resize_spatial_table, resize_temporal_table
 from videomamba_depth.video_mamba.ssm_config import mixer_arguments
 
@@ -68,6 +69,7 @@ class VideoMamba(EmbedsFrames):
         self.is_video = num_frames is not None
         self.family = "videomamba_video" if self.is_video else "videomamba_image"
         self.preprocessing = _VIDEO_PREPROCESSING if self.is_video else _IMAGE_PREPROCESSING
+        check_classes(num_classes)
         self.depth, self.embed_dim, self.num_classes = depth, embed_dim, num_classes
         self.residual_in_fp32, self.use_checkpoint = residual_in_fp32, use_checkpoint
         self.patch_embed = PatchEmbed(
@@ -76,6 +78,7 @@ class VideoMamba(EmbedsFrames):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim))
         if num_frames is not None:
+            check_sizes(num_frames=num_frames)
             if num_frames < tubelet_size:
                 raise ValueError(f"num_frames must hold a tubelet of {tubelet_size} frames; got {num_frames}")
             self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, num_frames // tubelet_size, embed_dim))
@@ -99,6 +102,7 @@ class VideoMamba(EmbedsFrames):
         if num_classes > 0:
             self.head = nn.Linear(self.embed_dim, num_classes)
         if teacher_dim is not None:
+            check_sizes(teacher_dim=teacher_dim)
             self.distill_head = nn.Sequential(
                 make_norm(self.embed_dim, eps, rms), nn.Linear(self.embed_dim, teacher_dim)
             )

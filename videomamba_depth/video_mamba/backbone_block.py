@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from videomamba_depth.layers.mamba_mixer import MambaMixer
+from videomamba_depth.utils.errors import describe
+from videomamba_depth.video_mamba.patch_embed import check_sizes
+from videomamba_depth.video_mamba.positions import is_integer
 
 
 class RMSNorm(nn.RMSNorm):
@@ -86,8 +89,19 @@ def make_norm(dim: int, eps: float, rms: bool) -> nn.Module:
     return RMSNorm(dim, eps) if rms else LayerNorm(dim, eps)
 
 
+def check_classes(num_classes: int) -> None:
+    """Raise ValueError where a number of classes is no integer from 0 on; 0 leaves the classifier out."""
+    if not is_integer(num_classes) or num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (no classifier) or a positive integer; got {describe(num_classes)}")
+
+
 def drop_path_rates(rate: float, num_layers: int) -> list[float]:
-    """Return the rates per layer: they rise linearly, and a rate acts on the branch of the layer before (published)."""
+    """Return the rates per layer: they rise linearly, and a rate acts on the branch of the layer before (published).
+
+    Raises:
+        ValueError: the rate is outside [0, 1), or there is no layer.
+    """
+    check_sizes(depth=num_layers)
     if not 0 <= rate < 1:
         raise ValueError(f"drop_path_rate must be in [0, 1); got {rate}")
     ramp = torch.linspace(0, rate, num_layers, device="cpu").tolist()

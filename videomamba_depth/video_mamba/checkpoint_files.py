@@ -192,7 +192,11 @@ def _config_beside(path: Path) -> dict[str, str]:
         if family == "videomamba_image" and about.get("num_frames") is not None:
             family = "videomamba_video"
         patch, stride = about["patch_size"], (about.get("model_options") or {}).get("stride")
-        rows, columns = patch_grid(pair(about["image_size"]), pair(patch), pair(patch if stride is None else stride))
+        rows, columns = patch_grid(
+            pair("image_size", about["image_size"]),
+            pair("patch_size", patch),
+            pair("stride", patch if stride is None else stride),
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"'{config}' is damaged ({_first_line(error)}), and says of which family '{path.name}' is; save both again"

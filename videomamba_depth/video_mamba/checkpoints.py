@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from videomamba_depth.utils.atomic import replacing
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoint_files import (
     FLOATS,
@@ -22,6 +23,7 @@ from videomamba_depth.video_mamba.checkpoint_files import (
     read_weights,
 )
 from videomamba_depth.video_mamba.embedding import EmbedsFrames
+from videomamba_depth.video_mamba.patch_embed import check_sizes, pair
 from videomamba_depth.video_mamba.positions import (
     Grid,
     join_rows,
@@ -76,10 +78,16 @@ def load_backbone(
 
 
 def save_backbone(model: EmbedsFrames, path: str | Path) -> None:
-    """Write a model's weights as safetensors, with its family and the grid of its position table in the metadata."""
+    """Write a model's weights as safetensors, with its family and the grid of its position table in the metadata.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full; the former file is unchanged then.
+    """
     rows, columns = model.patch_embed.grid_size
     metadata = {"format": _FORMAT, "family": model.family, "grid": f"{rows}x{columns}"}
-    save_file({name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}, path, metadata)
+    tensors = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}
+    with replacing(Path(path)) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def inflate_image_weights(model: VideoMamba, path: str | Path, source_grid: Grid | None = None) -> None:
@@ -126,8 +134,7 @@ def load_contract_weights(model: EmbedsFrames, path: str | Path, ckpt_num_frame:
         CheckpointError: the file is wrapped, or names or shapes do not fit; lists every problem.
         ValueError: ckpt_num_frame is no positive integer.
     """
-    if not isinstance(ckpt_num_frame, int) or isinstance(ckpt_num_frame, bool) or ckpt_num_frame < 1:
-        raise ValueError(f"ckpt_num_frame must be a positive integer; got {ckpt_num_frame!r}")
+    check_sizes(ckpt_num_frame=ckpt_num_frame)
     file = read_weights(path, unwrap=False)
     _check_family(model, file, "contract", path)
     table = file.tensors.get("temporal_pos_embedding")
@@ -150,6 +157,7 @@ def load_state_dict(pretrained_path: str | Path, model: EmbedsFrames, ckpt_num_f
     Args:
         num_frames: frames that the model was built for; a number that does not fit the model is refused.
     """
+    check_sizes(num_frames=num_frames)
     built = model.get_parameter("temporal_pos_embedding").shape[1]
     if num_frames // model.patch_embed.tubelet_size != built:
         raise ValueError(f"num_frames={num_frames} does not fit a model whose temporal table has {built} rows")
@@ -195,6 +203,7 @@ def _fit_spatial(
     built = model.patch_embed.grid_size
     num_built = built[0] * built[1]
     num_rows = table.shape[1] - (wanted.shape[1] - num_built)
+    grid = None if grid is None else pair("source_grid", grid)
     if num_rows < 1:
         return table  # of CLS tokens alone
     if grid is None and "grid" in file.metadata:
@@ -209,7 +218,7 @@ def _fit_spatial(
     if grid is None:
         side = math.isqrt(num_rows)
         grid = (side, side)
-    if min(grid) < 1 or grid[0] * grid[1] != num_rows:
+    if grid[0] * grid[1] != num_rows:
         raise CheckpointError(
             f"'{path}': pos_embed has {num_rows} rows of patches, which are no grid of {grid[0]}x{grid[1]}; pass"
             " source_grid"

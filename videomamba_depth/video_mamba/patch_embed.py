@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from videomamba_depth.video_mamba.positions import Grid
+from videomamba_depth.utils.errors import describe
+from videomamba_depth.video_mamba.positions import Grid, is_integer
 
 ClipSize = tuple[int, int, int]
 """(rows in time, rows, columns) of tokens."""
@@ -34,13 +35,15 @@ class PatchEmbed(nn.Module):
         stride: int | None = None,
     ) -> None:
         super().__init__()
-        self.img_size, self.patch_size = pair(img_size), pair(patch_size)
-        self.stride = self.patch_size if stride is None else (stride, stride)
+        check_sizes(channels=channels, embed_dim=embed_dim)
+        self.img_size, self.patch_size = pair("img_size", img_size), pair("patch_size", patch_size)
+        self.stride = self.patch_size if stride is None else pair("stride", stride)
         self.channels = channels
         self.grid_size = self.grid(*self.img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.is_video = tubelet_size is not None
         self.tubelet_size = tubelet_size if tubelet_size is not None else 1
+        check_sizes(tubelet_size=self.tubelet_size)
         self.proj: nn.Conv2d | nn.Conv3d
         if self.is_video:
             kernel, step = (self.tubelet_size, *self.patch_size), (self.tubelet_size, *self.stride)
@@ -59,6 +62,8 @@ class PatchEmbed(nn.Module):
             ValueError, TypeError: the input breaks the contract.
         """
         wanted = "[B, C, T, H, W]" if self.is_video else "[B, C, H, W]"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor {wanted}; got {describe(x)}")
         if x.ndim != (5 if self.is_video else 4):
             raise ValueError(f"x must have shape {wanted}; got {tuple(x.shape)}")
         if x.shape[1] != self.channels:
@@ -94,9 +99,20 @@ def patch_grid(size: tuple[int, int], patch: tuple[int, int], stride: tuple[int,
     return (height - p) // s + 1, (width - q) // t + 1
 
 
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """Return (height, width) of a pair, or of one number for both."""
-    if isinstance(value, int):
-        return value, value
-    height, width = value
-    return int(height), int(width)
+def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width), integers ≥ 1, of a pair, or of one number for both.
+
+    Raises:
+        ValueError: it is neither; says the name.
+    """
+    sides = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(sides) != 2 or not all(is_integer(side) and side >= 1 for side in sides):
+        raise ValueError(f"{name} must be a positive integer, or two (height, width); got {describe(value)}")
+    return int(sides[0]), int(sides[1])
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raise ValueError where a size is no integer from 1 on; says its name."""
+    for name, size in sizes.items():
+        if not is_integer(size) or size < 1:  # type: ignore[operator]
+            raise ValueError(f"{name} must be a positive integer; got {describe(size)}")

@@ -123,9 +123,14 @@ class TemporalPolicy:
         return table[:, offset:end]
 
 
+def is_integer(value: object) -> bool:
+    """Tell whether a value is an integer of Python, numpy or a trace of PyTorch, and no switch."""
+    return isinstance(value, int | Integral | torch.SymInt) and not isinstance(value, bool)
+
+
 def check_offset(offset: int) -> None:
     """Raise TypeError where the row that a chunk starts at is no integer, ValueError where it is negative."""
-    if isinstance(offset, bool) or not isinstance(offset, int | Integral | torch.SymInt):
+    if not is_integer(offset):
         raise TypeError(
             f"temporal_pos_offset must be an integer, rows (frames / tubelet) seen so far; got {describe(offset)}"
         )

@@ -136,6 +136,8 @@ class PretrainVideoMamba(EmbedsFrames):
         """
         wide = torch.promote_types(self.cls_token.dtype, torch.float32)
         dtype = dtype if dtype is not None else wide
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype of a state must be floating point; got {dtype}")
         where = device if device is not None else self.cls_token.device
         layers = {
             index: (

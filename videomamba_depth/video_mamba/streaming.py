@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from videomamba_depth.layers.bidirectional_mixer import BidirectionalMixer
 from videomamba_depth.layers.mamba_mixer import LayerState
+from videomamba_depth.video_mamba.patch_embed import check_sizes
 
 STREAMING_CONTRACT_VERSION = "1.0.0"
 """Version of the state's layout and of `forward`'s returns; the major number changes when old states stop working."""
@@ -71,8 +72,7 @@ def expected_state_shapes(model: Streams, batch_size: int) -> dict[int, StateSha
     Raises:
         ValueError: batch_size < 1. TypeError: a layer has no causal mixer.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer; got {batch_size}")
+    check_sizes(batch_size=batch_size)
     shapes = {}
     for index, layer in enumerate(model.layers):
         mixer = getattr(layer, "mixer", None)
@@ -124,6 +124,8 @@ def validate_state(model: Streams, state: StreamingState, batch_size: int) -> No
             where = f"state of layer {index}: {name}"
             if tuple(tensor.shape) != wanted:
                 raise ValueError(f"{where} must have shape {wanted}; got {tuple(tensor.shape)}")
+            if tensor.layout is not torch.strided:
+                raise ValueError(f"{where} must be dense; got {tensor.layout}; use .to_dense()")
             if tensor.dtype not in dtypes:
                 names = " or ".join(sorted(str(dtype) for dtype in dtypes))
                 raise ValueError(f"{where} must have dtype {names}; got {tensor.dtype}; use allocate_state's default")

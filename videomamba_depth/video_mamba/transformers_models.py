@@ -92,17 +92,23 @@ class _Config(BackboneConfigMixin, PreTrainedConfig):
         return super().from_dict(config_dict, **others)
 
     def arguments(self, num_classes: int) -> dict[str, Any]:
-        """Return the keyword arguments of the model."""
-        size = self.image_size if isinstance(self.image_size, int) else tuple(self.image_size)
-        return {
-            "img_size": size,
+        """Return the keyword arguments of the model.
+
+        Raises:
+            ValueError: `model_options` holds what the config has a name of its own for.
+        """
+        own = {
+            "img_size": self.image_size,
             "patch_size": self.patch_size,
             "depth": self.num_hidden_layers,
             "embed_dim": self.hidden_size,
             "channels": self.num_channels,
             "num_classes": num_classes,
-            **self.model_options,
         }
+        twice = sorted({*own, "num_frames"} & set(self.model_options))
+        if twice:
+            raise ValueError(f"model_options holds {', '.join(twice)}, which the config says by names of its own")
+        return {**own, **self.model_options}
 
     def image_processor(self) -> Any:
         """Return the preprocessing of the published image weights: short side 256/224 of the size, center crop."""

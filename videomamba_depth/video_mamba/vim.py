@@ -12,6 +12,7 @@ from videomamba_depth.layers.bidirectional_mixer import refuse_state
 from videomamba_depth.video_mamba.backbone_block import (
     BackboneLayer,
     add_residual,
+    check_classes,
     drop_path_rates,
     init_backbone_,
     make_norm,
@@ -114,6 +115,7 @@ class Vim(EmbedsFrames):
         mixer = _mixer_options(ssm_cfg, d_state, discretization_method, use_cuda_kernel)
         self.cls_place = _cls_place(if_cls_token, use_middle_cls_token, use_tail_cls_token, use_double_cls_token)
         _check_layers(bimamba_type, if_bidirectional, depth, mixer["discretization"])
+        check_classes(num_classes)
         _check_tokens(self.cls_place, final_pool_type, if_rope, if_rope_residual, rope_still, embed_dim)
         self.depth, self.embed_dim, self.num_classes = depth, embed_dim, num_classes
         self.if_bidirectional, self.if_rope_residual = if_bidirectional, if_rope_residual
