@@ -160,9 +160,9 @@ def test_hidden_states_and_tuples_as_the_call_or_the_config_asks(name: str, opti
         asked.hidden_states[-1][:, 1:], model.backbone.dense_features(IMAGES, [3])[0].flatten(2).transpose(1, 2)
     )
     model.config.output_hidden_states, model.config.return_dict = True, False
-    told = model(IMAGES)
-    assert isinstance(told, tuple)
-    assert torch.equal(told[-1][-1], asked.hidden_states[-1])
+    configured = model(IMAGES)
+    assert isinstance(configured, tuple)
+    assert torch.equal(configured[-1][-1], asked.hidden_states[-1])
     assert model(IMAGES, output_hidden_states=False, return_dict=True).hidden_states is None
 
 
