@@ -13,20 +13,30 @@ def mknn(a: Tensor, b: Tensor, k: int = 10) -> float:
     Source: Huh et al., "The Platonic Representation Hypothesis", arXiv 2405.07987.
 
     Args:
-        a, b: `[n, C_a]`, `[n, C_b]`, row i of both of the same thing; n > k. A row is no neighbor of itself.
+        a, b: `[n, C_a]`, `[n, C_b]`, row i of both of the same thing; n > k, finite, no row all zeros. A row is no
+            neighbor of itself.
         k: ≥ 1.
 
     Returns:
-        0 to 1; about k / (n − 1) for representations that have nothing in common.
+        0 to 1; about k / (n − 1) for representations that have nothing in common. Of neighbors that are equally near,
+        any may be taken: where many rows point the same way the share says nothing.
+
+    Raises:
+        ValueError: the numbers of rows do not fit k or each other; a row is not finite or all zeros.
     """
     if len(a) != len(b) or not 1 <= k < len(a):
         raise ValueError(f"a and b must have as many rows, more than k ≥ 1; got {len(a)}, {len(b)} and k = {k}")
-    shared = _neighbors(a, k).unsqueeze(2) == _neighbors(b, k).unsqueeze(1)  # [n, k, k]
+    shared = _neighbors(a, "a", k).unsqueeze(2) == _neighbors(b, "b", k).unsqueeze(1)  # [n, k, k]
     return shared.any(2).double().mean().item()
 
 
-def _neighbors(x: Tensor, k: int) -> Tensor:
+def _neighbors(x: Tensor, name: str, k: int) -> Tensor:
     """Return the indices `[n, k]` of each row's nearest others."""
-    unit = F.normalize(x.double(), dim=1)
+    x = x.double()
+    largest = x.abs().amax(1, keepdim=True)  # [n, 1]; nan where a row has one
+    for wrong, what in ((~largest.isfinite(), "is not finite"), (largest == 0, "is all zeros")):
+        if wrong.any():
+            raise ValueError(f"row {int(wrong.flatten().nonzero()[0])} of {name} {what}; leave it out of a and b")
+    unit = F.normalize(x / largest, dim=1)  # squares of tiny or huge numbers would not be exact
     similarity = unit @ unit.T  # [n, n]
     return similarity.fill_diagonal_(-torch.inf).topk(k, dim=1).indices

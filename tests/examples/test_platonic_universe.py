@@ -121,3 +121,18 @@ def test_mknn_equals_a_plain_second_implementation(registry: dict[str, type], k:
         mknn(a, b[:-1], k)
     with pytest.raises(ValueError, match="more than k"):
         mknn(a, b, 30)
+
+
+def test_mknn_does_not_depend_on_the_scale_and_refuses_what_has_no_direction(registry: dict[str, type]) -> None:
+    mknn = importlib.import_module("mknn").mknn
+    a, b = torch.randn(2, 30, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for factor in (1e-200, 1e-20, 1e200):
+        assert mknn(factor * a, b, 3) == mknn(a, b, 3)
+        assert mknn(factor * a, a, 3) == 1
+    for value, what in ((torch.nan, "not finite"), (-torch.inf, "not finite"), (0.0, "all zeros")):
+        wrong = a.clone()
+        wrong[7] = value
+        with pytest.raises(ValueError, match=f"row 7 of a is {what}"):
+            mknn(wrong, b, 3)
+        with pytest.raises(ValueError, match=f"row 7 of b is {what}"):
+            mknn(b, wrong, 3)
