@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.video_mamba.variants import VARIANTS
 
 
@@ -36,8 +39,23 @@ def parser(description: str | None, epochs: int, lr: float) -> argparse.Argument
 
 def size_of(variant: str) -> dict[str, int]:
     """Return depth and width under transformers' names."""
+    if not (variant in VARIANTS or re.fullmatch("[1-9][0-9]*,[1-9][0-9]*", variant)):
+        raise UserError(f"--variant must be {', '.join(VARIANTS)} or 'layers,channels' such as 4,96; got {variant!r}")
     depth, width = VARIANTS[variant] if variant in VARIANTS else map(int, variant.split(","))
     return {"num_hidden_layers": depth, "hidden_size": width}
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Print what main returns; what a person can mend is one line, from the loader's processes too."""
+    with exit_on_user_error():
+        try:
+            if metrics := main():
+                print(metrics)
+        except (UserError, OSError) as error:
+            if "Original Traceback" not in str(error):
+                raise
+            last = str(error).strip().splitlines()[-1]  # the process's own error, "module.Name: what is wrong"
+            raise UserError(last.partition(": ")[2] or last) from error
 
 
 def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[str, Any]]:

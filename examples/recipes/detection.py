@@ -61,8 +61,9 @@ class Detector(nn.Module):
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, and return the mean average precision on val where torchmetrics is installed."""
     args = common.parser(__doc__, epochs=12, lr=1e-4).parse_args(arguments)
-    train, val = Coco(args.data, "train"), Coco(args.data, "val")
-    model = Detector(args, 1 + len(train.numbers))
+    train = Coco(args.data, "train")
+    val = Coco(args.data, "val", train.names)
+    model = Detector(args, 1 + len(train.names))
     collate = lambda items: {name: [item[name] for item in items] for name in ("images", "targets")}  # noqa: E731
     common.train(model, args, train_dataset=train, data_collator=collate)
     return evaluate(model.eval(), val)
@@ -88,4 +89,4 @@ def evaluate(model: Detector, data: Coco) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(main())
+    common.run(main)

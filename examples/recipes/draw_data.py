@@ -54,9 +54,13 @@ def background(rng: np.random.Generator, px: int) -> Image.Image:
 
 
 def draw_shapes(rng: np.random.Generator, out: Path, count: int, px: int) -> None:
-    """Write pictures of one object, in folders of shapes."""
-    for index in range(count):
-        one, picture = Object(rng, px), background(rng, px)
+    """Write pictures of one object, in folders of shapes, and one more of each shape that chance left out."""
+    lacking = list(SHAPES)
+    for index in itertools.count():
+        if index >= count and not lacking:
+            break
+        one, picture = Object(rng, px, lacking[0] if index >= count else ""), background(rng, px)
+        lacking = [shape for shape in lacking if shape != one.shape]
         ImageDraw.Draw(picture).polygon(one.corners(), fill=one.color)
         (out / one.shape).mkdir(parents=True, exist_ok=True)
         picture.save(out / one.shape / f"{index:04d}.png")

@@ -14,8 +14,8 @@ from typing import Any
 
 import common
 import torch
+from folders import Images
 from torch.nn import functional as F
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
@@ -36,15 +36,20 @@ def transforms(size: int) -> tuple[v2.Compose, v2.Compose]:
     return v2.Compose([*start, *end, v2.RandomErasing(0.25)]), v2.Compose([*evaluation, *end])
 
 
+def pictures(args: argparse.Namespace) -> tuple[Images, Images]:
+    """Return those to train on and those to evaluate, whose classes have the same numbers."""
+    for_training, for_evaluation = transforms(args.size)
+    train = Images(args.data / "train", for_training)
+    return train, Images(args.data / "val", for_evaluation, train.classes)
+
+
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=30, lr=5e-4)
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("--no-mixup", action="store_true")
     args = parser.parse_args(arguments)
-    for_training, for_evaluation = transforms(args.size)
-    train = ImageFolder(args.data / "train", for_training)
-    val = ImageFolder(args.data / "val", for_evaluation)
+    train, val = pictures(args)
     classes = train.classes
     model = build(args, classes)
     mixing = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=len(classes)), v2.CutMix(num_classes=len(classes))])
@@ -83,4 +88,4 @@ def build(args: argparse.Namespace, classes: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    print(main())
+    common.run(main)

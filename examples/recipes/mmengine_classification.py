@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import common
-from image_classification import transforms
+from image_classification import pictures
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets import ImageFolder
 
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
@@ -78,11 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--launcher", choices=("none", "pytorch"), default="none")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(arguments)
-    sets = [ImageFolder(args.data / s, t) for s, t in zip(("train", "val"), transforms(args.size), strict=True)]
+    sets = train, _ = pictures(args)
     loader = {"batch_size": args.batch, "num_workers": args.workers, "collate_fn": {"type": "default_collate"}}
-    loaders = [{**loader, "dataset": d, "sampler": {"type": "DefaultSampler", "shuffle": d is sets[0]}} for d in sets]
+    loaders = [{**loader, "dataset": d, "sampler": {"type": "DefaultSampler", "shuffle": d is train}} for d in sets]
     size = dict(zip(("depth", "embed_dim"), common.size_of(args.variant).values(), strict=True))
-    size |= {"img_size": args.size, "num_classes": len(sets[0].classes)}
+    size |= {"img_size": args.size, "num_classes": len(train.classes)}
     optimizer = {"type": "AdamW", "lr": args.lr, "weight_decay": args.weight_decay}
     Runner(
         model={"type": "VimClassifier", "family": args.family or "vim", "pretrained": args.pretrained, **size},
@@ -97,4 +96,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import common
 import torch
-from image_classification import transforms
+from image_classification import pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.datasets import ImageFolder
 
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone, save_backbone
@@ -49,8 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--weight", type=float, default=1.0)
     parser.set_defaults(layer_decay=1.0)
     args = parser.parse_args(arguments)
-    for_training, for_evaluation = transforms(args.size)
-    train, val = (ImageFolder(args.data / s, t) for s, t in (("train", for_training), ("val", for_evaluation)))
+    train, val = pictures(args)
     (depth, width), (teacher_depth, teacher_width) = (
         common.size_of(variant).values() for variant in (args.variant, args.teacher_variant)
     )
@@ -72,4 +70,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(main())
+    common.run(main)

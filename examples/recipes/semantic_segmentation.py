@@ -1,54 +1,25 @@
 """Segment images with a UperNet head on Vim: folders train/images, train/masks, val/images, val/masks, names alike.
 
-    python examples/recipes/semantic_segmentation.py --data ade20k --classes 150 --out runs/seg --size 512 \
-        --pretrained hustvl/Vim-tiny-midclstok --family vim
+    python examples/recipes/semantic_segmentation.py --data ade20k --classes 150 --reduce-labels --out runs/seg \
+        --size 512 --pretrained hustvl/Vim-tiny-midclstok --family vim
     torchrun --nproc-per-node 8 examples/recipes/semantic_segmentation.py ...     # or: accelerate launch
 
-Masks are pictures of one channel that hold the number of each pixel's class; 255 is left out.
+Masks are pictures of one channel that hold the number of each pixel's class, from 0; 255 is left out. ADE20K's hold 0
+for other things and classes from 1: --reduce-labels leaves 0 out and counts from 0.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import common
 import torch
-from PIL import Image
+from segmentation_data import IGNORED, Pictures
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
 from videomamba_depth.video_mamba.checkpoints import load_backbone
 from videomamba_depth.video_mamba.transformers_models import VimConfig
-
-IGNORED = 255
-
-
-class Pictures(Dataset):
-    """Pictures and their masks, cropped alike."""
-
-    def __init__(self, folder: Path, size: int, is_train: bool) -> None:
-        images, masks = ({path.stem: path for path in (folder / kind).iterdir()} for kind in ("images", "masks"))
-        if alone := sorted(images.keys() ^ masks.keys()):
-            raise SystemExit(f"error: {folder}: {len(alone)} pictures or masks are without the other, first {alone[0]}")
-        self.images, self.masks = ([files[name] for name in sorted(images)] for files in (images, masks))
-        crop = v2.RandomResizedCrop(size, scale=(0.25, 1.0)) if is_train else v2.Resize((size, size))
-        flip = [v2.RandomHorizontalFlip()] if is_train else []
-        types = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-        normalize = [v2.ToDtype(types, scale=True), v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD))]
-        self.transform = v2.Compose([crop, *flip, *normalize])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image = tv_tensors.Image(Image.open(self.images[index]).convert("RGB"))
-        pixels, mask = self.transform(image, tv_tensors.Mask(Image.open(self.masks[index])))
-        return {"pixel_values": pixels, "labels": mask[0] if mask.ndim == 3 else mask}
 
 
 def mean_iou(prediction: Any) -> dict[str, float]:
@@ -67,6 +38,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=64, lr=1e-4)
     parser.add_argument("--classes", type=int, required=True)
+    parser.add_argument("--reduce-labels", action="store_true", help="classes count from 1; 0 is left out")
     args = parser.parse_args(arguments)
     size = common.size_of(args.variant)
     taps = [(index + 1) * size["num_hidden_layers"] // 4 for index in range(4)]
@@ -79,7 +51,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model = UperNetForSemanticSegmentation(config)
     if args.pretrained:
         load_backbone(model.backbone.backbone, args.pretrained, args.family or "vim")
-    train, val = (Pictures(args.data / split, args.size, split == "train") for split in ("train", "val"))
+    labels = (args.classes, args.reduce_labels)
+    train, val = (Pictures(args.data / split, args.size, split == "train", *labels) for split in ("train", "val"))
 
     def labels_of(logits: Any, labels: torch.Tensor) -> torch.Tensor:
         scores = logits[0] if isinstance(logits, tuple) else logits
@@ -90,4 +63,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(main())
+    common.run(main)

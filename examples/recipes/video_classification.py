@@ -10,12 +10,12 @@ the number of its class, with a space or a comma between. Of each of --frames se
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import common
 import torch
+from folders import Classes, class_names, read_labels
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
@@ -33,22 +33,25 @@ def transforms(size: int, is_train: bool, flip: bool = True) -> v2.Compose:
 
 
 class Clips(Dataset):
-    """Clips of `num_frames` frames with the number of their class; split None: all videos of a folder, to train on."""
+    """Clips of `num_frames` frames with the number of their class; split None: all videos of a folder, to train on.
 
-    def __init__(self, data: Path, split: str | None, num_frames: int, size: int, flip: bool = True) -> None:
+    `known`: the classes of the training data, by which all others are numbered.
+    """
+
+    def __init__(
+        self, data: Path, split: str | None, num_frames: int, size: int, flip: bool = True, known: Classes = None
+    ) -> None:
         listed = data / f"{split}.csv"
         if split is None:
             self.items, self.classes = [(Path(source.path), 0) for source in find_sources(data)], ["video"]
         elif listed.is_file():
-            lines = [line for line in listed.read_text().splitlines() if line.strip()]
-            pairs = [re.split(r"[ ,](?=[^ ,]+$)", line.strip()) for line in lines]
-            self.items = [(data / path, int(label)) for path, label in pairs]
-            self.classes = [str(number) for number in range(1 + max(label for _, label in self.items))]
+            self.items = [(data / path, label) for path, label in read_labels(listed, known)]
+            self.classes = list(known or map(str, range(1 + max(label for _, label in self.items))))
         else:
-            folders = sorted(folder for folder in (data / split).iterdir() if folder.is_dir())
-            self.classes = [folder.name for folder in folders]
-            found = [(source.path, label) for label, folder in enumerate(folders) for source in find_sources(folder)]
-            self.items = [(Path(path), label) for path, label in found]
+            self.classes = class_names(data / split, known)
+            folders = [(label, data / split / name) for label, name in enumerate(self.classes)]
+            found = [(label, source) for label, folder in folders if folder.is_dir() for source in find_sources(folder)]
+            self.items = [(Path(source.path), label) for label, source in found]
         self.num_frames, self.is_train = num_frames, split in (None, "train")
         self.transform = transforms(size, self.is_train, flip)
 
@@ -73,7 +76,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         "--no-flip", action="store_true", help="where left and right make classes (Something-Something)"
     )
     args = parser.parse_args(arguments)
-    train, val = (Clips(args.data, s, args.frames, args.size, not args.no_flip) for s in ("train", "val"))
+    options = (args.frames, args.size, not args.no_flip)
+    train = Clips(args.data, "train", *options)
+    val = Clips(args.data, "val", *options, train.classes)
     config = VideoMambaConfig(
         num_frames=args.frames,
         image_size=args.size,
@@ -88,4 +93,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(main())
+    common.run(main)

@@ -15,6 +15,7 @@ from typing import Any
 
 import common
 import torch
+from folders import read_pairs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModel
@@ -28,8 +29,7 @@ class Described(Clips):
     """Clips with the numbers of their descriptions' words."""
 
     def __init__(self, data: Path, split: str, num_frames: int, size: int, tokenizer: Any) -> None:
-        lines = (data / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
-        pairs = [line.split("\t", 1) for line in lines if line.strip()]
+        pairs = read_pairs(data / f"{split}.tsv")
         self.items = [(data / path, 0) for path, _ in pairs]
         self.words = tokenizer([text for _, text in pairs], padding=True, truncation=True, return_tensors="pt")
         self.num_frames, self.is_train = num_frames, split == "train"
@@ -92,4 +92,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(main())
+    common.run(main)

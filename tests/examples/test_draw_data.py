@@ -29,9 +29,10 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_pictures_masks_and_boxes_agree(draw: ModuleType, tmp_path: Path) -> None:
     for out in (tmp_path / "a", tmp_path / "b"):
         draw.draw_scenes(np.random.default_rng(0), out, "train", 4, 48)
-        draw.draw_shapes(np.random.default_rng(0), out / "shapes", 6, 48)
+        draw.draw_shapes(np.random.default_rng(0), out / "shapes", 1, 48)
     pictures = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.png"))
-    assert len(pictures) == 3 * 4 + 6
+    assert len(pictures) == 3 * 4 + 5, "of few pictures too there is one of each shape"
+    assert {path.name for path in (tmp_path / "a" / "shapes").iterdir()} == set(draw.SHAPES)
     for path in pictures:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
     data = importlib.import_module("coco").Coco(tmp_path / "a" / "coco", "train")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 from media import write_video
 from PIL import Image
 
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone, save_backbone
 
@@ -106,11 +109,127 @@ def test_semantic_segmentation(recipe: ModuleType, tmp_path: Path) -> None:
     options = ["--data", str(tmp_path / "data"), "--classes", "2", "--lr", "2e-3", "--variant", "4,16"]
     found = run_and_resume(recipe, options, tmp_path / "out", 4, "miou")
     (tmp_path / "data" / "val" / "masks" / "2.png").rename(tmp_path / "data" / "val" / "masks" / "4.png")
-    with pytest.raises(SystemExit, match="2 pictures or masks are without the other, first 2"):
-        recipe.Pictures(tmp_path / "data" / "val", 32, False)
+    with pytest.raises(UserError, match="2 pictures or masks are without the other, first 2"):
+        recipe.Pictures(tmp_path / "data" / "val", 32, False, 2)
     assert found[-1] < found[0]
     table = recipe.mean_iou(type("P", (), {"predictions": np.array([[0, 1, 1]]), "label_ids": np.array([[0, 1, 255]])}))
     assert table == {"miou": 100.0, "pixels": 100.0}
+
+
+@pytest.mark.parametrize("recipe", ["segmentation_data"], indirect=True)
+def test_masks_hold_the_classes_that_are_told(recipe: ModuleType, tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png", (30, 30, 30))
+    (tmp_path / "masks").mkdir()
+    values = np.zeros((40, 40), np.uint8)
+    values[:10], values[10:20], values[20:30] = 1, 150, 255
+    Image.fromarray(values).save(tmp_path / "masks" / "a.png")
+    item = recipe.Pictures(tmp_path, 40, False, 151)[0]
+    assert (item["labels"].numpy() == values).all()
+    item = recipe.Pictures(tmp_path, 40, False, 150, reduce_labels=True)[0]
+    assert item["labels"][::10, 0].tolist() == [0, 149, 255, 255]
+    with pytest.raises(UserError, match=r"a.png holds class 150; --classes 150 are 0 to 149"):
+        recipe.Pictures(tmp_path, 40, False, 150)[0]
+    for wrong in (values[:, :20], np.stack([values] * 3, 2)):
+        Image.fromarray(wrong).save(tmp_path / "masks" / "a.png")
+        with pytest.raises(UserError, match=r"a.png must be of one channel and of its picture's size"):
+            recipe.Pictures(tmp_path, 40, False, 151)[0]
+
+
+@pytest.mark.parametrize("recipe", ["video_classification"], indirect=True)
+@pytest.mark.parametrize("kind", ["pictures", "clips", "lists"])
+def test_the_training_data_number_the_classes(recipe: ModuleType, kind: str, tmp_path: Path) -> None:
+    """A class that val lacks moves no other; one that only val has is refused by its name."""
+    args = importlib.import_module("common").parser("", 1, 1).parse_args(["--data", str(tmp_path), "--out", "out"])
+    for split, names in (("train", "abc"), ("val", "bc")):
+        for name in names:
+            picture(tmp_path / split / name / "clip" / "0.png", (30, 30, 30))
+        if kind == "lists":
+            (tmp_path / f"{split}.csv").write_text("".join(f"{split}/{n}/clip {'abc'.index(n)}\n" for n in names))
+
+    def read() -> tuple[list[int], list[str]]:
+        if kind == "pictures":
+            val = importlib.import_module("image_classification").pictures(args)[1]
+            return val.targets, val.classes
+        val = recipe.Clips(tmp_path, "val", 2, 32, known=recipe.Clips(tmp_path, "train", 2, 32).classes)
+        return [label for _, label in val.items], val.classes
+
+    assert read() == ([1, 2], ["0", "1", "2"] if kind == "lists" else ["a", "b", "c"])
+    picture(tmp_path / "val" / "d" / "0.png", (30, 30, 30))
+    if kind == "lists":
+        (tmp_path / "val.csv").write_text("val/b/clip 1\nval/d 3\n")
+    with pytest.raises(UserError, match="line 2: class 3 is not" if kind == "lists" else "classes .* lacks: d"):
+        read()
+
+
+@pytest.mark.parametrize("recipe", ["folders"], indirect=True)
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("\ufeffa clip.mp4 0\r\n\nb.mp4, 12\n", [("a clip.mp4", 0), ("b.mp4", 12)]),
+        ("a.mp4 0\n\nb.mp4\n", "train.csv, line 3: expected a path and the number of its class, from 0; got 'b.mp4'"),
+        ("a.mp4 0\nb.mp4 -1\n", "train.csv, line 2: expected .* got 'b.mp4 -1'"),
+        ("a.mp4 dog", "train.csv, line 1: expected .* got 'a.mp4 dog'"),
+        ("7", "train.csv, line 1: expected"),
+        ("\n", "train.csv names nothing"),
+        (b"\xff\xfe\x00", "train.csv cannot be read: it is no UTF-8"),
+        (None, "train.csv cannot be read: No such file"),
+    ],
+)
+def test_lists_of_classes(recipe: ModuleType, content: str | bytes | None, found: list | str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    if isinstance(found, list):
+        assert recipe.read_labels(tmp_path / "train.csv") == found
+    else:
+        with pytest.raises(UserError, match=found):
+            recipe.read_labels(tmp_path / "train.csv")
+
+
+@pytest.mark.parametrize("recipe", ["folders"], indirect=True)
+def test_lists_of_descriptions(recipe: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("\ufeffa b.mp4\ta cat, 2 dogs\n", encoding="utf-8")
+    assert recipe.read_pairs(path) == [("a b.mp4", "a cat, 2 dogs")]
+    for line in ("b.mp4", "b.mp4\t ", "\ta description"):
+        path.write_text(f"a.mp4\ta cat\n{line}\n")
+        with pytest.raises(UserError, match=r"train.tsv, line 2: expected a path, a tab and a description; got"):
+            recipe.read_pairs(path)
+
+
+@pytest.mark.parametrize("recipe", ["folders"], indirect=True)
+def test_folders_without_classes_or_pictures(recipe: ModuleType, tmp_path: Path) -> None:
+    data = tmp_path / "train"
+    with pytest.raises(UserError, match=r"there is no folder .*train"):
+        recipe.Images(data, None)
+    data.mkdir()
+    with pytest.raises(UserError, match="train is empty"):
+        recipe.Images(data, None)
+    (data / "notes.txt").touch()
+    with pytest.raises(UserError, match="train holds no folders of classes"):
+        recipe.Images(data, None)
+    for name in ("a", "b"):
+        picture(data / name / "0.png", (30, 30, 30))
+    (data / "b" / "0.png").unlink()
+    with pytest.raises(UserError, match="train holds no pictures of b;"):
+        recipe.Images(data, None)
+    assert recipe.Images(data, None, ["a", "b", "c"]).targets == [0]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_recipe_says_in_one_line_what_is_wrong(workers: str, tmp_path: Path) -> None:
+    """By itself, from a process of the loader too."""
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "0.png").write_bytes(b"no picture")
+    command = [sys.executable, str(RECIPES / "image_classification.py"), *COMMON, "--workers", workers]
+    done = subprocess.run(
+        [*command, "--data", str(tmp_path), "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (message,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "cannot identify image file" in message
+    assert "0.png" in message
 
 
 @pytest.mark.parametrize("recipe", ["masked_pretraining"], indirect=True)
@@ -190,6 +309,65 @@ def test_detection(recipe: ModuleType, tmp_path: Path) -> None:
     options = ["--data", str(tmp_path / "data"), "--size", "64", "--lr", "1e-3", "--batch", "2"]
     found = run_and_resume(recipe, options, tmp_path / "out", 3)
     assert np.mean(found[-2:]) < np.mean(found[:2])
+
+
+@pytest.mark.parametrize("recipe", ["coco"], indirect=True)
+def test_boxes_and_masks_of_coco(recipe: ModuleType, tmp_path: Path) -> None:
+    """Polygons and run lengths, listed and packed; crowds and boxes without an area in the picture are left out."""
+    picture(tmp_path / "train" / "0.png", (120, 120, 120))
+    drawn = np.zeros((40, 40), np.uint8)
+    drawn[5:25, 10:30] = drawn[30:35, :8] = 1
+    edges = np.flatnonzero(np.diff(drawn.T.ravel(), prepend=0))
+    lengths = np.diff(edges, prepend=0, append=drawn.size).tolist()
+    packed = "n05S10000000000000g1?jM0000000000000000000000000000000000000[<"  # of pycocotools 2.0.11
+    box = [10, 5, 20, 20]
+    shapes = [
+        (box, {"size": [40, 40], "counts": lengths}, 0),
+        (box, {"size": [40, 40], "counts": packed}, 0),
+        ([10, 5, 20, 0], [], 0),
+        ([50, 5, 20, 20], [], 0),
+        ([10, 5, 60, 20], [[10, 5, 50, 5, 50, 25]], 0),
+        (box, {"size": [40, 40], "counts": lengths}, 1),
+    ]
+    keys = ("bbox", "segmentation", "iscrowd")
+    annotations = [
+        {"id": n, "image_id": 3, "category_id": 7, **dict(zip(keys, shape, strict=True))}
+        for n, shape in enumerate(shapes)
+    ]
+    content = {
+        "images": [{"id": 3, "file_name": "0.png"}],
+        "categories": [{"id": 9, "name": "other"}, {"id": 7, "name": "box"}],
+        "annotations": annotations,
+    }
+
+    def read(known: dict[int, str] | None = None, **changes: Any) -> Any:
+        (tmp_path / "train.json").write_text(json.dumps({**content, **changes}), encoding="utf-8-sig")
+        return recipe.Coco(tmp_path, "train", known)
+
+    target = read()[0]["targets"]
+    assert target["boxes"].tolist() == [[10, 5, 30, 25], [10, 5, 30, 25], [10, 5, 40, 25]]
+    assert target["labels"].tolist() == [2, 2, 2]
+    for mask in target["masks"][:2]:
+        assert (mask.numpy() == drawn).all()
+    assert target["masks"][2, 6, 30]
+    other = [{"id": 7, "name": "box"}]
+    assert read({9: "other", 7: "box"}, categories=other)[0]["targets"]["labels"].tolist() == [2, 2, 2]
+    assert read(annotations=[])[0]["targets"]["masks"].shape == (0, 40, 40)
+    for message, changes in {
+        "has categories that the training data lack: other, box": {"known": {7: "circle"}},
+        "lists no images": {"images": [], "annotations": []},
+        "annotation 0: KeyError: 'segmentation'": {"annotations": [{"id": 0, "bbox": box, "category_id": 7}]},
+        "annotation 0: KeyError: 8": {"annotations": [{**annotations[0], "category_id": 8}]},
+        "annotation 0: ValueError: not enough": {"annotations": [{**annotations[0], "bbox": [1, 2, 3]}]},
+        "not in COCO's format, its images or categories: KeyError": {"images": [{}]},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            read(**changes)
+    wrong = read(annotations=[{**annotations[0], "segmentation": {"size": [40, 40], "counts": [1600, 7]}}])
+    with pytest.raises(UserError, match=r"train.json, annotation 0: its segmentation is no mask of 40x40 px"):
+        wrong[0]
+    with pytest.raises(UserError, match=r"val.json cannot be read: No such file"):
+        recipe.Coco(tmp_path, "val")
 
 
 def tiny_text_encoder(folder: Path) -> str:
