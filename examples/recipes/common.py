@@ -79,8 +79,22 @@ def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[st
     return list(groups.values())
 
 
+class MixingTrainer(Trainer):
+    """transformers' Trainer with a collator of its own for training: `mix` augments across a batch."""
+
+    def __init__(self, *others: Any, mix: Callable[[list], Any] | None = None, **parts: Any) -> None:
+        super().__init__(*others, **parts)
+        self.mix = mix or self.data_collator
+
+    def get_train_dataloader(self) -> Any:
+        plain, self.data_collator = self.data_collator, self.mix
+        loader = super().get_train_dataloader()
+        self.data_collator = plain
+        return loader
+
+
 def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str, float]:
-    """Train with transformers' Trainer, from the last checkpoint in `args.out` if there is one; returns the metrics."""
+    """Train with `MixingTrainer`, from the last checkpoint in `args.out` if there is one; returns the metrics."""
     arguments = TrainingArguments(
         output_dir=str(args.out),
         num_train_epochs=args.epochs,
@@ -98,7 +112,7 @@ def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str,
         use_cpu=args.cpu,
     )
     optimizer = torch.optim.AdamW(parameter_groups(model, args))
-    trainer = Trainer(model, arguments, optimizers=(optimizer, None), **parts)
+    trainer = MixingTrainer(model, arguments, optimizers=(optimizer, None), **parts)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.out) if args.out.is_dir() else None)
     trainer.save_model()
     return trainer.evaluate() if parts.get("eval_dataset") is not None else {}

@@ -55,10 +55,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     mixing = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=len(classes)), v2.CutMix(num_classes=len(classes))])
 
     def collate(items: list[Any]) -> dict[str, torch.Tensor]:
-        pixels, labels = torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items])
-        if model.training and not args.no_mixup and len(items) > 1:
-            pixels, labels = mixing(pixels, labels)
-        return {"pixel_values": pixels, "labels": labels}
+        pixels, labels = zip(*items, strict=True)
+        return {"pixel_values": torch.stack(pixels), "labels": torch.tensor(labels)}
+
+    def mix(items: list[Any]) -> dict[str, torch.Tensor]:
+        batch = collate(items)
+        if args.no_mixup or len(items) == 1:
+            return batch
+        return dict(zip(batch, mixing(*batch.values()), strict=True))
 
     def loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
         return F.cross_entropy(outputs["logits"], labels, label_smoothing=args.smoothing)
@@ -69,6 +73,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         train_dataset=train,
         eval_dataset=val,
         data_collator=collate,
+        mix=mix,
         compute_loss_func=loss,
         compute_metrics=common.accuracy,
     )

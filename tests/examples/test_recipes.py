@@ -76,6 +76,22 @@ def test_image_classification(recipe: ModuleType, tmp_path: Path) -> None:
     assert saved["id2label"] == {"0": "dark", "1": "light"}
 
 
+@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
+def test_every_batch_is_mixed_in_training_and_none_in_evaluation(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, index in ((split, index) for split in ("train", "val") for index in range(4)):
+        picture(tmp_path / "data" / split / "ab"[index % 2] / f"{index}.png", (30, 30, 30), index)
+    seen: list[int] = []
+    plain = recipe.F.cross_entropy
+    monkeypatch.setattr(
+        recipe.F, "cross_entropy", lambda x, y, **options: seen.append(y.ndim) or plain(x, y, **options)
+    )
+    options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--batch", "2", "--epochs", "2"]
+    recipe.main([*COMMON, *options])
+    assert seen == [2, 2, 1, 1] * 2 + [1, 1], "two epochs of two batches, each evaluated, and the last evaluation"
+
+
 @pytest.mark.parametrize("recipe", ["video_classification"], indirect=True)
 @pytest.mark.parametrize("listed", [False, True])
 def test_video_classification(recipe: ModuleType, listed: bool, tmp_path: Path) -> None:
