@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
+from videomamba_depth.video_mamba.checkpoints import save_backbone
+from videomamba_depth.video_mamba.embedding import EmbedsFrames
 from videomamba_depth.video_mamba.variants import VARIANTS
 
 
@@ -46,10 +49,10 @@ def size_of(variant: str) -> dict[str, int]:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Print what main returns; what a person can mend is one line, from the loader's processes too."""
+    """Print what main returns, once; what a person can mend is one line, from the loader's processes too."""
     with exit_on_user_error():
         try:
-            if metrics := main():
+            if (metrics := main()) and PartialState().is_main_process:
                 print(metrics)
         except (UserError, OSError) as error:
             if "Original Traceback" not in str(error):
@@ -116,6 +119,12 @@ def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str,
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.out) if args.out.is_dir() else None)
     trainer.save_model()
     return trainer.evaluate() if parts.get("eval_dataset") is not None else {}
+
+
+def save(model: EmbedsFrames, path: Path) -> None:
+    """Write a model's weights, from one process alone; see `save_backbone`."""
+    if PartialState().is_main_process:
+        save_backbone(model, path)
 
 
 def accuracy(prediction: Any) -> dict[str, float]:

@@ -19,7 +19,6 @@ from transformers import AutoConfig, CLIPVisionModel, DepthAnythingForDepthEstim
 from video_classification import Clips
 
 from videomamba_depth.video_mamba.backbone import MaskedVideoMamba, VideoMamba
-from videomamba_depth.video_mamba.checkpoints import save_backbone
 
 
 class Imitation(nn.Module):
@@ -86,9 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
     videos = Clips(args.data, None, args.frames, args.size)
     common.train(Imitation(student, teacher, args.hidden_share), args, train_dataset=videos)
     if args.frames == 1:
-        save_backbone(image_model(student, depth), args.out / "image.safetensors")
+        common.save(image_model(student, depth), args.out / "image.safetensors")
     else:
-        save_backbone(student, args.out / "masked.safetensors")
+        common.save(student, args.out / "masked.safetensors")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomamba_depth.video_mamba.backbone import VideoMamba
-from videomamba_depth.video_mamba.checkpoints import load_backbone, save_backbone
+from videomamba_depth.video_mamba.checkpoints import load_backbone
 
 
 class Distillation(nn.Module):
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     parts = {"train_dataset": train, "eval_dataset": val, "data_collator": collate, "compute_metrics": common.accuracy}
     metrics = common.train(Distillation(student, teacher, args.weight), args, **parts)
-    save_backbone(student, args.out / "student.safetensors")
+    common.save(student, args.out / "student.safetensors")
     return metrics
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,6 +229,26 @@ def test_folders_without_classes_or_pictures(recipe: ModuleType, tmp_path: Path)
     with pytest.raises(UserError, match="train holds no pictures of b;"):
         recipe.Images(data, None)
     assert recipe.Images(data, None, ["a", "b", "c"]).targets == [0]
+
+
+@pytest.mark.parametrize("recipe", ["common"], indirect=True)
+def test_one_of_several_processes_writes_and_prints(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for is_main in (False, True):
+        monkeypatch.setattr(recipe, "PartialState", lambda value=is_main: SimpleNamespace(is_main_process=value))
+        recipe.save(VideoMamba(32, depth=1, embed_dim=8), tmp_path / "model.safetensors")
+        recipe.run(lambda: {"top1": 50.0})
+        assert (tmp_path / "model.safetensors").exists() == is_main
+        assert capsys.readouterr().out == ("{'top1': 50.0}\n" if is_main else "")
+
+
+@pytest.mark.parametrize("recipe", ["common"], indirect=True)
+def test_a_wrong_size_is_refused(recipe: ModuleType) -> None:
+    assert recipe.size_of("4,96") == {"num_hidden_layers": 4, "hidden_size": 96}
+    for variant in ("x", "4", "4,96,2", "0,96", "4, 96"):
+        with pytest.raises(UserError, match="--variant must be t, s, m, b or"):
+            recipe.size_of(variant)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
