@@ -251,13 +251,12 @@ def test_a_wrong_size_is_refused(recipe: ModuleType) -> None:
             recipe.size_of(variant)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_recipe_says_in_one_line_what_is_wrong(workers: str, tmp_path: Path) -> None:
-    """By itself, from a process of the loader too."""
+def test_a_recipe_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    """From a process of its loader too."""
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "0.png").write_bytes(b"no picture")
-    command = [sys.executable, str(RECIPES / "image_classification.py"), *COMMON, "--workers", workers]
+    command = [sys.executable, str(RECIPES / "image_classification.py"), *COMMON, "--workers", "1"]
     done = subprocess.run(
         [*command, "--data", str(tmp_path), "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=120
     )
