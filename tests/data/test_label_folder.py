@@ -239,6 +239,28 @@ def test_frames_are_matched_by_time_and_missing_ones_named(tmp_path: Path, video
         LabelFolder(tmp_path, DepthKind.RELATIVE, DepthKind.RELATIVE).read(source, info, [0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "share", "hole"), [("metric_depth_m", 0.3, 1e-6), ("scale_invariant_depth", 0.04, 1e-4)]
+)
+def test_depth_too_near_0_to_be_inverted_has_no_label(
+    tmp_path: Path, videos: Path, kind: str, share: float, hole: float
+) -> None:
+    """Two holes; a thing ten times as near as most of a frame is none, and metric labels of meters keep all."""
+    depth = np.random.default_rng(0).uniform(1.0, 9.0, (FRAMES, HEIGHT, WIDTH)).astype(np.float32)
+    depth[:, 0, 0] = 0.2
+    holes = np.random.default_rng(1).random(depth.shape) < share
+    holes[:, 0, 0] = False
+    source = find_sources(videos)[0]
+    folder_of(tmp_path, **{source.video_id: np.where(holes, np.float32(hole), depth)})
+
+    def read(to: DepthKind) -> np.ndarray:
+        return LabelFolder(tmp_path, to, kind).read(source, probe_video(source.path), range(FRAMES))
+
+    assert np.array_equal(read(DepthKind.RELATIVE), np.where(holes, np.nan, np.reciprocal(depth)), equal_nan=True)
+    if kind == DepthKind.METRIC.value:
+        assert np.array_equal(read(DepthKind.METRIC), np.where(holes, np.float32(hole), depth))
+
+
 def test_other_sizes_are_resized_and_other_views_refused(tmp_path: Path, videos: Path) -> None:
     whole = exact_inverse_depth(0)
     larger = np.kron(whole, np.ones((1, 2, 2), np.float32))

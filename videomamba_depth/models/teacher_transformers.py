@@ -24,11 +24,11 @@ from videomamba_depth.models.teacher_files import (
     read_config,
     source_of,
 )
-from videomamba_depth.utils.depth_kind import MODEL_KINDS, DepthKind, all_kinds, can_convert
+from videomamba_depth.utils.depth_kind import MODEL_KINDS, DepthKind, all_kinds, can_convert, least_inverted
 from videomamba_depth.utils.errors import UserError, is_out_of_memory
 
 _LABELS, _DEPTH = SCALES[:2]
-_NEAR_PERCENT, _NEAREST, _MAX_SAMPLES = 5, 0.1, 1_000_000
+_MAX_SAMPLES = 1_000_000  # of a frame, to tell what is too near to be inverted
 
 _NOT_USED = ("neck.fusion_stage.layers.0.residual_layer1.",)
 """What DPT's first fusion layer holds and never calls; published checkpoints have no weights for it."""
@@ -166,7 +166,7 @@ class TransformersTeacher(Teacher):
             ) from error
         if not self._inverts:
             return dict.fromkeys(SCALES, depth)
-        floor = _nearest(depth)
+        floor = least_inverted(depth, DepthKind.SCALED_DEPTH, _MAX_SAMPLES)  # a shift taken for 0 may put points there
         inverse = depth.maximum(floor).reciprocal()
         labels = torch.where(depth >= floor, inverse, torch.nan)
         return {**dict.fromkeys(SCALES, inverse), _LABELS: labels}  # streams look for cuts in the coarsest
@@ -208,16 +208,6 @@ class _DepthItself(DepthHead):
         if depth.shape[-2:] != tuple(image_size):
             depth = F.interpolate(depth.float(), image_size, mode="bilinear", align_corners=True)
         return depth
-
-
-def _nearest(depth: Tensor) -> Tensor:
-    """Return the least depth that is inverted, `[B, 1, 1, 1]`: a tenth of the 5th percentile of what is above 0.
-
-    Where a shift was taken for 0, the nearest point may be at 0; depth up to a scale hardly gets that near.
-    """
-    some = depth.flatten(1)[:, :: max(1, depth[0].numel() // _MAX_SAMPLES)]
-    near = torch.where(some > 0, some, torch.nan).nanquantile(_NEAR_PERCENT / 100, 1)
-    return (_NEAREST * near).nan_to_num(1.0).clamp_min(1e-20)[:, None, None, None]
 
 
 def _depth_kind(name: str, config: dict[str, Any], named: DepthKind | None) -> DepthKind:

@@ -19,7 +19,7 @@ from videomamba_depth.models.motion import Motion, MotionEstimator
 from videomamba_depth.models.videomamba_depth import ClipFeatures
 from videomamba_depth.training.label_memory import LabelMemory
 from videomamba_depth.training.objective import ChunkTarget
-from videomamba_depth.utils.depth_kind import DepthKind
+from videomamba_depth.utils.depth_kind import NEAREST_M, DepthKind
 from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Labeller:
             cached = batch.get("stabilized_depth")
             depth = self._offline_target(depth, clean, flow) if cached is None else cached.to(device)
         if self.inverts:
-            depth = torch.where(depth > 0, depth.reciprocal(), torch.nan)
+            depth = torch.where(depth >= NEAREST_M, depth.reciprocal(), torch.nan)
         valid = torch.isfinite(depth)
         if not (self._warned_of_none or valid.any()):
             self._warned_of_none = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from videomamba_depth.utils.errors import UserError
 
@@ -40,6 +42,10 @@ class DepthKind(str, Enum):
         """Whether the value of a point that is infinitely far, or at the camera, is unknown."""
         return self in (DepthKind.RELATIVE, DepthKind.AFFINE_DEPTH)
 
+
+_NEAR_PERCENT, _NEAREST = 5, 0.1
+NEAREST_M = 1e-4
+"""Least depth in meters that is turned into inverse depth: no camera sees so near."""
 
 MODEL_KINDS = (DepthKind.RELATIVE, DepthKind.METRIC)
 """What students, their teachers and label caches can hold."""
@@ -114,6 +120,22 @@ def convert_depth(depth: np.ndarray, kind: DepthKind, to: DepthKind) -> np.ndarr
     with np.errstate(divide="ignore"):
         inverted = np.reciprocal(values)
     return valid_depth(inverted, to)
+
+
+def least_inverted(depth: Tensor, kind: DepthKind, max_samples: int = 2**14) -> Tensor:
+    """Return the least depth of each frame [B,...] that is turned into inverse depth, [B,1,...].
+
+    It is a tenth of the 5th percentile of what is above 0, and in meters `NEAREST_M` at least: holes are often written
+    as a depth near 0, whose inverse would outweigh all others.
+
+    Args:
+        max_samples: pixels of a frame, about, that the percentile is taken of.
+    """
+    least = NEAREST_M if kind is DepthKind.METRIC else 0.0
+    some = depth.flatten(1)[:, :: max(1, depth[0].numel() // max_samples)]
+    near = torch.where(some > least, some, torch.nan).nanquantile(_NEAR_PERCENT / 100, 1)
+    floor = (_NEAREST * near).nan_to_num(1.0).clamp_min(max(least, 1e-20))
+    return floor.reshape(-1, *(1 for _ in depth.shape[1:]))
 
 
 def all_kinds() -> str:

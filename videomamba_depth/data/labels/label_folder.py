@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from videomamba_depth.data.recorded_depth import (
     RecordedDepth,
@@ -22,7 +23,7 @@ from videomamba_depth.data.video.find import VideoSource, summarize
 from videomamba_depth.data.video.image_sequence import is_image_sequence
 from videomamba_depth.data.video.probe import frame_size
 from videomamba_depth.data.video.reader import VideoInfo, VideoReadError, probe_video
-from videomamba_depth.utils.depth_kind import DepthKind, can_convert, convert_depth
+from videomamba_depth.utils.depth_kind import DepthKind, can_convert, convert_depth, least_inverted
 from videomamba_depth.utils.errors import UserError
 
 _OPEN_VIDEOS = 256
@@ -96,12 +97,17 @@ class LabelFolder:
     def read(self, source: VideoSource, info: VideoInfo, indices: Sequence[int]) -> np.ndarray:
         """Return the labels of frames of a video, float32 [N,h,w] at their own size; NaN where there is no depth.
 
+        Nor is there where a depth is too near 0 to be inverted, see `least_inverted`.
+
         Raises:
             VideoReadError: they do not fit the video, or cannot be read.
         """
         try:
             recorded, places = self.open_video(source, info)
-            return convert_depth(recorded.read_many([places[i] for i in indices]), recorded.kind, self.to)
+            depth = recorded.read_many([places[i] for i in indices])
+            if self.to.is_inverse and not recorded.kind.is_inverse:
+                depth[depth < least_inverted(torch.from_numpy(depth), recorded.kind).numpy()] = np.nan
+            return convert_depth(depth, recorded.kind, self.to)
         except VideoReadError:
             raise
         except UserError as error:  # named once, and another video is drawn
