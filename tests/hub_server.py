@@ -25,6 +25,8 @@ class Hub(ThreadingHTTPServer):
         self.commits: dict[str, dict[str, bytes]] = {}
         self.large: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.refused: dict[str, tuple[int, dict[str, str]]] = {}
+        """Status and headers of the page that answers in place of a repository."""
 
     @property
     def address(self) -> str:
@@ -53,6 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         parts = self.path.partition("?")[0].strip("/").split("/")
         name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if name in self.server.refused:
+            status, headers = self.server.refused[name]
+            return self._answer(b"<html>a page</html>", headers, status)
         branches = self.server.branches.get(name)
         if branches is None:
             return self._refuse(404, "RepoNotFound")

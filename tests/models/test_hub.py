@@ -168,6 +168,40 @@ def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: 'me/student' is no folder here, and cannot be had from the hub")
 
 
+REFUSED = {
+    "me/wrong-token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "refuses the token"),
+    "me/gated": (403, {"X-Error-Code": "GatedRepo"}, "it is gated: accept its terms"),
+    "me/forbidden": (403, {"X-Error-Message": f"{TOKEN} may not"}, "denies access"),
+    "me/portal": (200, {}, "is not the hub: a log-in page of the network"),
+    "me/proxy": (407, {}, "a proxy on the way wants a log-in"),
+    "me/missing": (404, {"X-Error-Code": "RepoNotFound"}, "is neither a"),
+}
+LOAD_REFUSED = """
+from videomamba_depth import load_student
+from videomamba_depth.models.teachers import open_teacher
+from videomamba_depth.video_mamba.checkpoint_files import hub_file
+for load in (load_student, open_teacher, hub_file):
+    for name in NAMES:
+        try:
+            load(name)
+        except Exception as error:
+            print(error)
+"""
+
+
+def test_what_the_hub_refuses_is_told_from_no_network(hub: Hub, tmp_path: Path) -> None:
+    for name, (status, headers, _) in REFUSED.items():
+        hub.refused[name] = status, headers
+    done = ask(LOAD_REFUSED.replace("NAMES", repr([*REFUSED])), tmp_path, HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN)
+    lines, count = done.stdout.splitlines(), len(REFUSED)
+    assert len(lines) == 3 * count, done.stderr
+    for i, line in enumerate(lines):
+        name, (_, _, reason) = [*REFUSED.items()][i % count]
+        assert f"'{name}'" in line
+        assert reason in line or (i >= 2 * count and name == "me/missing")
+        assert not [word for word in ("no network", "connect once", TOKEN) if word in line]
+
+
 def test_without_a_token_nothing_is_pushed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("videomamba_depth.commands.push.get_token", lambda: None)
     with pytest.raises(UserError, match="needs a token of the hub that may write"):

@@ -22,10 +22,12 @@ from huggingface_hub import HfApi, get_token
 
 from videomamba_depth.models.checkpoint import STUDENT_JSON, STUDENT_WEIGHTS, load_student, read_description
 from videomamba_depth.models.hub import HUB_NAME
+from videomamba_depth.models.teacher_files import first_line
 from videomamba_depth.utils.arguments import path_argument
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.checkpoint import write_manifest
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
+from videomamba_depth.utils.hub_refusals import hub_refusal
 
 _LICENSES = {
     "embedded": "apache-2.0",
@@ -123,7 +125,7 @@ def push_to_hub(
                 repo_id=repository, folder_path=staging, revision=revision, commit_message=f"Student of {run.name}"
             )
         except Exception as error:  # HTTP and network errors of many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = hub_refusal(error, answers_are_json=True) or first_line(error)
             raise UserError(f"the hub did not take '{repository}' ({reason})") from error
     return str(commit.commit_url)
 

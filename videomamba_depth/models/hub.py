@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from videomamba_depth.models.teacher_files import errors_alone
+from videomamba_depth.models.teacher_files import errors_alone, first_line
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.hub_refusals import hub_refusal
 
 HUB_FILES = ("student.json", "student.safetensors", "manifest.json", "encoder/*.json", "encoder/*.safetensors")
 """What is downloaded, and nothing else: JSON and safetensors."""
@@ -30,7 +31,7 @@ def download_student(name: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit; None: the one of the name, else the main branch.
 
     Raises:
-        UserError: the hub does not know it, or it cannot be reached and nothing is in the cache.
+        UserError: the hub does not know it or refuses, or it cannot be reached; and nothing is in the cache.
     """
     repository, _, named = name.partition("@")
     revision = revision or named or None
@@ -41,14 +42,15 @@ def download_student(name: str, revision: str | None = None) -> Path:
         raise UserError(
             f"'{repository}' on the hub has no revision '{revision}'; name a branch, tag or commit"
         ) from error
-    except (RepositoryNotFoundError, GatedRepoError) as error:
-        raise UserError(
-            f"'{repository}' is neither a folder here nor a repository that the hub shows; check the spelling, or set"
-            " HF_TOKEN where it is private"
-        ) from error
     except Exception as error:  # HTTP errors of many kinds, a full disk, a cache that is not whole
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        if refusal := hub_refusal(error, answers_are_json=True):
+            raise UserError(f"'{repository}' is no folder here, and cannot be had from the hub: {refusal}") from error
+        if isinstance(error, RepositoryNotFoundError):
+            raise UserError(
+                f"'{repository}' is neither a folder here nor a repository that the hub shows; check the spelling, or"
+                " set HF_TOKEN where it is private"
+            ) from error
         raise UserError(
-            f"'{repository}' is no folder here, and cannot be had from the hub ({reason}) nor from its local cache;"
-            " connect once, or give a folder such as runs/NAME/last"
+            f"'{repository}' is no folder here, and cannot be had from the hub ({first_line(error)}) nor from its local"
+            " cache; connect once, or give a folder such as runs/NAME/last"
         ) from error

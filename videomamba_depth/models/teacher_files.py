@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from videomamba_depth.utils.checkpoint import check_finite, is_lfs_pointer, verify_files
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.hub_refusals import causes, hub_refusal
 
 EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "embedded_teacher"
 """The small teacher that is shipped with the package."""
@@ -231,9 +232,11 @@ def loading_error(name_or_path: str, error: Exception, *also: str) -> UserError:
             f"cannot load a depth model from folder '{name_or_path}' ({first_line(error)}); it must hold"
             f" {', '.join(('config.json', *also))} and model.safetensors as written by save_pretrained"
         )
-    causes = " ".join(type(cause).__name__ + " " + str(cause) for cause in _cause_chain(error))
+    if refusal := hub_refusal(error):
+        return UserError(f"teacher '{name_or_path}' is no folder here, and cannot be had from the hub: {refusal}")
+    reason = " ".join(type(cause).__name__ + " " + str(cause) for cause in causes(error))
     if any(
-        word in causes for word in ("ConnectError", "ConnectionError", "couldn't connect", "OfflineMode", "Timeout")
+        word in reason for word in ("ConnectError", "ConnectionError", "couldn't connect", "OfflineMode", "Timeout")
     ):
         return UserError(
             f"no network to download teacher '{name_or_path}' and it is not in the local cache; connect once, or set"
@@ -241,14 +244,8 @@ def loading_error(name_or_path: str, error: Exception, *also: str) -> UserError:
         )
     return UserError(
         f"teacher '{name_or_path}' is neither a local folder nor a model id that the hub knows ({first_line(error)});"
-        " check the spelling, e.g. depth-anything/Depth-Anything-V2-Small-hf"
+        " check the spelling, e.g. depth-anything/Depth-Anything-V2-Small-hf, or set HF_TOKEN where it is private"
     )
-
-
-def _cause_chain(error: BaseException | None) -> Iterable[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def first_line(error: Exception) -> str:

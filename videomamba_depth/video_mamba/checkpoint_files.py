@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.hub_refusals import hub_refusal
 from videomamba_depth.video_mamba.patch_embed import pair, patch_grid
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -81,8 +82,9 @@ def hub_file(name: str) -> Path:
         if len(plain) == 1:
             return Path(hf_hub_download(repository, plain[0]))
     except Exception as error:  # of the hub's client and of the network, of many kinds
+        reason = hub_refusal(error, answers_are_json=True) or _first_line(error)
         raise CheckpointError(
-            f"'{name}' is no file, and not to be had from the Hugging Face hub ({_first_line(error)}); give the path of"
+            f"'{name}' is no file, and not to be had from the Hugging Face hub ({reason}); give the path of"
             " a .safetensors, .pt or .pth file, or 'organization/name:file' of one that is in the local cache"
         ) from error
     found = ", ".join(files) or "none"
