@@ -194,6 +194,7 @@ MISTAKES = {
     "train, headless mp4": ("train.py", ["data=video_folder", "data.root={only}/headless"], "headless.mp4"),
     "train, missing teacher folder": ("train.py", ["teacher.name=./nowhere"], "does not exist"),
     "train, no network": ("train.py", ["teacher=depth_anything_v2"], "no network"),
+    "train, a flag among keys": ("train.py", ["debug=smoke", "-m", "trainer.steps=many,2"], "trainer.steps"),
     "train, unknown discretization": ("train.py", ["model.discretization=euler"], "euler"),
     "precompute, missing folder": (PRECOMPUTE, ["root=/no/such", "cache=c"], "does not exist"),
     "precompute, nothing given": (PRECOMPUTE, [], "no value for"),

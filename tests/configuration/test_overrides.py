@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videomamba_depth.configuration.ablate_schema import AblateConfig
 from videomamba_depth.configuration.cli import CONFIG_DIR, load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
-from videomamba_depth.configuration.overrides import quote_overrides
+from videomamba_depth.configuration.overrides import flags_last, quote_overrides
 from videomamba_depth.configuration.schema import PrecomputeConfig, TrainConfig
 from videomamba_depth.configuration.serve_schema import ServeConfig
 from videomamba_depth.configuration.stream_schema import StreamConfig
@@ -126,6 +127,23 @@ def test_null_and_unquoted_values_stay() -> None:
     assert load_config("train", TrainConfig, ["name=null"]).name == "null"  # a key that takes no null
     plain = ["name=x", "experiment=demo", "optim.lr=1e-3", "~experiment", "hydra.verbose=true", "run_dir=/a/b-c"]
     assert quote_overrides(plain, TrainConfig, CONFIG_DIR) == plain
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--multirun"], ["--cfg", "job"], ["--info", "config"], ["-c=job"], []])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_flags_stand_anywhere(flags: list[str], place: int) -> None:
+    overrides = ["name=a", "~experiment"]
+    given = [*overrides[:place], *flags, *overrides[place:]]
+    parsed = get_args_parser().parse_args(flags_last(given))
+    assert parsed.overrides == overrides
+    assert parsed.multirun == (flags in (["-m"], ["--multirun"]))
+
+
+def test_flags_that_are_none_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no flag '--steps'; keys are given as KEY=VALUE"):
+        flags_last(["name=a", "--steps=5"])
+    with pytest.raises(UserError, match="-m and --cfg exclude each other"):
+        flags_last(["-m", "name=a,b", "--cfg", "job"])
 
 
 def test_sweeps_stay_sweeps() -> None:

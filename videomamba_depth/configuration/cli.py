@@ -23,7 +23,7 @@ from tqdm import tqdm
 from selective_scan.backends import BackendError, check_environment
 from videomamba_depth.configuration.help_page import config_groups, help_page
 from videomamba_depth.configuration.old_keys import renamed
-from videomamba_depth.configuration.overrides import quote_overrides
+from videomamba_depth.configuration.overrides import flags_last, quote_overrides
 from videomamba_depth.utils.arguments import called_program
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.logger import configure_logging
@@ -78,7 +78,7 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
         if not flags:
             _ = load_config(config_name, schema, arguments)
         sweep = any(flag in ("-m", "--multirun") for flag in flags)
-        sys.argv = [given[0], *quote_overrides(arguments, schema, CONFIG_DIR, sweep)]
+        sys.argv = [given[0], *flags_last(quote_overrides(arguments, schema, CONFIG_DIR, sweep))]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, instead of being printed over several lines
         entry = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_main)
         with _one_line_errors(), _launcher_errors():

@@ -16,6 +16,18 @@ from videomamba_depth.utils.settings import Choice, Key, Text, declared
 _NO_KEY = re.compile(r"[+~]*(@[^=]*)?(=.*)?", re.DOTALL)
 _KEY = re.compile(r"(\+{0,2})([A-Za-z_][\w./]*)=(.*)", re.DOTALL)
 _SWEEP = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
+_ONE_OF = ("-r", "--run", "-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+_WITH_VALUE = ("-c", "--cfg", "-i", "--info", "-p", "--package", "-cn", "--config-name", "-cd", "--config-dir")
+_FLAGS = {
+    *_ONE_OF,
+    *_WITH_VALUE,
+    "-cp",
+    "--config-path",
+    "--resolve",
+    "--hydra-help",
+    "--version",
+    "--experimental-rerun",
+}
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -33,6 +45,25 @@ def quote_overrides(arguments: Sequence[str], schema: type, groups: Path, sweep:
     """
     keys = {key.name: key for key in declared(schema)}
     return [_quote_override(argument, keys, groups, sweep) for argument in arguments]
+
+
+def flags_last(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with Hydra's flags after the overrides: its parser takes no overrides on both sides of one.
+
+    Raises:
+        UserError: there is no such flag, or two of them exclude each other.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_flag = argument.startswith("-") or (before in _WITH_VALUE and "=" not in argument)
+        (flags if is_flag else overrides).append(argument)
+    names = [flag.partition("=")[0] for flag in flags if flag.startswith("-")]
+    if unknown := [name for name in names if name not in _FLAGS]:
+        raise UserError(f"config: there is no flag '{unknown[0]}'; keys are given as KEY=VALUE, --help lists them")
+    if len(exclusive := [name for name in names if name in _ONE_OF]) > 1:
+        raise UserError(f"config: {exclusive[0]} and {exclusive[1]} exclude each other; leave one out")
+    return overrides + flags
 
 
 def _quote_override(argument: str, keys: dict[str, Key], groups: Path, sweep: bool) -> str:
