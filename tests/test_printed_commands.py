@@ -50,6 +50,7 @@ NOT_RUN = {
     "python train.py [group=choice] [key=value]": "names its arguments, gives none",
     "python examples/run_onnx.py depth.onnx clip.mp4 depth.mp4": "reads its arguments itself; tests/export runs it",
 }
+CONSOLE = "videomamba_depth.commands.console"
 COMMAND = r"(?:[A-Z_]+=\S+ |nice -n \d+ )*(?:python|torchrun|pytest|make|pip|videomamba-depth)\s"
 
 
@@ -145,6 +146,10 @@ def test_a_printed_command_is_understood(command: str, monkeypatch: pytest.Monke
     elif words[0] == "pytest":
         assert words[1:3] in (["-m", "slow"], ["-m", "gpu"])
         assert all((ROOT / path).exists() for path in words[3:] if path != "-s")
+    elif CONSOLE in words:
+        name, *arguments = words[words.index(CONSOLE) + 1 :]
+        assert words[words.index(CONSOLE) - 1] == "-m"
+        check_program(f"videomamba_depth/commands/{name}.py", arguments, monkeypatch)
     elif words[0] == "videomamba-depth":
         check_program(f"videomamba_depth/commands/{words[1]}.py", words[2:], monkeypatch)
     else:

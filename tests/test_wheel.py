@@ -85,6 +85,7 @@ def test_help_is_a_page_for_newcomers(
     assert page.count(f"videomamba-depth {name}") > 1  # with examples
     assert "defaults:" not in page
     assert "hydra" not in page.lower()
+    assert not re.findall(r"scripts/|(?<!\w)\w+_streaming\.py|train\.py", page)  # which only the repository has
     for line in (CONFIG_DIR / f"{name}.yaml").read_text().splitlines():
         if line[:1].isalpha() and not line.startswith(("defaults", "hydra")):
             assert line in page  # every key of the command, with its comment

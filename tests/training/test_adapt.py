@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,15 @@ def adapt(run: Path, start: Path, video: Path, teacher: str, *overrides: str) ->
 
 
 def test_it_goes_on_from_the_student_on_targets_of_the_video(
-    start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start: Path,
+    video: Path,
+    tiny_teacher_folder: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     last = adapt(tmp_path / "run", start, video, tiny_teacher_folder, "trainer.steps=1", "optim.lr=1e-12")
     before, after = load_student(start), load_student(last)
     assert after.signature == before.signature
@@ -82,7 +89,9 @@ def test_it_goes_on_from_the_student_on_targets_of_the_video(
     assert labels["frame_index"].tolist() == list(range(11))
     line = f"python inference_streaming.py checkpoint={last} input={video} output=out/"
     assert caplog.messages[-1] == f"stream the video with it: {line}"
+    monkeypatch.setattr(sys, "argv", ["videomamba-depth train"])
     moved = adapt(tmp_path / "other", start, video, tiny_teacher_folder, "trainer.steps=1")
+    assert caplog.messages[-1].startswith("stream the video with it: videomamba-depth stream checkpoint=")
     differs = [
         n for n, t in student_weights(load_student(moved)).items() if not torch.equal(t, student_weights(before)[n])
     ]

@@ -5,7 +5,7 @@
     videomamba-depth evaluate checkpoint=[a:runs/a/last,b:runs/b/last] preset=held_out
     videomamba-depth evaluate prediction=[a:depth/a,b:depth/b] input=videos   # what any two programs have recorded
     videomamba-depth evaluate check=true input=dataset prediction=a:depth/a   # are scale, units and frames right?
-    torchrun --nproc-per-node 2 scripts/evaluate.py checkpoint=runs/demo/last  # clips shared by processes
+    torchrun --nproc-per-node 2 -m videomamba_depth.commands.console evaluate checkpoint=runs/demo/last  # shares clips
 
 A table is printed; the report goes to `evaluation/` beside the run's checkpoints.
 """

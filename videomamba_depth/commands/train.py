@@ -61,8 +61,9 @@ def main(config: TrainConfig) -> None:
     log.info("student: %s", run.last)
     root = config.data.root
     if root is not None and Path(root).expanduser().is_file() and not is_list(root):
-        words = ("python", "inference_streaming.py", f"checkpoint={run.last}", f"input={root}", "output=out/")
-        log.info("stream the video with it: %s", shlex.join(words))
+        stream = "python inference_streaming.py" if sys.argv[0].endswith(".py") else "videomamba-depth stream"
+        keys = (f"checkpoint={run.last}", f"input={root}", "output=out/")
+        log.info("stream the video with it: %s %s", stream, shlex.join(keys))
 
 
 def run() -> None:

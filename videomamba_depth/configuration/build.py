@@ -168,8 +168,8 @@ def build_dataset(
         if not (has_content(config.teacher_cache) if folder is None else folder.is_dir()):
             found = "is not a folder" if folder is not None else "holds nothing"
             raise UserError(
-                f"data.teacher_cache: '{config.teacher_cache}' {found}; make it with"
-                " scripts/precompute_teacher_depth.py, or set data.teacher_cache=null"
+                f"data.teacher_cache: '{config.teacher_cache}' {found}; make it with videomamba-depth precompute, or"
+                " set data.teacher_cache=null"
             )
         key = label_key(teacher, labels, config.transform.short_side)
         cache = TeacherCacheReader(config.teacher_cache, key, stabilized, static)

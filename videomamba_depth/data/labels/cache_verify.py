@@ -95,13 +95,13 @@ def group_names(cache_root: str | Path) -> list[str]:
     """
     root = local_root(cache_root)
     if root is not None and not root.is_dir():
-        raise UserError(f"no teacher cache at {root}; make one with scripts/precompute_teacher_depth.py")
+        raise UserError(f"no teacher cache at {root}; make one with videomamba-depth precompute")
     found = (
         list_names(str(cache_root)) if root is None else sorted(path.name for path in root.iterdir() if path.is_dir())
     )
     names = [name for name in found if not name.startswith(".")]
     if not names:
-        raise UserError(f"the teacher cache {cache_root} is empty; fill it with scripts/precompute_teacher_depth.py")
+        raise UserError(f"the teacher cache {cache_root} is empty; fill it with videomamba-depth precompute")
     return names
 
 
