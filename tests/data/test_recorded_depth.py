@@ -411,11 +411,26 @@ def test_what_a_zarr_group_says_otherwise_is_refused(tmp_path: Path, attributes:
         open_recorded_depth(tmp_path / "a.zarr")
 
 
+def test_two_scales_of_a_zarr_group_must_agree(tmp_path: Path) -> None:
+    for scale in (2, 3):
+        group = zarr.open_group(tmp_path / f"{scale}.zarr", mode="w")
+        group.create_array("depth", data=DEPTH)
+        group.create_array("scale", data=np.array([2.0]))
+        group.attrs.update({"depth_kind": METRIC.value, "scale": scale})
+    assert open_recorded_depth(tmp_path / "2.zarr").scale == 2
+    with pytest.raises(UserError, match=r"the attribute and the array 'scale' of .*3\.zarr disagree: 2\.0, 3\.0"):
+        open_recorded_depth(tmp_path / "3.zarr")
+
+
 def test_scales_in_any_order_and_no_offset(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((6, 4, 5), np.float32))
     about = {"depth_kind": METRIC.value, "scales": [{"first_frame": 3, "scale": 2}, {"first_frame": 0, "scale": 5}]}
     (tmp_path / "about.json").write_text(json.dumps(about))
     assert [frame[0, 0] for frame in open_recorded_depth(tmp_path / "a.npy")] == [5, 5, 5, 2, 2, 2]
+    twice = [*about["scales"], {"first_frame": 3, "scale": 4}]
+    (tmp_path / "about.json").write_text(json.dumps(about | {"scales": twice}))
+    with pytest.raises(UserError, match=r"about\.json: two scales have first_frame 3"):
+        open_recorded_depth(tmp_path / "a.npy")
     (tmp_path / "about.json").write_text(json.dumps(about | {"offset": 1.5}))
     with pytest.raises(UserError, match=r"says offset=1\.5"):
         open_recorded_depth(tmp_path / "a.npy")

@@ -221,6 +221,11 @@ def test_which_tensors_may_be_unused_and_which_types(tmp_path: Path) -> None:
     rays = {"model.head.scratch.output_conv1_aux.0.weight": torch.zeros(1), "model.gs_head.x.weight": torch.zeros(1)}
     save_file(weights | rays, folder / "model.safetensors")
     open_teacher(str(folder))
+    name = next(name for name in weights if name.startswith("model.backbone.pretrained."))
+    other = name.replace("model.backbone.pretrained.", "backbone.")
+    save_file(weights | {other: weights[name] + 1}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"'({name}' and '{other}|{other}' and '{name})' are the same tensor"):
+        open_teacher(str(folder))
     save_file({name: t.mul(9).to(torch.int8) for name, t in weights.items()}, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"tensors of integers, first model\.backbone"):
         open_teacher(str(folder))

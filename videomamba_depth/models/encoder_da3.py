@@ -65,7 +65,10 @@ class DepthAnything3Encoder(Teacher):
         horizontal_fov_deg: float | None = None,
         min_confidence: float = 1.0,
     ) -> None:
-        weights = {_our_name(name): tensor for name, tensor in weights.items()}
+        names = {_our_name(name): name for name in weights}
+        if twice := [name for name in weights if names[_our_name(name)] != name]:
+            raise ValueError(f"'{twice[0]}' and '{names[_our_name(twice[0])]}' are the same tensor: keep one of them")
+        weights = {name: weights[published] for name, published in names.items()}
         plan = block_plan(config["config"]["net"])
         width, patch_size = weights["backbone.patch_embed.proj.weight"].shape[::3]
         depth = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("backbone.blocks."))

@@ -296,7 +296,13 @@ def open_zarr(path: Path, array: str | None = None) -> ZarrArray:
     if frames < 1:
         raise UserError(f"{path} has no complete frame")
     refuse_offsets({**attributes, **columns}, path)
-    scale = attributes.get("scale", columns.get("scale"))
+    factors = {
+        one_number(np.squeeze(about["scale"]), path, "scale") for about in (attributes, columns) if "scale" in about
+    }
+    if len(factors) > 1:
+        raise UserError(
+            f"the attribute and the array 'scale' of {path} disagree: {', '.join(map(str, sorted(factors)))}"
+        )
     times = times_of(columns)
     if times is None and "pts" in columns and "time_base" in attributes:
         pts = columns["pts"]
@@ -304,7 +310,7 @@ def open_zarr(path: Path, array: str | None = None) -> ZarrArray:
     numbers = columns.get("frame_index")
     about = About(
         kind=attributes.get("depth_kind"),
-        scales=None if scale is None else [(0, one_number(np.squeeze(scale), path, "scale"))],
+        scales=[(0, factor) for factor in factors] or None,
         frame_numbers=None if numbers is None else numbers[:frames],
         timestamps=None if times is None else times[:frames],
     )

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,8 @@ def read_sidecar(*paths: Path) -> Sidecar:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         scales = sorted((int(entry["first_frame"]), float(entry["scale"])) for entry in about.get("scales", []))
+        if twice := [first for (first, _), (other, _) in pairwise(scales) if first == other]:
+            raise ValueError(f"two scales have first_frame {twice[0]}")
         if "scale" in about:
             scales = [(0, float(about["scale"]))]
         refuse_offsets(about, path)
