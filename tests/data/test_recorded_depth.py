@@ -427,10 +427,15 @@ def test_scales_in_any_order_and_no_offset(tmp_path: Path) -> None:
     about = {"depth_kind": METRIC.value, "scales": [{"first_frame": 3, "scale": 2}, {"first_frame": 0, "scale": 5}]}
     (tmp_path / "about.json").write_text(json.dumps(about))
     assert [frame[0, 0] for frame in open_recorded_depth(tmp_path / "a.npy")] == [5, 5, 5, 2, 2, 2]
-    twice = [*about["scales"], {"first_frame": 3, "scale": 4}]
-    (tmp_path / "about.json").write_text(json.dumps(about | {"scales": twice}))
-    with pytest.raises(UserError, match=r"about\.json: two scales have first_frame 3"):
-        open_recorded_depth(tmp_path / "a.npy")
+    twice, endless = ({"first_frame": first, "scale": 4} for first in (3, float("inf")))
+    for wrong, message in (
+        ({"scales": [*about["scales"], twice]}, "two scales have first_frame 3"),
+        ({"scales": [endless]}, "cannot convert float infinity"),
+        ({"scale": 4}, "its scale and scales disagree"),
+    ):
+        (tmp_path / "about.json").write_text(json.dumps(about | wrong))
+        with pytest.raises(UserError, match=rf"about\.json: {message}"):
+            open_recorded_depth(tmp_path / "a.npy")
     (tmp_path / "about.json").write_text(json.dumps(about | {"offset": 1.5}))
     with pytest.raises(UserError, match=r"says offset=1\.5"):
         open_recorded_depth(tmp_path / "a.npy")

@@ -161,8 +161,10 @@ def read_sidecar(*paths: Path) -> Sidecar:
         if twice := [first for (first, _), (other, _) in pairwise(scales) if first == other]:
             raise ValueError(f"two scales have first_frame {twice[0]}")
         if "scale" in about:
+            if scales and {factor for _, factor in scales} != {float(about["scale"])}:
+                raise ValueError("its scale and scales disagree")
             scales = [(0, float(about["scale"]))]
         refuse_offsets(about, path)
         return Sidecar(about.get("depth_kind"), scales or None, "scales" in about or "channel" in about)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"cannot read {path}: {error}; it may hold depth_kind and scale, as JSON") from error
