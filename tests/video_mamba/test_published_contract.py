@@ -125,8 +125,14 @@ def test_layers_stream_by_their_published_signatures(modules: dict[str, ModuleTy
         d_model=16, d_state=8, layer_idx=0, bimamba=True, dt_init="random"
     )
     assert mamba(x).shape == x.shape
+    placed = modules["video_mamba.mamba_simple"].Mamba(
+        16, 8, 3, 1
+    )  # d_state, d_conv and expand, in the published order
+    assert (placed.d_state, placed.d_conv, placed.d_inner) == (8, 3, 16)
     with pytest.raises(ValueError, match="unknown keys"):
         modules["video_mamba.mamba_simple"].Mamba(d_model=16, d_stat=8)
+    with pytest.raises(ValueError, match="norm_epsilon"):
+        create_block(16, norm_epsilon=-1.0)
 
 
 def test_the_refiner_takes_the_options_of_its_layers(modules: dict[str, ModuleType]) -> None:

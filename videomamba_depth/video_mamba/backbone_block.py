@@ -85,7 +85,9 @@ def add_residual(x: Tensor, residual: Tensor | None, in_fp32: bool) -> Tensor:
 
 
 def make_norm(dim: int, eps: float, rms: bool) -> nn.Module:
-    """Return the norm that a config names."""
+    """Return the norm that a config names; ValueError where eps is no finite number of at least 0."""
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"norm_epsilon must be a finite number of at least 0; got {eps}")
     return RMSNorm(dim, eps) if rms else LayerNorm(dim, eps)
 
 

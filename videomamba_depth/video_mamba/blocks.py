@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,38 @@ class Mamba(MambaMixer):
 
     Args:
         d_model: channels of a token.
+        d_state to use_fast_path: in the published order, see `mixer_arguments`.
         layer_idx, bimamba: accepted for compatibility; the mixer is causal either way.
         device, dtype: of the parameters; None: PyTorch's defaults.
-        ssm_cfg: the other options, see `mixer_arguments`.
+        ssm_cfg: the options that are ours, see `mixer_arguments`.
     """
 
     def __init__(
         self,
         d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        use_fast_path: bool = True,
         layer_idx: int | None = None,
-        bimamba: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        bimamba: bool = True,
         **ssm_cfg: Any,
     ) -> None:
-        super().__init__(d_model, **mixer_arguments(ssm_cfg))
+        sizes = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "dt_rank": dt_rank}
+        steps = {"dt_min": dt_min, "dt_max": dt_max, "dt_init": dt_init, "dt_scale": dt_scale}
+        switches = {"conv_bias": conv_bias, "bias": bias, "use_fast_path": use_fast_path}
+        options = {**sizes, **steps, "dt_init_floor": dt_init_floor, **switches, **ssm_cfg}
+        super().__init__(d_model, **mixer_arguments(options))
         self.layer_idx = layer_idx
         self.to(device=device, dtype=dtype)
 
@@ -130,7 +147,7 @@ def create_block(
         layer_idx: kept as an attribute.
         device, dtype: of the parameters; None: PyTorch's defaults.
     """
-    mixer = Mamba(d_model, layer_idx, bimamba, **dict(ssm_cfg or {}))
+    mixer = Mamba(d_model, layer_idx=layer_idx, bimamba=bimamba, **dict(ssm_cfg or {}))
     norm: nn.Module = make_norm(d_model, norm_epsilon, rms_norm)
     block = Block(mixer, norm, drop_path, residual_in_fp32)
     block.layer_idx = layer_idx
