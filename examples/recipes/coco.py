@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from folders import read_picture
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -52,7 +53,7 @@ class Coco(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, name = self.images[index]
-        picture = Image.open(self.folder / name).convert("RGB")
+        picture = read_picture(self.folder / name).convert("RGB")
         boxes = torch.tensor([item["box"] for item in self.objects[number]], dtype=torch.float32).view(-1, 4)
         boxes = clip_boxes_to_image(boxes, (picture.height, picture.width))
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
-from videomamba_depth.video_mamba.checkpoints import save_backbone
+from videomamba_depth.video_mamba.checkpoints import Family, save_backbone
 from videomamba_depth.video_mamba.embedding import EmbedsFrames
 from videomamba_depth.video_mamba.variants import VARIANTS
 
@@ -26,18 +28,31 @@ def parser(description: str | None, epochs: int, lr: float) -> argparse.Argument
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--out", type=Path, required=True, help="checkpoints, log, and the model; run again to resume")
     options.add_argument("--variant", default="t", help=f"{', '.join(VARIANTS)}, or 'layers,channels'")
-    options.add_argument("--size", type=int, default=224, help="px, side of the frames")
+    options.add_argument("--size", type=number(16, kind=int), default=224, help="px, side of the frames, at least 16")
     options.add_argument("--pretrained", help="file of weights, or a repository on the Hugging Face hub")
-    options.add_argument("--family", help="of --pretrained, see docs/video_mamba.md")
-    options.add_argument("--epochs", type=float, default=epochs)
-    options.add_argument("--batch", type=int, default=32, help="per device")
-    options.add_argument("--lr", type=float, default=lr)
-    options.add_argument("--layer-decay", type=float, default=0.75, help="factor of the learning rate per layer down")
-    options.add_argument("--weight-decay", type=float, default=0.05)
-    options.add_argument("--workers", type=int, default=4)
+    options.add_argument("--family", choices=get_args(Family), help="of --pretrained, see docs/video_mamba.md")
+    options.add_argument("--epochs", type=number(0), default=epochs, help="0: only write the first weights")
+    options.add_argument("--batch", type=number(1, kind=int), default=32, help="per device")
+    options.add_argument("--lr", type=number(0), default=lr)
+    decay = "factor of the learning rate per layer down"
+    options.add_argument("--layer-decay", type=number(0, 1), default=0.75, help=decay)
+    options.add_argument("--weight-decay", type=number(0), default=0.05)
+    options.add_argument("--workers", type=number(0, kind=int), default=4)
     options.add_argument("--bf16", action="store_true")
     options.add_argument("--cpu", action="store_true")
     return options
+
+
+def number(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], Any]:
+    """Return what reads an option: a finite number from low to high."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            raise argparse.ArgumentTypeError(f"must be a finite number of {low} to {high}; got {text}")
+        return value
+
+    return number
 
 
 def size_of(variant: str) -> dict[str, int]:
@@ -95,6 +110,42 @@ class MixingTrainer(Trainer):
         self.data_collator = plain
         return loader
 
+    def training_step(self, *parts: Any, **others: Any) -> Tensor:
+        """Stop before the step where the loss is not finite: nothing is written over what was learned until then."""
+        loss = super().training_step(*parts, **others)
+        if not loss.isfinite().all():
+            raise UserError(
+                f"the loss is {loss.item()} after {self.state.global_step} steps; lower --lr and run again: it goes on"
+                " from the last checkpoint"
+            )
+        return loss
+
+
+def last_checkpoint(out: Path, model: nn.Module) -> str | None:
+    """Return the last checkpoint that is complete, None if there is none; weights of another shape are refused.
+
+    The Trainer writes trainer_state.json last: a folder without it was being written when a run was killed.
+    """
+    found = {int(path.name[11:]): path for path in out.glob("checkpoint-*") if path.name[11:].isdigit()}
+    for _, folder in sorted(found.items(), reverse=True):
+        held, weights = None, folder / "model.safetensors"
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            if weights.is_file():  # FSDP and DeepSpeed write others
+                with safe_open(weights, framework="pt") as file:
+                    held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except (OSError, ValueError, SafetensorError) as error:
+            print(f"{folder} is not complete and left out: {error}")
+            continue
+        own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        if held is not None and (wrong := [n for n in {**own, **held} if own.get(n) != held.get(n)]):
+            raise UserError(
+                f"{folder} is of another model: {wrong[0]} is {held.get(wrong[0])}, not {own.get(wrong[0])}; run again"
+                " with the options of its run, or with another --out"
+            )
+        return str(folder)
+    return None
+
 
 def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str, float]:
     """Train with `MixingTrainer`, from the last checkpoint in `args.out` if there is one; returns the metrics."""
@@ -116,7 +167,7 @@ def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str,
     )
     optimizer = torch.optim.AdamW(parameter_groups(model, args))
     trainer = MixingTrainer(model, arguments, optimizers=(optimizer, None), **parts)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.out) if args.out.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.out, model))
     trainer.save_model()
     return trainer.evaluate() if parts.get("eval_dataset") is not None else {}
 

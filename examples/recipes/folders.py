@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from videomamba_depth.utils.errors import UserError
@@ -35,12 +36,22 @@ def class_names(folder: Path, known: Classes = None) -> list[str]:
     return list(known)
 
 
+def read_picture(path: str | Path) -> Image.Image:
+    """Return a picture, read to its end; a damaged one is refused by name."""
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"the picture {path} cannot be read ({error}); replace or remove it") from error
+    return picture
+
+
 class Images(ImageFolder):
     """Pictures in folders of classes, see `class_names`."""
 
     def __init__(self, folder: Path, transform: Any, known: Classes = None) -> None:
         self.names = class_names(folder, known)
-        super().__init__(folder, transform, allow_empty=True)
+        super().__init__(folder, transform, loader=read_picture, allow_empty=True)
         held = {self.names[label] for label in self.targets}
         if lacking := [name for name in self.names if name not in held and (known is None or not held)]:
             raise UserError(f"{folder} holds no pictures of {', '.join(lacking[:10])}; add some, or remove the folders")
@@ -67,6 +78,8 @@ def read_labels(path: Path, known: Classes = None) -> list[tuple[str, int]]:
         match = re.fullmatch(r"(.*[^\s,])[\s,]+([0-9]+)", line)
         if not match:
             raise UserError(f"{place}: expected a path and the number of its class, from 0; got {line!r}")
+        if len(match[2]) > 6:
+            raise UserError(f"{place}: class {match[2]} is no number of a class; they count from 0 without gaps")
         if known and int(match[2]) >= len(known):
             raise UserError(f"{place}: class {match[2]} is not in the training data, whose last is {len(known) - 1}")
         pairs.append((match[1], int(match[2])))

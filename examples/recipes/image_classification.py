@@ -18,6 +18,7 @@ from folders import Images
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
 from videomamba_depth.video_mamba.transformers_models import (
     VideoMambaConfig,
@@ -46,7 +47,7 @@ def pictures(args: argparse.Namespace) -> tuple[Images, Images]:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=30, lr=5e-4)
-    parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--smoothing", type=common.number(0, 1), default=0.1)
     parser.add_argument("--no-mixup", action="store_true")
     args = parser.parse_args(arguments)
     train, val = pictures(args)
@@ -83,6 +84,8 @@ def build(args: argparse.Namespace, classes: list[str]) -> Any:
     """Return the classifier, from a file of weights if one is named."""
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
     options = {"image_size": args.size, **common.size_of(args.variant), **labels}
+    if args.family not in (None, "vim", "videomamba_image"):
+        raise UserError(f"--family must be vim or videomamba_image for images; got {args.family}")
     if args.family == "videomamba_image":
         model: Any = VideoMambaForImageClassification(VideoMambaConfig(num_frames=None, **options))
     else:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, CLIPVisionModel, DepthAnythingForDepthEstim
 from video_classification import Clips
 
 from videomamba_depth.video_mamba.backbone import MaskedVideoMamba, VideoMamba
+from videomamba_depth.video_mamba.checkpoints import load_backbone
 
 
 class Imitation(nn.Module):
@@ -69,9 +70,9 @@ def image_model(student: MaskedVideoMamba, depth: int) -> VideoMamba:
 def main(arguments: list[str] | None = None) -> None:
     """Train, and write the student."""
     parser = common.parser(__doc__, epochs=800, lr=6e-4)
-    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--frames", type=common.number(1, kind=int), default=8)
     parser.add_argument("--teacher", required=True, help="CLIP or Depth Anything, a hub id or a folder")
-    parser.add_argument("--hidden-share", type=float, default=0.8)
+    parser.add_argument("--hidden-share", type=common.number(0, 1), default=0.8)
     parser.set_defaults(layer_decay=1.0)
     args = parser.parse_args(arguments)
     if AutoConfig.from_pretrained(args.teacher, trust_remote_code=False).model_type == "depth_anything":
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     # The last layer of a masked student is not trained: for images there is one more, which is dropped at the end.
     options = {"depth": depth + (args.frames == 1), "embed_dim": width, "img_size": args.size}
     student = MaskedVideoMamba(teacher.config.hidden_size, args.frames, **options)
+    if args.pretrained:
+        load_backbone(student, args.pretrained, args.family or "videomamba_masked")
     videos = Clips(args.data, None, args.frames, args.size)
     common.train(Imitation(student, teacher, args.hidden_share), args, train_dataset=videos)
     if args.frames == 1:

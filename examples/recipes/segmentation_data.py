@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from folders import files_in
-from PIL import Image
+from folders import files_in, read_picture
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -37,8 +36,8 @@ class Pictures(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image = tv_tensors.Image(Image.open(self.images[index]).convert("RGB"))
-        mask, name = tv_tensors.Mask(Image.open(self.masks[index])).long(), self.masks[index]
+        image = tv_tensors.Image(read_picture(self.images[index]).convert("RGB"))
+        mask, name = tv_tensors.Mask(read_picture(self.masks[index])).long(), self.masks[index]
         if mask.shape != (1, *image.shape[1:]):
             raise UserError(f"{name} must be of one channel and of its picture's size; got {list(mask.shape)}")
         if self.reduce_labels:

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = common.parser(__doc__, epochs=300, lr=5e-4)
     parser.add_argument("--teacher", required=True, help="file of family videomamba_image")
     parser.add_argument("--teacher-variant", default="s")
-    parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument("--weight", type=common.number(0), default=1.0)
     parser.set_defaults(layer_decay=1.0)
     args = parser.parse_args(arguments)
     train, val = pictures(args)

@@ -18,6 +18,7 @@ from segmentation_data import IGNORED, Pictures
 from torch.nn import functional as F
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
+from videomamba_depth.utils.errors import UserError
 from videomamba_depth.video_mamba.checkpoints import load_backbone
 from videomamba_depth.video_mamba.transformers_models import VimConfig
 
@@ -37,10 +38,12 @@ def mean_iou(prediction: Any) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=64, lr=1e-4)
-    parser.add_argument("--classes", type=int, required=True)
+    parser.add_argument("--classes", type=common.number(1, 255, int), required=True)
     parser.add_argument("--reduce-labels", action="store_true", help="classes count from 1; 0 is left out")
     args = parser.parse_args(arguments)
     size = common.size_of(args.variant)
+    if size["num_hidden_layers"] < 4:
+        raise UserError(f"--variant must have at least 4 layers, one for each scale; got {args.variant}")
     taps = [(index + 1) * size["num_hidden_layers"] // 4 for index in range(4)]
     config = UperNetConfig(
         backbone_config=VimConfig(image_size=args.size, **size, out_indices=taps),

@@ -71,7 +71,7 @@ class Clips(Dataset):
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=45, lr=4e-4)
-    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--frames", type=common.number(1, kind=int), default=8)
     parser.add_argument(
         "--no-flip", action="store_true", help="where left and right make classes (Something-Something)"
     )

@@ -77,7 +77,7 @@ def recall(prediction: Any) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=10, lr=2e-5)
-    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--frames", type=common.number(1, kind=int), default=8)
     parser.add_argument("--text", required=True, help="CLIP's text encoder, a hub id or a folder")
     args = parser.parse_args(arguments)
     tokenizer = AutoTokenizer.from_pretrained(args.text)

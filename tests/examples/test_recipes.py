@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from media import write_video
 from PIL import Image
+from safetensors.torch import load_file
 
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.video_mamba.backbone import VideoMamba
@@ -183,6 +185,7 @@ def test_the_training_data_number_the_classes(recipe: ModuleType, kind: str, tmp
     [
         ("\ufeffa clip.mp4 0\r\n\nb.mp4, 12\n", [("a clip.mp4", 0), ("b.mp4", 12)]),
         ("a.mp4 0\n\nb.mp4\n", "train.csv, line 3: expected a path and the number of its class, from 0; got 'b.mp4'"),
+        ("a.mp4 0\nb.mp4 1000000000\n", "train.csv, line 2: class 1000000000 is no number of a class"),
         ("a.mp4 0\nb.mp4 -1\n", "train.csv, line 2: expected .* got 'b.mp4 -1'"),
         ("a.mp4 dog", "train.csv, line 1: expected .* got 'a.mp4 dog'"),
         ("7", "train.csv, line 1: expected"),
@@ -251,6 +254,88 @@ def test_a_wrong_size_is_refused(recipe: ModuleType) -> None:
             recipe.size_of(variant)
 
 
+@pytest.mark.parametrize("recipe", ["common"], indirect=True)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--batch", "0"),
+        ("--epochs", "-1"),
+        ("--lr", "nan"),
+        ("--lr", "inf"),
+        ("--size", "8"),
+        ("--workers", "-1"),
+        ("--layer-decay", "1.5"),
+        ("--weight-decay", "-1"),
+        ("--family", "vin"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    recipe: ModuleType, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        recipe.parser(None, epochs=1, lr=1.0).parse_args(["--data", "x", "--out", "y", option, value])
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+def classification_data(data: Path) -> list[str]:
+    """The options of a run on four pictures."""
+    for split, name, index in itertools.product(("train", "val"), ("dark", "light"), range(2)):
+        picture(data / split / name / f"{index}.png", (30, 30, 30) if name == "dark" else (220, 220, 220), index)
+    return [*COMMON, "--data", str(data), "--no-mixup"]
+
+
+@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
+def test_a_run_goes_on_from_the_last_complete_checkpoint(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is killed leaves a folder that breaks off, and no trainer_state.json in it."""
+    out = tmp_path / "out"
+    arguments = [*classification_data(tmp_path / "data"), "--out", str(out)]
+    recipe.main([*arguments, "--epochs", "2"])
+    (out / "checkpoint-2" / "trainer_state.json").unlink()
+    recipe.main([*arguments, "--epochs", "3"])
+    assert "checkpoint-2 is not complete and left out" in capsys.readouterr().out
+    assert len(losses(out)) == 3
+    weights = out / "checkpoint-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    recipe.main([*arguments, "--epochs", "4"])
+    assert "checkpoint-3 is not complete and left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"checkpoint-4 is of another model: .* or with another --out"):
+        recipe.main([*arguments, "--variant", "3,16", "--epochs", "5"])
+
+
+@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
+def test_a_loss_that_is_not_finite_stops_a_run(recipe: ModuleType, tmp_path: Path) -> None:
+    arguments = [*classification_data(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "9"]
+    with pytest.raises(UserError, match=r"the loss is nan after \d steps; lower --lr"):
+        recipe.main([*arguments, "--lr", "1e30"])
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
+def test_families_that_are_none_of_images_are_refused(recipe: ModuleType, tmp_path: Path) -> None:
+    arguments = [*classification_data(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="--family must be vim or videomamba_image"):
+        recipe.main([*arguments, "--family", "videomamba_video"])
+
+
+@pytest.mark.parametrize("recipe", ["semantic_segmentation"], indirect=True)
+def test_segmentation_needs_a_layer_for_each_scale(recipe: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 4 layers"):
+        recipe.main([*COMMON, "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--classes", "2"])
+
+
+@pytest.mark.parametrize("recipe", ["folders"], indirect=True)
+def test_damaged_pictures_are_refused_by_name(recipe: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture(path, (30, 30, 30))
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"no picture", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"the picture .*a.png cannot be read"):
+            recipe.read_picture(path)
+
+
 def test_a_recipe_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     """From a process of its loader too."""
     for split in ("train", "val"):
@@ -290,7 +375,12 @@ def test_masked_pretraining(recipe: ModuleType, frames: int, tmp_path: Path, tin
         load_backbone(model, tmp_path / "out" / "image.safetensors", "videomamba_image")
     else:
         model = VideoMamba(32, 16, 2, 16, num_classes=3, num_frames=2)
-        load_backbone(model, tmp_path / "out" / "masked.safetensors", "videomamba_masked")
+        masked = tmp_path / "out" / "masked.safetensors"
+        load_backbone(model, masked, "videomamba_masked")
+        others = [*COMMON, "--out", str(tmp_path / "other"), *options, "--epochs", "0", "--pretrained", str(masked)]
+        recipe.main(others)  # no step: what comes out is what went in
+        written = load_file(tmp_path / "other" / "masked.safetensors")
+        assert all(torch.equal(tensor, written[name]) for name, tensor in load_file(masked).items())
 
 
 @pytest.mark.parametrize("recipe", ["masked_pretraining"], indirect=True)
