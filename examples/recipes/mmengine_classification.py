@@ -11,17 +11,17 @@ TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1: MMEngine 0.10 pickles objects into its check
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import common
 from image_classification import pictures
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseModule
-from mmengine.registry import METRICS, MODELS
+from mmengine.registry import METRICS, MODELS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import AdamW
 
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
@@ -34,7 +34,7 @@ KINDS = {"vim": Vim, "videomamba_image": VideoMamba}
 class VimBackbone(BaseModule):
     """Maps after some layers; family "vim" or "videomamba_image", the other options are the model's."""
 
-    def __init__(self, layers: Sequence[int], family: str = "vim", **options: Any) -> None:
+    def __init__(self, layers: tuple[int, ...], family: str = "vim", **options: Any) -> None:
         super().__init__()
         self.layers, self.model = tuple(layers), KINDS[family](num_classes=0, **options)
 
@@ -82,16 +82,16 @@ def main(arguments: list[str] | None = None) -> None:
     loaders = [{**loader, "dataset": d, "sampler": {"type": "DefaultSampler", "shuffle": d is train}} for d in sets]
     size = dict(zip(("depth", "embed_dim"), common.size_of(args.variant).values(), strict=True))
     size |= {"img_size": args.size, "num_classes": len(train.classes)}
-    optimizer = {"type": "AdamW", "lr": args.lr, "weight_decay": args.weight_decay}
+    model = VimClassifier(args.family or "vim", args.pretrained, **size)
+    wrapped = {"type": "AmpOptimWrapper", "dtype": "bfloat16"} if args.bf16 else {"type": "OptimWrapper"}
+    loops = {"train_cfg": {"by_epoch": True, "max_epochs": int(args.epochs), "val_interval": 1}, "val_cfg": {}}
     Runner(
-        model={"type": "VimClassifier", "family": args.family or "vim", "pretrained": args.pretrained, **size},
-        work_dir=str(args.out),
-        train_dataloader=loaders[0],
-        val_dataloader=loaders[1],
-        train_cfg={"by_epoch": True, "max_epochs": int(args.epochs), "val_interval": 1},
+        model,
+        str(args.out),
+        *loaders,
+        optim_wrapper=OPTIM_WRAPPERS.build({**wrapped, "optimizer": AdamW(common.parameter_groups(model, args))}),
         val_evaluator={"type": "Top1"},
-        optim_wrapper={"optimizer": optimizer},
-        **{"val_cfg": {}, "launcher": args.launcher, "resume": args.resume},
+        **{**loops, "launcher": args.launcher, "resume": args.resume},
     ).train()
 
 

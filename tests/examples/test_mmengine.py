@@ -34,6 +34,8 @@ def test_registered_models_train_under_the_runner_and_resume(tmp_path: Path, mon
     recipe.main([*options, "--epochs", "3", "--resume"])
     logs = sorted((tmp_path / "out").glob("*/vis_data/scalars.json"))
     found = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    rates = [entry["lr"] for entry in found if "lr" in entry]
+    assert rates == pytest.approx([5e-3 * 0.75**3] * len(rates)), "patches are three levels down"
     assert [entry["top1"] >= 0 for entry in found if "top1" in entry] == [True] * 3, "two epochs, then one more"
     backbone = recipe.MODELS.build(
         {"type": "VimBackbone", "depth": 4, "embed_dim": 16, "img_size": 32, "layers": (1, 3)}
