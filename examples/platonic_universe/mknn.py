@@ -13,8 +13,8 @@ def mknn(a: Tensor, b: Tensor, k: int = 10) -> float:
     Source: Huh et al., "The Platonic Representation Hypothesis", arXiv 2405.07987.
 
     Args:
-        a, b: `[n, C_a]`, `[n, C_b]`, row i of both of the same thing; n > k, finite, no row all zeros. A row is no
-            neighbor of itself.
+        a, b: tensors or arrays `[n, C_a]`, `[n, C_b]`, row i of both of the same thing; n > k, finite, no row all
+            zeros. A row is no neighbor of itself.
         k: ≥ 1.
 
     Returns:
@@ -22,8 +22,13 @@ def mknn(a: Tensor, b: Tensor, k: int = 10) -> float:
         any may be taken: where many rows point the same way the share says nothing.
 
     Raises:
-        ValueError: the numbers of rows do not fit k or each other; a row is not finite or all zeros.
+        ValueError: a or b has another shape; the numbers of rows do not fit k or each other; a row is not finite or all
+            zeros.
     """
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    for name, x in (("a", a), ("b", b)):
+        if x.ndim != 2 or not x.shape[1] or x.is_complex():
+            raise ValueError(f"{name} must be real, of shape [n, C]; got {x.dtype} {list(x.shape)}")
     if len(a) != len(b) or not 1 <= k < len(a):
         raise ValueError(f"a and b must have as many rows, more than k ≥ 1; got {len(a)}, {len(b)} and k = {k}")
     shared = _neighbors(a, "a", k).unsqueeze(2) == _neighbors(b, "b", k).unsqueeze(1)  # [n, k, k]

@@ -42,6 +42,8 @@ class VimAdapter(ModelAdapter):
     """
 
     def __init__(self, model_name: str, size: str, alias: str | None = None) -> None:
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
         super().__init__(model_name, size, alias)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._use_amp = False
@@ -110,8 +112,11 @@ class Preprocess:
             raise ValueError(f"flux of {mode} must be [bands, H, W] or [H, W]; got {flux.shape}")
         bands = np.stack([flux] * 3) if flux.ndim == 2 else flux
         if len(bands) != 3:
+            if mode not in BANDS or len(bands) <= max(BANDS[mode]):
+                raise ValueError(f"flux of {mode} has {len(bands)} bands; 3 are taken as they are, more of {list(BANDS)}")
             bands = bands[list(BANDS[mode])]
-        blue_to_red = np.stack([stretch(band) for band in np.nan_to_num(bands)])
+        bands = np.nan_to_num(bands, posinf=0, neginf=0)  # saturated pixels would leave nothing of the others
+        blue_to_red = np.stack([stretch(band) for band in bands])
         return self.model.preprocess(torch.from_numpy(blue_to_red[::-1].copy())[None])[0].cpu()
 
 

@@ -94,6 +94,20 @@ def test_bands_become_colors_from_red_to_blue(registry: dict[str, type]) -> None
     assert gray[0].std() > 0.5
     with pytest.raises(ValueError, match="must be"):
         module.Preprocess(Vim(depth=1, embed_dim=16), []).pixels(flux[None], "hsc")
+    for wrong, mode in ((flux[:2], "hsc"), (flux, "any survey")):
+        with pytest.raises(ValueError, match=f"flux of {mode} has {len(wrong)} bands"):
+            module.Preprocess(Vim(depth=1, embed_dim=16), []).pixels(wrong, mode)
+    with pytest.raises(ValueError, match="size must be one of tiny, small, base; got 'huge'"):
+        registry["vim"]("vim.pth", "huge")
+
+
+def test_a_saturated_pixel_leaves_the_others(registry: dict[str, type]) -> None:
+    module = importlib.import_module("vim_adapter")
+    flux = np.random.default_rng(0).normal(size=(224, 224))
+    preprocess = module.Preprocess(Vim(depth=1, embed_dim=16), [])
+    plain = preprocess.pixels(flux, "hsc")
+    flux[0, 0] = np.inf
+    assert (preprocess.pixels(flux, "hsc") - plain).abs().mean() < 0.05
 
 
 def plain_mknn(a: list[list[float]], b: list[list[float]], k: int) -> float:
@@ -117,6 +131,10 @@ def test_mknn_equals_a_plain_second_implementation(registry: dict[str, type], k:
     assert mknn(a, b, k) == pytest.approx(plain_mknn(a.double().tolist(), b.double().tolist(), k))
     assert mknn(a, 3 * a, k) == 1
     assert mknn(a, b, k) == mknn(b, a, k)
+    assert mknn(a.numpy(), b.numpy(), k) == mknn(a, b, k)
+    for odd in (a[:, 0], a[:, :0], a[None], a.to(torch.complex64)):
+        with pytest.raises(ValueError, match=r"b must be real, of shape \[n, C\]; got"):
+            mknn(a, odd, k)
     with pytest.raises(ValueError, match="more than k"):
         mknn(a, b[:-1], k)
     with pytest.raises(ValueError, match="more than k"):
