@@ -113,7 +113,7 @@ class Preprocess:
         bands = np.stack([flux] * 3) if flux.ndim == 2 else flux
         if len(bands) != 3:
             if mode not in BANDS or len(bands) <= max(BANDS[mode]):
-                raise ValueError(f"flux of {mode} has {len(bands)} bands; 3 are taken as they are, more of {list(BANDS)}")
+                raise ValueError(f"flux of {mode} has {len(bands)} bands; give 3, or those of {', '.join(BANDS)}")
             bands = bands[list(BANDS[mode])]
         bands = np.nan_to_num(bands, posinf=0, neginf=0)  # saturated pixels would leave nothing of the others
         blue_to_red = np.stack([stretch(band) for band in bands])

@@ -22,7 +22,7 @@ class Mamba(MambaMixer):
         d_state to use_fast_path: in the published order, see `mixer_arguments`.
         layer_idx, bimamba: accepted for compatibility; the mixer is causal either way.
         device, dtype: of the parameters; None: PyTorch's defaults.
-        ssm_cfg: the options that are ours, see `mixer_arguments`.
+        ssm_cfg: further options, see `mixer_arguments`.
     """
 
     def __init__(
