@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -110,14 +111,18 @@ def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path)
     without = ask(offline, tmp_path, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
     assert without.stdout.strip() == signature, without.stderr
 
+    logged = "from videomamba_depth.utils.logger import configure_logging; configure_logging(); " + offline
+    again = ask(logged, tmp_path, HF_ENDPOINT=hub.address)
+    assert "HTTP Request" not in again.stderr  # of whichever client the library uses
+
 
 @pytest.mark.parametrize(
     ("teacher", "license", "line"),
     [
         ("apple/DepthPro-hf", "apple-amlr", "`apple/DepthPro-hf` (apple-amlr). No commercial use."),
         ("depth-anything/DA3-GIANT-1.1", "cc-by-nc-4.0", "(cc-by-nc-4.0). No commercial use."),
-        ("depth-anything/DA3-BASE", "apache-2.0", "(apache-2.0). The student's weights are bound by both."),
-        ("Intel/zoedepth-nyu", "other", "(mit). The student's weights are bound by both."),
+        ("depth-anything/DA3-BASE", "apache-2.0", "(apache-2.0). The student's weights are bound by all of them."),
+        ("Intel/zoedepth-nyu", "other", "(mit). The student's weights are bound by all of them."),
         ("/home/me/secret/dpt", "other", "`dpt` (not known here, see its page)."),
     ],
 )
@@ -131,6 +136,27 @@ def test_the_card_names_the_teacher_that_labelled(
     card = model_card(tmp_path, "owner/name", description, False)
     assert f"license: {license}\n" in card
     assert "starts from `depth-anything/Depth-Anything-V2-Small-hf` (license of its weights: apache-2.0)" in card
+    assert line in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "license", "line"),
+    [
+        ({"data": {"labels": "/x/vda_large"}}, "other", "depth of\nanother program (`vda_large`) (not known here"),
+        ({"data": {"labels": "/x/own", "offline_labels": True}}, "apache-2.0", "depth of\n`embedded` (apache-2.0)"),
+        ({"model": {"start": "/x/film/last"}}, "other", "from the student `last` on (license: see its card)"),
+        ({"model": {"start": "embedded"}}, "apache-2.0", "apache-2.0) and was trained"),
+    ],
+)
+def test_the_card_promises_no_license_of_what_it_does_not_know(
+    run: Path, tmp_path: Path, changes: dict[str, Any], license: str, line: str
+) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"teacher": {"name": "embedded"}} | changes
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    description = read_description(run / "last")
+    description["encoder"]["model_id"] = "embedded"
+    card = model_card(tmp_path, "owner/name", description, False)
+    assert f"license: {license}\n" in card
     assert line in card
 
 

@@ -56,7 +56,7 @@ tags: [video, streaming, monocular-depth]
 
 # {title}
 
-A streaming video depth model, distilled without ground truth from `{teacher}` by videomamba-depth {version}: frames
+A streaming video depth model, distilled without ground truth from {taught_by} by videomamba-depth {version}: frames
 go in one by one, a small state is carried.
 
 {picture}```python
@@ -68,8 +68,8 @@ depth = stream.step(frame)  # frame: uint8 RGB [H, W, 3]; depth: float32 [H, W];
 
 ## Teacher and license
 
-The student starts from `{encoder}` (license of its weights: {encoder_license}) and was trained on the depth of
-`{teacher}` ({teacher_license}). {license_note}
+The student starts from `{encoder}` (license of its weights: {encoder_license}){started} and was trained on the depth of
+{taught_by} ({teacher_license}). {license_note}
 
 ## Data
 
@@ -164,21 +164,29 @@ def model_card(run: Path, repository: str, description: Mapping[str, Any], has_p
     teacher = str(config.get("teacher", {}).get("name", encoder))
     if not _is_public(teacher):
         teacher = Path(teacher).name
-    terms = {name: _license(name) for name in (encoder, teacher)}
-    bound = next((known for known in terms.values() if known in _BOUND), None)
-    common = bound or (terms[teacher] if len(set(terms.values())) == 1 else None)
+    data, start = config.get("data") or {}, (config.get("model") or {}).get("start")
+    is_of_others = bool(data.get("labels")) and not data.get("offline_labels")  # the teacher only encodes then
+    taught_by = f"another program (`{Path(data['labels']).name}`)" if is_of_others else f"`{teacher}`"
+    terms = [_license(encoder), None if is_of_others else _license(teacher)]
+    started = ""
+    if start not in (None, "embedded"):
+        started = f", from the student `{start if _is_public(start) else Path(start).name}` on (license: see its card)"
+        terms.append(None)
+    bound = next((known for known in terms if known in _BOUND), None)
+    common = bound or (terms[0] if len(set(terms)) == 1 else None)
     return _CARD.format(
         license=common or "other",
         base_model=f"base_model: {encoder}\n" if _is_public(encoder) else "",
         title=repository.partition("/")[2],
         repository=repository,
-        teacher=teacher,
+        taught_by=taught_by,
+        started=started,
         version=description["version"],
         picture="![frame, the student's depth and the teacher's](picture.png)\n\n" if has_picture else "",
         encoder=encoder,
-        encoder_license=terms[encoder] or "not known here, see its page",
-        teacher_license=terms[teacher] or "not known here, see its page",
-        license_note="No commercial use." if bound else "The student's weights are bound by both.",
+        encoder_license=terms[0] or "not known here, see its page",
+        teacher_license=terms[1] or "not known here, see its page",
+        license_note="No commercial use." if bound else "The student's weights are bound by all of them.",
         data=yaml.safe_dump(public["data"], sort_keys=False),
         step=description.get("step", "unknown"),
         run=run.resolve().name,
