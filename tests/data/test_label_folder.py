@@ -240,7 +240,8 @@ def test_frames_are_matched_by_time_and_missing_ones_named(tmp_path: Path, video
 
 
 @pytest.mark.parametrize(
-    ("kind", "share", "hole"), [("metric_depth_m", 0.3, 1e-6), ("scale_invariant_depth", 0.04, 1e-4)]
+    ("kind", "share", "hole"),
+    [("metric_depth_m", 0.3, 1e-6), ("metric_depth_m", 0.3, 1e-3), ("scale_invariant_depth", 0.3, 1e-4)],
 )
 def test_depth_too_near_0_to_be_inverted_has_no_label(
     tmp_path: Path, videos: Path, kind: str, share: float, hole: float

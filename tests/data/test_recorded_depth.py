@@ -167,6 +167,23 @@ def test_16_bits_and_a_scale(tmp_path: Path) -> None:
         open_recorded_depth(path, DepthKind.SCALED_DEPTH)
 
 
+def test_a_scale_that_some_files_alone_say_is_no_scale_of_all(tmp_path: Path) -> None:
+    for i, values in enumerate(DEPTH):
+        np.savez(tmp_path / f"{i}.npz", depth=values, **({"scale": 2.0} if i < 3 else {}))
+    with pytest.raises(UserError, match=r"some say a scale and 3\.npz says none; write it into all"):
+        open_recorded_depth(tmp_path, METRIC)
+
+
+def test_a_chunk_that_is_missing_from_zarr_is_no_depth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.zarr"
+    zarr.open_group(str(path), mode="w").create_array("depth", data=DEPTH, chunks=(2, *DEPTH.shape[1:]))
+    (path / "depth" / "c" / "1" / "0" / "0").unlink()
+    found = open_recorded_depth(path, DepthKind.RELATIVE).read_many(range(len(DEPTH)))
+    assert np.isnan(found[2:4]).all()
+    np.testing.assert_array_equal(np.delete(found, (2, 3), 0), np.delete(DEPTH, (2, 3), 0))
+    assert f"{path} has no chunk of frame 2" in caplog.text
+
+
 @pytest.mark.parametrize("raw", ["npz", "zarr", "exr", "png16"])
 def test_what_our_streams_write(tmp_path: Path, raw: str) -> None:
     sink = {

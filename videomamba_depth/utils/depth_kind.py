@@ -126,14 +126,18 @@ def least_inverted(depth: Tensor, kind: DepthKind, max_samples: int = 2**14) -> 
     """Return the least depth of each frame [B,...] that is turned into inverse depth, [B,1,...].
 
     It is a tenth of the 5th percentile of what is above 0, and in meters `NEAREST_M` at least: holes are often written
-    as a depth near 0, whose inverse would outweigh all others.
+    as a depth near 0, whose inverse would outweigh all others. The least value itself does not count in the percentile:
+    such holes share one, and may be more than a twentieth of the frame.
 
     Args:
         max_samples: pixels of a frame, about, that the percentile is taken of.
     """
     least = NEAREST_M if kind is DepthKind.METRIC else 0.0
     some = depth.flatten(1)[:, :: max(1, depth[0].numel() // max_samples)]
-    near = torch.where(some > least, some, torch.nan).nanquantile(_NEAR_PERCENT / 100, 1)
+    some = torch.where(some > least, some, torch.nan)
+    above = torch.where(some > some.nan_to_num(torch.inf).amin(1, keepdim=True), some, torch.nan)
+    near = above.nanquantile(_NEAR_PERCENT / 100, 1)
+    near = torch.where(near.isnan(), some.nanquantile(_NEAR_PERCENT / 100, 1), near)  # one value alone
     floor = (_NEAREST * near).nan_to_num(1.0).clamp_min(max(least, 1e-20))
     return floor.reshape(-1, *(1 for _ in depth.shape[1:]))
 

@@ -26,7 +26,8 @@ def configure_logging(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level if rank == 0 else logging.WARNING)
-    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "matplotlib", "PIL", "aiobotocore", "botocore"):
+    of_http = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "aiobotocore", "botocore")
+    for noisy in (*of_http, "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

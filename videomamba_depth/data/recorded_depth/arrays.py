@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from videomamba_depth.data.recorded_depth.storage import (
 )
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.extras import require
+
+log = logging.getLogger(__name__)
 
 HELD_BYTES = 256 * 2**20  # a compressed array up to this is held as a whole; a larger one is decompressed on the way
 _CONSTANTS = ("scale", "offset", "shift")
@@ -219,6 +222,8 @@ def _about(parts: Sequence[ArrayFile], names: Sequence[str] | None) -> About:
     for name, found in (("depth_kind", kinds), ("scale", factors)):
         if len(found) > 1:
             raise UserError(f"the files in {where} disagree on {name}: {', '.join(map(str, sorted(found)))}")
+    if factors and (silent := next((p.path for p, c in zip(parts, columns, strict=True) if "scale" not in c), None)):
+        raise UserError(f"of the files in {where} some say a scale and {silent.name} says none; write it into all")
     numbers = _joined([c.get("frame_index") for c in columns])
     return About(
         kind=next(iter(kinds), None),
@@ -261,6 +266,9 @@ class ZarrArray(Storage):
                     held, first = np.asarray(array[start : start + per_chunk]), start
                 except Exception as error:  # codecs raise errors of their own
                     raise UserError(f"cannot read depth {self.path}, chunk of frame {start}: {error}") from error
+                if (held == array.fill_value).all():  # what Zarr returns of a chunk that is not there
+                    log.warning("%s has no chunk of frame %d: these frames count as without depth", self.path, start)
+                    held = np.full(held.shape, np.nan, np.float32)
             yield held[i - first].reshape(self.size)
 
     def files(self) -> Sequence[Path]:
