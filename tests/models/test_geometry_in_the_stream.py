@@ -14,12 +14,14 @@ from torch import Tensor
 
 from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.models.camera import Camera, cameras_of
+from videomamba_depth.models.camera_tracking import Adjusted, Tracks, View
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.geometry import CAMERAS, Geometry, GeometrySpec
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
+from videomamba_depth.models.photometric import FLOW_SHARE, compare_pictures
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.stream import DepthStream
@@ -31,7 +33,7 @@ from videomamba_depth.utils.flow_utils import in_bounds_mask
 N, H, W = 24, 56, 70
 FLOW = build_flow("dis")
 BLACK = torch.zeros(1, N, 3, H, W)
-SPEC = GeometrySpec(short_side=H, focal=1.0, refined=0)  # no pictures: the flow is exact
+SPEC = GeometrySpec(short_side=H, focal=1.0, refined=0, picture_steps=0)  # no pictures: the flow is exact
 PLANES = torch.tensor([[0.0, 0.0, 1.0, 4.0], [0.0, 1.0, 0.25, 1.5], [0.9, 0.0, 0.4, 2.2]])  # n · X = d
 
 
@@ -74,6 +76,16 @@ def teacher(inv_depth: Tensor) -> Tensor:
     """Return depth [1,N,1,H,W] that is wrong as a teacher is: slowly varying over the picture, alike in all frames."""
     x = torch.linspace(-1, 1, W)
     return (inv_depth * torch.exp(0.35 * x) * 3)[None, :, None]
+
+
+def pictures(seen: Walk) -> Tensor:
+    """Return what the camera sees, [1,N,3,H,W]: waves along random directions through space."""
+    y, x = torch.meshgrid(torch.arange(H).float(), torch.arange(W).float(), indexing="ij")
+    ray = torch.stack([(x - (W - 1) / 2) / W, (y - (H - 1) / 2) / W, torch.ones_like(x)])
+    rotation, translation = seen.poses[:, :, :3], seen.poses[:, :, 3:]
+    points = rotation.mT @ ((ray / seen.inv_depth[:, None]).flatten(2) - translation)  # [N,3,H·W]
+    waves = 8 * torch.randn(12, 3, generator=torch.Generator().manual_seed(3))
+    return (0.5 + (waves @ points).sin().mean(1)).view(1, N, 1, H, W).expand(1, N, 3, H, W)
 
 
 def run(
@@ -239,6 +251,29 @@ def test_nothing_is_believed_while_the_picture_brightens() -> None:
     _, cameras, _ = run(seen, 1 / teacher(seen.inv_depth), clip=light)
     assert max(camera.evidence for camera in cameras[:10]) == 0
     assert cameras[-1].evidence > 0.8
+
+
+@pytest.mark.parametrize("exposure", [0.0, 0.3])
+def test_patches_agree_at_the_right_depth(exposure: float) -> None:
+    """Inverse depth that flow has wrong by up to a fifth; the pictures of before may be darker."""
+    seen, now, before = walk(speed=0.1), 8, [6, 4, 0]
+    light = pictures(seen)[0, :, :1]
+    y, x = torch.meshgrid(torch.arange(8, H - 8, 4), torch.arange(8, W - 8, 4), indexing="ij")
+    truth = seen.inv_depth[now, y, x].flatten()[None]
+    points = torch.stack([x.flatten(), y.flatten()]).float()[None]
+    wrong = truth * (1 + 0.2 * torch.cos(torch.arange(truth.shape[1])))
+    slots, nothing = len(before), torch.zeros_like(truth)
+    trust = torch.ones(1, slots, truth.shape[1])
+    tracks = Tracks(points, points[:, None].expand(1, slots, 2, -1), truth[:, None].expand_as(trust), trust)
+    view = View(torch.tensor([float(W)]), torch.tensor([(W - 1) / 2, (H - 1) / 2]))
+    begin = Adjusted(seen.poses[now : now + 1], wrong, nothing + 1e-3, torch.zeros_like(trust))
+    past, poses = light[before][None, :, 0] - exposure, seen.poses[before][None]
+    found = compare_pictures(begin, tracks, light[now : now + 1], past, poses, view, (), steps=6)
+    errors = [(d / truth).log().abs().median() for d in (wrong, found.inv_depth)]
+    assert errors[1] < 0.1 * errors[0], errors
+    flat = compare_pictures(begin, tracks, torch.full_like(light[:1], 0.5), past * 0, poses, view, (), steps=6)
+    torch.testing.assert_close(flat.inv_depth, wrong)
+    torch.testing.assert_close(flat.information, FLOW_SHARE * begin.information)
 
 
 def test_white_noise_is_no_scene() -> None:

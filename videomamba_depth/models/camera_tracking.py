@@ -54,6 +54,10 @@ class Tracks(NamedTuple):
         """Return the tracks of some points."""
         return Tracks(*(values[..., index] for values in self))
 
+    def of_frames(self, first: int) -> Tracks:
+        """Return the tracks to past frames from the `first` on."""
+        return self._replace(**{name: getattr(self, name)[:, first:] for name in ("found_px", "inv_depth", "trust")})
+
     def motion_px(self) -> Tensor:
         """Return how far each point has moved, [B,S,P]."""
         return (self.found_px - self.points_px[:, None]).square().sum(2).sqrt()
@@ -262,9 +266,7 @@ def find_focal(
         step = _damped(matrix, gradient).to(inverse.dtype)
         relative = moved(relative, step[:, :-1].unflatten(1, (slots, 6)))
         view = view._replace(focal_px=(log_focal + step[:, -1]).exp())
-        limit = MAX_DEPTH_STEP * inverse.clamp(min=1e-2)
-        change = -(pull + (both * step[..., None]).sum(1)) / curvature
-        inverse = (inverse + torch.minimum(torch.maximum(change, -limit), limit)).clamp(min=MIN_INV_DEPTH)
+        inverse = damped_depth(inverse, curvature, pull + (both * step[..., None]).sum(1), MAX_DEPTH_STEP)
     return view.focal_px, information
 
 
@@ -316,12 +318,7 @@ def adjust(
         weight = tracks.trust * seen.in_front * robust / variance  # [B,S,P], 1/px²
         weighted = seen.by_depth * weight[:, :, None]
         information = (weighted * seen.by_depth).sum((1, 2))
-        curvature, pull = information, (weighted * seen.error).sum((1, 2))
-        for mean, precision in beliefs:
-            deviation = depth - mean
-            trusted = precision / (1 + deviation.square() * precision / OUTLIER**2)
-            curvature, pull = curvature + trusted, pull + trusted * deviation
-        curvature = curvature.clamp(min=1e-12)
+        curvature, pull = pull_of(beliefs, depth, information, (weighted * seen.error).sum((1, 2)))
         if move:
             # A twist of this frame's pose moves its points the other way, as the past frames see them: [B,S,2,6,P].
             columns = torch.cat([-depth[:, None, None, None] * seen.by_point, _cross(seen.by_point, rays)], 3)
@@ -333,9 +330,23 @@ def adjust(
             twist = _damped(matrix.double(), gradient.double()).to(depth.dtype)
             pose = moved(pose, twist)
             pull = pull + (both * twist[..., None]).sum(1)
-        limit = MAX_DEPTH_STEP * depth.clamp(min=1e-2)
-        depth = (depth + torch.minimum(torch.maximum(-pull / curvature, -limit), limit)).clamp(min=MIN_INV_DEPTH)
+        depth = damped_depth(depth, curvature, pull, MAX_DEPTH_STEP)
     return Adjusted(torch.cat([orthonormal(pose[..., :3]), pose[..., 3:]], -1), depth, information, error)
+
+
+def pull_of(beliefs: tuple[Known, ...], depth: Tensor, curvature: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """Return curvature and gradient [B,P] of the inverse depths with those of what is believed of them added."""
+    for mean, precision in beliefs:
+        deviation = depth - mean
+        trusted = precision / (1 + deviation.square() * precision / OUTLIER**2)
+        curvature, pull = curvature + trusted, pull + trusted * deviation
+    return curvature.clamp(min=1e-12), pull
+
+
+def damped_depth(depth: Tensor, curvature: Tensor, pull: Tensor, max_step: float) -> Tensor:
+    """Return inverse depths [B,P] after a Newton step that is no longer than `max_step` of them."""
+    limit = max_step * depth.clamp(min=1e-2)
+    return (depth + torch.minimum(torch.maximum(-pull / curvature, -limit), limit)).clamp(min=MIN_INV_DEPTH)
 
 
 def _see(tracks: Tracks, poses: Tensor, pose: Tensor, view: View, depth: Tensor) -> _Seen:

@@ -24,6 +24,7 @@ from videomamba_depth.models.camera_tracking import (
     spread_px,
 )
 from videomamba_depth.models.motion import Motion
+from videomamba_depth.models.photometric import compare_pictures
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import (
     chain_flow,
@@ -85,6 +86,7 @@ class GeometrySpec:
         focal: focal length over the longer side of the frame.
         focal_spread: relative standard deviation of the true one about it, which then follows the tracks; 0: known.
         keep: share of what is known of a point that is still known in the next frame.
+        picture_steps: in which depth is refined by comparing pictures, see `compare_pictures`; 0: it is flow's.
     """
 
     short_side: int = ranged(32, 8192, 112)
@@ -95,6 +97,7 @@ class GeometrySpec:
     focal: float = ranged(0.1, 100, 0.9)
     focal_spread: float = ranged(0, 10, 0.25)
     keep: float = ranged(0, 1, 0.9)
+    picture_steps: int = ranged(0, 64, 4)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -247,6 +250,9 @@ class Geometry:
         tracks = tracks._replace(trust=tracks.trust * counted[..., None] * ~_3d(lost))
         known, beliefs, begin = believed(pose, tracks)
         found = adjust(tracks, poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
+        found = compare_pictures(
+            found, tracks.of_frames(1), light, state["luma"], poses[:, 1:], view, beliefs, spec.picture_steps
+        )
         known = (found.information * found.inv_depth.square() + known).clamp(max=MAX_KNOWN)
         # 6. The correction of log inverse depth, smooth, on every pixel.
         confidence = (known / (known + prior)).unflatten(1, (1, len(rows), len(columns)))

@@ -1,0 +1,89 @@
+"""Inverse depth from the pictures themselves, of which flow is a smooth summary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from videomamba_depth.models.camera_tracking import (
+    MIN_DEPTH_RATIO,
+    Adjusted,
+    Known,
+    Tracks,
+    View,
+    damped_depth,
+    pull_of,
+)
+from videomamba_depth.utils.flow_utils import sample_px
+
+PATCH = 3  # px along the side of the square around a point that is compared
+FLOW_SHARE = 0.25  # of what flow knows, which is still counted
+OUTLIER = 2.0  # error at which a patch weighs a quarter, in medians
+MIN_ERROR = 0.01  # of full scale
+MAX_DEPTH_STEP = 0.2  # share of the inverse depth
+
+
+def compare_pictures(
+    found: Adjusted,
+    tracks: Tracks,
+    light: Tensor,
+    past: Tensor,
+    poses: Tensor,
+    view: View,
+    beliefs: tuple[Known, ...],
+    steps: int,
+) -> Adjusted:
+    """Return the inverse depth at which patches look alike in all past frames at once, by Gauss–Newton.
+
+    Σ_s w_s |P_s(D) − P|² over frames s, P a patch less its mean, so that exposure does not count, P_s what frame s
+    shows where the patch lies at inverse depth D by the cameras (Engel et al., DSO, 2018, with cameras held), beside
+    what is believed of the depth and a share of what flow knows of it, which leads to the minimum that is meant.
+
+    Args:
+        found: where the search begins. tracks: of the same S frames. light: [B,1,h,w], luma, and past [B,S,h,w].
+        poses: [B,S,3,4].
+    """
+    height, width = light.shape[-2:]
+    offset = torch.arange(PATCH, device=light.device, dtype=light.dtype) - PATCH // 2
+    around = torch.stack(torch.meshgrid(offset, offset, indexing="xy")).flatten(1)  # [2,K]
+    points = tracks.points_px[..., None] + around[:, None]  # [B,2,P,K]
+    here = _less_mean(sample_px(light, points.permute(0, 2, 3, 1)))  # [B,1,P,K]
+    maps = torch.stack([past, *_gradient(past)], 2).flatten(0, 1)  # [B·S,3,h,w]
+    turn = poses[..., :3] @ found.pose[:, None, :, :3].mT  # [B,S,3,3], from now to then
+    shift = (poses[..., 3:] - turn @ found.pose[:, None, :, 3:])[..., None]  # [B,S,3,1,1]
+    turned = (turn @ view.rays(points.flatten(2))[:, None]).unflatten(-1, points.shape[-2:])  # [B,S,3,P,K]
+    f, (center_x, center_y) = view.focal_px.view(-1, 1, 1, 1), view.center_px
+    depth, by_flow = found.inv_depth, FLOW_SHARE * found.information
+    information = found.information
+    for _ in range(steps):
+        x, y, z = (turned + shift * depth[:, None, None, :, None]).unbind(2)
+        inverse = 1 / z.clamp(min=MIN_DEPTH_RATIO)
+        x, y = x * inverse, y * inverse
+        u, v = f * x + center_x, f * y + center_y
+        inside = (z > MIN_DEPTH_RATIO) & (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
+        seen, by_u, by_v = sample_px(maps, torch.stack([u, v], -1).flatten(0, 1)).unflatten(0, past.shape[:2]).unbind(2)
+        moves = [f * inverse * (shift[:, :, k] - a * shift[:, :, 2]) for k, a in ((0, x), (1, y))]
+        by_depth = _less_mean(by_u * moves[0] + by_v * moves[1])  # [B,S,P,K]
+        residual = _less_mean(seen) - here
+        error = residual.square().mean(-1).sqrt()  # [B,S,P]
+        visible = tracks.trust * inside.all(-1)
+        noise = torch.where(visible > 0, error, torch.nan).flatten(1).nanmedian(-1).values
+        noise = noise.nan_to_num(1.0).clamp(min=MIN_ERROR).view(-1, 1, 1)
+        weight = visible / (1 + (error / (OUTLIER * noise)).square()).square() / noise.square()
+        by_pictures = (weight * by_depth.square().sum(-1)).sum(1)
+        pull = (weight * (by_depth * residual).sum(-1)).sum(1) + by_flow * (depth - found.inv_depth)
+        information = by_pictures + by_flow
+        curvature, pull = pull_of(beliefs, depth, information, pull)
+        depth = damped_depth(depth, curvature, pull, MAX_DEPTH_STEP)
+    return found._replace(inv_depth=depth, information=information)
+
+
+def _less_mean(patches: Tensor) -> Tensor:
+    return patches - patches.mean(-1, keepdim=True)
+
+
+def _gradient(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return central differences along x and y of [B,S,h,w], per px; 0 beyond the border."""
+    around = F.pad(maps, (1, 1, 1, 1), mode="replicate")
+    return (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2, (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
