@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -218,6 +219,22 @@ def test_a_pipeline_classifies_a_picture() -> None:
         "image-classification", model=model, image_processor=vim().image_processor(), device="cpu"
     )
     found = classify(Image.fromarray(np.zeros((40, 50, 3), np.uint8)))
+    assert {answer["label"] for answer in found} == {"a", "b", "c"}
+
+
+def test_a_pipeline_classifies_a_video(tmp_path: Path) -> None:
+    with av.open(tmp_path / "clip.mp4", "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for value in range(0, 200, 20):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), value, np.uint8), "rgb24")))
+        file.mux(stream.encode())
+    config = video(id2label={0: "a", 1: "b", 2: "c"})
+    model = transformers_models.VideoMambaForVideoClassification(config).eval()
+    classify = transformers.pipeline(
+        "video-classification", model=model, image_processor=config.image_processor(), device="cpu"
+    )
+    found = classify(str(tmp_path / "clip.mp4"), num_frames=config.num_frames)
     assert {answer["label"] for answer in found} == {"a", "b", "c"}
 
 

@@ -21,6 +21,7 @@ from transformers import (
     BitImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
+    VideoMAEImageProcessor,
 )
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 
@@ -111,8 +112,16 @@ class _Config(BackboneConfigMixin, PreTrainedConfig):
         return {**own, **self.model_options}
 
     def image_processor(self) -> Any:
-        """Return the preprocessing of the published image weights: short side 256/224 of the size, center crop."""
+        """Return the preprocessing of the published weights: of images the short side is 256/224 of the size, of clips
+        the size; then center crop."""
         size = self.image_size if isinstance(self.image_size, int) else min(self.image_size)
+        if getattr(self, "num_frames", None):
+            return VideoMAEImageProcessor(
+                size={"shortest_edge": size},
+                crop_size={"height": size, "width": size},
+                image_mean=list(IMAGENET_MEAN),
+                image_std=list(IMAGENET_STD),
+            )
         return BitImageProcessor(
             size={"shortest_edge": round(size * 256 / 224)},
             crop_size={"height": size, "width": size},
