@@ -124,6 +124,7 @@ def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path)
         ("depth-anything/DA3-BASE", "apache-2.0", "(apache-2.0). The student's weights are bound by all of them."),
         ("Intel/zoedepth-nyu", "other", "(mit). The student's weights are bound by all of them."),
         ("/home/me/secret/dpt", "other", "`dpt` (not known here, see its page)."),
+        ("embedded-2", "other", "`embedded-2` (not known here, see its page)."),
     ],
 )
 def test_the_card_names_the_teacher_that_labelled(
@@ -226,6 +227,16 @@ def test_what_the_hub_refuses_is_told_from_no_network(hub: Hub, tmp_path: Path) 
         assert f"'{name}'" in line
         assert reason in line or (i >= 2 * count and name == "me/missing")
         assert not [word for word in ("no network", "connect once", TOKEN) if word in line]
+
+
+def test_a_repository_without_a_student_is_named(hub: Hub, tmp_path: Path) -> None:
+    hub.commit("me/pictures", "main", {"README.md": b"none"})
+    code = "from videomamba_depth.utils.errors import exit_on_user_error; from videomamba_depth import load_student\n"
+    done = ask(code + "with exit_on_user_error(): load_student('me/pictures')", tmp_path, HF_ENDPOINT=hub.address)
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: 'me/pictures' on the hub holds no student (student.json is missing); check the name"
+    )
 
 
 def test_without_a_token_nothing_is_pushed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

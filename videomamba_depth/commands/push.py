@@ -214,7 +214,8 @@ def _is_public(name: str) -> bool:
 
 def _license(name: str) -> str | None:
     """Return the license of a teacher's weights; None where it is not known here."""
-    return next((known for start, known in _LICENSES.items() if name.startswith(start)), None)
+    is_of = str.startswith if "/" in name else str.__eq__  # a folder may be called as the shipped one begins
+    return next((known for start, known in _LICENSES.items() if is_of(name, start)), None)
 
 
 def main(arguments: list[str] | None = None) -> None:

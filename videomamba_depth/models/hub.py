@@ -31,13 +31,14 @@ def download_student(name: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit; None: the one of the name, else the main branch.
 
     Raises:
-        UserError: the hub does not know it or refuses, or it cannot be reached; and nothing is in the cache.
+        UserError: the hub does not know it or refuses, or it cannot be reached, and nothing is in the cache; or it
+            holds no student.
     """
     repository, _, named = name.partition("@")
     revision = revision or named or None
     try:
         with errors_alone("huggingface_hub"):
-            return Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
     except RevisionNotFoundError as error:
         raise UserError(
             f"'{repository}' on the hub has no revision '{revision}'; name a branch, tag or commit"
@@ -54,3 +55,6 @@ def download_student(name: str, revision: str | None = None) -> Path:
             f"'{repository}' is no folder here, and cannot be had from the hub ({first_line(error)}) nor from its local"
             " cache; connect once, or give a folder such as runs/NAME/last"
         ) from error
+    if not (folder / HUB_FILES[0]).is_file():
+        raise UserError(f"'{repository}' on the hub holds no student ({HUB_FILES[0]} is missing); check the name")
+    return folder
