@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
@@ -20,6 +20,11 @@ from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.video_mamba.checkpoints import Family, save_backbone
 from videomamba_depth.video_mamba.embedding import EmbedsFrames
 from videomamba_depth.video_mamba.variants import VARIANTS
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that writes and prints; torchrun and accelerate number them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def parser(description: str | None, epochs: int, lr: float) -> argparse.ArgumentParser:
@@ -67,7 +72,7 @@ def run(main: Callable[[], Any]) -> None:
     """Print what main returns, once; what a person can mend is one line, from the loader's processes too."""
     with exit_on_user_error():
         try:
-            if (metrics := main()) and PartialState().is_main_process:
+            if (metrics := main()) and is_first_process():
                 print(metrics)
         except (UserError, OSError) as error:
             if "Original Traceback" not in str(error):
@@ -174,7 +179,7 @@ def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str,
 
 def save(model: EmbedsFrames, path: Path) -> None:
     """Write a model's weights, from one process alone; see `save_backbone`."""
-    if PartialState().is_main_process:
+    if is_first_process():
         save_backbone(model, path)
 
 
