@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videomamba_depth.utils.flow_utils import resize_flow
+from videomamba_depth.utils.images import gradients
 
 _PATCH = 8
 _STRIDE = 4  # of patches: each pixel lies in exactly four
@@ -102,7 +103,7 @@ def search_level(source: Tensor, target: Tensor, flow: Tensor, steps: int, candi
     K, _, h, w = source.shape
     grid = _PatchGrid(h, w, source)
     inside, count = grid.inside, grid.inside.sum(1, keepdim=True)  # [1, 64, N], [1, 1, N]
-    template, gx, gy = grid.patches(torch.cat([source, *_gradients(source)], 1)).unbind(1)  # each [K, 64, N]
+    template, gx, gy = grid.patches(torch.cat([source, *gradients(source)], 1)).unbind(1)  # each [K, 64, N]
 
     def centered(x: Tensor) -> Tensor:  # free of the patch's mean, so that a change of exposure drops out
         x = x * inside
@@ -143,8 +144,8 @@ def refine_level(source: Tensor, target: Tensor, flow: Tensor, warps: int, sweep
     source, target: [K,1,h,w]; warps: linearizations; sweeps: of the linear system, each.
     """
     h, w = source.shape[-2:]
-    gradient, other = torch.cat(_gradients(source), 1), torch.cat(_gradients(target), 1)  # [K, 2, h, w]
-    dx, dy = _gradients(gradient)  # of both components of the gradient, each [K, 2, h, w]
+    gradient, other = torch.cat(gradients(source), 1), torch.cat(gradients(target), 1)  # [K, 2, h, w]
+    dx, dy = gradients(gradient)  # of both components of the gradient, each [K, 2, h, w]
     norm = (dx * dx + dy * dy + GRADIENT_FLOOR**2).reciprocal()
     tensor = torch.stack([norm * dx * dx, norm * dx * dy, norm * dy * dy], 1).sum(2)  # [K, 3, h, w]
     toward = torch.stack([norm * dx, norm * dy], 1)  # [K, 2, 2, h, w]
@@ -270,13 +271,6 @@ def _unit(size: tuple[int, int], like: Tensor) -> Tensor:
 def _sample(image: Tensor, positions: Tensor) -> Tensor:
     """Return image [K,C,h,w] at positions [K,a,b,2], bilinear, the border continued: [K,C,a,b]."""
     return F.grid_sample(image, positions, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return central differences along x and y [K,C,h,w], the border continued."""
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    middle, across = padded[..., 1:-1, :], padded[..., 1:-1]
-    return 0.5 * (middle[..., 2:] - middle[..., :-2]), 0.5 * (across[..., 2:, :] - across[..., :-2, :])
 
 
 def _box5(x: Tensor) -> Tensor:

@@ -222,11 +222,9 @@ def find_focal(
         seen = _see(tracks, relative, here, view, inverse)
         robust = 1 / (1 + seen.error.square().sum(2) / (ROBUST**2 * variance)).square()
         weight = tracks.trust * seen.in_front * robust / variance  # [B,S,P], 1/px²
-        deviation = inverse - depth.mean
-        believed = depth.precision / (1 + deviation.square() * depth.precision / OUTLIER**2)
         weighted = seen.by_depth * weight[:, :, None]
-        curvature = ((weighted * seen.by_depth).sum((1, 2)) + believed).clamp(min=1e-12)
-        pull = (weighted * seen.error).sum((1, 2)) + believed * deviation
+        by_tracks, pull = ((weighted * v).sum((1, 2)) for v in (seen.by_depth, seen.error))
+        curvature, pull = pull_of((depth,), inverse, by_tracks, pull)
         # Of each past camera's twist [B,S,2,6,P], and of the focal length [B,S,2,P], the same now and then.
         f = view.focal_px.view(-1, 1, 1)
         rays = view.rays(tracks.points_px)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from videomamba_depth.models.camera_tracking import (
     MIN_DEPTH_RATIO,
@@ -16,6 +15,7 @@ from videomamba_depth.models.camera_tracking import (
     pull_of,
 )
 from videomamba_depth.utils.flow_utils import sample_px
+from videomamba_depth.utils.images import gradients
 
 PATCH = 3  # px along the side of the square around a point that is compared
 FLOW_SHARE = 0.25  # of what flow knows, which is still counted
@@ -49,7 +49,7 @@ def compare_pictures(
     around = torch.stack(torch.meshgrid(offset, offset, indexing="xy")).flatten(1)  # [2,K]
     points = tracks.points_px[..., None] + around[:, None]  # [B,2,P,K]
     here = _less_mean(sample_px(light, points.permute(0, 2, 3, 1)))  # [B,1,P,K]
-    maps = torch.stack([past, *_gradient(past)], 2).flatten(0, 1)  # [B·S,3,h,w]
+    maps = torch.stack([past, *gradients(past)], 2).flatten(0, 1)  # [B·S,3,h,w]
     turn = poses[..., :3] @ found.pose[:, None, :, :3].mT  # [B,S,3,3], from now to then
     shift = (poses[..., 3:] - turn @ found.pose[:, None, :, 3:])[..., None]  # [B,S,3,1,1]
     turned = (turn @ view.rays(points.flatten(2))[:, None]).unflatten(-1, points.shape[-2:])  # [B,S,3,P,K]
@@ -81,9 +81,3 @@ def compare_pictures(
 
 def _less_mean(patches: Tensor) -> Tensor:
     return patches - patches.mean(-1, keepdim=True)
-
-
-def _gradient(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return central differences along x and y of [B,S,h,w], per px; 0 beyond the border."""
-    around = F.pad(maps, (1, 1, 1, 1), mode="replicate")
-    return (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2, (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2

@@ -72,6 +72,13 @@ def luma(frames: Tensor) -> Tensor:
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
+def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return central differences along x and y [K,C,h,w], the border continued."""
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    middle, across = padded[..., 1:-1, :], padded[..., 1:-1]
+    return 0.5 * (middle[..., 2:] - middle[..., :-2]), 0.5 * (across[..., 2:, :] - across[..., :-2, :])
+
+
 def shrinks(old: tuple[int, int], new: tuple[int, int]) -> bool:
     """Tell whether a side becomes smaller from size `old` to `new`, both (H, W)."""
     return new[0] < old[0] or new[1] < old[1]
