@@ -55,6 +55,23 @@ def test_weights_stay_positive_when_states_are_moved(method: str) -> None:
 
 
 @pytest.mark.parametrize("step", [False, True], ids=["scan", "one step"])
+@pytest.mark.parametrize("method", DISCRETIZATIONS)
+def test_a_first_frame_adds_nothing_to_the_bit(method: str, step: bool) -> None:
+    mixer, tokens, control = mixer_and_inputs(method)
+    length = 1 if step else FRAMES
+    _, past, _ = mixer(tokens, control)
+    new = torch.arange(len(tokens)) % 2 == 0
+    state = tuple(torch.where(new.view(-1, *[1] * (part.ndim - 1)), 0.0, part) for part in past)
+    for given in (None, mixer.init_state(len(tokens), tokens.dtype, "cpu")):
+        branch, _, _ = mixer(tokens[:, :length], control[:, :length], given)
+        assert not branch[:, 0].any()
+        assert step or branch[:, 1:].any(-1).all()
+    branch, _, _ = mixer(tokens[:, :length], control[:, :length], state)
+    assert not branch[new, 0].any()
+    assert branch[~new, 0].any(-1).all()
+
+
+@pytest.mark.parametrize("step", [False, True], ids=["scan", "one step"])
 def test_the_gate_of_a_head_decides_how_much_of_its_innovation_passes(step: bool) -> None:
     mixer, tokens, control = mixer_and_inputs()
     _, state, _ = mixer(tokens[:, :-1], control[:, :-1])

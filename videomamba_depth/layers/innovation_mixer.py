@@ -97,6 +97,9 @@ class InnovationMixer(nn.Module):
             memory: > 0, lengthens all time constants by that factor; 1: as trained; toward 0, h becomes x.
         """
         conv_state, ssm_state = state if state is not None else (None, None)
+        _, mass = self._split_state(ssm_state)
+        has_past = x.new_zeros(len(x), dtype=torch.bool) if mass is None else (mass != 0).flatten(1).any(1)
+        has_past = has_past.view(-1, 1, 1)
         # 1. The control path sees the last d_conv frames: what is new shows in how they differ.
         control, conv_state = causal_conv1d(
             control,  # [T, L, d_control]
@@ -123,7 +126,9 @@ class InnovationMixer(nn.Module):
                 gate = controls[..., self.num_heads : 2 * self.num_heads].sigmoid()  # [T, L, heads]
                 innovation = estimate - x.to(precise).repeat(1, 1, self.expand)  # [T, L, expand·d_model]
                 innovation = (innovation.unflatten(-1, (self.num_heads, -1)) * gate.unsqueeze(-1)).flatten(-2)
-        # 3. W mixes copies and channels; it starts at `initial_gain`. On a first frame h = x: the branch is 0.
+        # 3. W mixes copies and channels; it starts at `initial_gain`. On a first frame h = x, and the branch is 0 to
+        #    the bit: the quotient of the two scans is not x to the bit on every machine.
+        innovation = torch.cat([torch.where(has_past, innovation[:, :1], 0.0), innovation[:, 1:]], 1)
         branch = self.out_proj(innovation.to(x.dtype))
         return MixerOutput(branch, (conv_state, ssm_state), summary)
 
