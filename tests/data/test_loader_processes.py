@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -56,6 +57,28 @@ def test_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         list(batches(None, monkeypatch))
     assert str(caught.value) == "clip.mp4: it is damaged"
+
+
+class Threaded:
+    """Ends any process but its own that collects it, as what waits for threads that a fork lacks would hang there."""
+
+    def __init__(self) -> None:
+        self.owner, self.itself = os.getpid(), self
+
+    def __del__(self) -> None:
+        if os.getpid() != self.owner:
+            os._exit(1)
+
+
+def test_loader_processes_leave_the_garbage_of_this_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Items, "__getitem__", lambda self, key: {"freed": gc.collect()})
+    gc.disable()  # the cycle is still there when the loader starts
+    try:
+        Threaded()
+        assert len(list(batches(None, monkeypatch))) == 3
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
 
 
 def test_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import re
@@ -127,12 +128,17 @@ def build_loader(
 def iterate_loader(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Return the batches of a loader; after `LOOK_AT_WORKERS_S` without one its processes are looked at.
 
-    They start here, in the main thread: only there PyTorch notices at once that one has ended.
+    They start here, in the main thread: only there PyTorch notices at once that one has ended. They do not collect the
+    garbage of this process: what holds threads, as FFmpeg's scaler does, would wait for them for ever in a fork.
 
     Raises:
         UserError: on the way, a loader process was killed or stopped, or raised a `UserError`.
     """
-    return _watched(iter(loader))
+    gc.freeze()
+    try:
+        return _watched(iter(loader))
+    finally:
+        gc.unfreeze()
 
 
 def _watched(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
