@@ -157,6 +157,8 @@ def test_point_16_the_two_families_with_equal_names_are_told_apart(tmp_path: Pat
         assert file.metadata()["family"] == "videomamba_image"
     with pytest.raises(CheckpointError, match="says that it is of family 'videomamba_image', not 'vim'"):
         load_backbone(vim, tmp_path / "image.safetensors", "vim")
+    with pytest.raises(CheckpointError, match=r"family must be one of videomamba_image, .*, contract; got 'video'"):
+        load_backbone(image, tmp_path / "image.pth", "video")  # type: ignore[arg-type]
     other = image_model(seed=5)
     load_backbone(other, tmp_path / "image.safetensors", "videomamba_image")
     x = torch.randn(1, 3, 8, 8)
@@ -341,6 +343,9 @@ def test_inflation_puts_the_image_kernel_in_the_middle_slice(tubelet: int, tmp_p
     save_backbone(vim_model(depth=3), tmp_path / "vim.safetensors")
     with pytest.raises(CheckpointError, match="family vim; inflation needs videomamba_image"):
         inflate_image_weights(video, tmp_path / "vim.safetensors")
+    torch.save(video_model(tubelet_size=tubelet, num_frames=4 * tubelet).state_dict(), tmp_path / "video.pth")
+    with pytest.raises(CheckpointError, match=r"video.pth' is a file of clips; inflation needs videomamba_image"):
+        inflate_image_weights(video, tmp_path / "video.pth")
 
 
 def test_another_number_of_classes_keeps_the_models_own_head(tmp_path: Path) -> None:

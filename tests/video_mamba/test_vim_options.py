@@ -217,6 +217,10 @@ def test_use_cuda_kernel_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) ->
         ({"if_divide_out": True, "if_devide_out": False}, "two spellings of one option"),
         ({"if_rope_residual": True}, "needs if_rope=True"),
         ({"if_rope": True, "embed_dim": 18}, "embed_dim % 4 == 0; got 18"),
+        ({"flip_img_sequences_ratio": 2}, "flip_img_sequences_ratio is a share, at most 1"),
+        ({"flip_img_sequences_ratio": float("nan")}, "flip_img_sequences_ratio is a share"),
+        ({"init_layer_scale": float("nan")}, "init_layer_scale must be None or a finite number"),
+        ({"drop_rate": float("nan")}, r"drop_rate must be in \[0, 1\]"),
         ({"ssm_cfg": {"dstate": 3}}, r"unknown keys \['dstate'\]"),
     ],
 )

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -108,9 +108,11 @@ def inflate_image_weights(model: VideoMamba, path: str | Path, source_grid: Grid
         )
     tensors = _fit_tables(model, file, source_grid, path)
     kernel = tensors.get("patch_embed.proj.weight")
+    if "temporal_pos_embedding" in tensors or (kernel is not None and kernel.ndim == 5):
+        raise CheckpointError(f"'{path}' is a file of clips; inflation needs videomamba_image: use load_backbone")
     if kernel is not None and kernel.ndim == 4:
         tensors["patch_embed.proj.weight"] = inflate_kernel(kernel, model.patch_embed.tubelet_size)
-    tensors.setdefault("temporal_pos_embedding", torch.zeros_like(model.temporal_pos_embedding))
+    tensors["temporal_pos_embedding"] = torch.zeros_like(model.temporal_pos_embedding)
     tensors = _without_absent_heads(model, _with_own(model, tensors, ("head.",)))
     load_strictly(model, tensors, f"'{path}' (videomamba_image, inflated)")
 
@@ -165,6 +167,8 @@ def load_state_dict(pretrained_path: str | Path, model: EmbedsFrames, ckpt_num_f
 
 
 def _check_family(model: EmbedsFrames, file: WeightFile, family: str, path: str | Path) -> None:
+    if family not in get_args(Family):
+        raise CheckpointError(f"family must be one of {', '.join(get_args(Family))}; got {family!r}")
     written = file.metadata.get("family", family)
     if written != family:
         raise CheckpointError(f"'{path}' says that it is of family {written!r}, not {family!r}; state its own family")

@@ -102,14 +102,14 @@ def allocate_state(
 
 
 def validate_state(model: Streams, state: StreamingState, batch_size: int) -> None:
-    """Check a state against a model: container, layers, shapes, dtypes, device.
+    """Check a state against a model: container, layers, shapes, dtypes, device; on a CPU also that it is finite.
 
     A conv_state is in float32 or in the model's dtype; an ssm_state is in float32 (both are float64 in a float64
     model).
 
     Raises:
         TypeError: wrong container, an entry that is no pair, or no tensor.
-        ValueError: a missing or extra layer, a wrong shape, dtype or device.
+        ValueError: a missing or extra layer, a wrong shape, dtype or device, a stream that is not finite.
     """
     shapes = expected_state_shapes(model, batch_size)
     layers = state_layers(state, len(shapes))
@@ -133,6 +133,10 @@ def validate_state(model: Streams, state: StreamingState, batch_size: int) -> No
                 raise ValueError(
                     f"{where} must be on device {parameter.device} like the model; got {tensor.device}; move it"
                 )
+            # On a GPU every chunk would wait for it.
+            if tensor.is_cpu and not torch.compiler.is_compiling() and not tensor.isfinite().all():
+                streams = (~tensor.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+                raise ValueError(f"{where} is not finite in streams {streams}, and would never be again; start anew")
 
 
 def state_layers(state: StreamingState, num_layers: int) -> list[LayerState]:

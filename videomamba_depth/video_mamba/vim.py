@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,6 +117,7 @@ class Vim(EmbedsFrames):
         self.cls_place = _cls_place(if_cls_token, use_middle_cls_token, use_tail_cls_token, use_double_cls_token)
         _check_layers(bimamba_type, if_bidirectional, depth, mixer["discretization"])
         check_classes(num_classes)
+        _check_numbers(flip_img_sequences_ratio, init_layer_scale, drop_rate)
         _check_tokens(self.cls_place, final_pool_type, if_rope, if_rope_residual, rope_still, embed_dim)
         self.depth, self.embed_dim, self.num_classes = depth, embed_dim, num_classes
         self.if_bidirectional, self.if_rope_residual = if_bidirectional, if_rope_residual
@@ -289,6 +291,15 @@ def _check_layers(bimamba_type: str, if_bidirectional: bool, depth: int, discret
         )
     if if_bidirectional and depth % 2:
         raise ValueError(f"if_bidirectional=True runs layers in pairs and needs an even depth; got {depth}")
+
+
+def _check_numbers(flip_ratio: float, layer_scale: float | None, drop_rate: float) -> None:
+    if not flip_ratio <= 1:
+        raise ValueError(f"flip_img_sequences_ratio is a share, at most 1 (0 or less: none); got {flip_ratio}")
+    if layer_scale is not None and not math.isfinite(layer_scale):
+        raise ValueError(f"init_layer_scale must be None or a finite number; got {layer_scale}")
+    if not 0 <= drop_rate <= 1:
+        raise ValueError(f"drop_rate must be in [0, 1]; got {drop_rate}")
 
 
 def _check_tokens(
