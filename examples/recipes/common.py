@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,9 +15,10 @@ from typing import Any, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from torch.distributed.nn.functional import all_gather
+from transformers import AutoConfig, Trainer, TrainingArguments
 
-from videomamba_depth.utils.errors import UserError, exit_on_user_error
+from videomamba_depth.utils.errors import UserError, building, exit_on_user_error
 from videomamba_depth.video_mamba.checkpoints import Family, save_backbone
 from videomamba_depth.video_mamba.embedding import EmbedsFrames
 from videomamba_depth.video_mamba.variants import VARIANTS
@@ -81,11 +83,33 @@ def run(main: Callable[[], Any]) -> None:
             raise UserError(last.partition(": ")[2] or last) from error
 
 
+def published(option: str, name: str, **kinds: Any) -> Any:
+    """Return a model of transformers, a hub id or a folder, by the class of its model_type; others are refused.
+
+    So are files that lack tensors: transformers would make up random ones.
+    """
+    with building(f"{option} {name}"):
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+        if kind not in kinds:
+            raise UserError(f"it is a {kind!r} model; give one of {', '.join(kinds)}")
+        model, about = kinds[kind].from_pretrained(name, output_loading_info=True)
+        if lacking := sorted(about["missing_keys"]):
+            raise UserError(f"it lacks {len(lacking)} tensors, first {lacking[0]}")
+    return model
+
+
+def gathered(vectors: Tensor) -> Tensor:
+    """Return the vectors `[B, C]` of all processes, in their order, with gradients: a loss over the whole batch."""
+    if not torch.distributed.is_initialized():
+        return vectors
+    return torch.cat(all_gather(vectors))
+
+
 def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Group parameters by layer and by weight decay: the top learns with lr, layer i with lr · decay^(depth − i)."""
     (backbone,) = [module for module in model.modules() if hasattr(module, "no_weight_decay")][:1]
     spared, depth = backbone.no_weight_decay(), backbone.get_num_layers()
-    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}  # as many whatever the options: checkpoints hold them
     prefix = next(name for name, module in model.named_modules() if module is backbone)
     for name, parameter in model.named_parameters():
         inner = name.removeprefix(f"{prefix}.") if prefix else name
@@ -97,7 +121,7 @@ def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[st
         plain = parameter.ndim <= 1 or inner in spared or inner.endswith(("A_log", "A_b_log"))
         decay = 0.0 if plain else args.weight_decay
         scale = args.layer_decay ** (depth + 1 - level)
-        group = groups.setdefault((level, decay), {"params": [], "lr": args.lr * scale, "weight_decay": decay})
+        group = groups.setdefault((level, plain), {"params": [], "lr": args.lr * scale, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -114,6 +138,19 @@ class MixingTrainer(Trainer):
         loader = super().get_train_dataloader()
         self.data_collator = plain
         return loader
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on with the learning rates and the weight decay of the options, not with those of the checkpoint."""
+        if checkpoint is None:
+            return
+        names = ("initial_lr", "weight_decay")
+        own = [{name: group[name] for name in names} for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        schedule.base_lrs = [group["initial_lr"] for group in own]
+        for group, values, factor in zip(self.optimizer.param_groups, own, schedule.lr_lambdas, strict=True):
+            group.update(values, lr=values["initial_lr"] * factor(schedule.last_epoch))
+        schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # what is logged
 
     def training_step(self, *parts: Any, **others: Any) -> Tensor:
         """Stop before the step where the loss is not finite: nothing is written over what was learned until then."""
@@ -136,10 +173,15 @@ def last_checkpoint(out: Path, model: nn.Module) -> str | None:
         held, weights = None, folder / "model.safetensors"
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            for part in folder.glob("*.pt*"):  # of the optimizer, the schedule and the random numbers
+                if not zipfile.is_zipfile(part) or zipfile.ZipFile(part).testzip():
+                    raise ValueError(f"{part.name} is damaged")
             if weights.is_file():  # FSDP and DeepSpeed write others
                 with safe_open(weights, framework="pt") as file:
+                    if not any(folder.glob("optimizer*")):
+                        raise ValueError("it has no optimizer.pt")
                     held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
             print(f"{folder} is not complete and left out: {error}")
             continue
         own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -167,6 +209,7 @@ def train(model: nn.Module, args: argparse.Namespace, **parts: Any) -> dict[str,
         report_to=["tensorboard"],
         remove_unused_columns=False,
         dataloader_num_workers=args.workers,
+        average_tokens_across_devices=False,  # that would multiply the mean loss by the number of processes
         bf16=args.bf16,
         use_cpu=args.cpu,
     )

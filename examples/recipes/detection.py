@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model = Detector(args, 1 + len(train.names))
     collate = lambda items: {name: [item[name] for item in items] for name in ("images", "targets")}  # noqa: E731
     common.train(model, args, train_dataset=train, data_collator=collate)
-    return evaluate(model.eval(), val)
+    return evaluate(model.eval(), val) if common.is_first_process() else {}
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def evaluate(model: Detector, data: Coco) -> dict[str, float]:
     try:
         from torchmetrics.detection import MeanAveragePrecision
 
-        metric = MeanAveragePrecision(iou_type=("bbox", "segm"))
+        metric = MeanAveragePrecision(iou_type=("bbox", "segm"), sync_on_compute=False)
     except ImportError as error:
         print(f"no mean average precision: {error}")
         return {}

@@ -15,7 +15,7 @@ import common
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, CLIPVisionModel, DepthAnythingForDepthEstimation
+from transformers import CLIPVisionModel, DepthAnythingForDepthEstimation
 from video_classification import Clips
 
 from videomamba_depth.video_mamba.backbone import MaskedVideoMamba, VideoMamba
@@ -75,10 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hidden-share", type=common.number(0, 1), default=0.8)
     parser.set_defaults(layer_decay=1.0)
     args = parser.parse_args(arguments)
-    if AutoConfig.from_pretrained(args.teacher, trust_remote_code=False).model_type == "depth_anything":
-        teacher: nn.Module = DepthAnythingForDepthEstimation.from_pretrained(args.teacher).backbone
-    else:
-        teacher = CLIPVisionModel.from_pretrained(args.teacher)
+    kinds = {"clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel}
+    teacher = common.published("--teacher", args.teacher, depth_anything=DepthAnythingForDepthEstimation, **kinds)
+    teacher = getattr(teacher, "backbone", teacher)
     depth, width = common.size_of(args.variant).values()
     # The last layer of a masked student is not trained: for images there is one more, which is dropped at the end.
     options = {"depth": depth + (args.frames == 1), "embed_dim": width, "img_size": args.size}

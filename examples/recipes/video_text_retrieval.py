@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModel
 from video_classification import Clips, transforms
 
+from videomamba_depth.utils.errors import building
 from videomamba_depth.video_mamba.backbone import VideoMamba
 from videomamba_depth.video_mamba.checkpoints import load_backbone
 
@@ -53,14 +54,14 @@ class TwoTowers(nn.Module):
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
     ) -> dict[str, Any]:
-        """Return the symmetric contrastive loss over the batch, and both vectors `[B, width]`.
+        """Return the symmetric contrastive loss over the batch of all processes, and this one's vectors `[B, width]`.
 
         labels: not used; the Trainer measures nothing without.
         """
         clips = F.normalize(self.video_proj(self.video.pooled_features(pixel_values.transpose(1, 2))), dim=1)
         pooled = self.text(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         texts = F.normalize(self.text_proj(pooled), dim=1)
-        scores = clips @ texts.T / self.temperature.clamp(min=0.01)
+        scores = common.gathered(clips) @ common.gathered(texts).T / self.temperature.clamp(min=0.01)
         truth = torch.arange(len(scores), device=scores.device)
         loss = (F.cross_entropy(scores, truth) + F.cross_entropy(scores.T, truth)) / 2
         return {"loss": loss, "clips": clips, "texts": texts}
@@ -80,15 +81,16 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--frames", type=common.number(1, kind=int), default=8)
     parser.add_argument("--text", required=True, help="CLIP's text encoder, a hub id or a folder")
     args = parser.parse_args(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(args.text)
+    text = common.published("--text", args.text, clip=CLIPTextModel, clip_text_model=CLIPTextModel)
+    with building(f"--text {args.text}"):
+        tokenizer = AutoTokenizer.from_pretrained(args.text)
     train, val = (Described(args.data, s, args.frames, args.size, tokenizer) for s in ("train", "val"))
     depth, width = common.size_of(args.variant).values()
     options = {"num_classes": 0, "num_frames": args.frames, "pool_norm": True}
     video = VideoMamba(args.size, depth=depth, embed_dim=width, **options)
     if args.pretrained:
         load_backbone(video, args.pretrained, args.family or "videomamba_retrieval")
-    model = TwoTowers(video, CLIPTextModel.from_pretrained(args.text))
-    return common.train(model, args, train_dataset=train, eval_dataset=val, compute_metrics=recall)
+    return common.train(TwoTowers(video, text), args, train_dataset=train, eval_dataset=val, compute_metrics=recall)
 
 
 if __name__ == "__main__":

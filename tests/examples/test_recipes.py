@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from media import write_video
 from PIL import Image
-from safetensors.torch import load_file
+from processes import finish, start
+from safetensors.torch import load_file, save_file
 
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.video_mamba.backbone import VideoMamba
@@ -305,6 +307,124 @@ def test_a_run_goes_on_from_the_last_complete_checkpoint(
 
 
 @pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
+def test_a_run_goes_on_with_the_options_that_it_is_given(recipe: ModuleType, tmp_path: Path) -> None:
+    """The learning rate and the weight decay of the command, and the optimizer's moments of the checkpoint."""
+    out = tmp_path / "out"
+    arguments = [*classification_data(tmp_path / "data"), "--out", str(out)]
+    recipe.main([*arguments, "--lr", "1e-3", "--epochs", "1"])
+    recipe.main([*arguments, "--lr", "1e-5", "--weight-decay", "0", "--epochs", "2"])
+    held = torch.load(out / "checkpoint-2" / "optimizer.pt", weights_only=True)
+    assert max(group["initial_lr"] for group in held["param_groups"]) == 1e-5
+    assert {group["weight_decay"] for group in held["param_groups"]} == {0}
+    assert {float(moments["step"]) for moments in held["state"].values()} == {2}
+    history = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "loss" in entry]
+    assert rates == pytest.approx([1e-3 * 0.9**3, 0.5 * 1e-5 * 0.9**3]), "those of the first group, on the half way"
+
+
+@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
+def test_damaged_parts_of_a_checkpoint_leave_it_out(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = [*classification_data(tmp_path / "data"), "--out", str(out)]
+    recipe.main([*arguments, "--epochs", "1"])
+    last = out / "checkpoint-1"
+    model = recipe.VimForImageClassification.from_pretrained(last)
+    for name in ("rng_state.pth", "scheduler.pt", "optimizer.pt"):
+        whole = (last / name).read_bytes()
+        middle = len(whole) // 2  # 200 bytes: more than what fills the gaps between parts
+        changed = bytes(255 - byte for byte in whole[middle : middle + 200])
+        for content in (whole[:middle], whole[:middle] + changed + whole[middle + 200 :]):
+            assert recipe.common.last_checkpoint(out, model) == str(last)
+            (last / name).write_bytes(content)
+            assert recipe.common.last_checkpoint(out, model) is None
+            assert f"checkpoint-1 is not complete and left out: {name} is damaged" in capsys.readouterr().out
+            (last / name).write_bytes(whole)
+    (last / "optimizer.pt").unlink()
+    assert recipe.common.last_checkpoint(out, model) is None
+    assert "it has no optimizer.pt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["common"], indirect=True)
+def test_other_models_of_transformers_are_refused_in_one_line(recipe: ModuleType, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, CLIPTextModel
+
+    text = Path(tiny_text_encoder(tmp_path / "text"))
+    kinds = {"clip_text_model": CLIPTextModel}
+    assert isinstance(recipe.published("--text", str(text), **kinds), CLIPTextModel)
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    BertModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    weights = load_file(text / "model.safetensors")
+    whole = (text / "model.safetensors").read_bytes()
+
+    def said(name: Path) -> str:
+        with pytest.raises(UserError, match=f"--text {name}: ") as caught:
+            recipe.published("--text", str(name), **kinds)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "it is a 'bert' model; give one of clip_text_model" in said(tmp_path / "bert")
+    save_file(dict(list(weights.items())[1:]), text / "model.safetensors", {"format": "pt"})
+    assert "it lacks 1 tensors, first " in said(text)
+    (text / "model.safetensors").write_bytes(whole[:-9])
+    said(text)
+    (text / "config.json").write_text("{}")
+    assert "model_type" in said(text)
+    said(tmp_path / "no such folder")
+
+
+def contrast(rank: int, folder: str) -> None:
+    """Write the vectors of both processes and the gradient of a loss over them, as one of two."""
+    sys.path.insert(0, str(RECIPES))
+    import common
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    vectors = torch.arange(6.0).view(3, 2).add(10 * rank).requires_grad_()
+    both = common.gathered(vectors)
+    both.square().sum().backward()
+    torch.save((both.detach(), vectors.grad), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("recipe", ["common"], indirect=True)
+def test_a_contrastive_loss_is_over_the_batch_of_all_processes(recipe: ModuleType, tmp_path: Path) -> None:
+    processes = [start(contrast, rank, str(tmp_path)) for rank in range(2)]
+    assert [finish(process) for process in processes] == [0, 0]
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    whole = torch.cat([torch.arange(6.0).view(3, 2), torch.arange(6.0).view(3, 2) + 10])
+    for rank, (both, gradient) in enumerate(found):
+        assert torch.equal(both, whole)
+        # Each process has the loss of all, and DDP takes the mean of the gradients: twice that of the loss, halved.
+        assert torch.equal(gradient / 2, 2 * whole[3 * rank :][:3])
+    assert recipe.gathered(whole) is whole
+
+
+@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
+def test_several_processes_have_the_mean_loss_of_one(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer would multiply a loss that is a mean by their number."""
+    trainers = []
+    plain = recipe.common.MixingTrainer.train
+    monkeypatch.setattr(
+        recipe.common.MixingTrainer, "train", lambda self, **o: trainers.append(self) or plain(self, **o)
+    )
+    recipe.main([*classification_data(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "1"])
+    (trainer,) = trainers
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    (batch,) = [trainer._prepare_inputs(batch) for batch in trainer.get_eval_dataloader()]
+    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=4)
+    torch.testing.assert_close(loss, trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=None))
+
+
+@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
 def test_a_loss_that_is_not_finite_stops_a_run(recipe: ModuleType, tmp_path: Path) -> None:
     arguments = [*classification_data(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "9"]
     with pytest.raises(UserError, match=r"the loss is nan after \d steps; lower --lr"):
@@ -410,7 +530,7 @@ def test_self_distillation(recipe: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["detection"], indirect=True)
-def test_detection(recipe: ModuleType, tmp_path: Path) -> None:
+def test_detection(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val"):
         images, annotations = [], []
         for index in range(4):
@@ -433,6 +553,9 @@ def test_detection(recipe: ModuleType, tmp_path: Path) -> None:
     assert item["targets"]["masks"][0, 10, 10] == 1 - item["targets"]["masks"][0, 2, 2] == 1
     options = ["--data", str(tmp_path / "data"), "--size", "64", "--lr", "1e-3", "--batch", "2"]
     found = run_and_resume(recipe, options, tmp_path / "out", 3)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)  # the metric would meet the others, and count all twice
+    args = recipe.common.parser("", 1, 1.0).parse_args([*COMMON, "--data", "", "--out", ""])
+    recipe.evaluate(recipe.Detector(args, 2).eval(), recipe.Coco(tmp_path / "data", "val"))
     assert np.mean(found[-2:]) < np.mean(found[:2])
 
 

@@ -246,6 +246,7 @@ def test_the_trainer_lowers_the_loss(tmp_path: Path) -> None:
     )
     model = transformers_models.VimForImageClassification(vim(num_labels=2))
     trainer = transformers.Trainer(model, arguments, train_dataset=data)
+    assert not trainer.model_accepts_loss_kwargs, "with several processes the mean loss would be scaled by their number"
     before = trainer.evaluate(data)["eval_loss"]
     trainer.train()
     assert trainer.evaluate(data)["eval_loss"] < before

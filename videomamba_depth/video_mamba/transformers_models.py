@@ -167,6 +167,7 @@ class _Face(PreTrainedModel):
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     classifies = False
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer must not scale it for others
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
