@@ -364,20 +364,20 @@ def test_other_models_of_transformers_are_refused_in_one_line(recipe: ModuleType
     weights = load_file(text / "model.safetensors")
     whole = (text / "model.safetensors").read_bytes()
 
-    def said(name: Path) -> str:
+    def message(name: Path) -> str:
         with pytest.raises(UserError, match=f"--text {name}: ") as caught:
             recipe.published("--text", str(name), **kinds)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "it is a 'bert' model; give one of clip_text_model" in said(tmp_path / "bert")
+    assert "it is a 'bert' model; give one of clip_text_model" in message(tmp_path / "bert")
     save_file(dict(list(weights.items())[1:]), text / "model.safetensors", {"format": "pt"})
-    assert "it lacks 1 tensors, first " in said(text)
+    assert "it lacks 1 tensors, first " in message(text)
     (text / "model.safetensors").write_bytes(whole[:-9])
-    said(text)
+    message(text)
     (text / "config.json").write_text("{}")
-    assert "model_type" in said(text)
-    said(tmp_path / "no such folder")
+    assert "model_type" in message(text)
+    message(tmp_path / "no such folder")
 
 
 def contrast(rank: int, folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_backbones import clip, contract, image_model, masked_model, state_tensors, video_model, vim_model
@@ -72,6 +73,12 @@ def test_embed_refuses_what_it_cannot_mean() -> None:
         video_model().embed(torch.rand(2, 3, 8, 8))
     with pytest.raises(ValueError, match="divide by 255"):
         model.embed(torch.rand(2, 3, 8, 8) * 255)
+    with pytest.raises(ValueError, match="got nan to nan"):
+        model.embed(torch.full((2, 3, 8, 8), torch.nan))
+    with pytest.raises(ValueError, match=r"must hold pixels; got Tensor torch.float32 \[3, 0, 8\]"):
+        model.embed(torch.rand(2, 3, 0, 8))
+    with pytest.raises(ValueError, match=r"must have shape \[3, H, W\]; got ndarray"):
+        model.embed([np.zeros((3, 8, 8), np.uint8)])
     with pytest.raises(TypeError, match="uint8, or floats"):
         model.embed(torch.ones(2, 3, 8, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least one item"):

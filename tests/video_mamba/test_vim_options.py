@@ -221,6 +221,12 @@ def test_use_cuda_kernel_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) ->
         ({"flip_img_sequences_ratio": float("nan")}, "flip_img_sequences_ratio is a share"),
         ({"init_layer_scale": float("nan")}, "init_layer_scale must be None or a finite number"),
         ({"drop_rate": float("nan")}, r"drop_rate must be in \[0, 1\]"),
+        ({"if_rope": True, "pt_hw_seq_len": 0}, "pt_hw_seq_len must be a positive integer; got 0"),
+        ({"ssm_cfg": {"d_state": 0}}, "d_state must be a positive integer; got 0"),
+        ({"ssm_cfg": {"expand": 1.5}}, "expand must be a positive integer; got 1.5"),
+        ({"ssm_cfg": {"dt_rank": "all"}}, "dt_rank must be a positive integer; got 'all'"),
+        ({"ssm_cfg": {"dt_max": float("nan")}}, "finite with 0 < dt_min ≤ dt_max; got 0.001 and nan"),
+        ({"ssm_cfg": {"dt_min": 0.2}}, "got 0.2 and 0.1"),
         ({"ssm_cfg": {"dstate": 3}}, r"unknown keys \['dstate'\]"),
     ],
 )

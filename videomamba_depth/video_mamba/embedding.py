@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videomamba_depth.utils.errors import describe
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
 from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
 
@@ -90,8 +91,10 @@ class EmbedsFrames(nn.Module):
         wanted = "[T, 3, H, W]" if is_video else "[3, H, W]"
         items = []
         for item in images:
-            if item.ndim != (4 if is_video else 3) or item.shape[-3] != 3:
-                raise ValueError(f"each item of images must have shape {wanted}; got {tuple(item.shape)}")
+            if not isinstance(item, Tensor) or item.ndim != (4 if is_video else 3) or item.shape[-3] != 3:
+                raise ValueError(f"each item of images must have shape {wanted}; got {describe(item)}")
+            if not item.numel():
+                raise ValueError(f"each item of images must hold pixels; got {describe(item)}")
             items.append(self.preprocessing(item if is_video else item.unsqueeze(0), size))
         if not items:
             raise ValueError("images must hold at least one item; got none")
@@ -135,6 +138,6 @@ def _as_unit_floats(frames: Tensor) -> Tensor:
     if not frames.is_floating_point():
         raise TypeError(f"images must be uint8, or floats in [0, 1]; got {frames.dtype}")
     low, high = frames.aminmax()
-    if low < 0 or high > 1:
+    if not (low >= 0 and high <= 1):
         raise ValueError(f"images must lie in [0, 1]; got {low.item():.3g} to {high.item():.3g}; divide by 255?")
     return frames.to(torch.promote_types(frames.dtype, torch.float32))

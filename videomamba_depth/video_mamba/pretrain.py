@@ -13,7 +13,7 @@ from videomamba_depth.video_mamba.backbone_block import add_residual, drop_path_
 from videomamba_depth.video_mamba.blocks import create_block
 from videomamba_depth.video_mamba.embedding import EmbedsFrames, Preprocessing
 from videomamba_depth.video_mamba.masking import gather_tokens, visible_patches
-from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed
+from videomamba_depth.video_mamba.patch_embed import ClipSize, PatchEmbed, check_sizes
 from videomamba_depth.video_mamba.pooling import POOL_TYPES, check_slices, pool_tokens
 from videomamba_depth.video_mamba.positions import TemporalPolicy, check_offset, resize_spatial_table
 from videomamba_depth.video_mamba.streaming import (
@@ -323,7 +323,8 @@ def _check_options(bimamba: bool, pool_type: str, num_frames: int, kernel_size: 
         raise NotImplementedError("only bimamba=True is supported; it means this causal model, see PretrainVideoMamba")
     if pool_type not in POOL_TYPES:
         raise ValueError(f"pool_type must be one of {', '.join(POOL_TYPES)}; got {pool_type!r}")
-    if kernel_size < 1 or num_frames < kernel_size:
+    check_sizes(num_frames=num_frames, kernel_size=kernel_size)
+    if num_frames < kernel_size:
         raise ValueError(
             f"num_frames must hold at least one tubelet of kernel_size ≥ 1 frames; got {num_frames} and {kernel_size}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from videomamba_depth.video_mamba.patch_embed import check_sizes
 from videomamba_depth.video_mamba.positions import Grid
 
 
@@ -22,6 +23,7 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, grid: Grid, trained: int, dim: int) -> None:
         super().__init__()
+        check_sizes(pt_hw_seq_len=trained)
         self.grid, self.trained, self.dim = grid, trained, dim
         angles = rotary_angles(grid, (trained, trained), dim, torch.device("cpu"))
         self.register_buffer("freqs_cos", angles.cos())

@@ -7,6 +7,7 @@ from typing import Any
 
 from selective_scan import DISCRETIZATIONS
 from selective_scan.backends import OFF, ON
+from videomamba_depth.video_mamba.patch_embed import check_sizes
 
 _MIXER_KEYS = (
     "d_state",
@@ -34,7 +35,7 @@ def mixer_arguments(ssm_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Raises:
         ValueError: an unknown key, which would otherwise change nothing without a word, an unknown discretization, a
-            switch that is none, or a `use_fast_path` that contradicts `backend`.
+            size or a switch that is none, step sizes that do not rise, or a `use_fast_path` that contradicts `backend`.
     """
     config = dict(ssm_cfg or {})
     known = (*_MIXER_KEYS, _FAST_PATH, *_ONLY_DEFAULTS)
@@ -44,6 +45,11 @@ def mixer_arguments(ssm_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     for key, default in _ONLY_DEFAULTS.items():
         if config.get(key, default) != default:
             raise ValueError(f"ssm_cfg[{key!r}] must be {default!r}, the published default; got {config[key]!r}")
+    sizes = {key: config[key] for key in ("d_state", "d_conv", "expand", "dt_rank") if key in config}
+    check_sizes(**{key: size for key, size in sizes.items() if (key, size) != ("dt_rank", "auto")})
+    low, high = config.get("dt_min", 0.001), config.get("dt_max", 0.1)
+    if not 0 < low <= high < float("inf"):
+        raise ValueError(f"dt_min and dt_max must be finite with 0 < dt_min ≤ dt_max; got {low} and {high}")
     config.update({key: switch(f"ssm_cfg[{key!r}]", config[key]) for key in _SWITCHES if key in config})
     arguments = {key: value for key, value in config.items() if key in _MIXER_KEYS}
     if not config.get(_FAST_PATH, True):
