@@ -6,7 +6,7 @@
 
 Folders: see image_classification.py. In configs: `model=dict(type="VimClassifier", num_classes=1000)`, or
 `backbone=dict(type="VimBackbone", depth=24, embed_dim=192, layers=(5, 11, 17, 23))`. To --resume, also set
-TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1: MMEngine 0.10 pickles objects into its checkpoints.
+TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1: MMEngine 0.10 pickles objects into its checkpoints. Its launcher needs GPUs.
 """
 
 from __future__ import annotations

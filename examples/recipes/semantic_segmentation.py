@@ -16,7 +16,7 @@ import common
 import torch
 from segmentation_data import IGNORED, Pictures
 from torch.nn import functional as F
-from transformers import UperNetConfig, UperNetForSemanticSegmentation
+from transformers import UperNetConfig, UperNetForSemanticSegmentation, default_data_collator
 
 from videomamba_depth.utils.errors import UserError
 from videomamba_depth.video_mamba.checkpoints import load_backbone
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     size = common.size_of(args.variant)
     if size["num_hidden_layers"] < 4:
         raise UserError(f"--variant must have at least 4 layers, one for each scale; got {args.variant}")
+    if args.batch < 2:
+        raise UserError("--batch must be at least 2: the head's batch norms need two pictures")
     taps = [(index + 1) * size["num_hidden_layers"] // 4 for index in range(4)]
     config = UperNetConfig(
         backbone_config=VimConfig(image_size=args.size, **size, out_indices=taps),
@@ -61,7 +63,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         scores = logits[0] if isinstance(logits, tuple) else logits
         return F.interpolate(scores, labels.shape[-2:], mode="bilinear").argmax(1)
 
-    parts = {"compute_metrics": mean_iou, "preprocess_logits_for_metrics": labels_of}
+    def pairs(items: list) -> Any:
+        """The last picture of an epoch may be alone, and batch norms need two."""
+        return default_data_collator(items * 2 if len(items) == 1 else items)
+
+    parts = {"mix": pairs, "compute_metrics": mean_iou, "preprocess_logits_for_metrics": labels_of}
     return common.train(model, args, train_dataset=train, eval_dataset=val, **parts)
 
 

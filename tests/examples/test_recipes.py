@@ -128,6 +128,10 @@ def test_semantic_segmentation(recipe: ModuleType, tmp_path: Path) -> None:
             mask.save(tmp_path / "data" / split / "masks" / f"{index}.png")
     options = ["--data", str(tmp_path / "data"), "--classes", "2", "--lr", "2e-3", "--variant", "4,16"]
     found = run_and_resume(recipe, options, tmp_path / "out", 4, "miou")
+    others = [*COMMON, *options, "--out", str(tmp_path / "other"), "--epochs", "1"]
+    recipe.main([*others, "--batch", "3"])  # and a picture alone
+    with pytest.raises(UserError, match="--batch must be at least 2"):
+        recipe.main([*others, "--batch", "1"])
     (tmp_path / "data" / "val" / "masks" / "2.png").rename(tmp_path / "data" / "val" / "masks" / "4.png")
     with pytest.raises(UserError, match="2 pictures or masks are without the other, first 2"):
         recipe.Pictures(tmp_path / "data" / "val", 32, False, 2)
