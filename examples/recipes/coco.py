@@ -45,8 +45,10 @@ class Coco(Dataset):
             raise UserError(f"{self.path} cannot be read: {error.strerror}; see --help for --data") from error
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{self.path} is not in COCO's format, {place}: {type(error).__name__}: {error}") from error
-        if not self.images:
-            raise UserError(f"{self.path} lists no images")
+        if not self.images or not own:
+            raise UserError(f"{self.path} lists no {'categories' if self.images else 'images'}")
+        if len(own) < len(content["categories"]):
+            raise UserError(f"{self.path} has two categories of one id")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +73,8 @@ def read_mask(shape: Any, size: tuple[int, int], place: str) -> Tensor:
     """Return the mask `[H, W]` uint8 of polygons, or of run lengths, listed or packed as pycocotools does."""
     try:
         if isinstance(shape, dict):
+            if list(shape.get("size", size[::-1])) != [size[1], size[0]]:
+                raise ValueError(f"its size is {shape['size']}, rows and columns")
             lengths = shape["counts"] if isinstance(shape["counts"], list) else unpack(shape["counts"])
             flat = np.repeat(np.arange(len(lengths), dtype=np.uint8) % 2, lengths)  # down the columns, from zeros on
             return torch.from_numpy(flat.reshape(size).T.copy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,7 +22,10 @@ class Pictures(Dataset):
     """Pictures and their masks, cropped alike."""
 
     def __init__(self, folder: Path, size: int, is_train: bool, classes: int, reduce_labels: bool = False) -> None:
-        images, masks = ({path.stem: path for path in files_in(folder / kind)} for kind in ("images", "masks"))
+        files = [files_in(folder / kind) for kind in ("images", "masks")]
+        images, masks = ({path.stem: path for path in paths} for paths in files)
+        if twice := [path for paths in files for a, path in pairwise(paths) if a.stem == path.stem]:
+            raise UserError(f"{twice[0]} and another file have one name before the ending; remove one")
         if alone := sorted(images.keys() ^ masks.keys()):
             raise UserError(f"{folder}: {len(alone)} pictures or masks are without the other, first {alone[0]}")
         self.classes, self.reduce_labels = classes, reduce_labels

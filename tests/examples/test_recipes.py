@@ -135,6 +135,9 @@ def test_semantic_segmentation(recipe: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "data" / "val" / "masks" / "2.png").rename(tmp_path / "data" / "val" / "masks" / "4.png")
     with pytest.raises(UserError, match="2 pictures or masks are without the other, first 2"):
         recipe.Pictures(tmp_path / "data" / "val", 32, False, 2)
+    picture(tmp_path / "data" / "val" / "images" / "0.jpg", (30, 30, 30))
+    with pytest.raises(UserError, match=r"0.png and another file have one name before the ending"):
+        recipe.Pictures(tmp_path / "data" / "val", 32, False, 2)
     assert found[-1] < found[0]
     table = recipe.mean_iou(type("P", (), {"predictions": np.array([[0, 1, 1]]), "label_ids": np.array([[0, 1, 255]])}))
     assert table == {"miou": 100.0, "pixels": 100.0}
@@ -608,6 +611,8 @@ def test_boxes_and_masks_of_coco(recipe: ModuleType, tmp_path: Path) -> None:
     for message, changes in {
         "has categories that the training data lack: other, box": {"known": {7: "circle"}},
         "lists no images": {"images": [], "annotations": []},
+        "lists no categories": {"categories": [], "annotations": []},
+        "has two categories of one id": {"categories": [*content["categories"], {"id": 7, "name": "bag"}]},
         "annotation 0: KeyError: 'segmentation'": {"annotations": [{"id": 0, "bbox": box, "category_id": 7}]},
         "annotation 0: KeyError: 8": {"annotations": [{**annotations[0], "category_id": 8}]},
         "annotation 0: ValueError: not enough": {"annotations": [{**annotations[0], "bbox": [1, 2, 3]}]},
@@ -615,9 +620,10 @@ def test_boxes_and_masks_of_coco(recipe: ModuleType, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             read(**changes)
-    wrong = read(annotations=[{**annotations[0], "segmentation": {"size": [40, 40], "counts": [1600, 7]}}])
-    with pytest.raises(UserError, match=r"train.json, annotation 0: its segmentation is no mask of 40x40 px"):
-        wrong[0]
+    for shape in ({"size": [40, 40], "counts": [1600, 7]}, {"size": [20, 80], "counts": [1600]}):
+        wrong = read(annotations=[{**annotations[0], "segmentation": shape}])
+        with pytest.raises(UserError, match=r"train.json, annotation 0: its segmentation is no mask of 40x40 px"):
+            wrong[0]
     with pytest.raises(UserError, match=r"val.json cannot be read: No such file"):
         recipe.Coco(tmp_path, "val")
 
