@@ -108,11 +108,11 @@ class Preprocess:
 
     def pixels(self, flux: np.ndarray, mode: str) -> Tensor:
         """Return `[3, 224, 224]` of flux `[bands, H, W]` (3 bands: as they are) or `[H, W]`."""
-        if flux.ndim not in (2, 3):
+        if flux.ndim not in (2, 3) or not flux.size:
             raise ValueError(f"flux of {mode} must be [bands, H, W] or [H, W]; got {flux.shape}")
         bands = np.stack([flux] * 3) if flux.ndim == 2 else flux
         if len(bands) != 3:
-            if mode not in BANDS or len(bands) <= max(BANDS[mode]):
+            if mode not in BANDS or not max(BANDS[mode]) < len(bands) < 16:  # more: rows, where bands are last
                 raise ValueError(f"flux of {mode} has {len(bands)} bands; give 3, or those of {', '.join(BANDS)}")
             bands = bands[list(BANDS[mode])]
         bands = np.nan_to_num(bands, posinf=0, neginf=0)  # saturated pixels would leave nothing of the others

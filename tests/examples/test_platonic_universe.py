@@ -94,7 +94,9 @@ def test_bands_become_colors_from_red_to_blue(registry: dict[str, type]) -> None
     assert gray[0].std() > 0.5
     with pytest.raises(ValueError, match="must be"):
         module.Preprocess(Vim(depth=1, embed_dim=16), []).pixels(flux[None], "hsc")
-    for wrong, mode in ((flux[:2], "hsc"), (flux, "any survey")):
+    with pytest.raises(ValueError, match=r"must be \[bands, H, W\] or \[H, W\]; got \(5, 0, 4\)"):
+        module.Preprocess(Vim(depth=1, embed_dim=16), []).pixels(flux[:, :0, :4], "hsc")
+    for wrong, mode in ((flux[:2], "hsc"), (flux, "any survey"), (flux.transpose(1, 2, 0), "hsc")):
         with pytest.raises(ValueError, match=f"flux of {mode} has {len(wrong)} bands"):
             module.Preprocess(Vim(depth=1, embed_dim=16), []).pixels(wrong, mode)
     with pytest.raises(ValueError, match="size must be one of tiny, small, base; got 'huge'"):
