@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_backbones import PATCHES, clip, contract, image_model, state_tensors, stream, video_model, vim_model
 
-from videomamba_depth.video_mamba import BiMambaRefinerBlock, positions
+from videomamba_depth.video_mamba import BiMambaRefinerBlock, positions, streaming
 
 SAME = 1e-4  # float32; measured 4e-6
 DIFFERENT = 0.1
@@ -280,6 +280,19 @@ def test_point_12_an_offset_above_0_continues_whatever_the_state_holds(make: str
         first, state = model(x[:, :, :2], ssm_state=state, temporal_pos_offset=5)
         second, _ = model(x[:, :, 2:], ssm_state=state, temporal_pos_offset=7)
     assert [out.shape[1] for out in (first, second)] == [2 * PATCHES, 4 * PATCHES]
+
+
+def test_a_state_that_is_not_finite_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = contract()
+    streaming._say_not_finite.cache_clear()
+    good = model.allocate_state(2)
+    streaming.validate_state(model, good, 2)
+    assert not caplog.messages
+    for _ in range(2):
+        streaming.validate_state(
+            model, [(conv, ssm.index_fill(1, torch.tensor(0), torch.inf)) for conv, ssm in good], 2
+        )
+    assert caplog.messages == ["a streaming state is not finite, nor will its streams be again; begin them anew"]
 
 
 def test_point_12_a_stream_that_starts_later_has_no_cls_and_equals_one_go() -> None:

@@ -8,6 +8,8 @@ continues a stream and gets no CLS token, whatever its state holds.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -24,6 +26,8 @@ STREAMING_CONTRACT_VERSION = "1.0.0"
 
 StreamingState = list[LayerState] | tuple[LayerState, ...] | dict[int, LayerState]
 """One `LayerState` per layer, in order, or by layer index."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,16 @@ def allocate_state(
 
 
 def validate_state(model: Streams, state: StreamingState, batch_size: int) -> None:
-    """Check a state against a model: container, layers, shapes, dtypes, device; on a CPU also that it is finite.
+    """Check a state against a model: container, layers, shapes, dtypes, device.
+
+    On a CPU a state that is not finite is said once in the log: its streams will never be finite again.
 
     A conv_state is in float32 or in the model's dtype; an ssm_state is in float32 (both are float64 in a float64
     model).
 
     Raises:
         TypeError: wrong container, an entry that is no pair, or no tensor.
-        ValueError: a missing or extra layer, a wrong shape, dtype or device, a stream that is not finite.
+        ValueError: a missing or extra layer, a wrong shape, dtype or device.
     """
     shapes = expected_state_shapes(model, batch_size)
     layers = state_layers(state, len(shapes))
@@ -135,8 +141,7 @@ def validate_state(model: Streams, state: StreamingState, batch_size: int) -> No
                 )
             # On a GPU every chunk would wait for it.
             if tensor.is_cpu and not torch.compiler.is_compiling() and not tensor.isfinite().all():
-                streams = (~tensor.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-                raise ValueError(f"{where} is not finite in streams {streams}, and would never be again; start anew")
+                _say_not_finite()
 
 
 def state_layers(state: StreamingState, num_layers: int) -> list[LayerState]:
@@ -164,6 +169,12 @@ def pack_layers(layers: Sequence[LayerState], like: StreamingState) -> Streaming
 def has_begun(layers: Sequence[LayerState]) -> bool:
     """Tell whether a state holds anything but zeros; False for tensors without data (device meta)."""
     return not layers[0][0].is_meta and any(bool((tensor.detach() != 0).any()) for pair in layers for tensor in pair)
+
+
+@functools.cache
+def _say_not_finite() -> None:
+    """Warn, once in a process."""
+    _logger.warning("a streaming state is not finite, nor will its streams be again; begin them anew")
 
 
 def _layer_pair(layer: object, index: int) -> LayerState:
