@@ -146,7 +146,7 @@ DA3_WIDTH, DA3_GRID, DA3_FUSION, DA3_CHANNELS = 128, 5, 16, (8, 16, 16, 24)
 
 def depth_anything_3_weights(name: str) -> dict[str, torch.Tensor]:
     """Return weights by their published names, the same on every machine: each is drawn from its name."""
-    any_view, plan = not name.startswith(("da3mono", "da3metric")), block_plan(DA3_NETS[name])
+    any_view, plan = not name.startswith(("da3mono", "da3metric")), block_plan(DA3_NETS[name], 6)
     tokens = DA3_WIDTH * (2 if plan.cat_token else 1)
     parts = {
         "backbone": MultiViewDinov2(DA3_WIDTH, 6, DA3_GRID, 14, plan, swiglu=name == "da3-giant"),

@@ -537,6 +537,13 @@ def test_another_dtype_is_named_before_the_weights_that_it_changes() -> None:
     assert KEY.difference(other).startswith("dtype is bfloat16, wanted float32")
 
 
+def test_of_a_long_field_what_differs_is_named() -> None:
+    keys = [
+        replace(KEY, resize=f"whole frames, then to patches; field of view {fov}, sky below 0.3") for fov in (60, 71)
+    ]
+    assert keys[0].difference(keys[1]) == "resize is …view 71, sky …, wanted …view 60, sky …"
+
+
 def test_unreadable_metadata_is_one_clear_line(videos: list[VideoSource], cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "c"
     shutil.copytree(cache, folder)

@@ -196,11 +196,14 @@ def test_the_command_and_the_example(
     assert probe_video(tmp_path / "out.mp4").num_frames == 7
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    done = run_command(tmp_path, "scripts/export_onnx.py", "missing", "x.onnx")
+@pytest.mark.parametrize(
+    ("checkpoint", "message"), [("missing", "not a student checkpoint"), ("teacher:embedded", "is a bare teacher")]
+)
+def test_mistakes_are_one_line(tmp_path: Path, checkpoint: str, message: str) -> None:
+    done = run_command(tmp_path, "scripts/export_onnx.py", checkpoint, "x.onnx")
     assert done.status == 2
     assert done.errors == [done.err.strip().splitlines()[-1]]
-    assert "not a student checkpoint" in done.errors[0]
+    assert message in done.errors[0]
 
 
 def test_a_failing_exporter_is_one_line(

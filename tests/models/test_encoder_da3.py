@@ -136,10 +136,18 @@ def package_maps(model: Any, name: str) -> dict[str, Tensor]:
     return {"depth": found.depth, **({"confidence": found.depth_conf} if any_view else {"sky": found.sky})}
 
 
-@pytest.mark.parametrize("wrong", [{"cat_token": "false"}, {"out_layers": "2345"}, {"out_layers": [2.0, 3.5, 4, 5]}])
-def test_a_plan_of_other_types_is_refused(wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cat_token": "false"},
+        *({"out_layers": layers} for layers in ("2345", [2.0, 3.5, 4, 5], [2, 3, 4, 6], [-4, 3, 4, 5], [5, 4, 3, 2])),
+        *({"alt_start": start} for start in (2.7, True, None, "two", -7, 99)),
+        {"rope_start": 6},
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
-        block_plan({**DA3_NETS["da3-small"], **wrong})
+        block_plan({**DA3_NETS["da3-small"], **wrong}, 6)
 
 
 def test_kinds_of_depth(folders: dict[str, str]) -> None:
@@ -205,6 +213,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
         ({"config": {"net": {**net, "out_layers": [1]}}}, "must be the numbers of 4 blocks"),
         ({"config": {"net": {**net, "qknorm_start": 1}}}, r"tensors missing .*blocks\.1\.attn\.q_norm"),
         ({"config": None}, "cannot load a depth model"),
+        ({"config": {}}, r"\(there is no 'net'\)"),
         ({"config": {"net": {**net, "alt_start": -1}}}, r"leaves 1 tensors unused, .*\.camera_token"),
         ({"config": {"net": {**net, "qknorm_start": 4}}}, r"leaves 8 tensors unused, .*blocks\.2\.attn\.k_norm"),
         ({"config": {"net": {k: v for k, v in net.items() if k != "rope_start"}}}, "no rope_start"),
@@ -225,6 +234,9 @@ def test_which_tensors_may_be_unused_and_which_types(tmp_path: Path) -> None:
     other = name.replace("model.backbone.pretrained.", "backbone.")
     save_file(weights | {other: weights[name] + 1}, folder / "model.safetensors")
     with pytest.raises(UserError, match=f"'({name}' and '{other}|{other}' and '{name})' are the same tensor"):
+        open_teacher(str(folder))
+    save_file(weights | {"model.backbone.pretrained.blocks.9.ls1.gamma": torch.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="there are 7 blocks, and none is the 6th"):  # not a thousand million of them
         open_teacher(str(folder))
     save_file({name: t.mul(9).to(torch.int8) for name, t in weights.items()}, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"tensors of integers, first model\.backbone"):

@@ -24,7 +24,7 @@ import torch
 from videomamba_depth.data.transforms import resize_images
 from videomamba_depth.data.video.reader import iter_frames, probe_video
 from videomamba_depth.export.onnx_model import NEAR, Difference, compare, export_onnx, quantize_int8
-from videomamba_depth.models.checkpoint import load_student
+from videomamba_depth.models.checkpoint import TEACHER_PREFIX, load_student
 from videomamba_depth.models.teacher_files import EMBEDDED_TEACHER
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.arguments import named_path, path_argument, whole
@@ -65,6 +65,8 @@ def _check(args: argparse.Namespace) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "the export")
     _ = probe_video(args.video)
+    if args.checkpoint.startswith(TEACHER_PREFIX):
+        raise UserError(f"'{args.checkpoint}' is a bare teacher, which carries no state; give a student's folder")
     if args.output.is_dir():
         raise UserError(f"'{args.output}' is a folder; give the .onnx file to write")
     if not args.output.parent.is_dir():

@@ -69,9 +69,12 @@ class DepthAnything3Encoder(Teacher):
         if twice := [name for name in weights if names[_our_name(name)] != name]:
             raise ValueError(f"'{twice[0]}' and '{names[_our_name(twice[0])]}' are the same tensor: keep one of them")
         weights = {name: weights[published] for name, published in names.items()}
-        plan = block_plan(config["config"]["net"])
+        blocks = {name.split(".")[2] for name in weights if name.startswith("backbone.blocks.")}
+        depth = len(blocks)
+        if gaps := {str(i) for i in range(depth)} - blocks:
+            raise ValueError(f"there are {depth} blocks, and none is the {min(gaps, key=int)}th, counted from 0")
+        plan = block_plan(config["config"]["net"], depth)
         width, patch_size = weights["backbone.patch_embed.proj.weight"].shape[::3]
-        depth = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("backbone.blocks."))
         grid = round((weights["backbone.pos_embed"].shape[1] - 1) ** 0.5)
         backbone = MultiViewDinov2(width, depth, grid, patch_size, plan, "backbone.blocks.0.mlp.w12.weight" in weights)
         channels = tuple(len(weights[f"reassemble_stage.projects.{i}.weight"]) for i in range(len(SCALES)))
@@ -341,14 +344,24 @@ def _with_positions(x: Tensor, aspect: float) -> Tensor:
     return x + 0.1 * torch.cat([of_x, of_y]).to(x.dtype)
 
 
-def block_plan(net: dict[str, Any]) -> BlockPlan:
-    """Return which blocks do what by `config.net`."""
+def block_plan(net: dict[str, Any], depth: int) -> BlockPlan:
+    """Return which of `depth` blocks do what by `config.net`."""
     listed = net["out_layers"]
-    if not isinstance(listed, list | tuple) or len(listed) != len(SCALES) or any(type(i) is not int for i in listed):
-        raise ValueError(f"config.net.out_layers must be the numbers of {len(SCALES)} blocks; got {listed!r}")
+    if (
+        not isinstance(listed, list | tuple)
+        or any(type(i) is not int or not 0 <= i < depth for i in listed)
+        or len(listed) != len(SCALES)
+        or list(listed) != sorted(set(listed))
+    ):
+        raise ValueError(
+            f"config.net.out_layers must be the numbers of {len(SCALES)} blocks of {depth}, ascending; got {listed!r}"
+        )
     if not isinstance(net.get("cat_token", True), bool):
         raise ValueError(f"config.net.cat_token must be true or false; got {net['cat_token']!r}")
-    starts = {name: int(net.get(name, -1)) for name in ("alt_start", "qknorm_start", "rope_start")}
+    starts = {name: net.get(name, -1) for name in ("alt_start", "qknorm_start", "rope_start")}
+    for name, start in starts.items():
+        if type(start) is not int or not -1 <= start < depth:
+            raise ValueError(f"config.net.{name} must be the number of one of {depth} blocks, or -1; got {start!r}")
     if starts["alt_start"] >= 0 and "rope_start" not in net:  # no tensor would tell
         raise ValueError("config.net has alt_start and no rope_start")
     return BlockPlan(tuple(listed), **starts, cat_token=net.get("cat_token", True))

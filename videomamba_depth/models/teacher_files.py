@@ -250,7 +250,8 @@ def loading_error(name_or_path: str, error: Exception, *also: str) -> UserError:
 
 def first_line(error: Exception) -> str:
     """Return what an error says first, for a message of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    said = f"there is no {error}" if isinstance(error, KeyError) else str(error).strip()
+    return (said or type(error).__name__).splitlines()[0][:160]
 
 
 def former_name(name: str) -> str:

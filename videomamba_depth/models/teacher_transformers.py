@@ -88,7 +88,8 @@ class TransformersTeacher(Teacher):
         if not can_convert(output_kind, depth_kind):
             raise UserError(
                 f"the depth of '{model_id}' is {output_kind.value}, which cannot be turned into {depth_kind.value}, as"
-                " students have it: its shift is unknown. teacher.depth_kind=scale_invariant_depth takes it for 0"
+                " students have it: its shift is unknown. In train, precompute and evaluate,"
+                " teacher.depth_kind=scale_invariant_depth takes it for 0"
             )
         super().__init__(model, (1,) * len(SCALES), (1,) * len(SCALES), 1, depth_kind, None, short_side)
         self.model_id, self.processor = model_id, processor
@@ -222,7 +223,7 @@ def _depth_kind(name: str, config: dict[str, Any], named: DepthKind | None) -> D
     known = DEPTH_KINDS[family](config) if family in DEPTH_KINDS else None
     if named is None and known is None:
         raise UserError(
-            f"nothing says what the depth of '{name}' means, a '{family}' model; name it: teacher.depth_kind=KIND, one"
-            f" of {all_kinds()}"
+            f"nothing says what the depth of '{name}' means, a '{family}' model; name it in train, precompute or"
+            f" evaluate: teacher.depth_kind=KIND, one of {all_kinds()}"
         )
     return named or known  # type: ignore[return-value]

@@ -32,6 +32,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ class TeacherKey:
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if field.name != "model_id" and mine != theirs:
                 named = f" (model {other.model_id}, wanted {self.model_id})" if field.name == "weights_sha256" else ""
-                return f"{field.name} is {_short(theirs)}, wanted {_short(mine)}{named}"
+                return f"{field.name} is {_short(theirs, mine)}, wanted {_short(mine, theirs)}{named}"
         return ""
 
 
@@ -365,6 +366,11 @@ def group_difference(attributes: Mapping[str, Any], key: TeacherKey) -> str:
         return f"its teacher key cannot be read ({error})"
 
 
-def _short(value: object) -> str:
+def _short(value: object, other: object) -> str:
+    """Return a value for a message: of a long one what differs from the other, from the word before on."""
     text = str(value)
-    return text if len(text) < 50 else f"{text[:12]}…"
+    if len(text) < 50:
+        return text
+    same = len(commonprefix([text, str(other)]))
+    start = text.rfind(" ", 0, max(text.rfind(" ", 0, same), 0)) + 1
+    return ("…" if start else "") + text[start : max(start + 12, same + 8)] + "…"
