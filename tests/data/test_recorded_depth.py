@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
@@ -335,6 +336,10 @@ def other_size(path: Path) -> Path:
     return path / "a"
 
 
+EXR = exr(DEPTH[0])
+EXR_TABLE = next(
+    EXR[i : i + 8] for i in range(len(EXR)) if int.from_bytes(EXR[i : i + 8], "little") == i + 8
+)  # one chunk
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda p: p / "no.npz", "there is no recorded depth at"),
     "objects": (lambda p: npy(p / "a.npy", np.array([{}], dtype=object)), "nothing is unpickled"),
@@ -351,12 +356,27 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: folder(p / "a", {"0.exr": exr(np.ones((9, 9, 3), np.float32)).replace(b"R\0\x02", b"Z\0\x02")}),
         "it has the channels B, G, Z",
     ),
+    **{
+        f"EXR, {name}": ((lambda p, data=data: folder(p / "a", {"0.exr": data})), message)
+        for name, data, message in (
+            ("half of it", EXR[: len(EXR) // 2], "it is cut off"),
+            ("without its last byte", EXR[:-1], "it is cut off"),
+            ("of a header alone", EXR[:60], "it is cut off"),
+            ("whose writer was stopped", EXR.replace(EXR_TABLE, bytes(len(EXR_TABLE))), "its writer was stopped"),
+            (
+                "DWA",
+                re.sub(rb"(compression\0){2}\x01\0{3}.", lambda m: m[0][:-1] + b"\x08", EXR),
+                "its compression is DWA",
+            ),
+        )
+    },
     "empty folder": (lambda p: folder(p / "a", {"note.txt": b"x"}), "holds no npz, npy, EXR or PNG"),
     "a text": (lambda p: folder(p, {"a.txt": b"x"}) / "a.txt", "is no form of recorded depth"),
     "too many numbers": (
         lambda p: saved(p / "a.npz", depth=DEPTH, frame_index=np.arange(8)),
         "holds 7 frames and 8 frame numbers",
     ),
+    "a scale that is none": (lambda p: saved(p / "a.npz", depth=DEPTH, scale=True), "must hold one number as scale"),
     "too few times": (lambda p: saved(p / "a.npz", depth=DEPTH, timestamps=np.arange(6)), "7 frames and 6 time stamps"),
     "NaN times": (lambda p: saved(p / "a.npz", depth=DEPTH, timestamps=np.full(7, np.nan)), "time stamps that are no"),
     "damaged note": (lambda p: folder(p, {"about.json": b"{"}) and npy(p / "a.npy", DEPTH), "cannot read .*about"),
@@ -449,6 +469,8 @@ def test_scales_in_any_order_and_no_offset(tmp_path: Path) -> None:
         ({"scales": [*about["scales"], twice]}, "two scales have first_frame 3"),
         ({"scales": [endless]}, "cannot convert float infinity"),
         ({"scale": 4}, "its scale and scales disagree"),
+        ({"scale": True}, "scale is True, not a number"),
+        ({"scales": [{"first_frame": 0, "scale": True}]}, "scale is True, not a number"),
     ):
         (tmp_path / "about.json").write_text(json.dumps(about | wrong))
         with pytest.raises(UserError, match=rf"about\.json: {message}"):

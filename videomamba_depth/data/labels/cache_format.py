@@ -32,7 +32,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
@@ -371,6 +370,6 @@ def _short(value: object, other: object) -> str:
     text = str(value)
     if len(text) < 50:
         return text
-    same = len(commonprefix([text, str(other)]))
+    same = next((i for i, (mine, its) in enumerate(zip(text, str(other), strict=False)) if mine != its), len(text))
     start = text.rfind(" ", 0, max(text.rfind(" ", 0, same), 0)) + 1
     return ("…" if start else "") + text[start : max(start + 12, same + 8)] + "…"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_TILED, _SEVERAL_PARTS = 0x200, 0x1000  # flags of an EXR
+_DWA = (8, 9)  # compressions of an EXR
+_EXR_ATTRIBUTE = re.compile(rb"([^\0]{1,255})\0[^\0]{1,255}\0(.{4})", re.DOTALL)  # name, type, length of its value
 _GRAY_SPREAD = 12  # between the channels of a gray video, after its codec
 
 
@@ -91,7 +96,11 @@ def _decode_png(data: bytes) -> np.ndarray:
 
 
 def _decode_exr(data: bytes) -> np.ndarray:
-    """Return [h,w], or [h,w,3] of an EXR with R, G, B; FFmpeg decodes every compression but DWA."""
+    """Return [h,w], or [h,w,3] of an EXR with R, G, B."""
+    try:
+        _check_exr(data)
+    except (IndexError, struct.error) as error:
+        raise ValueError("it is cut off, or no EXR") from error
     decoder: Any = av.CodecContext.create("exr", "r")
     frames = [*decoder.decode(av.Packet(_with_channel_y(data))), *decoder.decode(None)]
     if not frames:
@@ -105,6 +114,42 @@ def _decode_exr(data: bytes) -> np.ndarray:
         np.frombuffer(plane, dtype).reshape(frame.height, -1)[:, : frame.width] for plane in list(frame.planes)[:3]
     ]
     return planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
+
+
+def _check_exr(data: bytes) -> None:
+    """Refuse what FFmpeg decodes to zeros without a word: DWA, and chunks that are missing or cut off.
+
+    After 8 bytes come attributes: name, 0, type, 0, length, value; then a 0, a table of where each chunk begins, and
+    the chunks: a line or the four numbers of a tile, their length, and their bytes ("OpenEXR file layout", openexr.com).
+
+    Raises:
+        ValueError: as above. IndexError, struct.error: it ends before its chunks.
+    """
+    (flags,) = struct.unpack_from("<I", data, 4)
+    place = 8
+    while data[place]:
+        found = _EXR_ATTRIBUTE.match(data, place)
+        if found is None:
+            raise IndexError
+        place = found.end()
+        if found[1] == b"compression" and data[place] in _DWA:
+            raise ValueError("its compression is DWA; write it with another, such as ZIP")
+        place += int.from_bytes(found[2], "little")
+    if flags & _SEVERAL_PARTS:
+        return
+    head = 16 if flags & _TILED else 4
+    start = place = place + 1
+    first = len(data)
+    while place < first:
+        (chunk,) = struct.unpack_from("<Q", data, place)
+        if chunk <= start:  # 0 where its writer was stopped
+            raise ValueError("its writer was stopped before the end")
+        if chunk > len(data):
+            raise IndexError
+        (length,) = struct.unpack_from("<I", data, chunk + head)
+        if chunk + head + 4 + length > len(data):
+            raise IndexError
+        place, first = place + 8, min(first, chunk)
 
 
 def _with_channel_y(data: bytes) -> bytes:

@@ -129,6 +129,8 @@ def one_number(value: Any, path: Path, what: str) -> float:
         UserError: it is not one number.
     """
     try:
+        if np.asarray(value).dtype == bool:
+            raise TypeError
         number = float(np.asarray(value, dtype=np.float64).reshape(()))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} must hold one number as {what}, for all frames; got {value!s:.60}") from error
@@ -157,14 +159,21 @@ def read_sidecar(*paths: Path) -> Sidecar:
         return Sidecar()
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        scales = sorted((int(entry["first_frame"]), float(entry["scale"])) for entry in about.get("scales", []))
+        scales = sorted((int(entry["first_frame"]), _factor(entry["scale"])) for entry in about.get("scales", []))
         if twice := [first for (first, _), (other, _) in pairwise(scales) if first == other]:
             raise ValueError(f"two scales have first_frame {twice[0]}")
         if "scale" in about:
-            if scales and {factor for _, factor in scales} != {float(about["scale"])}:
+            if scales and {factor for _, factor in scales} != {_factor(about["scale"])}:
                 raise ValueError("its scale and scales disagree")
-            scales = [(0, float(about["scale"]))]
+            scales = [(0, _factor(about["scale"]))]
         refuse_offsets(about, path)
         return Sidecar(about.get("depth_kind"), scales or None, "scales" in about or "channel" in about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"cannot read {path}: {error}; it may hold depth_kind and scale, as JSON") from error
+
+
+def _factor(value: Any) -> float:
+    """Return a scale as a number; true is none."""
+    if isinstance(value, bool):
+        raise TypeError(f"scale is {value}, not a number")
+    return float(value)
