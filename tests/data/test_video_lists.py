@@ -76,6 +76,7 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
         ("# a.mp4\n\n", "names no video"),
         ("a.mp4\nb.mp4\n./a.mp4\n", r"names a\.mp4 twice, in lines 1 and 3"),
         ("PK\x03\0\0", "is no list of videos: line 1 is no path"),
+        ("a.mp4\ns3://bucket/b.mp4\n", r"line 2 of .*list\.txt is a URL, s3://bucket/b\.mp4; videos are read from"),
     ],
 )
 def test_lists_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:

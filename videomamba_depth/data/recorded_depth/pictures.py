@@ -120,7 +120,7 @@ def _check_exr(data: bytes) -> None:
     """Refuse what FFmpeg decodes to zeros without a word: DWA, and chunks that are missing or cut off.
 
     After 8 bytes come attributes: name, 0, type, 0, length, value; then a 0, a table of where each chunk begins, and
-    the chunks: a line or the four numbers of a tile, their length, and their bytes ("OpenEXR file layout", openexr.com).
+    the chunks: a line or the four numbers of a tile, their length, and their bytes ("OpenEXR file layout").
 
     Raises:
         ValueError: as above. IndexError, struct.error: it ends before its chunks.

@@ -48,8 +48,10 @@ def find_sources(root: str | Path) -> list[VideoSource]:
     Raises:
         UserError: `root` is missing, or holds no video.
     """
+    address = str(root)
     root = Path(os.path.expanduser(root))
     if not root.exists():
+        _refuse_url(address, "the folder of videos")
         raise UserError(f"data folder {root} does not exist; set data.root to a folder of videos or image folders")
     if is_list(root):
         return read_list(root)
@@ -89,7 +91,7 @@ def read_list(path: Path) -> list[VideoSource]:
     out; white space around a path is. No video is looked for: one that is missing is named when it is wanted.
 
     Raises:
-        UserError: it cannot be read, names nothing, names a video twice, or a pipe or device.
+        UserError: it cannot be read, names nothing, names a video twice, or a pipe, a device or a URL.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
@@ -102,6 +104,7 @@ def read_list(path: Path) -> list[VideoSource]:
             continue
         if "\0" in name:
             raise UserError(f"{path} is no list of videos: line {number} is no path; expected one path per line")
+        _refuse_url(name, f"line {number} of the list of videos {path}")
         video_id = os.path.normpath(os.path.expanduser(name))
         place = path.parent / video_id
         if place.is_fifo() or place.is_char_device():  # reading would wait
@@ -193,3 +196,8 @@ def unique_ids(sources: Iterable[VideoSource]) -> list[VideoSource]:
             raise UserError(f"two videos are called {source.video_id}: {out[source.video_id].path} and {source.path}")
         out[source.video_id] = source
     return list(out.values())
+
+
+def _refuse_url(name: str, place: str) -> None:
+    if "://" in name:
+        raise UserError(f"{place} is a URL, {name}; videos are read from files: download or mount them first")
