@@ -117,7 +117,7 @@ def test_labels_are_made_again_where_the_video_changed_and_are_atomic(
     start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = [f"run_dir={tmp_path}/run", f"data.root={video}", f"teacher.name={tiny_teacher_folder}", *QUICK]
-    config = load_config("train", TrainConfig, ["experiment=adapt", *named])
+    config = load_config("train", TrainConfig, ["experiment=adapt", *named, "model.start=null"])
     device, folder = torch.device("cpu"), tmp_path / "run" / "labels" / "clip"
     flush = NpzSink.close
 
@@ -145,7 +145,7 @@ def test_a_damaged_video_has_labels_as_far_as_it_goes(
     write_empty(folder / "empty.mp4")
     named = [f"run_dir={tmp_path}/run", f"data.root={folder}", f"teacher.name={tiny_teacher_folder}", *QUICK]
     offline_labels.write_offline_labels(
-        load_config("train", TrainConfig, ["experiment=adapt", *named]), torch.device("cpu")
+        load_config("train", TrainConfig, ["experiment=adapt", *named, "model.start=null"]), torch.device("cpu")
     )
     usable = sum(1 for _ in iter_frames(folder / "clip.mp4"))
     assert len(np.load(tmp_path / "run" / "labels" / "clip" / "depth_000000.npz")["depth"]) == usable > 5
@@ -167,6 +167,19 @@ def test_a_video_that_is_too_short_is_refused_before_its_labels_are_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_that_does_not_fit_is_refused_before_labels_are_made(
+    start: Path, video: Path, tiny_teacher_folder: str, tmp_path: Path
+) -> None:
+    tiny_teacher(seed=1).save_pretrained(tmp_path / "other")
+    for place, teacher, message in (
+        (tmp_path / "none", tiny_teacher_folder, "not a student checkpoint"),
+        (start, str(tmp_path / "other"), "was trained with the encoder"),
+    ):
+        with pytest.raises(UserError, match=rf"model\.start: .*{message}"):
+            adapt(tmp_path / "run", place, video, teacher)
+        assert not (tmp_path / "run" / "labels").exists()
+
+
 def test_videos_of_which_none_can_be_read_are_named(tiny_teacher_folder: str, tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", 11)
     damaged = bytearray(video.read_bytes())
@@ -176,7 +189,7 @@ def test_videos_of_which_none_can_be_read_are_named(tiny_teacher_folder: str, tm
     for root in (video, tmp_path / "list.txt"):
         (tmp_path / "list.txt").write_text("clip.mp4\n", encoding="utf-8")
         named = [f"run_dir={tmp_path}/run", f"data.root={root}", f"teacher.name={tiny_teacher_folder}", *QUICK]
-        config = load_config("train", TrainConfig, ["experiment=adapt", *named])
+        config = load_config("train", TrainConfig, ["experiment=adapt", *named, "model.start=null"])
         with pytest.raises(UserError, match=r"none of the 1 videos in .* can be (read|used): clip"):
             offline_labels.write_offline_labels(config, torch.device("cpu"))
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from videomamba_depth.configuration.build import build_flow_estimator, build_teacher, flow_key
+from videomamba_depth.configuration.build import (
+    build_encoder,
+    build_flow_estimator,
+    build_started,
+    build_teacher,
+    flow_key,
+)
 from videomamba_depth.configuration.schema import TrainConfig
 from videomamba_depth.data.dataset_video import VideoClipDataset
 from videomamba_depth.data.labels.windowed_target import WindowedTarget
@@ -20,9 +26,10 @@ from videomamba_depth.models.encoder_da import Teacher
 from videomamba_depth.streaming.offline import OfflineDepth
 from videomamba_depth.streaming.sinks.open import exact_sink
 from videomamba_depth.streaming.sources.open import open_file
+from videomamba_depth.training.run_folder import RunFolder
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.checkpoint import whole_folder
-from videomamba_depth.utils.errors import UserError
+from videomamba_depth.utils.errors import UserError, building
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +45,26 @@ def write_offline_labels(config: TrainConfig, device: torch.device) -> None:
     that can be read are labeled.
 
     Raises:
-        UserError: no videos that can be used, no teacher, or a disk that is full.
+        UserError: no videos that can be used, no teacher, a `model.start` that cannot be gone on from, or a disk that
+            is full.
     """
     root = config.data.root or ""
     usable = VideoClipDataset(root, clip_frames=config.data.clip_frames, playback=config.data.playback).sources
     teacher = build_teacher(config.teacher, device, config.data.transform.short_side)
     about = teacher.cache_key() | {"flow": flow_key(config.reference_flow), "targets": 1}
     problems: dict[str, str] = {}
+    is_checked = config.model.start is None
     for source in usable:
         folder = Path(config.data.labels or "") / _name_of(source)
         try:
             key = about | {"video": hash_source(source.path)}
             if _read_key(folder) != key:
+                if not is_checked:  # not after hours of labeling
+                    with building("model.start"):
+                        build_started(
+                            config.model, build_encoder(config.model, teacher, device), RunFolder(config.run_dir)
+                        )
+                    is_checked = True
                 _write(source, folder, key, config, teacher, device)
         except VideoReadError as error:
             problems[source.video_id] = str(error)
