@@ -250,8 +250,8 @@ def loading_error(name_or_path: str, error: Exception, *also: str) -> UserError:
 
 def first_line(error: Exception) -> str:
     """Return what an error says first, for a message of one line."""
-    said = f"there is no {error}" if isinstance(error, KeyError) else str(error).strip()
-    return (said or type(error).__name__).splitlines()[0][:160]
+    message = f"there is no {error}" if isinstance(error, KeyError) else str(error).strip()
+    return (message or type(error).__name__).splitlines()[0][:160]
 
 
 def former_name(name: str) -> str:
