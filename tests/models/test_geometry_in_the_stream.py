@@ -18,7 +18,7 @@ from videomamba_depth.models.camera_tracking import Adjusted, Tracks, View
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.geometry import CAMERAS, Geometry, GeometrySpec
+from videomamba_depth.models.geometry import CAMERAS, SCENE, Geometry, GeometrySpec, Scene
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.photometric import FLOW_SHARE, compare_pictures
@@ -140,6 +140,22 @@ def test_the_focal_length_follows_parallax_unless_it_is_known(assumed: float) ->
     still = walk(speed=0.0, turn=0.0)
     _, cameras, _ = run(still, 1 / teacher(still.inv_depth), replace(SPEC, focal=assumed))
     assert cameras[-1].focal_px == pytest.approx(assumed * W, rel=1e-3)
+
+
+@pytest.mark.parametrize("shift", [-0.1, 0.6])
+def test_the_shift_of_a_relative_decoder_follows_parallax_unless_it_is_known(shift: float) -> None:
+    seen = walk()
+    depth = (seen.inv_depth / seen.inv_depth.mean() + shift)[None, :, None]
+    found = []
+    for spread in (0.0, 0.3):
+        geometry, index = Geometry(replace(SPEC, shift_spread=spread), DepthKind.RELATIVE, FLOW), torch.zeros(1).long()
+        _, maps = geometry(depth, BLACK, geometry.new_maps(1, (H, W), "cpu"), index, seen.motion)
+        scene = Scene(*maps[SCENE].flatten().tolist())
+        found.append(scene.unit * (scene.shift + scene.shift_change))
+    assert abs(found[1] + shift) < 0.75 * abs(found[0] + shift), found
+    still = walk(speed=0.0, turn=0.0)
+    right, _, _ = run(still, depth, kind=DepthKind.RELATIVE)
+    assert torch.equal(right, depth)
 
 
 @pytest.mark.parametrize("case", ["static", "turning", "blank"])
@@ -342,6 +358,7 @@ def test_states_of_other_settings_do_not_fit() -> None:
         {"spread": 1.0},
         {"focal": 2.0},
         {"focal_spread": 0.0},
+        {"shift_spread": 0.0},
     )
     specs = [GeometrySpec(**changed) for changed in ({}, *others, {"keep": 0.1})]  # type: ignore[arg-type]
     signatures = {Geometry(spec, DepthKind.RELATIVE, lambda *_: None).signature for spec in specs}  # type: ignore[arg-type,return-value]

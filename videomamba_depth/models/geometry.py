@@ -42,7 +42,13 @@ GRID_CELLS = 28  # grid points along the short side
 COARSE = 2  # the camera is found from every n-th row and column of the grid
 RELATIVE_FLOOR = 0.02  # inverse depth, in units of its mean, below which relative errors stop shrinking
 MIN_METRIC_DEPTH_M = 1e-3
-SHIFT_OF_LOW = -0.45  # shift of a relative teacher as a multiple of the first percentile of the first frame
+SHIFT_OF_LOW = -0.2  # shift of a relative teacher that is assumed, as a multiple of the first percentile
+SHIFT_ERRS_ALIKE = 100.0  # what points say of it counts one part in so many: the decoder errs alike on neighbors
+SHIFT_KEEP = 0.97  # share of what is known of it, beyond what is assumed, that is still known in the next frame
+SHIFT_OUTLIER = 2.0  # error at which a point counts half, in standard deviations
+MAX_SHIFT_STEP = 0.05
+MIN_LEVEL = 0.1  # share of the mean inverse depth that a shift leaves at least
+MIN_SHARE = 0.05  # of a point's depth that is due to parallax, below which it is taken for that much
 MIN_NOISE_PX, MAX_NOISE_PX = 0.15, 3.0
 MAX_KNOWN = 1 / 0.05**2  # information of log inverse depth that is carried at most
 MAX_LOG_CORRECTION = 1.5
@@ -85,6 +91,8 @@ class GeometrySpec:
         spread: relative standard deviation of the true inverse depth about the decoder's.
         focal: focal length over the longer side of the frame.
         focal_spread: relative standard deviation of the true one about it, which then follows the tracks; 0: known.
+        shift_spread: standard deviation of the true shift of a relative decoder about the one that is assumed, in units
+            of its mean inverse depth; it then follows parallax; 0: the assumed one stays.
         keep: share of what is known of a point that is still known in the next frame.
         picture_steps: in which depth is refined by comparing pictures, see `compare_pictures`; 0: it is flow's.
     """
@@ -96,6 +104,7 @@ class GeometrySpec:
     spread: float = ranged(1e-6, 10, 0.3)
     focal: float = ranged(0.1, 100, 0.9)
     focal_spread: float = ranged(0, 10, 0.25)
+    shift_spread: float = ranged(0, 10, 0.3)
     keep: float = ranged(0, 1, 0.9)
     picture_steps: int = ranged(0, 64, 4)
 
@@ -185,7 +194,8 @@ class Geometry:
         small = resize_maps(inverse, (height, width), average=True)
         low = small.flatten(1).kthvalue(max(1, height * width // 100)).values
         unit, shift, state = self._anchor(small.mean((1, 2, 3)).clamp(min=1e-6), low, scene, state, is_first)
-        full, base = (((v / _4d(unit)) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
+        full, base = ((v / _4d(unit) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
+        as_assumed, (full, base) = full, (_shifted(v, scene.shift_change, 1 + shift) for v in (full, base))
         # 2. Flow to the last frame and, chained, to the key frames; depth there.
         assumed = torch.full_like(unit, spec.focal * max(height, width))
         view = View(torch.where(is_first, assumed, scene.focal_px), _center(x, height, width))
@@ -259,9 +269,19 @@ class Geometry:
         log_ratio = (found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION).view_as(confidence)
         correction = _blur(log_ratio * confidence) / (_blur(confidence) + ENOUGH)
         inner, outer = (_from_grid(correction, v, (height, width), rows, columns) for v in (base, full))
-        log_change = _4d(evidence) * outer
-        change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * full * torch.expm1(log_change)
-        scene = Scene(unit, shift, evidence, overall, focal_px, lost.to(x.dtype), brightness, focal_known)
+        log_change = _4d(evidence) * (outer + (full / as_assumed).log())
+        change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * as_assumed * torch.expm1(log_change)
+        scene = Scene(
+            unit,
+            shift,
+            evidence,
+            overall,
+            focal_px,
+            lost.to(x.dtype),
+            brightness,
+            focal_known,
+            *self._find_shift(log_ratio, confidence, mean, scene, 1 + shift, evidence, is_first),
+        )
         # The cameras that are known show the same pictures at the new focal length; depth is as it was.
         cameras = at_another_focal(torch.cat([pose[:, None], state["cameras"]], 1), view.focal_px / focal_px)
         state = {**state, "cameras": cameras[:, 1:]}
@@ -292,6 +312,41 @@ class Geometry:
         held = Known(view.focal_px.log(), known * FLOW_ERRS_ALIKE / evidence.clamp(min=1e-6))
         focal_px, seen = find_focal(tracks, poses, pose, view, noise_px, depth, held)
         return focal_px, known + evidence * seen / FLOW_ERRS_ALIKE
+
+    def _find_shift(
+        self,
+        log_ratio: Tensor,
+        confidence: Tensor,
+        mean: Tensor,
+        scene: Scene,
+        level: Tensor,
+        evidence: Tensor,
+        is_first: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return by how much the decoder's shift is another than assumed, and what is known of it, each `[B]`.
+
+        The logarithm of what parallax says over the decoder's depth would be the same everywhere, but for its errors.
+
+        Args:
+            log_ratio, confidence: `[B,1,gh,gw]`. mean: `[B,P]` of the decoder as it is shifted now.
+        """
+        if self.metric or not self.spec.shift_spread:
+            return scene.shift_change, scene.shift_known
+        least = 1 / self.spec.shift_spread**2
+        change = torch.where(is_first, 0.0, scene.shift_change)
+        known = torch.where(is_first, least, least + SHIFT_KEEP * (scene.shift_known - least))
+        share = confidence.flatten(1).clamp(min=MIN_SHARE)  # [B,P]
+        residual = log_ratio.flatten(1) / share  # of parallax alone: the decoder's pull is undone
+        variance = self.spec.spread**2 / share
+        slope = (level / (level + change))[:, None] / mean  # of the logarithm of the decoder's depth, by the shift
+        weight = 1 / (variance * (1 + residual.square() / (SHIFT_OUTLIER**2 * variance)))
+        residual, slope = (
+            v - (weight * v).sum(1, keepdim=True) / weight.sum(1, keepdim=True) for v in (residual, slope)
+        )
+        counted = weight * evidence[:, None] / SHIFT_ERRS_ALIKE
+        known = known + (counted * slope.square()).sum(1)
+        step = (counted * slope * residual).sum(1) / known
+        return (change + step.clamp(-MAX_SHIFT_STEP, MAX_SHIFT_STEP)).clamp(min=(MIN_LEVEL - 1) * level), known
 
     def _anchor(
         self, mean: Tensor, low: Tensor, scene: Scene, state: dict[str, Tensor], is_first: Tensor
@@ -371,7 +426,8 @@ class Scene(NamedTuple):
     unit: mean inverse depth, in the decoder's unit, when parallax was first believed. shift: of the decoder's, in it.
     evidence: of parallax, 0 to 1. noise_px: of the tracks about the scene. focal_px: at the flow's size. lost: 1 where
     the tracks fit no camera, and geometry starts again from this frame. light: mean luma of the last frame.
-    focal_known: about the logarithm of the focal length, 1 / variance.
+    focal_known: about the logarithm of the focal length, 1 / variance. shift_change: by how much the decoder's shift is
+    another than `shift`, in the unit; shift_known: about it, 1 / variance.
     """
 
     unit: Tensor
@@ -382,6 +438,8 @@ class Scene(NamedTuple):
     lost: Tensor
     light: Tensor
     focal_known: Tensor
+    shift_change: Tensor
+    shift_known: Tensor
 
 
 _NAME = "geometry."
@@ -505,6 +563,11 @@ def _rise(x: Tensor, low: float, high: float) -> Tensor:
     """Return 0 on `low`'s side, 1 on `high`'s, and a cubic in between."""
     share = ((x - low) / (high - low)).clamp(0, 1)
     return share * share * (3 - 2 * share)
+
+
+def _shifted(inv_depth: Tensor, change: Tensor, level: Tensor) -> Tensor:
+    """Return inverse depth `[B,1,H,W]` with another shift, and the same where it is at `level [B]`."""
+    return ((inv_depth + _4d(change)) * _4d(level / (level + change))).clamp(min=RELATIVE_FLOOR)
 
 
 def _3d(values: Tensor) -> Tensor:
