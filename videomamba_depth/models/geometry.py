@@ -44,7 +44,6 @@ RELATIVE_FLOOR = 0.02  # inverse depth, in units of its mean, below which relati
 MIN_METRIC_DEPTH_M = 1e-3
 SHIFT_OF_LOW = -0.2  # shift of a relative teacher that is assumed, as a multiple of the first percentile
 SHIFT_ERRS_ALIKE = 100.0  # what points say of it counts one part in so many: the decoder errs alike on neighbors
-SHIFT_KEEP = 0.97  # share of what is known of it, beyond what is assumed, that is still known in the next frame
 SHIFT_OUTLIER = 2.0  # error at which a point counts half, in standard deviations
 MAX_SHIFT_STEP = 0.05
 MIN_LEVEL = 0.1  # share of the mean inverse depth that a shift leaves at least
@@ -75,7 +74,9 @@ STAYS_SHARE = 0.15  # of the motion that is expected
 MIN_MOVING = 0.05  # share of the tracks that move, below which nothing can contradict them
 CONTRADICTED = (0.08, 0.2)  # share of the tracks that contradict the rest: less is believed from here on, nothing
 FLOW_ERRS_ALIKE = 100.0  # what tracks say of the focal length counts one part in so many: neighboring flow errs alike
-FOCAL_KEEP = 0.97  # share of what is known of it, beyond what is assumed, that is still known in the next frame
+CAMERA_KEEP = (
+    0.97  # share of what is known of focal length and shift beyond what is assumed, which the next frame keeps
+)
 ANCHORED = 0.5  # evidence from which on unit and shift stay as they are
 
 
@@ -194,8 +195,8 @@ class Geometry:
         small = resize_maps(inverse, (height, width), average=True)
         low = small.flatten(1).kthvalue(max(1, height * width // 100)).values
         unit, shift, state = self._anchor(small.mean((1, 2, 3)).clamp(min=1e-6), low, scene, state, is_first)
-        full, base = ((v / _4d(unit) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
-        as_assumed, (full, base) = full, (_shifted(v, scene.shift_change, 1 + shift) for v in (full, base))
+        as_assumed, base = ((v / _4d(unit) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
+        full, base = (_shifted(v, scene.shift_change, 1 + shift) for v in (as_assumed, base))
         # 2. Flow to the last frame and, chained, to the key frames; depth there.
         assumed = torch.full_like(unit, spec.focal * max(height, width))
         view = View(torch.where(is_first, assumed, scene.focal_px), _center(x, height, width))
@@ -307,8 +308,7 @@ class Geometry:
         """
         if not self.spec.focal_spread:
             return view.focal_px, torch.zeros_like(evidence)
-        least = 1 / self.spec.focal_spread**2
-        known = torch.where(is_first, least, least + FOCAL_KEEP * (scene.focal_known - least))
+        known = _remembered(scene.focal_known, self.spec.focal_spread, is_first)
         held = Known(view.focal_px.log(), known * FLOW_ERRS_ALIKE / evidence.clamp(min=1e-6))
         focal_px, seen = find_focal(tracks, poses, pose, view, noise_px, depth, held)
         return focal_px, known + evidence * seen / FLOW_ERRS_ALIKE
@@ -332,9 +332,7 @@ class Geometry:
         """
         if self.metric or not self.spec.shift_spread:
             return scene.shift_change, scene.shift_known
-        least = 1 / self.spec.shift_spread**2
-        change = torch.where(is_first, 0.0, scene.shift_change)
-        known = torch.where(is_first, least, least + SHIFT_KEEP * (scene.shift_known - least))
+        change, known = scene.shift_change, _remembered(scene.shift_known, self.spec.shift_spread, is_first)
         share = confidence.flatten(1).clamp(min=MIN_SHARE)  # [B,P]
         residual = log_ratio.flatten(1) / share  # of parallax alone: the decoder's pull is undone
         variance = self.spec.spread**2 / share
@@ -563,6 +561,12 @@ def _rise(x: Tensor, low: float, high: float) -> Tensor:
     """Return 0 on `low`'s side, 1 on `high`'s, and a cubic in between."""
     share = ((x - low) / (high - low)).clamp(0, 1)
     return share * share * (3 - 2 * share)
+
+
+def _remembered(known: Tensor, spread: float, is_first: Tensor) -> Tensor:
+    """Return what a frame still knows, 1 / variance `[B]`, of what was assumed within `spread`."""
+    least = 1 / spread**2
+    return torch.where(is_first, least, least + CAMERA_KEEP * (known - least))
 
 
 def _shifted(inv_depth: Tensor, change: Tensor, level: Tensor) -> Tensor:
