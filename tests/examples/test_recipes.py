@@ -286,11 +286,12 @@ def test_options_that_mean_nothing_are_refused(
     assert f"argument {option}: " in capsys.readouterr().err
 
 
-def classification_data(data: Path) -> list[str]:
-    """The options of a run on four pictures."""
+def classification_run(folder: Path) -> list[str]:
+    """The arguments of a run on four pictures, with data and --out in a folder."""
+    data = folder / "data"
     for split, name, index in itertools.product(("train", "val"), ("dark", "light"), range(2)):
         picture(data / split / name / f"{index}.png", (30, 30, 30) if name == "dark" else (220, 220, 220), index)
-    return [*COMMON, "--data", str(data), "--no-mixup"]
+    return [*COMMON, "--data", str(data), "--no-mixup", "--out", str(folder / "out")]
 
 
 @pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
@@ -298,8 +299,7 @@ def test_a_run_goes_on_from_the_last_complete_checkpoint(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that is killed leaves a folder that breaks off, and no trainer_state.json in it."""
-    out = tmp_path / "out"
-    arguments = [*classification_data(tmp_path / "data"), "--out", str(out)]
+    out, arguments = tmp_path / "out", classification_run(tmp_path)
     recipe.main([*arguments, "--epochs", "2"])
     (out / "checkpoint-2" / "trainer_state.json").unlink()
     recipe.main([*arguments, "--epochs", "3"])
@@ -316,8 +316,7 @@ def test_a_run_goes_on_from_the_last_complete_checkpoint(
 @pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
 def test_a_run_goes_on_with_the_options_that_it_is_given(recipe: ModuleType, tmp_path: Path) -> None:
     """The learning rate and the weight decay of the command, and the optimizer's moments of the checkpoint."""
-    out = tmp_path / "out"
-    arguments = [*classification_data(tmp_path / "data"), "--out", str(out)]
+    out, arguments = tmp_path / "out", classification_run(tmp_path)
     recipe.main([*arguments, "--lr", "1e-3", "--epochs", "1"])
     recipe.main([*arguments, "--lr", "1e-5", "--weight-decay", "0", "--epochs", "2"])
     held = torch.load(out / "checkpoint-2" / "optimizer.pt", weights_only=True)
@@ -333,8 +332,7 @@ def test_a_run_goes_on_with_the_options_that_it_is_given(recipe: ModuleType, tmp
 def test_damaged_parts_of_a_checkpoint_leave_it_out(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    arguments = [*classification_data(tmp_path / "data"), "--out", str(out)]
+    out, arguments = tmp_path / "out", classification_run(tmp_path)
     recipe.main([*arguments, "--epochs", "1"])
     last = out / "checkpoint-1"
     model = recipe.VimForImageClassification.from_pretrained(last)
@@ -423,7 +421,7 @@ def test_several_processes_have_the_mean_loss_of_one(
     monkeypatch.setattr(
         recipe.common.MixingTrainer, "train", lambda self, **o: trainers.append(self) or plain(self, **o)
     )
-    recipe.main([*classification_data(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "1"])
+    recipe.main([*classification_run(tmp_path), "--epochs", "1"])
     (trainer,) = trainers
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
     (batch,) = [trainer._prepare_inputs(batch) for batch in trainer.get_eval_dataloader()]
@@ -433,7 +431,7 @@ def test_several_processes_have_the_mean_loss_of_one(
 
 @pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
 def test_a_loss_that_is_not_finite_stops_a_run(recipe: ModuleType, tmp_path: Path) -> None:
-    arguments = [*classification_data(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "9"]
+    arguments = [*classification_run(tmp_path), "--epochs", "9"]
     with pytest.raises(UserError, match=r"the loss is nan after \d steps; lower --lr"):
         recipe.main([*arguments, "--lr", "1e30"])
     assert not (tmp_path / "out" / "model.safetensors").exists()
@@ -441,7 +439,7 @@ def test_a_loss_that_is_not_finite_stops_a_run(recipe: ModuleType, tmp_path: Pat
 
 @pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
 def test_families_that_are_none_of_images_are_refused(recipe: ModuleType, tmp_path: Path) -> None:
-    arguments = [*classification_data(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    arguments = classification_run(tmp_path)
     with pytest.raises(UserError, match="--family must be vim or videomamba_image"):
         recipe.main([*arguments, "--family", "videomamba_video"])
 
