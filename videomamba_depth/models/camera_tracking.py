@@ -17,6 +17,7 @@ from videomamba_depth.utils.cameras import orthonormal, rotation_matrix
 POSE_SCALES_PX = (4.0, 4.0, 4.0, 3.0, 2.0, 1.5, 1.0, 1.0, 1.0)  # robust scale of each step, wide to narrow
 FOCAL_STEPS = 3
 TURNING_SCALES_PX = (4.0, 4.0, 2.0, 1.0, 1.0)
+TURNING_FOCAL_PX = 4.0  # error, of one point, that counts as much as a focal length e times the one that is believed
 MIN_DEPTH_RATIO = 0.05  # of a point's depth after and before the change of camera; what comes nearer is not used
 MIN_INV_DEPTH = 1e-4
 MAX_POSE_STEP, MAX_DEPTH_STEP = 0.15, 0.3  # of any component; share of the inverse depth
@@ -155,25 +156,37 @@ def at_another_focal(poses: Tensor, ratio: Tensor) -> Tensor:
 
 
 def fit_turning_camera(tracks: Tracks, poses: Tensor, start: Tensor, view: View) -> Tensor:
-    """Return errors [B,S,P] px of the best camera that stays where each past frame was taken: it may turn and zoom."""
-    f = view.focal_px.view(-1, 1, 1)
-    rays, target = view.rays(tracks.found_px), tracks.points_px[:, None]
+    """Return errors [B,S,P] px of the best camera that stays where each past frame was taken: it may turn and zoom.
+
+    Its focal length is free too, within a prior: with a wrong one a camera that turns seems to move.
+    """
     rotation = start[:, None, :, :3] @ poses[..., :3].mT  # [B,S,3,3]
-    zoom = torch.ones_like(tracks.trust[..., :1])
+    zoom, log_focal = torch.ones_like(tracks.trust[..., :1]), torch.zeros_like(tracks.trust[..., :1])
+    believed = torch.zeros_like(zoom)[..., None, None].repeat(1, 1, 2, 5, 1)  # [B,S,2,5,1], derivatives of an equation
+    believed[:, :, 0, 4] = TURNING_FOCAL_PX
+    offset, target = tracks.found_px - view.center_px[:, None], (tracks.points_px - view.center_px[:, None])[:, None]
     for scale in (*TURNING_SCALES_PX, None):
+        f = view.focal_px.view(-1, 1, 1) * log_focal.exp()  # [B,S,1]
+        rays = torch.cat([offset / f[:, :, None], torch.ones_like(offset[:, :, :1])], 2)
         x, y, z = (rotation @ rays).unbind(2)
         inverse = zoom / z.clamp(min=MIN_DEPTH_RATIO)
         x, y = x * inverse, y * inverse
-        residual = torch.stack([f * x, f * y], 2) + view.center_px[:, None] - target  # [B,S,2,P]
+        residual = torch.stack([f * x, f * y], 2) - target  # [B,S,2,P]
         squared = residual.square().sum(2)
         if scale is None:
             break
         fxy, fz = f * x * y / zoom, f * zoom
-        u = torch.stack([-fxy, fz + f * x.square() / zoom, -f * y, f * x], 2)
-        v = torch.stack([-fz - f * y.square() / zoom, fxy, f * x, f * y], 2)
+        right, down, ahead = (v[..., None] for v in rotation[..., 2].unbind(-1))  # the optical axis then, seen from now
+        by_focal = [f * (v + inverse * (axis - v * ahead / zoom)) for v, axis in ((x, right), (y, down))]
+        u = torch.stack([-fxy, fz + f * x.square() / zoom, -f * y, f * x, by_focal[0]], 2)
+        v = torch.stack([-fz - f * y.square() / zoom, fxy, f * x, f * y, by_focal[1]], 2)
         weight = tracks.trust / (1 + squared / scale**2).square()
-        step = _solve(torch.stack([u, v], 2), residual, weight)
-        rotation, zoom = rotation_matrix(step[..., :3]) @ rotation, zoom * (1 + step[..., 3:])
+        # One more equation, of weight 1: the focal length is the one that is believed.
+        columns = torch.cat([torch.stack([u, v], 2), believed], -1)
+        residual = torch.cat([residual, believed[:, :, :, 4] * log_focal[:, :, None]], -1)
+        step = _solve(columns, residual, torch.cat([weight, torch.ones_like(log_focal)], -1))
+        rotation, zoom = rotation_matrix(step[..., :3]) @ rotation, zoom * (1 + step[..., 3:4])
+        log_focal = log_focal + step[..., 4:]
     return squared.sqrt()
 
 

@@ -53,7 +53,7 @@ MAX_KNOWN = 1 / 0.05**2  # information of log inverse depth that is carried at m
 MAX_LOG_CORRECTION = 1.5
 ENOUGH = 0.05  # confidence that is added where the correction is smoothed
 SMOOTHING_CELLS = 1.5
-PARALLAX = (1.5, 2.5)  # noise about a camera that stays over that about the scene: nothing believed, all believed
+PARALLAX = (1.25, 1.8)  # noise about a camera that stays over that about the scene: nothing believed, all believed
 NOISE, NOISE_AT_PX = (0.04, 0.08), 3.0
 """Noise of the tracks over (their length + so many px) from which on less is believed, and nothing: no rigid scene."""
 LOST_PX = 2.0  # noise from which on the tracks fit no camera
@@ -88,7 +88,7 @@ class GeometrySpec:
         short_side: of the pictures that flow is followed on, px; larger flow is averaged down.
         key_frames: how many past frames are kept besides the last one.
         every: frames from one of them to the next.
-        refined: how many of them flow is estimated to anew in each frame, in turn; 0: flow to them is chained alone.
+        refined: to how many of them flow is estimated anew in each frame, in turn; 0: flow to them is chained alone.
         spread: relative standard deviation of the true inverse depth about the decoder's.
         focal: focal length over the longer side of the frame.
         focal_spread: relative standard deviation of the true one about it, which then follows the tracks; 0: known.
@@ -101,7 +101,7 @@ class GeometrySpec:
     short_side: int = ranged(32, 8192, 112)
     key_frames: int = ranged(1, 64, 4)
     every: int = ranged(1, 64, 4)
-    refined: int = ranged(0, 64, 1)
+    refined: int = ranged(0, 64, 4)
     spread: float = ranged(1e-6, 10, 0.3)
     focal: float = ranged(0.1, 100, 0.9)
     focal_spread: float = ranged(0, 10, 0.25)
@@ -201,8 +201,9 @@ class Geometry:
         assumed = torch.full_like(unit, spec.focal * max(height, width))
         view = View(torch.where(is_first, assumed, scene.focal_px), _center(x, height, width))
         chained, trust = chain_flow(state["flow"], state["trust"], flow, trusted)
-        for turn in range(min(spec.refined, spec.key_frames)):
-            chained, trust = self._refine(chained, trust, light, state["luma"], (index + turn) % spec.key_frames)
+        if turns := min(spec.refined, spec.key_frames):
+            slots = (index[:, None] + torch.arange(turns, device=index.device)) % spec.key_frames
+            chained, trust = self._refine(chained, trust, light, state["luma"], slots)
         rows, columns = _grid(height, width, x.device)
         tracks = _tracks(torch.cat([flow, chained], 1), torch.cat([trusted, trust], 1), state["depth"], rows, columns)
         mean = _on(F.avg_pool2d(base, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
@@ -367,23 +368,23 @@ class Geometry:
         return unit, shift, {**state, "depth": depth, "cameras": cameras}
 
     def _refine(
-        self, chained: Tensor, trust: Tensor, light: Tensor, past: Tensor, slot: Tensor
+        self, chained: Tensor, trust: Tensor, light: Tensor, past: Tensor, slots: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return flow and trust with those to one key frame per stream, `slot [B]`, estimated from the chain on.
+        """Return flow and trust with those to some key frames per stream, `slots [B,R]`, estimated from the chain on.
 
-        The key frame is warped by the chain and the estimator asked for the rest, so that large motion stays within its
-        reach, and the chain's errors do not add up.
+        The key frames are warped by the chain and the estimator asked for the rest, so that large motion stays within
+        its reach, and the chain's errors do not add up.
         """
-        streams, slots = torch.arange(len(slot), device=slot.device), trust.shape[1]
-        flows = chained.unflatten(1, (slots, 2))
-        start, seen = flows[streams, slot], trust[streams, slot][:, None]  # [B,2,h,w], [B,1,h,w]
-        warped = sample_along(past[streams, slot][:, None], start)
-        rest, back = both_ways(self.flow, light.expand(-1, 3, -1, -1), warped.expand(-1, 3, -1, -1))
-        refined = rest + sample_along(start, rest)
+        streams, shape = torch.arange(len(slots), device=slots.device)[:, None], slots.shape
+        flows = chained.unflatten(1, (trust.shape[1], 2))
+        start, seen = flows[streams, slots].flatten(0, 1), trust[streams, slots].flatten(0, 1)[:, None]
+        warped = sample_along(past[streams, slots].flatten(0, 1)[:, None], start)
+        now = light.repeat_interleave(shape[1], 0)
+        rest, back = both_ways(self.flow, now.expand(-1, 3, -1, -1), warped.expand(-1, 3, -1, -1))
+        refined = rest + sample_along(start, rest)  # [B·R,2,h,w]
         seen = seen * consistency_mask(rest, back) * in_bounds_mask(refined)
-        chosen = torch.arange(slots, device=slot.device) == slot[:, None]  # [B,S]
-        flows = torch.where(chosen[:, :, None, None, None], refined[:, None], flows)
-        return flows.flatten(1, 2), torch.where(chosen[:, :, None, None], seen, trust)
+        flows = flows.index_put((streams, slots), refined.unflatten(0, shape))
+        return flows.flatten(1, 2), trust.index_put((streams, slots), seen[:, 0].unflatten(0, shape))
 
     def _after(
         self,
