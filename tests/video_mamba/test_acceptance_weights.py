@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -247,6 +248,15 @@ def test_point_17_files_that_are_no_weights(tmp_path: Path) -> None:
             load_backbone(model, tmp_path / name, "vim")
 
 
+def test_options_beside_the_weights_are_read_over(tmp_path: Path) -> None:
+    model, other = image_model(), image_model(seed=2)
+    options = argparse.Namespace(lr=1e-3, data_path="imagenet")
+    content = {"model": model.state_dict(), "optimizer": {"state": {}}, "epoch": 3, "args": options}
+    torch.save(content, tmp_path / "checkpoint.pth")  # as the released training scripts write them
+    load_backbone(other, tmp_path / "checkpoint.pth", "videomamba_image")
+    assert torch.equal(other.head.weight, model.head.weight)
+
+
 def _complex(t: torch.Tensor) -> torch.Tensor:
     return torch.complex(t, t)
 
@@ -359,6 +369,11 @@ def test_another_number_of_classes_keeps_the_models_own_head(tmp_path: Path) -> 
     load_backbone(
         image_model(num_classes=0), tmp_path / "file.pth", "videomamba_image", keep_head=False
     )  # no head at all
+    student = image_model(seed=3, num_classes=4, teacher_dim=8)
+    load_backbone(student, tmp_path / "file.pth", "videomamba_image", keep_head=False)  # which has no distill_head
+    assert torch.equal(student.cls_token, model.cls_token)
+    torch.save(image_model(teacher_dim=24).state_dict(), tmp_path / "distilled.pth")
+    load_backbone(student, tmp_path / "distilled.pth", "videomamba_image", keep_head=False)  # of another teacher
 
 
 def config(**changes: Any) -> SimpleNamespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -133,7 +134,9 @@ def _read_safetensors(path: Path) -> WeightFile:
 
 def _read_pickle(path: Path, unwrap: bool) -> WeightFile:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts of the field keep their options beside the weights: names and values, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         held = re.search(r"GLOBAL (\S+)", str(error))  # the rest of PyTorch's text tells how to allow it
         raise CheckpointError(

@@ -37,6 +37,7 @@ Family = Literal["videomamba_image", "videomamba_video", "videomamba_masked", "v
 things, so a file never says by itself which it is: the caller does, our own files do in their metadata, and those of
 transformers (`save_pretrained`, Trainer) in the config.json beside them."""
 
+_HEADS = ("head.", "distill_head.")
 _VIDEO_SOURCES = ("videomamba_masked", "videomamba_retrieval")
 _FORMAT = "videomamba-depth backbone 1"
 _logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def load_backbone(
         family: what the file is.
         source_grid: (rows, columns) of patches that the file's position table was made for. None: what our own files
             say, and a square for foreign ones.
-        keep_head: False leaves the model's classifier as it is, for another number of classes.
+        keep_head: False leaves the model's heads as they are, for another number of classes or another teacher.
 
     Raises:
         CheckpointError: the family is wrong, or names or shapes do not fit; lists every problem.
@@ -73,7 +74,7 @@ def load_backbone(
         file = file._replace(tensors=_as_video(model, file.tensors, family, path))
     tensors = _fit_tables(model, file, source_grid, path)
     if not keep_head:
-        tensors = _with_own(model, tensors, ("head.",))
+        tensors = _with_own(model, tensors, _HEADS)
     load_strictly(model, _without_absent_heads(model, tensors), f"'{path}' ({family})", _hint(model, tensors))
 
 
@@ -113,7 +114,7 @@ def inflate_image_weights(model: VideoMamba, path: str | Path, source_grid: Grid
     if kernel is not None and kernel.ndim == 4:
         tensors["patch_embed.proj.weight"] = inflate_kernel(kernel, model.patch_embed.tubelet_size)
     tensors["temporal_pos_embedding"] = torch.zeros_like(model.temporal_pos_embedding)
-    tensors = _without_absent_heads(model, _with_own(model, tensors, ("head.",)))
+    tensors = _without_absent_heads(model, _with_own(model, tensors, _HEADS))
     load_strictly(model, tensors, f"'{path}' (videomamba_image, inflated)")
 
 
