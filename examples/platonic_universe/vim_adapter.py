@@ -103,7 +103,7 @@ class Preprocess:
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Tensor]:
         return {
-            mode: self.pixels(np.asarray(example[f"{mode}_image"]["flux"], np.float32), mode) for mode in self.modes
+            mode: self.pixels(np.asarray(example[f"{mode}_image"]["flux"], np.float64), mode) for mode in self.modes
         }
 
     def pixels(self, flux: np.ndarray, mode: str) -> Tensor:
@@ -121,10 +121,14 @@ class Preprocess:
 
 
 def stretch(band: np.ndarray) -> np.ndarray:
-    """Return asinh of the band over the span of its 1st to 99th percentile, in [0, 1]; 0 for a constant band."""
+    """Return asinh of the band over the span of its 1st to 99th percentile, in [0, 1], float32, whatever the unit.
+
+    Where the percentiles are equal it is the span of all pixels; 0 for a constant band.
+    """
+    band = band / (np.abs(band).max() or 1.0)
     low, high = np.percentile(band, (1, 99))
-    curve = np.arcsinh((band - low) / max(high - low, 1e-12))
-    return ((curve - curve.min()) / max(curve.max() - curve.min(), 1e-12)).astype(np.float32)
+    curve = np.arcsinh((band - low) / (high - low or np.ptp(band) or 1.0))
+    return ((curve - curve.min()) / (np.ptp(curve) or 1.0)).astype(np.float32)
 
 
 for _alias in ("vim", "vim-cls"):

@@ -112,6 +112,18 @@ def test_a_saturated_pixel_leaves_the_others(registry: dict[str, type]) -> None:
     assert (preprocess.pixels(flux, "hsc") - plain).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("unit", [1e-17, 1e-40, 1e40])
+def test_pixels_do_not_depend_on_the_unit_of_fluxes(registry: dict[str, type], unit: float) -> None:
+    module = importlib.import_module("vim_adapter")
+    flux = np.random.default_rng(0).normal(size=(5, 96, 96))
+    flux[1] = 0
+    flux[1, 48, 48] = 2  # both percentiles are 0
+    prepare = module.Preprocess(Vim(depth=1, embed_dim=16), ["hsc"])
+    plain, scaled = (prepare({"hsc_image": {"flux": scale * flux}})["hsc"] for scale in (1.0, unit))
+    torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-5)
+    assert plain.std((1, 2)).min() > 0.01
+
+
 def plain_mknn(a: list[list[float]], b: list[list[float]], k: int) -> float:
     def nearest(x: list[list[float]], i: int) -> set[int]:
         def cosine(u: list[float], v: list[float]) -> float:
