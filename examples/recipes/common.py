@@ -8,7 +8,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,6 +68,18 @@ def size_of(variant: str) -> dict[str, int]:
         raise UserError(f"--variant must be {', '.join(VARIANTS)} or 'layers,channels' such as 4,96; got {variant!r}")
     depth, width = VARIANTS[variant] if variant in VARIANTS else map(int, variant.split(","))
     return {"num_hidden_layers": depth, "hidden_size": width}
+
+
+def family_of(args: argparse.Namespace, *families: str) -> str:
+    """Return --family, or the first of those that a recipe takes; others are refused."""
+    if args.family not in (None, *families):
+        raise UserError(f"--family must be {' or '.join(families)} here; got {args.family}")
+    return args.family or families[0]
+
+
+def labels(classes: Sequence[str]) -> dict[str, dict]:
+    """Return the names of the classes as transformers' configs keep them."""
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -18,7 +18,6 @@ from folders import Images
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
 from videomamba_depth.video_mamba.transformers_models import (
     VideoMambaConfig,
@@ -82,16 +81,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 def build(args: argparse.Namespace, classes: list[str]) -> Any:
     """Return the classifier, from a file of weights if one is named."""
-    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    options = {"image_size": args.size, **common.size_of(args.variant), **labels}
-    if args.family not in (None, "vim", "videomamba_image"):
-        raise UserError(f"--family must be vim or videomamba_image for images; got {args.family}")
-    if args.family == "videomamba_image":
+    options = {"image_size": args.size, **common.size_of(args.variant), **common.labels(classes)}
+    family = common.family_of(args, "vim", "videomamba_image")
+    if family == "videomamba_image":
         model: Any = VideoMambaForImageClassification(VideoMambaConfig(num_frames=None, **options))
     else:
         model = VimForImageClassification(VimConfig(**options))
     if args.pretrained:
-        model.load_published(args.pretrained, args.family or "vim", keep_head=False)
+        model.load_published(args.pretrained, family, keep_head=False)
     return model
 
 

@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 8 examples/recipes/video_classification.py ...     # or: accelerate launch
 
 Lists are those of Kinetics, Something-Something V2 and Breakfast: one video per line, the path (relative to --data) and
-the number of its class, with a space or a comma between. Of each of --frames segments one frame is taken.
+the number of its class, with a space or a comma between. Of each of --frames segments one frame is taken. A file for
+images (--family videomamba_image) is inflated.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torchvision.transforms import v2
 from videomamba_depth.data.video.find import find_sources
 from videomamba_depth.data.video.reader import probe_video, read_frames
 from videomamba_depth.utils.images import IMAGENET_MEAN, IMAGENET_STD
+from videomamba_depth.video_mamba.checkpoints import inflate_image_weights
 from videomamba_depth.video_mamba.transformers_models import VideoMambaConfig, VideoMambaForVideoClassification
 
 
@@ -83,11 +85,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         num_frames=args.frames,
         image_size=args.size,
         **common.size_of(args.variant),
-        id2label=dict(enumerate(train.classes)),
-        label2id={name: index for index, name in enumerate(train.classes)},
+        **common.labels(train.classes),
     )
     model = VideoMambaForVideoClassification(config)
-    if args.pretrained:
+    if args.pretrained and args.family == "videomamba_image":
+        inflate_image_weights(model.backbone, args.pretrained)
+    elif args.pretrained:
         model.load_published(args.pretrained, args.family or "videomamba_video", keep_head=False)
     return common.train(model, args, train_dataset=train, eval_dataset=val, compute_metrics=common.accuracy)
 

@@ -117,6 +117,21 @@ def test_video_classification(recipe: ModuleType, listed: bool, tmp_path: Path) 
         assert np.isfinite(run_and_resume(recipe, options, tmp_path / "out", 2, "top1")).all()
 
 
+@pytest.mark.parametrize("recipe", ["video_classification"], indirect=True)
+def test_clips_start_from_a_file_for_images(recipe: ModuleType, tmp_path: Path) -> None:
+    for split, label in itertools.product(("train", "val"), "ab"):
+        (tmp_path / split / label).mkdir(parents=True)
+        write_video(tmp_path / split / label / "clip.mp4", num_frames=2, width=32, height=32)
+    image = VideoMamba(32, depth=2, embed_dim=16)
+    torch.save({"model": image.state_dict()}, tmp_path / "image.pth")
+    options = ["--pretrained", str(tmp_path / "image.pth"), "--family", "videomamba_image", "--epochs", "0"]
+    recipe.main([*COMMON, *options, "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--frames", "2"])
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(found["backbone.layers.1.mixer.D_b"], image.layers[1].mixer.D_b)
+    assert torch.equal(found["backbone.patch_embed.proj.weight"].squeeze(2), image.patch_embed.proj.weight)
+    assert not found["backbone.temporal_pos_embedding"].any()
+
+
 @pytest.mark.parametrize("recipe", ["semantic_segmentation"], indirect=True)
 def test_semantic_segmentation(recipe: ModuleType, tmp_path: Path) -> None:
     for split in ("train", "val"):
@@ -532,6 +547,13 @@ def test_self_distillation(recipe: ModuleType, tmp_path: Path) -> None:
     assert np.mean(found[-4:]) < np.mean(found[:4])
     model = VideoMamba(32, depth=2, embed_dim=16, num_classes=2)
     load_backbone(model, tmp_path / "out" / "student.safetensors", "videomamba_image")
+    save_backbone(model, tmp_path / "start.safetensors")
+    options += ["--teacher-variant", "1,8", "--pretrained", str(tmp_path / "start.safetensors"), "--epochs", "0"]
+    recipe.main([*COMMON, *options, "--out", str(tmp_path / "again")])
+    again = load_file(tmp_path / "again" / "student.safetensors")
+    assert torch.equal(again["layers.1.mixer.D_b"], model.layers[1].mixer.D_b), "files have no head for this teacher"
+    with pytest.raises(UserError, match="--family must be videomamba_image here; got vim"):
+        recipe.main([*COMMON, *options, "--out", str(tmp_path / "again"), "--family", "vim"])
 
 
 @pytest.mark.parametrize("recipe", ["detection"], indirect=True)
