@@ -11,6 +11,7 @@ mean average precision of boxes and masks on val is printed at the end.
 from __future__ import annotations
 
 import argparse
+import math
 
 import common
 import torch
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(model: Detector, data: Coco) -> dict[str, float]:
-    """Return COCO's mean average precision of boxes and masks, in percent."""
+    """Return COCO's mean average precision of boxes and masks, in percent; nan where there are no objects."""
     try:
         from torchmetrics.detection import MeanAveragePrecision
 
@@ -85,7 +86,8 @@ def evaluate(model: Detector, data: Coco) -> dict[str, float]:
         found = {name: tensor.cpu() for name, tensor in found.items()} | {"masks": found["masks"][:, 0].cpu() > 0.5}
         metric.update([found], [{**item["targets"], "masks": item["targets"]["masks"].bool()}])
     result = metric.compute()
-    return {name: 100 * result[name].item() for name in ("bbox_map", "segm_map")}
+    means = {name: result[name].item() for name in ("bbox_map", "segm_map")}
+    return {name: 100 * mean if mean >= 0 else math.nan for name, mean in means.items()}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ for other things and classes from 1: --reduce-labels leaves 0 out and counts fro
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import common
@@ -23,11 +24,24 @@ from videomamba_depth.video_mamba.checkpoints import load_backbone
 from videomamba_depth.video_mamba.transformers_models import VimConfig
 
 
+class Segmenter(UperNetForSemanticSegmentation):
+    """UperNet whose loss is 0 where no pixel of a batch has a class: a mean over none is not a number."""
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **options: Any) -> Any:
+        has_classes = labels is None or bool((labels != IGNORED).any())
+        output = super().forward(pixel_values, labels=labels if has_classes else None, **options)
+        if not has_classes:
+            output["loss"] = 0 * output.logits.sum()
+        return output
+
+
 def mean_iou(prediction: Any) -> dict[str, float]:
-    """Mean over the classes of intersection over union, in percent, and the accuracy of pixels."""
+    """Mean over the classes of intersection over union, in percent, and the accuracy of pixels; nan without any."""
     found, truth = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
     valid = truth != IGNORED
     found, truth = found[valid], truth[valid]
+    if not len(truth):
+        return {"miou": math.nan, "pixels": math.nan}
     classes = int(max(found.max(), truth.max())) + 1
     table = torch.bincount(truth * classes + found, minlength=classes**2).view(classes, classes).double()
     union = table.sum(0) + table.sum(1) - table.diag()
@@ -38,7 +52,7 @@ def mean_iou(prediction: Any) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
     parser = common.parser(__doc__, epochs=64, lr=1e-4)
-    parser.add_argument("--classes", type=common.number(1, 255, int), required=True)
+    parser.add_argument("--classes", type=common.number(2, 255, int), required=True)
     parser.add_argument("--reduce-labels", action="store_true", help="classes count from 1; 0 is left out")
     args = parser.parse_args(arguments)
     size = common.size_of(args.variant)
@@ -53,7 +67,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         auxiliary_in_channels=size["hidden_size"],
         loss_ignore_index=IGNORED,
     )
-    model = UperNetForSemanticSegmentation(config)
+    model = Segmenter(config)
     if args.pretrained:
         load_backbone(model.backbone.backbone, args.pretrained, args.family or "vim")
     labels = (args.classes, args.reduce_labels)
@@ -61,7 +75,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def labels_of(logits: Any, labels: torch.Tensor) -> torch.Tensor:
         scores = logits[0] if isinstance(logits, tuple) else logits
-        return F.interpolate(scores, labels.shape[-2:], mode="bilinear").argmax(1)
+        return F.interpolate(scores, labels.shape[-2:], mode="bilinear").argmax(1).byte()  # all of val are held
 
     def pairs(items: list) -> Any:
         """The last picture of an epoch may be alone, and batch norms need two."""

@@ -156,6 +156,22 @@ def test_semantic_segmentation(recipe: ModuleType, tmp_path: Path) -> None:
     assert found[-1] < found[0]
     table = recipe.mean_iou(type("P", (), {"predictions": np.array([[0, 1, 1]]), "label_ids": np.array([[0, 1, 255]])}))
     assert table == {"miou": 100.0, "pixels": 100.0}
+    nothing = type("P", (), {"predictions": np.array([[0, 1]]), "label_ids": np.array([[255, 255]])})
+    assert all(np.isnan(value) for value in recipe.mean_iou(nothing).values())
+
+
+@pytest.mark.parametrize("recipe", ["semantic_segmentation"], indirect=True)
+def test_a_batch_without_any_class_is_no_loss(recipe: ModuleType, tmp_path: Path) -> None:
+    for split, index in itertools.product(("train", "val"), range(2)):
+        picture(tmp_path / split / "images" / f"{index}.png", (30, 30, 30), index)
+        (tmp_path / split / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.full((40, 40), 255, np.uint8)).save(tmp_path / split / "masks" / f"{index}.png")
+    options = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--variant", "4,16", "--epochs", "1"]
+    found = recipe.main([*COMMON, *options, "--classes", "2"])
+    assert np.isnan(found["eval_miou"])
+    assert losses(tmp_path / "out") == [0.0]
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
 @pytest.mark.parametrize("recipe", ["segmentation_data"], indirect=True)
@@ -584,6 +600,9 @@ def test_detection(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     args = recipe.common.parser("", 1, 1.0).parse_args([*COMMON, "--data", "", "--out", ""])
     recipe.evaluate(recipe.Detector(args, 2).eval(), recipe.Coco(tmp_path / "data", "val"))
     assert np.mean(found[-2:]) < np.mean(found[:2])
+    (tmp_path / "data" / "val.json").write_text(json.dumps({**content, "annotations": []}))
+    nothing = recipe.evaluate(recipe.Detector(args, 2).eval(), recipe.Coco(tmp_path / "data", "val"))
+    assert all(np.isnan(value) for value in nothing.values()), "an average over no object"
 
 
 @pytest.mark.parametrize("recipe", ["coco"], indirect=True)
