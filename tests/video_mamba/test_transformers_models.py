@@ -173,6 +173,11 @@ def test_images_are_the_default_and_clips_say_their_frames() -> None:
         auto.from_config(config)(IMAGES)
     with pytest.raises(ValueError, match=r"clips need their number of frames, e.g. VideoMambaConfig\(num_frames=8\)"):
         transformers.AutoModelForVideoClassification.from_config(config)
+    clips = transformers_models.VideoMambaForVideoClassification(video())
+    for wrong in (torch.zeros(1, 3, 4, 32, 32), torch.zeros(1, 3, 32, 32)):
+        message = rf"of clips must have shape \[B, T, 3, H, W\]; got \({', '.join(map(str, wrong.shape))}\)"
+        with pytest.raises(ValueError, match=message):
+            clips(wrong)
     with pytest.raises(ValueError, match="images need num_frames=None; got 4"):
         transformers.AutoModelForImageClassification.from_config(video())
     with pytest.raises(ValueError, match="model_options holds depth, num_classes, which the config says"):

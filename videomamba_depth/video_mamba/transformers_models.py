@@ -186,7 +186,12 @@ class _Face(PreTrainedModel):
 
     def _pixels(self, pixel_values: Tensor) -> Tensor:
         """Return what the model takes: clips come as `[B, T, 3, H, W]`."""
-        return pixel_values.transpose(1, 2) if self.backbone.patch_embed.is_video else pixel_values
+        if not self.backbone.patch_embed.is_video:
+            return pixel_values
+        channels, shape = self.config.num_channels, tuple(pixel_values.shape)
+        if len(shape) != 5 or shape[2] != channels:
+            raise ValueError(f"pixel_values of clips must have shape [B, T, {channels}, H, W]; got {shape}")
+        return pixel_values.transpose(1, 2)
 
     def _streams(self, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Return the token streams `[B, L, C]` after so many layers, in rising order, as the model runs them."""
