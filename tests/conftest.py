@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 NO_ZARR = "needs zarr, which needs Python 3.11 or newer"
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays: the collector of cycles need not go over it at every test."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.hookimpl(wrapper=True)

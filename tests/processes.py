@@ -5,6 +5,7 @@ Not children of the test's own process: that has threads by then, and a fork of 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def _run(environment: dict[str, str], target: Callable[..., object], *arguments:
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
+    gc.freeze()  # what the server has imported stays
     target(*arguments)
 
 

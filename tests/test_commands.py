@@ -136,8 +136,9 @@ def test_held_out_worlds_are_evaluated_by_a_preset_in_several_processes(trained:
         "synthetic.width=42",
         "kinds=[moving,fast]",
     )
-    arguments = ("checkpoint=[mine:run/last]", "output=held_out", "cache=cache", "workers=2", *small)
-    done = run_command(trained, "scripts/evaluate_fresh.py", *arguments)  # its former name, with keys of then
+    arguments = ("checkpoint=[mine:run/last]", "output=held_out", "cache=cache")
+    workers = "workers=2"
+    done = run_command(trained, "scripts/evaluate_fresh.py", *arguments, workers, *small)  # former name and keys
     assert done.status == 0, done.err
     assert "scripts/evaluate_fresh.py is now scripts/evaluate.py preset=held_out" in done.err
     assert "worlds.videos=1 is now synthetic.videos=1" in done.err
@@ -150,7 +151,7 @@ def test_held_out_worlds_are_evaluated_by_a_preset_in_several_processes(trained:
     ]
     assert np.isfinite(result["clips"][1]["methods"]["mine"]["tge"]["value"])
     again = run_command(
-        trained, "scripts/evaluate.py", "preset=held_out", *arguments[:-4], "synthetic.videos=1", *small[1:]
+        trained, "scripts/evaluate.py", "preset=held_out", *arguments, "synthetic.videos=1", *small[1:]
     )
     assert again.status == 0, again.err
     for key in ("clips", "groups"):  # from the cache

@@ -61,15 +61,19 @@ def save_tiny_teacher(folder: Path, kind: str = "relative") -> str:
 
 
 def tiny_student(
-    encoder: DepthAnythingEncoder, form: str = "innovation", discretization: str = "zoh", trained: bool = True
+    encoder: DepthAnythingEncoder,
+    form: str = "innovation",
+    discretization: str = "zoh",
+    trained: bool = True,
+    num_blocks: tuple[int, int, int, int] = (1, 1, 2, 2),
 ) -> VideoMambaDepth:
-    """Return a student with 1, 1, 2, 2 blocks; `trained` moves every temporal weight away from its start."""
+    """Return a student; `trained` moves every temporal weight away from its start."""
     torch.manual_seed(1)
 
     def scale(num_blocks: int) -> ScaleSpec:
         return ScaleSpec(num_blocks=num_blocks, form=form, discretization=discretization, backend="reference")  # type: ignore[arg-type]
 
-    student = VideoMambaDepth(encoder, encoder.head, TemporalSpec(scale(1), scale(1), scale(2), scale(2)))
+    student = VideoMambaDepth(encoder, encoder.head, TemporalSpec(*map(scale, num_blocks)))
     if trained:
         with torch.no_grad():
             for p in student.temporal.parameters():

@@ -38,10 +38,24 @@ def student(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
 
 
 @pytest.fixture(scope="module")
-def exported(student: VideoMambaDepth, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "any_size.onnx"
-    export_onnx(student, path)
-    return path
+def smaller(tiny_encoder: DepthAnythingEncoder) -> VideoMambaDepth:
+    """The same with blocks at two scales only: an export takes time by the operator."""
+    return tiny_student(tiny_encoder, num_blocks=(0, 1, 0, 2))
+
+
+def export(student: VideoMambaDepth, folder: Path) -> Path:
+    export_onnx(student, folder / "any_size.onnx")
+    return folder / "any_size.onnx"
+
+
+@pytest.fixture(scope="module")
+def exported(smaller: VideoMambaDepth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(smaller, tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="module")
+def exported_at_every_scale(student: VideoMambaDepth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(student, tmp_path_factory.mktemp("onnx"))
 
 
 def frames(height: int, width: int, num: int = 50) -> list[np.ndarray]:
@@ -85,18 +99,33 @@ def test_torch_export_holds_the_step_with_motion(moving: VideoMambaDepth) -> Non
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(42, 56), (70, 98), (98, 42)])
-def test_fifty_frames_equal_pytorch(student: VideoMambaDepth, exported: Path, size: tuple[int, int]) -> None:
-    difference = compare(student, exported, frames(*size))
+def assert_fifty_frames_are_equal(student: VideoMambaDepth, path: Path, size: tuple[int, int]) -> None:
+    difference = compare(student, path, frames(*size))
     assert difference.num_frames == 50
     assert difference.largest < 1e-4  # measured 8e-4 and 3e-6
     assert difference.state < 1e-4
 
 
-def test_the_state_matters(student: VideoMambaDepth, exported: Path) -> None:
+SIZES = [(42, 56), (70, 98), (98, 42)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fifty_frames_equal_pytorch(smaller: VideoMambaDepth, exported: Path, size: tuple[int, int]) -> None:
+    assert_fifty_frames_are_equal(smaller, exported, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_fifty_frames_equal_pytorch_with_blocks_at_every_scale(
+    student: VideoMambaDepth, exported_at_every_scale: Path, size: tuple[int, int]
+) -> None:
+    assert_fifty_frames_are_equal(student, exported_at_every_scale, size)
+
+
+def test_the_state_matters(smaller: VideoMambaDepth, exported: Path) -> None:
     """A control for the test above: without the carried state it would fail."""
     session = open_session(exported)
-    shapes = {name: evaluate_shape(shape, 42, 56) for name, shape in state_shapes(student).items()}
+    shapes = {name: evaluate_shape(shape, 42, 56) for name, shape in state_shapes(smaller).items()}
     zeros = {n: np.zeros(s, np.int64 if n == "frame_index" else np.float32) for n, s in shapes.items()}
     first, second = ({"rgb": f.transpose(2, 0, 1)[None].astype(np.float32) / 255} for f in frames(42, 56, 2))
     _, *state = session.run(None, first | zeros)
@@ -113,13 +142,13 @@ def test_shapes_of_the_state_at_every_size(student: VideoMambaDepth) -> None:
         }
 
 
-def test_names_and_metadata(student: VideoMambaDepth, exported: Path) -> None:
+def test_names_and_metadata(smaller: VideoMambaDepth, exported: Path) -> None:
     session = open_session(exported)
-    names = list(student.init_states(1, (42, 56)).tensors())
+    names = list(smaller.init_states(1, (42, 56)).tensors())
     assert [i.name for i in session.get_inputs()] == ["rgb", *names]
     assert [o.name for o in session.get_outputs()] == ["depth", *(f"next.{n}" for n in names)]
     about = session.get_modelmeta().custom_metadata_map
-    assert about["depth_kind"] == student.depth_kind.value
+    assert about["depth_kind"] == smaller.depth_kind.value
     assert list(json.loads(about["state_shapes"])) == names
 
 
@@ -131,9 +160,9 @@ def test_the_step_leaves_the_model_as_it_was(student: VideoMambaDepth) -> None:
     assert student.encoder.input_resolution(43, 57) == (42, 56)
 
 
-def test_int8_is_near_and_reported(student: VideoMambaDepth, exported: Path, tmp_path: Path) -> None:
+def test_int8_is_near_and_reported(smaller: VideoMambaDepth, exported: Path, tmp_path: Path) -> None:
     quantize_int8(exported, tmp_path / "int8.onnx")
-    difference = compare(student, tmp_path / "int8.onnx", frames(42, 56, 20))
+    difference = compare(smaller, tmp_path / "int8.onnx", frames(42, 56, 20))
     assert 1e-5 < difference.largest < 0.5
     assert (tmp_path / "int8.onnx").stat().st_size < exported.stat().st_size
 
@@ -145,17 +174,17 @@ def test_a_size_that_does_not_fit(student: VideoMambaDepth, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("size", [(180, 240), (50, 60)])
 def test_the_example_brings_frames_to_size_as_a_stream_does(
-    student: VideoMambaDepth, exported: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+    smaller: VideoMambaDepth, exported: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
     """What is shrunk, or enlarged, outside of the graph gives the stream's depth."""
     fit = runpy.run_path(str(ROOT / "examples/run_onnx.py"))["fit"]
     session = open_session(exported)
-    monkeypatch.setattr(student.encoder, "short_side", 56)
-    height, width = student.encoder.input_resolution(*size)
-    feeds = {n: np.zeros(evaluate_shape(s, height, width), np.float32) for n, s in state_shapes(student).items()}
+    monkeypatch.setattr(smaller.encoder, "short_side", 56)
+    height, width = smaller.encoder.input_resolution(*size)
+    feeds = {n: np.zeros(evaluate_shape(s, height, width), np.float32) for n, s in state_shapes(smaller).items()}
     feeds["frame_index"] = feeds["frame_index"].astype(np.int64)
     names = list(feeds)
-    stream = DepthStream(student, device="cpu", resolution="model")
+    stream = DepthStream(smaller, device="cpu", resolution="model")
     rng = np.random.default_rng(0)
     for _ in range(3):
         frame = rng.integers(0, 256, (*size, 3), dtype=np.uint8)

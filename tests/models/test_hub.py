@@ -73,6 +73,8 @@ def ask(code: str, folder: Path, **environment: str) -> subprocess.CompletedProc
 PUSH_AND_LOAD = """
 import json
 from videomamba_depth import DepthStream, load_student, push_to_hub
+from videomamba_depth.utils.logger import configure_logging
+configure_logging()
 print(push_to_hub(RUN, "me/student", revision="v1"))
 print(push_to_hub(RUN, "me/student"))
 signatures = [load_student(name, revision=r).signature for name, r in (
@@ -96,6 +98,7 @@ def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path)
     assert json.loads(lines[2]) == [[signature] * 3, signature]
     assert lines[3].startswith("UserError 'me/nothing' is neither a folder here nor a repository")
     assert lines[4].startswith("UserError 'me/student' on the hub has no revision 'v2'")
+    assert "HTTP Request" not in done.stderr  # of whichever client the library uses
     files = hub.commits[hub.branches["me/student"]["main"]]
     assert {name.rpartition(".")[2] for name in files} <= {"safetensors", "json", "md", "gitattributes"}
     assert {"student.safetensors", "encoder/model.safetensors", "README.md"} < set(files)
@@ -110,10 +113,6 @@ def test_a_run_is_pushed_and_loaded_by_name(run: Path, hub: Hub, tmp_path: Path)
     offline = "from videomamba_depth import load_student; print(load_student('me/student').signature)"
     without = ask(offline, tmp_path, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
     assert without.stdout.strip() == signature, without.stderr
-
-    logged = "from videomamba_depth.utils.logger import configure_logging; configure_logging(); " + offline
-    again = ask(logged, tmp_path, HF_ENDPOINT=hub.address)
-    assert "HTTP Request" not in again.stderr  # of whichever client the library uses
 
 
 @pytest.mark.parametrize(
@@ -206,6 +205,7 @@ REFUSED = {
 LOAD_REFUSED = """
 from videomamba_depth import load_student
 from videomamba_depth.models.teachers import open_teacher
+from videomamba_depth.utils.errors import exit_on_user_error
 from videomamba_depth.video_mamba.checkpoint_files import hub_file
 for load in (load_student, open_teacher, hub_file):
     for name in NAMES:
@@ -213,15 +213,24 @@ for load in (load_student, open_teacher, hub_file):
             load(name)
         except Exception as error:
             print(error)
+with exit_on_user_error():
+    load_student("me/pictures")
 """
 
 
-def test_what_the_hub_refuses_is_told_from_no_network(hub: Hub, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def refused(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """What one process is told that asks for all that is refused, and then for a repository without a student."""
     for name, (status, headers, _) in REFUSED.items():
         hub.refused[name] = status, headers
-    done = ask(LOAD_REFUSED.replace("NAMES", repr([*REFUSED])), tmp_path, HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN)
-    lines, count = done.stdout.splitlines(), len(REFUSED)
-    assert len(lines) == 3 * count, done.stderr
+    hub.commit("me/pictures", "main", {"README.md": b"none"})
+    code = LOAD_REFUSED.replace("NAMES", repr([*REFUSED]))
+    return ask(code, tmp_path_factory.mktemp("refused"), HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN)
+
+
+def test_what_the_hub_refuses_is_told_from_no_network(refused: subprocess.CompletedProcess[str]) -> None:
+    lines, count = refused.stdout.splitlines(), len(REFUSED)
+    assert len(lines) == 3 * count, refused.stderr
     for i, line in enumerate(lines):
         name, (_, _, reason) = [*REFUSED.items()][i % count]
         assert f"'{name}'" in line
@@ -229,12 +238,9 @@ def test_what_the_hub_refuses_is_told_from_no_network(hub: Hub, tmp_path: Path) 
         assert not [word for word in ("no network", "connect once", TOKEN) if word in line]
 
 
-def test_a_repository_without_a_student_is_named(hub: Hub, tmp_path: Path) -> None:
-    hub.commit("me/pictures", "main", {"README.md": b"none"})
-    code = "from videomamba_depth.utils.errors import exit_on_user_error; from videomamba_depth import load_student\n"
-    done = ask(code + "with exit_on_user_error(): load_student('me/pictures')", tmp_path, HF_ENDPOINT=hub.address)
+def test_a_repository_without_a_student_is_named(refused: subprocess.CompletedProcess[str]) -> None:
     assert (
-        done.stderr.splitlines()[-1]
+        refused.stderr.splitlines()[-1]
         == "error: 'me/pictures' on the hub holds no student (student.json is missing); check the name"
     )
 
