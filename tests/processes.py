@@ -12,13 +12,14 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     [
         "pytest",
-        "videomamba_depth.data.labels.precompute",
-        "videomamba_depth.streaming.stream",
-        "videomamba_depth.training.trainer",
+        "videomamba_depth.commands.precompute",
+        "videomamba_depth.commands.stream",
+        "videomamba_depth.commands.train",
+        "videomamba_depth.configuration.build_evaluate",  # its command sets the environment when it is imported
     ]
 )
 
@@ -28,7 +29,7 @@ def start(target: Callable[..., object], *arguments: Any) -> BaseProcess:
 
     The server still has the environment of the test that happened to start it.
     """
-    process = _SERVER.Process(target=_run, args=(dict(os.environ), target, *arguments))
+    process = SERVER.Process(target=_run, args=(dict(os.environ), target, *arguments))
     process.start()
     return process
 
@@ -52,4 +53,4 @@ def finish(process: BaseProcess, timeout_s: float = 120) -> int | None:
 
 def make_event() -> Any:
     """Return an event that a started process and this one share."""
-    return _SERVER.Event()
+    return SERVER.Event()

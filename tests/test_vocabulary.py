@@ -128,6 +128,11 @@ def read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
+@cache
+def tokens(path: str) -> list[tokenize.TokenInfo]:
+    return list(tokenize.generate_tokens(io.StringIO(read(path)).readline))
+
+
 def strings(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield every string of a module, the fixed parts of f-strings too."""
     for node in ast.walk(tree):
@@ -144,8 +149,7 @@ def prose() -> list[Place]:
         if not path.endswith(".py"):
             places += [Place(path, number, line) for number, line in enumerate(text.splitlines(), 1)]
             continue
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        places += [Place(path, t.start[0], t.string) for t in tokens if t.type == tokenize.COMMENT]
+        places += [Place(path, t.start[0], t.string) for t in tokens(path) if t.type == tokenize.COMMENT]
         for first, value in strings(ast.parse(text)):
             places += [Place(path, first + offset, line) for offset, line in enumerate(value.splitlines())]
     return places
@@ -157,7 +161,7 @@ def names() -> list[Place]:
     places = {}
     for path in paths():
         if path.endswith(".py"):
-            for token in tokenize.generate_tokens(io.StringIO(read(path)).readline):
+            for token in tokens(path):
                 if token.type == tokenize.NAME:
                     places.setdefault((path, token.string), Place(path, token.start[0], token.string))
     return list(places.values())
@@ -170,9 +174,26 @@ def names_within(text: str) -> list[str]:
 
 def names_wrong(names_read: Iterable[str], word: str) -> bool:
     """Tell whether a word is part of a name that is not allowed."""
-    return any(word in words_of(ALLOWED_NAMES.sub("", name)) for name in names_read)
+    return word in words_within(names_read)
 
 
+def words_within(names_read: Iterable[str]) -> set[str]:
+    """Return the words of names, without what is allowed."""
+    return {word for name in names_read for word in words_of(ALLOWED_NAMES.sub("", name))}
+
+
+@cache
+def prose_by_word() -> dict[str, list[Place]]:
+    """Return the lines of prose, but for those of C++, in whose names each word of `NAMES` stands."""
+    found: dict[str, list[Place]] = {}
+    for place in prose():
+        if not place.path.startswith("kernels/selective_scan/cpp"):  # lanes of vectors
+            for word in words_within(names_within(place.text)) & NAMES.keys():
+                found.setdefault(word, []).append(place)
+    return found
+
+
+@cache
 def words_of(name: str) -> list[str]:
     """Split a name at underscores and where the case changes."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
@@ -204,10 +225,7 @@ def test_names_use_the_words_of_the_field(word: str) -> None:
     found = [
         place for place in names() if names_wrong([place.text], word) and (place.path, place.text) not in LITERAL_NAMES
     ]
-    written = [
-        place for place in prose() if not place.path.startswith("kernels/selective_scan/cpp")
-    ]  # lanes of vectors
-    found += [place for place in written if names_wrong(names_within(place.text), word)]
+    found += prose_by_word().get(word, [])
     assert not found, report(found, NAMES[word])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from media import frame_number, write_empty, write_images, write_text, write_truncated, write_video
+from processes import SERVER
 
 from videomamba_depth.data.clip import ClipMeta, WholeFrames, collate_clips
 from videomamba_depth.data.dataset_synthetic import SyntheticClipDataset
@@ -150,7 +151,7 @@ def test_a_disk_that_vanishes_ends_in_one_line_not_in_a_loop(tmp_path: Path) -> 
 def test_batches_do_not_depend_on_workers_or_on_where_they_resume(root: Path) -> None:
     dataset = VideoClipDataset(root, clip_frames=3, transform=RANDOM)
 
-    def batches(start: int, workers: int, context: str | None = None) -> list[dict[str, Any]]:
+    def batches(start: int, workers: int, context: Any = None) -> list[dict[str, Any]]:
         sampler = ClipBatchSampler(2, clip_frames=3, p_single_frame=0.4, start_batch=start)
         loader = build_loader(dataset, sampler, num_workers=workers)
         loader.multiprocessing_context = context
@@ -158,7 +159,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_resume(root: Path) ->
 
     whole = batches(0, 0)
     assert {batch["rgb"].shape[1] for batch in whole} == {1, 3}
-    for start, workers, context in ((2, 0, None), (0, 2, "forkserver")):
+    for start, workers, context in ((2, 0, None), (0, 2, SERVER)):  # it has imported what a worker needs
         again = batches(start, workers, context)
         assert len(again) == 6 - start
         assert all(same(a, b) for a, b in zip(whole[start:], again, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from processes import finish, start
 
-HEIGHT, WIDTH = 96, 128
+HEIGHT, WIDTH = 64, 96
 SHORT, LONG = 16, 64
 BYTES_OF_ADDED_FRAMES = 2 * 4 * HEIGHT * WIDTH * (LONG - SHORT)  # two numbers per pixel; it used to be ten and more
 M_MMAP_THRESHOLD = -3  # of malloc.h

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ from videomamba_depth.utils.errors import UserError
 Build = Callable[..., DepthStream]
 
 
+@pytest.fixture(scope="module")
+def nothing_is_compiled_yet() -> None:
+    torch.compiler.reset()
+
+
 @pytest.fixture
-def without_code_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_code_generation(monkeypatch: pytest.MonkeyPatch, nothing_is_compiled_yet: None) -> None:
     """Everything of `torch.compile` but the minute that C++ takes: the graph runs operator by operator."""
     real: Any = torch.compile
 
@@ -33,10 +39,9 @@ def without_code_generation(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(function, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
-    torch.compiler.reset()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def build(tiny_encoder: DepthAnythingEncoder) -> Build:
     """Streams of one student with all that the default recipe has, and the affine."""
     spec = TemporalSpec(*(ScaleSpec(n, initial_gain=0.5, advect=n == 1) for n in (0, 1, 2, 1)))
@@ -51,6 +56,15 @@ def build(tiny_encoder: DepthAnythingEncoder) -> Build:
         return DepthStream(student, device="cpu", compile=compiled, **settings)
 
     return make
+
+
+OF_TWO = {"batch_size": 2, "short_side": 42}  # frames are larger than the model sees them
+
+
+@pytest.fixture(scope="module")
+def compiled_once(build: Build) -> Callable[[str, str], DepthStream]:
+    """A stream for several tests: its graph takes half a minute. Each test begins with a reset."""
+    return cache(lambda flow, precision: build(flow, compiled=True, precision=precision, **OF_TWO))
 
 
 def video(num_frames: int = 8, size: tuple[int, int] = (90, 120), batch: int = 2) -> np.ndarray:
@@ -72,8 +86,11 @@ def video(num_frames: int = 8, size: tuple[int, int] = (90, 120), batch: int = 2
         pytest.param("dis", "bfloat16", marks=pytest.mark.slow),
     ],
 )
-def test_depth_state_and_reasons_are_those_of_a_plain_stream(build: Build, flow: str, precision: str) -> None:
-    streams = [build(flow, compiled, batch_size=2, precision=precision) for compiled in (False, True)]
+def test_depth_state_and_reasons_are_those_of_a_plain_stream(
+    build: Build, compiled_once: Callable[[str, str], DepthStream], flow: str, precision: str
+) -> None:
+    streams = [build(flow, precision=precision, **OF_TWO), compiled_once(flow, precision)]
+    streams[1].reset()
     reasons, worst = [], 0.0
     for i, frame in enumerate(video()):
         plain, compiled = (stream.step(frame, i / 30 + 9 * (i == 6)) for stream in streams)
@@ -95,10 +112,10 @@ def test_depth_state_and_reasons_are_those_of_a_plain_stream(build: Build, flow:
 
 
 @pytest.mark.usefixtures("without_code_generation")
-def test_nothing_is_compiled_again(build: Build, tmp_path: Path) -> None:
+def test_nothing_is_compiled_again(compiled_once: Callable[[str, str], DepthStream], tmp_path: Path) -> None:
     """Frames are larger than the model sees them; tensors of any memory layout."""
-    stream = build(compiled=True, short_side=42)
-    frames = video(batch=1)[:, 0]
+    stream, frames = compiled_once("dis", "float32"), video()
+    stream.reset()
     for frame in frames[:2]:
         stream.step(frame)
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -108,10 +125,10 @@ def test_nothing_is_compiled_again(build: Build, tmp_path: Path) -> None:
         expected = stream.step(frames[0])
         stream.load(tmp_path / "stream.safetensors")
         assert np.array_equal(stream.step(frames[0]), expected)
-        stream.reset([True])
+        stream.reset([True, True])
         stream.step(frames[1])
-        assert stream.reset_reasons == ("start",)
-        rgb = torch.from_numpy(frames[2]).permute(2, 0, 1)[None].float() / 255
+        assert stream.reset_reasons == ("start", "start")
+        rgb = torch.from_numpy(frames[2]).permute(0, 3, 1, 2).float() / 255
         for tensor in (rgb, rgb.contiguous(), rgb.contiguous().requires_grad_(), torch.cat([rgb, rgb], 3)[..., :120]):
             stream.step_tensor(tensor)
         with torch.inference_mode():

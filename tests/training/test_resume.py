@@ -134,17 +134,18 @@ EVERYTHING = (
     "data.batch_size=2",
     "loss.temporal_gradient_strides=[1,2]",
     "model.encode_every=3",
+    "trainer.steps=5",
 )
 
 
 def assert_resumes_in_the_middle(tmp_path: Path, teacher: str, *options: str) -> None:
     """Compare a whole run with copies of it that went back some steps and were continued."""
     whole = tmp_path / "whole"
-    assert finish(start(train, whole, teacher, *options)) == 0
+    assert train(whole, teacher, *options)
     for kept in (2, 3):
         run = tmp_path / f"from_{kept}"
         shutil.copytree(whole, run, symlinks=True)
-        for step in range(kept + 1, STEPS + 1):
+        for step in list_steps(whole / "checkpoints")[kept:]:
             shutil.rmtree(run / "checkpoints" / f"step_{step:08d}")
         assert finish(start(train, run, teacher, *options)) == 0
         assert_same_end(run, whole)
