@@ -37,12 +37,12 @@ class Sizes:
         self.scan_large = (40, 4, 16) if dry else (100_000, 4, 96)
         self.methods = ["zoh", "tustin"] if dry else list(DISCRETIZATIONS)
         self.worlds, self.world_px = (1, 48) if dry else (4, 224)
-        self.clip_frames, self.clip_px = (3, 56) if dry else (16, 112)
+        self.clip_frames, self.clip_px = (2, 56) if dry else (16, 112)
         self.flow_px = [(48, 64)] if dry else [(112, 140), (224, 392), (518, 924)]
         self.frames_px = [(42, 70)] if dry else [(266, 476), (518, 924), (1148, 2044)]  # 14 px patches, about 16:9
         self.encoders = ["tiny"] if dry else ["small", "base", "large"]
         self.precision = "float32" if dry else "bfloat16"
-        self.frames, self.warm_up, self.rounds = (2, 1, 2) if dry else (30, 5, 30)
+        self.frames, self.warm_up, self.rounds = (2, 0, 2) if dry else (30, 5, 30)
         self.videos = 2 if dry else 8
         self.train_px, self.train_frames = ((42, 56), 3) if dry else ((252, 336), 4)
         self.copied = 1 << 12 if dry else 1 << 30  # bytes
