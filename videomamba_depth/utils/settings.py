@@ -19,6 +19,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from videomamba_depth.utils.errors import UserError
@@ -275,16 +276,22 @@ def check_settings(settings: Any) -> None:
         ValueError: naming the field.
     """
     for item in fields(settings):
-        hint = get_type_hints(type(settings))[item.name]
+        hint = _hints(type(settings))[item.name]
         if _group(hint) is None:
             problem = _problem(_key(item.name, hint, item.metadata.get(_ALLOWED)), getattr(settings, item.name))
             if problem is not None:
                 raise ValueError(problem)
 
 
+@cache
+def _hints(schema: type) -> dict[str, Any]:
+    """Return the types of a schema's fields; evaluated once, since every field of every instance is checked."""
+    return get_type_hints(schema)
+
+
 def _keys(schema: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     """Return the fields of a schema that are keys, with their types."""
-    hints = get_type_hints(schema)
+    hints = _hints(schema)
     return [(item, hints[item.name]) for item in fields(schema) if _DERIVED not in item.metadata]
 
 
