@@ -150,9 +150,7 @@ def test_held_out_worlds_are_evaluated_by_a_preset_in_several_processes(trained:
         f"courtyard-{k}" for k in ("moving-3000000000", "fast-3000010000")
     ]
     assert np.isfinite(result["clips"][1]["methods"]["mine"]["tge"]["value"])
-    again = run_command(
-        trained, "scripts/evaluate.py", "preset=held_out", *arguments, "synthetic.videos=1", *small[1:]
-    )
+    again = run_command(trained, "scripts/evaluate.py", "preset=held_out", *arguments, "synthetic.videos=1", *small[1:])
     assert again.status == 0, again.err
     for key in ("clips", "groups"):  # from the cache
         assert json.loads((trained / "held_out" / "held_out.json").read_text())[key] == result[key]

@@ -275,8 +275,9 @@ def check_settings(settings: Any) -> None:
     Raises:
         ValueError: naming the field.
     """
+    schema: type = type(settings)
     for item in fields(settings):
-        hint = _hints(type(settings))[item.name]
+        hint = _hints(schema)[item.name]
         if _group(hint) is None:
             problem = _problem(_key(item.name, hint, item.metadata.get(_ALLOWED)), getattr(settings, item.name))
             if problem is not None:
