@@ -163,7 +163,7 @@ def fit_turning_camera(tracks: Tracks, poses: Tensor, start: Tensor, view: View)
     rotation = start[:, None, :, :3] @ poses[..., :3].mT  # [B,S,3,3]
     zoom, log_focal = torch.ones_like(tracks.trust[..., :1]), torch.zeros_like(tracks.trust[..., :1])
     believed = torch.zeros_like(zoom)[..., None, None].repeat(1, 1, 2, 5, 1)  # [B,S,2,5,1], derivatives of an equation
-    believed[:, :, 0, 4] = TURNING_FOCAL_PX
+    believed[:, :, 0, 4].fill_(TURNING_FOCAL_PX)
     offset, target = tracks.found_px - view.center_px[:, None], (tracks.points_px - view.center_px[:, None])[:, None]
     for scale in (*TURNING_SCALES_PX, None):
         f = view.focal_px.view(-1, 1, 1) * log_focal.exp()  # [B,S,1]
