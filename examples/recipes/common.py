@@ -70,7 +70,7 @@ def size_of(variant: str) -> dict[str, int]:
     return {"num_hidden_layers": depth, "hidden_size": width}
 
 
-def family_of(args: argparse.Namespace, *families: str) -> str:
+def family_of(args: argparse.Namespace, *families: Family) -> Family:
     """Return --family, or the first of those that a recipe takes; others are refused."""
     if args.family not in (None, *families):
         raise UserError(f"--family must be {' or '.join(families)} here; got {args.family}")

@@ -10,8 +10,6 @@ distill_head; a model without teacher_dim loads it too).
 
 from __future__ import annotations
 
-from typing import Any
-
 import common
 import torch
 from image_classification import pictures
@@ -50,7 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--weight", type=common.number(0), default=1.0)
     parser.set_defaults(layer_decay=1.0)
     args = parser.parse_args(arguments)
-    family: Any = common.family_of(args, "videomamba_image")
+    family = common.family_of(args, "videomamba_image")
     train, val = pictures(args)
     (depth, width), (teacher_depth, teacher_width) = (
         common.size_of(variant).values() for variant in (args.variant, args.teacher_variant)
