@@ -276,8 +276,9 @@ def check_settings(settings: Any) -> None:
         ValueError: naming the field.
     """
     schema: type = type(settings)
+    hints = _hints(schema)
     for item in fields(settings):
-        hint = _hints(schema)[item.name]
+        hint = hints[item.name]
         if _group(hint) is None:
             problem = _problem(_key(item.name, hint, item.metadata.get(_ALLOWED)), getattr(settings, item.name))
             if problem is not None:
