@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from videomamba_depth.flow.estimators import build_flow
 from videomamba_depth.models.camera import Camera, cameras_of
 from videomamba_depth.models.camera_tracking import Adjusted, Tracks, View
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
@@ -31,7 +30,6 @@ from videomamba_depth.utils.errors import UserError
 from videomamba_depth.utils.flow_utils import in_bounds_mask
 
 N, H, W = 24, 56, 70
-FLOW = build_flow("dis")
 BLACK = torch.zeros(1, N, 3, H, W)
 SPEC = GeometrySpec(short_side=H, focal=1.0, refined=0, picture_steps=0)  # no pictures: the flow is exact
 PLANES = torch.tensor([[0.0, 0.0, 1.0, 4.0], [0.0, 1.0, 0.25, 1.5], [0.9, 0.0, 0.4, 2.2]])  # n · X = d
@@ -92,7 +90,7 @@ def run(
     seen: Walk, depth: Tensor, spec: GeometrySpec = SPEC, kind: DepthKind = DepthKind.METRIC, clip: Tensor = BLACK
 ) -> tuple[Tensor, list[Camera], Tensor]:
     """Return corrected depth, the camera of every frame, and its poses [N,3,4]."""
-    geometry = Geometry(spec, kind, FLOW)
+    geometry = Geometry(spec, kind)
     maps, index = geometry.new_maps(1, (H, W), "cpu"), torch.zeros(1, dtype=torch.int64)
     frames, cameras, poses = [], list[Camera](), []
     for t in range(depth.shape[1]):
@@ -148,7 +146,7 @@ def test_the_shift_of_a_relative_decoder_follows_parallax_unless_it_is_known(shi
     depth = (seen.inv_depth / seen.inv_depth.mean() + shift)[None, :, None]
     found = []
     for spread in (0.0, 0.3):
-        geometry, index = Geometry(replace(SPEC, shift_spread=spread), DepthKind.RELATIVE, FLOW), torch.zeros(1).long()
+        geometry, index = Geometry(replace(SPEC, shift_spread=spread), DepthKind.RELATIVE), torch.zeros(1).long()
         _, maps = geometry(depth, BLACK, geometry.new_maps(1, (H, W), "cpu"), index, seen.motion)
         scene = Scene(*maps[SCENE].flatten().tolist())
         found.append(scene.unit * (scene.shift + scene.shift_change))
@@ -179,7 +177,7 @@ def test_every_split_gives_the_same_and_streams_of_a_batch_do_not_mix() -> None:
     first, second = walk(), walk(speed=0.03, turn=-0.01, seed=1)
     depth = torch.cat([1 / teacher(seen.inv_depth) for seen in (first, second)])
     motion = Motion(*(torch.cat(pair) for pair in zip(first.motion, second.motion, strict=True)))
-    geometry, index = Geometry(SPEC, DepthKind.METRIC, FLOW), torch.zeros(2, dtype=torch.int64)
+    geometry, index = Geometry(SPEC, DepthKind.METRIC), torch.zeros(2, dtype=torch.int64)
     whole, end = geometry(depth, BLACK.expand(2, -1, -1, -1, -1), geometry.new_maps(2, (H, W), "cpu"), index, motion)
     maps, parts = geometry.new_maps(2, (H, W), "cpu"), []
     for start, stop in ((0, 1), (1, 6), (6, 7), (7, N)):
@@ -298,7 +296,7 @@ def test_patches_agree_at_the_right_depth(exposure: float) -> None:
 def test_white_noise_is_no_scene() -> None:
     noise = torch.rand(1, 12, 3, 112, 140, generator=torch.Generator().manual_seed(0))
     motion, _ = MotionEstimator(MotionSpec())(noise)
-    geometry, index = Geometry(GeometrySpec(), DepthKind.RELATIVE, FLOW), torch.zeros(1, dtype=torch.int64)
+    geometry, index = Geometry(GeometrySpec(), DepthKind.RELATIVE), torch.zeros(1, dtype=torch.int64)
     depth = 1 + noise[:, :, :1]
     right, _ = geometry(depth, noise, geometry.new_maps(1, (112, 140), "cpu"), index, motion)
     assert (right - depth).abs().max() < 0.01
@@ -358,13 +356,14 @@ def test_states_of_other_settings_do_not_fit() -> None:
         {"key_frames": 3},
         {"every": 2},
         {"refined": 0},
+        {"estimator": "dis"},
         {"spread": 1.0},
         {"focal": 2.0},
         {"focal_spread": 0.0},
         {"shift_spread": 0.0},
     )
     specs = [GeometrySpec(**changed) for changed in ({}, *others, {"keep": 0.1})]  # type: ignore[arg-type]
-    signatures = {Geometry(spec, DepthKind.RELATIVE, lambda *_: None).signature for spec in specs}  # type: ignore[arg-type,return-value]
+    signatures = {Geometry(spec, DepthKind.RELATIVE).signature for spec in specs}
     assert len(signatures) == len(specs)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videomamba_depth.flow.estimators import FlowEstimator, both_ways
+from videomamba_depth.flow.estimators import WEIGHTLESS, FlowEstimator, both_ways, build_stream_flow
 from videomamba_depth.models.camera_tracking import (
     MIN_INV_DEPTH,
     Known,
@@ -35,7 +35,7 @@ from videomamba_depth.utils.flow_utils import (
     sample_px,
 )
 from videomamba_depth.utils.images import luma
-from videomamba_depth.utils.settings import check_settings, ranged
+from videomamba_depth.utils.settings import check_settings, choice, ranged
 
 JOINT_STEPS, DEPTH_STEPS = (3, 3), 4
 GRID_CELLS = 28  # grid points along the short side
@@ -89,6 +89,7 @@ class GeometrySpec:
         key_frames: how many past frames are kept besides the last one.
         every: frames from one of them to the next.
         refined: to how many of them flow is estimated anew in each frame, in turn; 0: flow to them is chained alone.
+        estimator: of that flow, see `MotionSpec`.
         spread: relative standard deviation of the true inverse depth about the decoder's.
         focal: focal length over the longer side of the frame.
         focal_spread: relative standard deviation of the true one about it, which then follows the tracks; 0: known.
@@ -102,6 +103,7 @@ class GeometrySpec:
     key_frames: int = ranged(1, 64, 4)
     every: int = ranged(1, 64, 4)
     refined: int = ranged(0, 64, 4)
+    estimator: str = choice(*WEIGHTLESS, default="inverse_search")
     spread: float = ranged(1e-6, 10, 0.3)
     focal: float = ranged(0.1, 100, 0.9)
     focal_spread: float = ranged(0, 10, 0.25)
@@ -127,8 +129,9 @@ class Geometry:
         scene    [B,1,1,8]    see `Scene`
     """
 
-    def __init__(self, spec: GeometrySpec, depth_kind: DepthKind, flow: FlowEstimator) -> None:
-        self.spec, self.metric, self.flow = spec, depth_kind is DepthKind.METRIC, flow
+    def __init__(self, spec: GeometrySpec, depth_kind: DepthKind) -> None:
+        self.spec, self.metric = spec, depth_kind is DepthKind.METRIC
+        self.flow: FlowEstimator = build_stream_flow(spec.estimator)
 
     @property
     def signature(self) -> str:

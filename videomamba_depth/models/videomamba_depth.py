@@ -116,8 +116,7 @@ class VideoMambaDepth(nn.Module):
         self.propagation: FeaturePropagation | None = None
         self.geometry: Geometry | None = None
         if geometry is not None:
-            assert self.motion is not None
-            self.geometry = Geometry(geometry, encoder.depth_kind, self.motion.flow)
+            self.geometry = Geometry(geometry, encoder.depth_kind)
         parts = [temporal.signature(channels)]
         parts += [f"motion at {motion.short_side} px"] if motion is not None else []
         parts += ["carried output"] if output is not None else []
