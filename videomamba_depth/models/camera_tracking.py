@@ -232,7 +232,7 @@ def find_focal(
     batch, slots = tracks.trust.shape[:2]
     variance, inverse, information = noise_px.square()[..., None], depth.mean, torch.zeros_like(focal.mean)
     for _ in range(FOCAL_STEPS):
-        seen = _see(tracks, relative, here, view, inverse)
+        seen = see(tracks, relative, here, view, inverse)
         robust = 1 / (1 + seen.error.square().sum(2) / (ROBUST**2 * variance)).square()
         weight = tracks.trust * seen.in_front * robust / variance  # [B,S,P], 1/px²
         weighted = seen.by_depth * weight[:, :, None]
@@ -288,7 +288,7 @@ def _known_of_last(matrix: Tensor) -> Tensor:
     return (matrix[:, -1, -1] - (shared.mT @ torch.linalg.solve(damped, shared))[:, 0, 0]).clamp(min=0)
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """Points as the past frames see them: error [B,S,2,P] px, whether they are in front of those [B,S,P], and the
     error's derivatives by the point [B,S,2,3,P] and by its inverse depth [B,S,2,P]."""
 
@@ -322,7 +322,7 @@ def adjust(
     variance = noise_px.square()[..., None]
     information, error = torch.zeros_like(depth), torch.zeros_like(tracks.trust)
     for _ in range(steps):
-        seen = _see(tracks, poses, pose, view, depth)
+        seen = see(tracks, poses, pose, view, depth)
         squared = seen.error.square().sum(2)
         error = squared.sqrt()
         robust = 1 / (1 + squared / (ROBUST**2 * variance)).square()
@@ -360,7 +360,8 @@ def damped_depth(depth: Tensor, curvature: Tensor, pull: Tensor, max_step: float
     return (depth + torch.minimum(torch.maximum(-pull / curvature, -limit), limit)).clamp(min=MIN_INV_DEPTH)
 
 
-def _see(tracks: Tracks, poses: Tensor, pose: Tensor, view: View, depth: Tensor) -> _Seen:
+def see(tracks: Tracks, poses: Tensor, pose: Tensor, view: View, depth: Tensor) -> Seen:
+    """Return how the past frames see the points at inverse depths [B,P] by the cameras."""
     f = view.focal_px.view(-1, 1, 1)
     turn = poses[..., :3] @ pose[:, None, :, :3].mT  # [B,S,3,3], from now to then
     shift = poses[..., 3:] - turn @ pose[:, None, :, 3:]
@@ -372,7 +373,7 @@ def _see(tracks: Tracks, poses: Tensor, pose: Tensor, view: View, depth: Tensor)
     by_u = over * (turn[:, :, 0, :, None] - x[:, :, None] * turn[:, :, 2, :, None])  # [B,S,3,P]
     by_v = over * (turn[:, :, 1, :, None] - y[:, :, None] * turn[:, :, 2, :, None])
     moves = [over[:, :, 0] * (shift[:, :, k] - a * shift[:, :, 2]) for k, a in ((0, x), (1, y))]
-    return _Seen(error, z > MIN_DEPTH_RATIO, torch.stack([by_u, by_v], 2), torch.stack(moves, 2))
+    return Seen(error, z > MIN_DEPTH_RATIO, torch.stack([by_u, by_v], 2), torch.stack(moves, 2))
 
 
 def _cross(rows: Tensor, rays: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ STUDENT_JSON = "student.json"
 STUDENT_WEIGHTS = "student.safetensors"
 EMBEDDED_STUDENT = EMBEDDED_TEACHER.with_name("embedded_student")
 """The student of the embedded teacher that is shipped; checkpoints may be called "embedded" for short."""
+TRUST_CHANNELS = "trust_channels"
+"""Key of a description: of the network that has learned how far parallax is believed; none, where there is no key."""
 TEACHER_PREFIX = "teacher:"
 """`teacher:NAME_OR_PATH` in place of a checkpoint is that teacher, frame by frame: a student without any blocks."""
 _FORMAT = "videomamba-depth student 1"
@@ -57,6 +59,7 @@ def save_student(
     output: OutputSpec | None = None,
     geometry: GeometrySpec | None = None,
     encode_every: int = 1,
+    trust_channels: int = 0,
 ) -> None:
     """Write `student.safetensors`, `student.json` and a manifest of what is there into an existing folder.
 
@@ -66,7 +69,7 @@ def save_student(
             `describe_video_mamba(...)` for one that is.
         short_side: short side in px that frames are resized to for inference; None keeps a frame's own.
         extra: JSON values that travel along; "step" is kept beside the weights too.
-        motion, output, geometry, encode_every: what else the student was built with.
+        motion, output, geometry, encode_every, trust_channels: what else the student was built with.
 
     Raises:
         UserError: a weight is not finite, or the disk is full.
@@ -77,6 +80,7 @@ def save_student(
         "output": _described(output) if output is not None else None,
         **({"geometry": asdict(geometry)} if geometry is not None else {}),
         **({"encode_every": encode_every} if encode_every > 1 else {}),
+        **({TRUST_CHANNELS: trust_channels} if trust_channels else {}),
     }
     save_student_like(folder, weights, built_with, encoder, short_side, extra)
 
@@ -171,7 +175,8 @@ def load_student(
             "teacher:NAME_OR_PATH", see `TEACHER_PREFIX`; or "owner/name" or "owner/name@REVISION" of the hub.
         short_side: short side in px that frames are resized to; None: the checkpoint's (a teacher: the frame's own).
         geometry: whether the depth is corrected by parallax, see `Geometry`: None: as the student was trained; True:
-            also where it was trained without, by the defaults of `GeometrySpec`: it needs no weights.
+            also where it was trained without, by the defaults of `GeometrySpec`: it needs no weights, and uses those of
+            a trust that was learned, see `ParallaxTrust`.
         affine: whether global changes of scale and shift are undone before the carried output, see
             `undo_global_change`; likewise, with the strength `ON`.
         revision: of the hub's repository: branch, tag or commit.
@@ -230,8 +235,8 @@ def _build_student(folder: Path, description: dict[str, Any], size: int | None) 
     motion = MotionSpec(**_renamed_motion(description["motion"])) if description.get("motion") else None
     output = OutputSpec(**description["output"]) if description.get("output") else None
     geometry = GeometrySpec(**description["geometry"]) if description.get("geometry") else None
-    every = description.get("encode_every", 1)
-    return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output, geometry=geometry, encode_every=every)
+    options = {key: description[key] for key in ("encode_every", TRUST_CHANNELS) if key in description}
+    return VideoMambaDepth(encoder, head, temporal, motion=motion, output=output, geometry=geometry, **options)
 
 
 def _renamed_motion(about: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ from videomamba_depth.models.camera_tracking import (
     spread_px,
 )
 from videomamba_depth.models.motion import Motion
-from videomamba_depth.models.photometric import compare_pictures
+from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust, clues_of
+from videomamba_depth.models.photometric import Patches, compare_pictures
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import (
     chain_flow,
@@ -129,8 +131,9 @@ class Geometry:
         scene    [B,1,1,8]    see `Scene`
     """
 
-    def __init__(self, spec: GeometrySpec, depth_kind: DepthKind) -> None:
+    def __init__(self, spec: GeometrySpec, depth_kind: DepthKind, trust: ParallaxTrust | None = None) -> None:
         self.spec, self.metric = spec, depth_kind is DepthKind.METRIC
+        self.trust: Callable[[Parallax], Tensor] | None = trust
         self.flow: FlowEstimator = build_stream_flow(spec.estimator)
 
     @property
@@ -158,6 +161,13 @@ class Geometry:
             "scene": (1, 1, len(Scene._fields)),
         }
         return {_NAME + name: torch.zeros(batch, *shape, device=device) for name, shape in shapes.items()}
+
+    def at_points(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return maps `[B,1,H,W]` at the grid's points `[B,1,gh,gw]`, where flow comes at `size` = (h, w) px."""
+        height, width = self.work_size(*size)
+        rows, columns = _grid(height, width, maps.device)
+        found = _at_points(resize_maps(maps, (height, width), average=True), rows, columns)
+        return found.view(-1, 1, len(rows), len(columns))
 
     def __call__(
         self, depth: Tensor, clip: Tensor, maps: dict[str, Tensor], first_index: Tensor, motion: Motion
@@ -198,8 +208,8 @@ class Geometry:
         small = resize_maps(inverse, (height, width), average=True)
         low = small.flatten(1).kthvalue(max(1, height * width // 100)).values
         unit, shift, state = self._anchor(small.mean((1, 2, 3)).clamp(min=1e-6), low, scene, state, is_first)
-        as_assumed, base = ((v / _4d(unit) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
-        full, base = (_shifted(v, scene.shift_change, 1 + shift) for v in (as_assumed, base))
+        as_assumed, small = ((v / _4d(unit) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
+        full, base = (_shifted(v, scene.shift_change, 1 + shift) for v in (as_assumed, small))
         # 2. Flow to the last frame and, chained, to the key frames; depth there.
         assumed = torch.full_like(unit, spec.focal * max(height, width))
         view = View(torch.where(is_first, assumed, scene.focal_px), _center(x, height, width))
@@ -209,7 +219,7 @@ class Geometry:
             chained, trust = self._refine(chained, trust, light, state["luma"], slots)
         rows, columns = _grid(height, width, x.device)
         tracks = _tracks(torch.cat([flow, chained], 1), torch.cat([trusted, trust], 1), state["depth"], rows, columns)
-        mean = _on(F.avg_pool2d(base, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
+        mean = _at_points(base, rows, columns)
         contradict, wrong = _contradictions(tracks, mean)
         # Few are left out: they move by themselves. Of many, who is to say.
         tracks = tracks._replace(trust=tracks.trust * (1 - contradict * (1 - _3d(wrong))))
@@ -264,16 +274,27 @@ class Geometry:
         # 5. Inverse depth on the whole grid.
         tracks = tracks._replace(trust=tracks.trust * counted[..., None] * ~_3d(lost))
         known, beliefs, begin = believed(pose, tracks)
-        found = adjust(tracks, poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
-        found = compare_pictures(
-            found, tracks.of_frames(1), light, state["luma"], poses[:, 1:], view, beliefs, spec.picture_steps
-        )
+        by_flow = adjust(tracks, poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
+        keys = tracks.of_frames(1)
+        patches = Patches(keys, light, state["luma"], poses[:, 1:], pose, view)
+        found = compare_pictures(by_flow, keys.trust, patches, beliefs, spec.picture_steps)
         known = (found.information * found.inv_depth.square() + known).clamp(max=MAX_KNOWN)
         # 6. The correction of log inverse depth, smooth, on every pixel.
         confidence = (known / (known + prior)).unflatten(1, (1, len(rows), len(columns)))
         log_ratio = (found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION).view_as(confidence)
-        correction = _blur(log_ratio * confidence) / (_blur(confidence) + ENOUGH)
-        inner, outer = (_from_grid(correction, v, (height, width), rows, columns) for v in (base, full))
+        correction = learned = _blur(log_ratio * confidence) / (_blur(confidence) + ENOUGH)
+        if self.trust is not None:
+            as_assumed_there = _at_points(small, rows, columns)
+            by_shift = (mean / as_assumed_there).log()
+            maps = (confidence.flatten(1), correction.flatten(1), by_shift)
+            numbers = (evidence, overall.log1p(), focal_known.log1p() / 5)
+            clues = clues_of(keys, poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers)
+            clues, there, by_shift = (
+                v.unflatten(-1, confidence.shape[-2:]) for v in (clues, as_assumed_there, by_shift)
+            )
+            learned = self.trust(Parallax(clues, correction, there[:, None], by_shift[:, None], evidence, unit, shift))
+        inner = _from_grid(correction, base, (height, width), rows, columns)
+        outer = _from_grid(learned, full, (height, width), rows, columns)
         log_change = _4d(evidence) * (outer + (full / as_assumed).log())
         change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * as_assumed * torch.expm1(log_change)
         scene = Scene(
@@ -466,6 +487,11 @@ def _coarse(rows: int, columns: int, device: torch.device) -> Tensor:
 def _on(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return maps [...,h,w] at the grid's points [...,P]."""
     return maps[..., rows[:, None], columns].flatten(-2)
+
+
+def _at_points(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the mean of maps `[B,1,h,w]` around the grid's points `[B,P]`."""
+    return _on(F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
 
 
 def _tracks(flow: Tensor, trust: Tensor, depth: Tensor, rows: Tensor, columns: Tensor) -> Tracks:

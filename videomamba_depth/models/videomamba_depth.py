@@ -23,6 +23,7 @@ from videomamba_depth.models.head_depth import DepthHead
 from videomamba_depth.models.input_size import frames_per_pass
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputRefiner, OutputSpec
+from videomamba_depth.models.parallax_trust import ParallaxTrust
 from videomamba_depth.models.temporal_mamba import TemporalMambaScale, TemporalSpec
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import describe, is_out_of_memory
@@ -84,6 +85,8 @@ class VideoMambaDepth(nn.Module):
         motion: carries states along the motion between frames, which is then estimated; None leaves them in place.
         output: a recurrent refinement of the decoder's depth; None for none.
         geometry: corrects the decoder's depth by the parallax of a moving camera, before `output`; None: does not.
+        trust_channels: of the network that has learned how far parallax is believed, see `ParallaxTrust`, which is used
+            where there is geometry; 0: none.
         encode_every: above 1, the student learns to correct the features of frames that the encoder does not see, for
             every number up to this one, see `FeaturePropagation`. What a stream does is in its state.
 
@@ -101,6 +104,7 @@ class VideoMambaDepth(nn.Module):
         output: OutputSpec | None = None,
         geometry: GeometrySpec | None = None,
         encode_every: int = 1,
+        trust_channels: int = 0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -114,15 +118,6 @@ class VideoMambaDepth(nn.Module):
             raise ValueError("geometry follows the flow between frames: a student without motion has none")
         self.encode_every = check_encode_every(encode_every, motion is not None)
         self.propagation: FeaturePropagation | None = None
-        self.geometry: Geometry | None = None
-        if geometry is not None:
-            self.geometry = Geometry(geometry, encoder.depth_kind)
-        parts = [temporal.signature(channels)]
-        parts += [f"motion at {motion.short_side} px"] if motion is not None else []
-        parts += ["carried output"] if output is not None else []
-        parts += [f"affine {output.affine:g}"] if output is not None and output.affine else []
-        parts += [self.geometry.signature] if self.geometry is not None else []
-        self.signature = "; ".join(parts) or "frame by frame"
         self.depth_kind = encoder.depth_kind
         self._expected: tuple[object, DepthState] | None = None
         self.temporal = nn.ModuleDict()
@@ -131,8 +126,17 @@ class VideoMambaDepth(nn.Module):
                 self.temporal[name] = TemporalMambaScale(channels[int(name[1])], spec)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-        if motion is not None:  # last: all other weights start as they would without
+        # Last: all other weights start as they would without.
+        if motion is not None:
             self.propagation = FeaturePropagation(channels, learned=encode_every > 1)
+        self.trust = ParallaxTrust(trust_channels) if trust_channels else None
+        self.geometry = Geometry(geometry, encoder.depth_kind, self.trust) if geometry is not None else None
+        parts = [temporal.signature(channels)]
+        parts += [f"motion at {motion.short_side} px"] if motion is not None else []
+        parts += ["carried output"] if output is not None else []
+        parts += [f"affine {output.affine:g}"] if output is not None and output.affine else []
+        parts += [self.geometry.signature] if self.geometry is not None else []
+        self.signature = "; ".join(parts) or "frame by frame"
 
     @property
     def device(self) -> torch.device:

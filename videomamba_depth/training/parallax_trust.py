@@ -1,0 +1,160 @@
+"""Teach a student how far it may believe parallax, from rendered worlds, whose depth is known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+
+CHUNK_FRAMES = 12
+MAX_DEPTH_M = 30.0  # farther is not asked for, nor believed
+MAX_RELATIVE_ERROR = 3.0  # of a point, above which it counts no more
+FRAME_WEIGHT = 0.5  # of the error with one alignment per frame, beside that with one per video
+EVERY = 2  # a step sees every so-many-th frame
+WARMUP = 0.1  # of the steps
+WEIGHT_DECAY = 0.01
+STATISTICS_EVERY = 8  # mean and scale of clues are those of every so-many-th frame
+MIN_SCALE = 1e-3
+
+
+class Example(NamedTuple):
+    """What the parallax of a video of N frames says on the grid, and the truth there.
+
+    parallax: with N in place of B. inv_depth: [N,1,gh,gw] in 1/m. known: [N,1,gh,gw] bool, where there is a truth.
+    """
+
+    parallax: Parallax
+    inv_depth: Tensor
+    known: Tensor
+
+    def flipped(self) -> Example:
+        """Return it seen in a mirror."""
+        return self._on_maps(lambda maps: maps.flip(-1))
+
+    def frames(self, first: int, step: int) -> Example:
+        """Return every step-th frame."""
+        parallax = Parallax(*(values[first::step] for values in self.parallax))
+        return Example(parallax, self.inv_depth[first::step], self.known[first::step])
+
+    def _on_maps(self, change: Callable[[Tensor], Tensor]) -> Example:
+        parallax = Parallax(*(change(values) if values.ndim > 1 else values for values in self.parallax))
+        return Example(parallax, change(self.inv_depth), change(self.known))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return it as arrays by name."""
+        values = {**self.parallax._asdict(), "truth": self.inv_depth, "known": self.known}
+        return {name: tensor.numpy() for name, tensor in values.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Example:
+        """Return what `arrays` returned."""
+        tensors = {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}
+        truth, known = tensors.pop("truth"), tensors.pop("known")
+        return cls(Parallax(**tensors), truth, known)
+
+
+class _Recorder(nn.Module):
+    """In place of a trust: keeps what it is asked, and leaves the correction as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Parallax] = []
+
+    def forward(self, parallax: Parallax) -> Tensor:
+        self.asked.append(parallax)
+        return parallax.correction
+
+
+@torch.no_grad()
+def record(student: VideoMambaDepth, rgb: np.ndarray, depth_m: np.ndarray) -> Example:
+    """Return what the parallax of a video says to a student with geometry, beside the truth.
+
+    Args:
+        rgb: [N,H,W,3] uint8. depth_m: [N,H,W]; 0, or not finite: unknown.
+    """
+    geometry, motion = student.geometry, student.motion
+    assert geometry is not None
+    assert motion is not None
+    before, geometry.trust = geometry.trust, (recorder := _Recorder())
+    try:
+        states = None
+        for frames in torch.from_numpy(np.ascontiguousarray(rgb)).split(CHUNK_FRAMES):
+            clip = frames.to(student.device).permute(0, 3, 1, 2)[None] / 255
+            _, states, _ = student(clip, states)
+    finally:
+        geometry.trust = before
+    depth = torch.from_numpy(np.ascontiguousarray(depth_m))[:, None].float()
+    known = depth.isfinite() & (depth > 0) & (depth < MAX_DEPTH_M)
+    inverse = torch.where(known, 1 / depth.clamp(min=1e-3), 0.0)
+    size = motion.frame_size(*student.encoder.fitted_size(*rgb.shape[1:3]))
+    inverse, share = (geometry.at_points(maps, size) for maps in (inverse, known.float()))
+    parallax = Parallax(*(torch.cat(values).cpu() for values in zip(*recorder.asked, strict=True)))
+    return Example(parallax, inverse / share.clamp(min=1e-3), share > 0.999)
+
+
+def errors(example: Example, correction: Tensor, with_shift: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the mean relative error of depth with a correction `[N,1,gh,gw]`: one alignment per video, one per frame.
+
+    Alignment is a scale and, `with_shift`, a shift of inverse depth, by least squares.
+    """
+    depth = example.parallax.depth(correction).double()
+    truth, known = example.inv_depth.double(), example.known.double()
+    found = []
+    for dims in ((0, 1, 2, 3), (1, 2, 3)):
+        aligned = _aligned(depth, truth, known, dims, with_shift).clamp(min=1 / MAX_DEPTH_M)
+        wanted = truth.clamp(min=1 / MAX_DEPTH_M)
+        relative = ((1 / aligned - 1 / wanted).abs() * wanted).clamp(max=MAX_RELATIVE_ERROR)
+        found.append((relative * known).sum() / known.sum().clamp(min=1))
+    return found[0], found[1]
+
+
+def errors_of_decoder(example: Example, with_shift: bool = True) -> tuple[float, float]:
+    """Return the same without any parallax."""
+    without = example.parallax._replace(evidence=torch.zeros_like(example.parallax.evidence))
+    video, frames = errors(example._replace(parallax=without), without.correction, with_shift)
+    return float(video), float(frames)
+
+
+def _aligned(depth: Tensor, truth: Tensor, known: Tensor, dims: tuple[int, ...], with_shift: bool) -> Tensor:
+    count = known.sum(dims, keepdim=True).clamp(min=1)
+    means = [(values * known).sum(dims, keepdim=True) / count * with_shift for values in (depth, truth)]
+    x, y = depth - means[0], truth - means[1]
+    scale = (x * y * known).sum(dims, keepdim=True) / (x.square() * known).sum(dims, keepdim=True).clamp(min=1e-12)
+    return scale * x + means[1]
+
+
+def learn(
+    trust: ParallaxTrust, examples: Sequence[Example], steps: int, rate: float, seed: int, with_shift: bool
+) -> None:
+    """Train a new trust: a video per step, its errors over those of the decoder alone.
+
+    Args:
+        rate: the highest learning rate, of AdamW, after a linear warm-up and before a cosine. with_shift: of alignment.
+    """
+    clues = torch.cat([example.parallax.clues[::STATISTICS_EVERY] for example in examples])
+    trust.mean.copy_(clues.mean((0, 2, 3))[:, None, None])
+    trust.scale.copy_(clues.std((0, 2, 3)).clamp(min=MIN_SCALE)[:, None, None])
+    decoder = [errors_of_decoder(example, with_shift) for example in examples]
+    trust.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trust.parameters(), rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=WARMUP)
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        chosen = int(rng.integers(len(examples)))
+        example = examples[chosen].frames(int(rng.integers(EVERY)), EVERY)
+        if rng.random() < 0.5:
+            example = example.flipped()
+        video, frames = errors(example, trust(example.parallax), with_shift)
+        loss = video / decoder[chosen][0] + FRAME_WEIGHT * frames / decoder[chosen][1]
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trust.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+        schedule.step()
+    trust.requires_grad_(False)
