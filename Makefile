@@ -1,4 +1,5 @@
 # make demo   distils on built-in data, compares with the teacher, streams a video
+# make student   trains the student that is shipped, its trust in parallax included: an hour
 # make test   runs the tests
 # make test-oldest   the same with the oldest versions that pyproject.toml allows, on Python 3.10
 # They set up everything in .venv first; the second time that takes no time.
@@ -10,7 +11,7 @@ DEMO   := runs/demo
 OLDEST := .venv-oldest
 PYTHON_OLDEST ?= python3.10
 
-.PHONY: demo test test-slow test-oldest lint setup clean
+.PHONY: demo student test test-slow test-oldest lint setup clean
 
 demo: setup
 	@echo "== 1/3  train a student on the synthetic world (no ground truth) =="
@@ -21,6 +22,11 @@ demo: setup
 	$(BIN)/python inference_streaming.py checkpoint=$(DEMO)/last input=videomamba_depth/assets/clip.mp4 output=$(DEMO)/stream overwrite=true
 	@echo "== files written =="
 	@ls -d $(DEMO)/last $(DEMO)/evaluation.md $(DEMO)/evaluation.json $(DEMO)/pictures $(DEMO)/stream/*
+
+student: setup
+	$(BIN)/python train.py experiment=embedded
+	$(BIN)/python scripts/learn_trust.py runs/embedded/last runs/embedded/with_trust
+	@echo "== runs/embedded/with_trust: scripts/ship_embedded_student.py makes it the one that is shipped =="
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

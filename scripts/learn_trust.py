@@ -29,6 +29,7 @@ from videomamba_depth.evaluation.code_digest import code_digest
 from videomamba_depth.evaluation.datasets.worlds import WorldSpec
 from videomamba_depth.flow.frame_view import in_memory
 from videomamba_depth.models.checkpoint import (
+    TRUST,
     TRUST_CHANNELS,
     load_student,
     read_description,
@@ -52,7 +53,6 @@ log = logging.getLogger("learn_trust")
 FIRST_SEED = 20_000_000  # of the worlds
 WORLDS = ("rooms", "clutter", "rooms", "bodies", "rooms", "tabletop", "rooms", "corridor", "rooms", "terrain")
 """Scene families in turn; every other world is three times as fast, and the other ones in the next turn."""
-TRUST = "trust."  # where names of its weights begin
 ASIDE = 7  # every so-many-th world is not learned from
 
 
@@ -70,7 +70,7 @@ def example(index: int, folder: Path, args: argparse.Namespace) -> Path:
     def make() -> dict[str, np.ndarray]:
         arrays = world_arrays(iter_video(spec.seed, spec.config()), in_memory)
         torch.set_num_threads(1)
-        student = load_student(args.checkpoint, args.short_side, geometry=True)
+        student = load_student(args.checkpoint, args.short_side, geometry=True, trust=False)
         return record(student, arrays["rgb"][:], arrays["depth_m"][:]).arrays()
 
     kept_arrays(folder / spec.name, make)
@@ -79,10 +79,9 @@ def example(index: int, folder: Path, args: argparse.Namespace) -> Path:
 
 def examples(args: argparse.Namespace) -> Iterator[Example]:
     """Return what the parallax of all worlds says, in order."""
-    student = load_student(args.checkpoint, args.short_side, geometry=True)
+    student = load_student(args.checkpoint, args.short_side, geometry=True, trust=False)
     assert student.geometry is not None
-    weights = {name: tensor for name, tensor in student_weights(student).items() if not name.startswith(TRUST)}
-    about = (hash_tensors(weights.items()), args.frames, args.height, args.width, args.short_side)
+    about = (hash_tensors(student_weights(student).items()), args.frames, args.height, args.width, args.short_side)
     code = [code_digest(module) for module in (iter_video.__module__, Geometry.__module__)]
     folder = args.work_dir / digest(*about, student.geometry.signature, *code)
     spawn = multiprocessing.get_context("spawn")
@@ -97,13 +96,13 @@ def examples(args: argparse.Namespace) -> Iterator[Example]:
 def report(name: str, trust: ParallaxTrust, some: list[Example], with_shift: bool) -> None:
     """Log by how much the errors differ from the decoder's, with the trust and without."""
     with torch.no_grad():
-        learned = np.array([[float(e) for e in errors(x, trust(x.parallax), with_shift)] for x in some])
-        plain = np.array([[float(e) for e in errors(x, x.parallax.correction, with_shift)] for x in some])
+        learned = np.array([errors(x, trust(x.parallax), with_shift) for x in some])
+        plain = np.array([errors(x, x.parallax.correction, with_shift) for x in some])
     decoder = np.array([errors_of_decoder(x, with_shift) for x in some])
     changes, before = (100 * (values / decoder - 1) for values in (learned, plain))
     apart = changes - before
-    spread = apart.std(0, ddof=1) / len(some) ** 0.5 if len(some) > 1 else np.full(2, np.nan)
-    for column, kind in enumerate(("one alignment per video", "one per frame")):
+    spread = apart.std(0, ddof=1) / len(some) ** 0.5 if len(some) > 1 else np.full(3, np.nan)
+    for column, kind in enumerate(("one alignment per video", "one per frame", "change over time")):
         log.info(
             "%s (%d worlds), %s: error %+.1f %% of the decoder's with what was learned, %+.1f without: %+.1f ± %.1f",
             name, len(some), kind, changes[:, column].mean(), before[:, column].mean(), apart[:, column].mean(),
@@ -123,7 +122,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=whole(32, 4096), default=140, help="likewise")
     parser.add_argument("--short-side", type=whole(14, 4096), help="that the student sees; default: the checkpoint's")
     parser.add_argument("--channels", type=whole(1, 1024), default=16, help="of each layer of the network")
-    parser.add_argument("--steps", type=whole(10), default=1500, help="a world each")
+    parser.add_argument("--steps", type=whole(20), default=6000, help="a world each")
     parser.add_argument("--lr", type=positive, default=2e-3, help="of AdamW, the highest")
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--threads", type=whole(1), default=1, help="of the training")
@@ -160,8 +159,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def write(args: argparse.Namespace, description: dict[str, Any], trust: ParallaxTrust) -> None:
     """Write the student with the trust into a new folder, which appears when it is complete."""
-    student = load_student(args.checkpoint)
-    weights = {name: tensor for name, tensor in student_weights(student).items() if not name.startswith(TRUST)}
+    weights = student_weights(load_student(args.checkpoint, trust=False))
     weights |= {f"{TRUST}{name}": tensor for name, tensor in trust.state_dict().items()}
     encoder = _seen_from(args.output, student_folder(args.checkpoint), description["encoder"])
     extra = {STEP: description[STEP]} if STEP in description else None

@@ -54,7 +54,11 @@ log = logging.getLogger(__name__)
 Sources = Callable[[EvaluateConfig, str, FlowEstimator], list[ClipSource]]
 
 
-_ADDED = {"geometry": partial(load_student, geometry=True), "affine": partial(load_student, affine=True)}
+_ADDED = {
+    "geometry": partial(load_student, geometry=True),
+    "plain_geometry": partial(load_student, geometry=True, trust=False),
+    "affine": partial(load_student, affine=True),
+}
 """What students may be scored with, too, by its key."""
 
 

@@ -44,6 +44,7 @@ class EvaluateConfig(Protocol):
     memory: list[float] = ranged(0, 1e6, open="low")
     encode_every: list[int] = ranged(1, 10_000)
     geometry: bool = False
+    plain_geometry: bool = False
     affine: bool = False
     untrained: bool = False
     baselines: bool = True

@@ -41,8 +41,10 @@ STUDENT_JSON = "student.json"
 STUDENT_WEIGHTS = "student.safetensors"
 EMBEDDED_STUDENT = EMBEDDED_TEACHER.with_name("embedded_student")
 """The student of the embedded teacher that is shipped; checkpoints may be called "embedded" for short."""
+TRUST = "trust."
+"""Where the names of the weights begin of the network that has learned how far parallax is believed."""
 TRUST_CHANNELS = "trust_channels"
-"""Key of a description: of the network that has learned how far parallax is believed; none, where there is no key."""
+"""Key of a description: of that network; there is none, where there is no key."""
 TEACHER_PREFIX = "teacher:"
 """`teacher:NAME_OR_PATH` in place of a checkpoint is that teacher, frame by frame: a student without any blocks."""
 _FORMAT = "videomamba-depth student 1"
@@ -164,6 +166,7 @@ def load_student(
     geometry: bool | None = None,
     affine: bool | None = None,
     revision: str | None = None,
+    trust: bool = True,
     untrained: bool = False,
 ) -> VideoMambaDepth:
     """Load a student in eval mode with float32 weights.
@@ -180,6 +183,7 @@ def load_student(
         affine: whether global changes of scale and shift are undone before the carried output, see
             `undo_global_change`; likewise, with the strength `ON`.
         revision: of the hub's repository: branch, tag or commit.
+        trust: False leaves out what was learned of how far parallax is believed: geometry is as it is without.
         untrained: as it was before training, always the same: to compare with. An encoder that learned is then random.
 
     Raises:
@@ -207,6 +211,8 @@ def load_student(
     if affine is not None and description.get("output"):
         strength = (description["output"].get("affine") or ON) if affine else 0.0
         description["output"] = {**description["output"], "affine": strength}
+    if not trust:
+        description.pop(TRUST_CHANNELS, None)
     with _damaged(folder), torch.random.fork_rng(devices=[], enabled=untrained):
         if untrained:
             torch.manual_seed(0)
@@ -214,6 +220,8 @@ def load_student(
     if untrained:
         return student.eval()
     weights = read_weights(folder / STUDENT_WEIGHTS, description.get(STEP))
+    if not trust:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(TRUST)}
     load_student_weights(student, weights, str(folder))
     return student.eval()
 

@@ -15,12 +15,14 @@ from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 CHUNK_FRAMES = 12
 MAX_DEPTH_M = 30.0  # farther is not asked for, nor believed
 MAX_RELATIVE_ERROR = 3.0  # of a point, above which it counts no more
-FRAME_WEIGHT = 0.5  # of the error with one alignment per frame, beside that with one per video
-EVERY = 2  # a step sees every so-many-th frame
+MAX_RELATIVE_CHANGE = 1.0  # likewise, of the error of its change from frame to frame
+FRAME_WEIGHT, CHANGE_WEIGHT = 0.5, 0.5  # beside the error with one alignment per video
+WINDOW = 24  # frames in a row that a step sees
 WARMUP = 0.1  # of the steps
 WEIGHT_DECAY = 0.01
 STATISTICS_EVERY = 8  # mean and scale of clues are those of every so-many-th frame
 MIN_SCALE = 1e-3
+MIN_ERROR = 1e-4  # of the decoder, that others are measured by
 
 
 class Example(NamedTuple):
@@ -37,10 +39,10 @@ class Example(NamedTuple):
         """Return it seen in a mirror."""
         return self._on_maps(lambda maps: maps.flip(-1))
 
-    def frames(self, first: int, step: int) -> Example:
-        """Return every step-th frame."""
-        parallax = Parallax(*(values[first::step] for values in self.parallax))
-        return Example(parallax, self.inv_depth[first::step], self.known[first::step])
+    def frames(self, first: int, count: int) -> Example:
+        """Return `count` frames from the first one on."""
+        some = slice(first, first + count)
+        return Example(Parallax(*(values[some] for values in self.parallax)), self.inv_depth[some], self.known[some])
 
     def _on_maps(self, change: Callable[[Tensor], Tensor]) -> Example:
         parallax = Parallax(*(change(values) if values.ndim > 1 else values for values in self.parallax))
@@ -98,27 +100,42 @@ def record(student: VideoMambaDepth, rgb: np.ndarray, depth_m: np.ndarray) -> Ex
     return Example(parallax, inverse / share.clamp(min=1e-3), share > 0.999)
 
 
-def errors(example: Example, correction: Tensor, with_shift: bool = True) -> tuple[Tensor, Tensor]:
-    """Return the mean relative error of depth with a correction `[N,1,gh,gw]`: one alignment per video, one per frame.
+class Errors(NamedTuple):
+    """Mean errors of a video on the grid, relative to the truth, after a least-squares alignment of inverse depth.
 
-    Alignment is a scale and, `with_shift`, a shift of inverse depth, by least squares.
+    video: of depth, one alignment for all frames. frame: of depth, one for each. change: of the change of inverse depth
+    from frame to frame at the same point, one alignment for all.
     """
+
+    video: Tensor
+    frame: Tensor
+    change: Tensor
+
+
+def errors(example: Example, correction: Tensor, with_shift: bool = True) -> Errors:
+    """Return the errors with a correction `[N,1,gh,gw]`; alignment is a scale and, `with_shift`, a shift."""
     depth = example.parallax.depth(correction).double()
     truth, known = example.inv_depth.double(), example.known.double()
-    found = []
-    for dims in ((0, 1, 2, 3), (1, 2, 3)):
-        aligned = _aligned(depth, truth, known, dims, with_shift).clamp(min=1 / MAX_DEPTH_M)
-        wanted = truth.clamp(min=1 / MAX_DEPTH_M)
-        relative = ((1 / aligned - 1 / wanted).abs() * wanted).clamp(max=MAX_RELATIVE_ERROR)
-        found.append((relative * known).sum() / known.sum().clamp(min=1))
-    return found[0], found[1]
+    wanted = truth.clamp(min=1 / MAX_DEPTH_M)
+
+    def aligned(*dims: int) -> Tensor:
+        return _aligned(depth, truth, known, dims, with_shift).clamp(min=1 / MAX_DEPTH_M)
+
+    def error(inv_depth: Tensor) -> Tensor:
+        relative = ((1 / inv_depth - 1 / wanted).abs() * wanted).clamp(max=MAX_RELATIVE_ERROR)
+        return (relative * known).sum() / known.sum().clamp(min=1)
+
+    video, frame = aligned(0, 1, 2, 3), aligned(1, 2, 3)
+    change = ((video.diff(dim=0) - wanted.diff(dim=0)).abs() / wanted[1:]).clamp(max=MAX_RELATIVE_CHANGE)
+    seen = known[1:] * known[:-1]
+    return Errors(error(video), error(frame), (change * seen).sum() / seen.sum().clamp(min=1))
 
 
-def errors_of_decoder(example: Example, with_shift: bool = True) -> tuple[float, float]:
-    """Return the same without any parallax."""
+@torch.no_grad()
+def errors_of_decoder(example: Example, with_shift: bool = True) -> Errors:
+    """Return the errors without any parallax."""
     without = example.parallax._replace(evidence=torch.zeros_like(example.parallax.evidence))
-    video, frames = errors(example._replace(parallax=without), without.correction, with_shift)
-    return float(video), float(frames)
+    return errors(example._replace(parallax=without), without.correction, with_shift)
 
 
 def _aligned(depth: Tensor, truth: Tensor, known: Tensor, dims: tuple[int, ...], with_shift: bool) -> Tensor:
@@ -132,7 +149,7 @@ def _aligned(depth: Tensor, truth: Tensor, known: Tensor, dims: tuple[int, ...],
 def learn(
     trust: ParallaxTrust, examples: Sequence[Example], steps: int, rate: float, seed: int, with_shift: bool
 ) -> None:
-    """Train a new trust: a video per step, its errors over those of the decoder alone.
+    """Train a new trust, a part of a video per step: its errors over those of the decoder alone.
 
     Args:
         rate: the highest learning rate, of AdamW, after a linear warm-up and before a cosine. with_shift: of alignment.
@@ -147,11 +164,15 @@ def learn(
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = int(rng.integers(len(examples)))
-        example = examples[chosen].frames(int(rng.integers(EVERY)), EVERY)
+        whole = examples[chosen]
+        example = whole.frames(int(rng.integers(max(1, len(whole.known) - WINDOW + 1))), WINDOW)
         if rng.random() < 0.5:
             example = example.flipped()
-        video, frames = errors(example, trust(example.parallax), with_shift)
-        loss = video / decoder[chosen][0] + FRAME_WEIGHT * frames / decoder[chosen][1]
+        now = errors(example, trust(example.parallax), with_shift)
+        video, frame, change = (
+            e / without.clamp(min=MIN_ERROR) for e, without in zip(now, decoder[chosen], strict=True)
+        )
+        loss = video + FRAME_WEIGHT * frame + CHANGE_WEIGHT * change
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trust.parameters(), 1.0, error_if_nonfinite=True)

@@ -1,0 +1,160 @@
+"""A trust learns from the truth which corrections to believe."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from videomamba_depth.models.checkpoint import (
+    describe_encoder,
+    load_student,
+    read_description,
+    save_student,
+    student_weights,
+)
+from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.motion import MotionSpec
+from videomamba_depth.models.parallax_trust import NUM_CLUES, Parallax, ParallaxTrust
+from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.training.parallax_trust import Example, errors, errors_of_decoder, learn
+from videomamba_depth.utils.atomic import write_json
+from videomamba_depth.utils.checkpoint import write_manifest
+from videomamba_depth.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+N, GH, GW = 8, 12, 16
+
+
+def example(seed: int) -> tuple[Example, Tensor]:
+    """Return a video whose decoder is wrong, and the correction that would be right.
+
+    The correction that parallax proposes is right where the first clue is 1, and of the wrong sign where it is -1.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    truth = 0.3 + torch.rand(1, 1, GH, GW, generator=draw).expand(N, 1, GH, GW)
+    needed = 0.3 * torch.randn(N, 1, GH, GW, generator=draw)
+    clues = torch.randn(N, NUM_CLUES, GH, GW, generator=draw)
+    sign = clues[:, :1].sign()
+    clues[:, :1] = sign
+    zero, one = torch.zeros(N), torch.ones(N)
+    parallax = Parallax(clues, sign * needed, truth * (-needed).exp(), torch.zeros_like(truth), one, 2 * one, zero)
+    known = torch.ones_like(truth, dtype=torch.bool)
+    return Example(parallax, truth, known), needed
+
+
+@pytest.mark.parametrize("with_shift", [True, False])
+def test_errors_vanish_with_the_right_correction(with_shift: bool) -> None:
+    video, right = example(0)
+    assert [float(e) for e in errors(video, right, with_shift)] == pytest.approx([0, 0, 0], abs=1e-5)
+    decoder = errors_of_decoder(video, with_shift)
+    torch.testing.assert_close(decoder, errors(video, torch.zeros_like(right), with_shift))
+    assert min(float(e) for e in decoder) > 0.05
+    flipped = video.flipped()
+    torch.testing.assert_close(errors(flipped, right.flip(-1), with_shift), errors(video, right, with_shift))
+
+
+def test_a_shift_is_fitted_where_depth_has_one_and_unknown_points_do_not_count() -> None:
+    video, right = example(0)
+    shifted = video._replace(parallax=video.parallax._replace(shift=torch.full((N,), -0.7)))
+    assert float(errors(shifted, right).video) < 1e-5
+    assert float(errors(shifted, right, with_shift=False).video) > 0.1
+    unknown = video.known.clone()
+    unknown[..., :4] = False
+    lies = torch.where(unknown, video.inv_depth, 5.0)
+    assert float(errors(video._replace(inv_depth=lies, known=unknown), right).video) < 1e-5
+
+
+def test_an_example_comes_back_from_arrays() -> None:
+    video, _ = example(0)
+    again = Example.from_arrays({name: np.array(values) for name, values in video.arrays().items()})
+    torch.testing.assert_close(again, video, rtol=0, atol=0)
+    part = video.frames(2, 3)
+    assert len(part.known) == 3
+    assert torch.equal(part.parallax.clues, video.parallax.clues[2:5])
+
+
+def test_it_learns_which_corrections_are_right() -> None:
+    torch.manual_seed(0)
+    trust = ParallaxTrust(8)
+    videos = [example(seed)[0] for seed in range(6)]
+    learn(trust, videos, steps=120, rate=1e-2, seed=0, with_shift=True)
+    unseen, _ = example(100)
+    plain = errors(unseen, unseen.parallax.correction)
+    learned = errors(unseen, trust(unseen.parallax))
+    assert learned.video < 0.7 * plain.video, (learned, plain)
+    assert learned.frame < 0.7 * plain.frame, (learned, plain)
+    assert not any(p.requires_grad for p in trust.parameters())
+    assert not trust(unseen.parallax).requires_grad
+
+
+def test_learning_is_a_function_of_its_seed() -> None:
+    videos = [example(seed)[0] for seed in range(2)]
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        trust = ParallaxTrust(2)
+        learn(trust, videos, steps=12, rate=1e-2, seed=seed, with_shift=True)
+        found.append(trust.last.weight.clone())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.fixture(scope="module")
+def student(tiny_teacher_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student with flow, in a folder of its run."""
+    root = tmp_path_factory.mktemp("run")
+    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)
+    encoder.save_pretrained(root / "encoder")
+    (root / "last").mkdir()
+    spec, motion = TemporalSpec(*[ScaleSpec(num_blocks=0)] * 4), MotionSpec()
+    model = VideoMambaDepth(encoder, encoder.head, spec, motion=motion)
+    about = describe_encoder(encoder, "../encoder")
+    save_student(root / "last", student_weights(model), spec, about, 42, {"step": 3}, motion=motion)
+    return root / "last"
+
+
+def test_the_script_writes_the_student_with_a_trust_and_renders_nothing_twice(student: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    options = f"--work-dir {work} --worlds 7 --frames 8 --height 42 --width 56 --channels 4 --steps 20 --workers 1"
+    written = []
+    for name in ("first", "deeper/second"):
+        command = [sys.executable, ROOT / "scripts" / "learn_trust.py", student, tmp_path / name, *options.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "set aside (1 worlds), one alignment per video: error" in done.stderr
+        written.append({file: file.stat().st_mtime_ns for file in work.rglob("*.npy")})
+    assert len(written[0]) == 7 * 9
+    assert written[0] == written[1]
+    first, second = (load_student(tmp_path / name, geometry=True) for name in ("first", "deeper/second"))
+    assert first.trust is not None
+    assert second.trust is not None
+    for name, values in first.trust.state_dict().items():
+        assert torch.equal(second.trust.state_dict()[name], values)
+    assert read_description(tmp_path / "first")["step"] == 3
+    started = load_student(student)
+    assert all(torch.equal(first.state_dict()[name], values) for name, values in started.state_dict().items())
+
+
+def test_the_script_says_what_it_cannot_do(student: Path, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("learn_trust", ROOT / "scripts" / "learn_trust.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.raises(UserError, match="exists already; name another folder"):
+        script.main([str(student), str(tmp_path)])
+    still = tmp_path / "still"
+    shutil.copytree(student, still)
+    about = {**read_description(student), "motion": None}
+    write_json(still / "student.json", about)
+    write_manifest(still)
+    with pytest.raises(UserError, match="was trained without any"):
+        script.main([str(still), str(tmp_path / "new")])
