@@ -116,7 +116,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a student: runs/NAME/last, embedded, or owner/name of the hub")
     parser.add_argument("output", type=path_argument, help="folder of the student that is written")
     parser.add_argument("--work-dir", type=path_argument, default=Path("runs/trust"), help="what was rendered")
-    parser.add_argument("--worlds", type=whole(ASIDE), default=192)
+    parser.add_argument("--worlds", type=whole(ASIDE), default=160)
     parser.add_argument("--frames", type=whole(8, 10_000), default=48, help="of each of them")
     parser.add_argument("--height", type=whole(32, 4096), default=112, help="of the pictures, px")
     parser.add_argument("--width", type=whole(32, 4096), default=140, help="likewise")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
+log = logging.getLogger(__name__)
+
 CHUNK_FRAMES = 12
 MAX_DEPTH_M = 30.0  # farther is not asked for, nor believed
 MAX_RELATIVE_ERROR = 3.0  # of a point, above which it counts no more
@@ -19,6 +22,7 @@ MAX_RELATIVE_CHANGE = 1.0  # likewise, of the error of its change from frame to 
 FRAME_WEIGHT, CHANGE_WEIGHT = 0.5, 0.5  # beside the error with one alignment per video
 WINDOW = 24  # frames in a row that a step sees
 WARMUP = 0.1  # of the steps
+REPORTS = 10  # lines in the log
 WEIGHT_DECAY = 0.01
 STATISTICS_EVERY = 8  # mean and scale of clues are those of every so-many-th frame
 MIN_SCALE = 1e-3
@@ -162,7 +166,8 @@ def learn(
     optimizer = torch.optim.AdamW(trust.parameters(), rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=WARMUP)
     rng = np.random.default_rng(seed)
-    for _ in range(steps):
+    every, seen = max(1, steps // REPORTS), 0.0
+    for step in range(1, steps + 1):
         chosen = int(rng.integers(len(examples)))
         whole = examples[chosen]
         example = whole.frames(int(rng.integers(max(1, len(whole.known) - WINDOW + 1))), WINDOW)
@@ -178,4 +183,8 @@ def learn(
         nn.utils.clip_grad_norm_(trust.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
         schedule.step()
+        seen += float(loss.detach())
+        if step % every == 0:
+            log.info("step %d of %d: loss %.4f", step, steps, seen / every)
+            seen = 0.0
     trust.requires_grad_(False)
