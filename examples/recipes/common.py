@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,15 +29,16 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def parser(description: str | None, epochs: int, lr: float) -> argparse.ArgumentParser:
-    """The options that every recipe has; defaults are those of a published fine-tuning."""
+def parser(description: str | None, epochs: int, lr: float, families: Sequence[Family]) -> argparse.ArgumentParser:
+    """The options that every recipe has; defaults are those of a published fine-tuning, and the first of `families`."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--out", type=Path, required=True, help="checkpoints, log, and the model; run again to resume")
     options.add_argument("--variant", default="t", help=f"{', '.join(VARIANTS)}, or 'layers,channels'")
     options.add_argument("--size", type=number(16, kind=int), default=224, help="px, side of the frames, at least 16")
     options.add_argument("--pretrained", help="file of weights, or a repository on the Hugging Face hub")
-    options.add_argument("--family", choices=get_args(Family), help="of --pretrained, see docs/video_mamba.md")
+    about = "of --pretrained, see docs/video_mamba.md; default: %(default)s"
+    options.add_argument("--family", choices=families, default=families[0], help=about)
     options.add_argument("--epochs", type=number(0), default=epochs, help="0: only write the first weights")
     options.add_argument("--batch", type=number(1, kind=int), default=32, help="per device")
     options.add_argument("--lr", type=number(0), default=lr)
@@ -68,13 +69,6 @@ def size_of(variant: str) -> dict[str, int]:
         raise UserError(f"--variant must be {', '.join(VARIANTS)} or 'layers,channels' such as 4,96; got {variant!r}")
     depth, width = VARIANTS[variant] if variant in VARIANTS else map(int, variant.split(","))
     return {"num_hidden_layers": depth, "hidden_size": width}
-
-
-def family_of(args: argparse.Namespace, *families: Family) -> Family:
-    """Return --family, or the first of those that a recipe takes; others are refused."""
-    if args.family not in (None, *families):
-        raise UserError(f"--family must be {' or '.join(families)} here; got {args.family}")
-    return args.family or families[0]
 
 
 def labels(classes: Sequence[str]) -> dict[str, dict]:

@@ -49,7 +49,7 @@ class Detector(nn.Module):
         size = common.size_of(args.variant)
         backbone = AutoBackbone.from_config(VimConfig(image_size=args.size, **size))
         if args.pretrained:
-            load_backbone(backbone.backbone, args.pretrained, args.family or "vim")
+            load_backbone(backbone.backbone, args.pretrained, args.family)
         pyramid = Pyramid(backbone, size["hidden_size"])
         anchors = AnchorGenerator(((32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 4)
         sizes = {"min_size": args.size, "max_size": args.size}
@@ -61,7 +61,7 @@ class Detector(nn.Module):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, and return the mean average precision on val where torchmetrics is installed."""
-    args = common.parser(__doc__, epochs=12, lr=1e-4).parse_args(arguments)
+    args = common.parser(__doc__, epochs=12, lr=1e-4, families=["vim"]).parse_args(arguments)
     train = Coco(args.data, "train")
     val = Coco(args.data, "val", train.names)
     model = Detector(args, 1 + len(train.names))

@@ -45,7 +45,7 @@ def pictures(args: argparse.Namespace) -> tuple[Images, Images]:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
-    parser = common.parser(__doc__, epochs=30, lr=5e-4)
+    parser = common.parser(__doc__, epochs=30, lr=5e-4, families=["vim", "videomamba_image"])
     parser.add_argument("--smoothing", type=common.number(0, 1), default=0.1)
     parser.add_argument("--no-mixup", action="store_true")
     args = parser.parse_args(arguments)
@@ -82,13 +82,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 def build(args: argparse.Namespace, classes: list[str]) -> Any:
     """Return the classifier, from a file of weights if one is named."""
     options = {"image_size": args.size, **common.size_of(args.variant), **common.labels(classes)}
-    family = common.family_of(args, "vim", "videomamba_image")
-    if family == "videomamba_image":
+    if args.family == "videomamba_image":
         model: Any = VideoMambaForImageClassification(VideoMambaConfig(num_frames=None, **options))
     else:
         model = VimForImageClassification(VimConfig(**options))
     if args.pretrained:
-        model.load_published(args.pretrained, family, keep_head=False)
+        model.load_published(args.pretrained, args.family, keep_head=False)
     return model
 
 

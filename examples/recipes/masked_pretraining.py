@@ -69,7 +69,7 @@ def image_model(student: MaskedVideoMamba, depth: int) -> VideoMamba:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and write the student."""
-    parser = common.parser(__doc__, epochs=800, lr=6e-4)
+    parser = common.parser(__doc__, epochs=800, lr=6e-4, families=["videomamba_masked"])
     parser.add_argument("--frames", type=common.number(1, kind=int), default=8)
     parser.add_argument("--teacher", required=True, help="CLIP or Depth Anything, a hub id or a folder")
     parser.add_argument("--hidden-share", type=common.number(0, 1), default=0.8)
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = {"depth": depth + (args.frames == 1), "embed_dim": width, "img_size": args.size}
     student = MaskedVideoMamba(teacher.config.hidden_size, args.frames, **options)
     if args.pretrained:
-        load_backbone(student, args.pretrained, args.family or "videomamba_masked")
+        load_backbone(student, args.pretrained, args.family)
     videos = Clips(args.data, None, args.frames, args.size)
     common.train(Imitation(student, teacher, args.hidden_share), args, train_dataset=videos)
     if args.frames == 1:

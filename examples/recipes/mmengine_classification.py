@@ -73,7 +73,7 @@ class Top1(BaseMetric):
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and evaluate."""
-    parser = common.parser(__doc__, epochs=30, lr=5e-4)
+    parser = common.parser(__doc__, epochs=30, lr=5e-4, families=tuple(KINDS))
     parser.add_argument("--launcher", choices=("none", "pytorch"), default="none")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(arguments)
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     loaders = [{**loader, "dataset": d, "sampler": {"type": "DefaultSampler", "shuffle": d is train}} for d in sets]
     size = dict(zip(("depth", "embed_dim"), common.size_of(args.variant).values(), strict=True))
     size |= {"img_size": args.size, "num_classes": len(train.classes)}
-    model = VimClassifier(common.family_of(args, *KINDS), args.pretrained, **size)
+    model = VimClassifier(args.family, args.pretrained, **size)
     wrapped = {"type": "AmpOptimWrapper", "dtype": "bfloat16"} if args.bf16 else {"type": "OptimWrapper"}
     loops = {"train_cfg": {"by_epoch": True, "max_epochs": int(args.epochs), "val_interval": 1}, "val_cfg": {}}
     Runner(

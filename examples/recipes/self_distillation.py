@@ -42,13 +42,12 @@ class Distillation(nn.Module):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, write the student, and return the last metrics."""
-    parser = common.parser(__doc__, epochs=300, lr=5e-4)
+    parser = common.parser(__doc__, epochs=300, lr=5e-4, families=["videomamba_image"])
     parser.add_argument("--teacher", required=True, help="file of family videomamba_image")
     parser.add_argument("--teacher-variant", default="s")
     parser.add_argument("--weight", type=common.number(0), default=1.0)
     parser.set_defaults(layer_decay=1.0)
     args = parser.parse_args(arguments)
-    family = common.family_of(args, "videomamba_image")
     train, val = pictures(args)
     (depth, width), (teacher_depth, teacher_width) = (
         common.size_of(variant).values() for variant in (args.variant, args.teacher_variant)
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     options = {"num_classes": len(train.classes), "teacher_dim": teacher_width}
     student = VideoMamba(args.size, depth=depth, embed_dim=width, **options)
     if args.pretrained:
-        load_backbone(student, args.pretrained, family, keep_head=False)
+        load_backbone(student, args.pretrained, args.family, keep_head=False)
 
     def collate(items: list) -> dict[str, Tensor]:
         pixels, labels = zip(*items, strict=True)

@@ -51,7 +51,7 @@ def mean_iou(prediction: Any) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
-    parser = common.parser(__doc__, epochs=64, lr=1e-4)
+    parser = common.parser(__doc__, epochs=64, lr=1e-4, families=["vim"])
     parser.add_argument("--classes", type=common.number(2, 255, int), required=True)
     parser.add_argument("--reduce-labels", action="store_true", help="classes count from 1; 0 is left out")
     args = parser.parse_args(arguments)
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     model = Segmenter(config)
     if args.pretrained:
-        load_backbone(model.backbone.backbone, args.pretrained, args.family or "vim")
+        load_backbone(model.backbone.backbone, args.pretrained, args.family)
     labels = (args.classes, args.reduce_labels)
     train, val = (Pictures(args.data / split, args.size, split == "train", *labels) for split in ("train", "val"))
 

@@ -72,11 +72,11 @@ class Clips(Dataset):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
-    parser = common.parser(__doc__, epochs=45, lr=4e-4)
+    families = ["videomamba_video", "videomamba_masked", "videomamba_retrieval", "videomamba_image"]
+    parser = common.parser(__doc__, epochs=45, lr=4e-4, families=families)
     parser.add_argument("--frames", type=common.number(1, kind=int), default=8)
-    parser.add_argument(
-        "--no-flip", action="store_true", help="where left and right make classes (Something-Something)"
-    )
+    about = "where left and right make classes (Something-Something)"
+    parser.add_argument("--no-flip", action="store_true", help=about)
     args = parser.parse_args(arguments)
     options = (args.frames, args.size, not args.no_flip)
     train = Clips(args.data, "train", *options)
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if args.pretrained and args.family == "videomamba_image":
         inflate_image_weights(model.backbone, args.pretrained)
     elif args.pretrained:
-        model.load_published(args.pretrained, args.family or "videomamba_video", keep_head=False)
+        model.load_published(args.pretrained, args.family, keep_head=False)
     return common.train(model, args, train_dataset=train, eval_dataset=val, compute_metrics=common.accuracy)
 
 

@@ -77,7 +77,8 @@ def recall(prediction: Any) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate after every epoch, and return the last metrics."""
-    parser = common.parser(__doc__, epochs=10, lr=2e-5)
+    families = ["videomamba_retrieval", "videomamba_video", "videomamba_masked"]
+    parser = common.parser(__doc__, epochs=10, lr=2e-5, families=families)
     parser.add_argument("--frames", type=common.number(1, kind=int), default=8)
     parser.add_argument("--text", required=True, help="CLIP's text encoder, a hub id or a folder")
     args = parser.parse_args(arguments)
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     options = {"num_classes": 0, "num_frames": args.frames, "pool_norm": True}
     video = VideoMamba(args.size, depth=depth, embed_dim=width, **options)
     if args.pretrained:
-        load_backbone(video, args.pretrained, args.family or "videomamba_retrieval")
+        load_backbone(video, args.pretrained, args.family)
     return common.train(TwoTowers(video, text), args, train_dataset=train, eval_dataset=val, compute_metrics=recall)
 
 

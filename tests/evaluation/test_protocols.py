@@ -19,7 +19,8 @@ from videomamba_depth.configuration.build_evaluate import build_evaluation, buil
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.evaluate_schema import EvaluateConfig
 from videomamba_depth.evaluation import ClipSource, EvaluationClip, Evaluator, Method, Protocol, filter_methods
-from videomamba_depth.evaluation.datasets.layouts import LAYOUTS, Found
+from videomamba_depth.evaluation.datasets.layout_tree import Found
+from videomamba_depth.evaluation.datasets.layouts import LAYOUTS
 from videomamba_depth.evaluation.datasets.recording import Recording, RgbdFrame
 from videomamba_depth.evaluation.engine import collect, evaluate_clips
 from videomamba_depth.evaluation.protocols import (

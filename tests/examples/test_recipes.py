@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,7 +198,8 @@ def test_masks_hold_the_classes_that_are_told(recipe: ModuleType, tmp_path: Path
 @pytest.mark.parametrize("kind", ["pictures", "clips", "lists"])
 def test_the_training_data_number_the_classes(recipe: ModuleType, kind: str, tmp_path: Path) -> None:
     """A class that val lacks moves no other; one that only val has is refused by its name."""
-    args = importlib.import_module("common").parser("", 1, 1).parse_args(["--data", str(tmp_path), "--out", "out"])
+    options = importlib.import_module("common").parser("", 1, 1, ["vim"])
+    args = options.parse_args(["--data", str(tmp_path), "--out", "out"])
     for split, names in (("train", "abc"), ("val", "bc")):
         for name in names:
             picture(tmp_path / split / name / "clip" / "0.png", (30, 30, 30))
@@ -313,7 +315,7 @@ def test_options_that_mean_nothing_are_refused(
     recipe: ModuleType, option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        recipe.parser(None, epochs=1, lr=1.0).parse_args(["--data", "x", "--out", "y", option, value])
+        recipe.parser(None, 1, 1.0, ["vim"]).parse_args(["--data", "x", "--out", "y", option, value])
     assert f"argument {option}: " in capsys.readouterr().err
 
 
@@ -468,11 +470,35 @@ def test_a_loss_that_is_not_finite_stops_a_run(recipe: ModuleType, tmp_path: Pat
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("recipe", ["image_classification"], indirect=True)
-def test_families_that_are_none_of_images_are_refused(recipe: ModuleType, tmp_path: Path) -> None:
-    arguments = classification_run(tmp_path)
-    with pytest.raises(UserError, match="--family must be vim or videomamba_image"):
-        recipe.main([*arguments, "--family", "videomamba_video"])
+@pytest.mark.parametrize(
+    ("recipe", "families"),
+    [
+        ("image_classification", "vim videomamba_image"),
+        ("video_classification", "videomamba_video videomamba_masked videomamba_retrieval videomamba_image"),
+        ("self_distillation", "videomamba_image"),
+        ("masked_pretraining", "videomamba_masked"),
+        ("video_text_retrieval", "videomamba_retrieval videomamba_video videomamba_masked"),
+        ("semantic_segmentation", "vim"),
+        ("detection", "vim"),
+    ],
+    indirect=["recipe"],
+)
+def test_a_recipe_takes_the_families_of_its_model_alone(
+    recipe: ModuleType, families: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others are refused before anything is read."""
+    with pytest.raises(SystemExit):
+        recipe.main(["--family", "contract"])
+    message = capsys.readouterr().err.partition("argument --family: invalid choice: 'contract'")[2]
+    assert re.findall(r"vi\w+", message) == families.split()
+
+
+@pytest.mark.parametrize("recipe", ["common"], indirect=True)
+def test_a_file_is_of_the_first_family_by_default(recipe: ModuleType) -> None:
+    options = recipe.parser(None, 1, 1.0, ["vim", "videomamba_image"])
+    given = ["--data", "x", "--out", "y"]
+    assert options.parse_args(given).family == "vim"
+    assert options.parse_args([*given, "--family", "videomamba_image"]).family == "videomamba_image"
 
 
 @pytest.mark.parametrize("recipe", ["semantic_segmentation"], indirect=True)
@@ -568,8 +594,6 @@ def test_self_distillation(recipe: ModuleType, tmp_path: Path) -> None:
     recipe.main([*COMMON, *options, "--out", str(tmp_path / "again")])
     again = load_file(tmp_path / "again" / "student.safetensors")
     assert torch.equal(again["layers.1.mixer.D_b"], model.layers[1].mixer.D_b), "files have no head for this teacher"
-    with pytest.raises(UserError, match="--family must be videomamba_image here; got vim"):
-        recipe.main([*COMMON, *options, "--out", str(tmp_path / "again"), "--family", "vim"])
 
 
 @pytest.mark.parametrize("recipe", ["detection"], indirect=True)
@@ -597,7 +621,7 @@ def test_detection(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     options = ["--data", str(tmp_path / "data"), "--size", "64", "--lr", "1e-3", "--batch", "2"]
     found = run_and_resume(recipe, options, tmp_path / "out", 3)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)  # the metric would meet the others, and count all twice
-    args = recipe.common.parser("", 1, 1.0).parse_args([*COMMON, "--data", "", "--out", ""])
+    args = recipe.common.parser("", 1, 1.0, ["vim"]).parse_args([*COMMON, "--data", "", "--out", ""])
     recipe.evaluate(recipe.Detector(args, 2).eval(), recipe.Coco(tmp_path / "data", "val"))
     assert np.mean(found[-2:]) < np.mean(found[:2])
     (tmp_path / "data" / "val.json").write_text(json.dumps({**content, "annotations": []}))

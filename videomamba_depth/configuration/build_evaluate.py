@@ -23,7 +23,8 @@ from videomamba_depth.evaluation.cache import digest
 from videomamba_depth.evaluation.check import NUM_CLIPS, NUM_FRAMES, check_methods
 from videomamba_depth.evaluation.clips import ClipSource, EvaluationClip
 from videomamba_depth.evaluation.code_digest import code_digest
-from videomamba_depth.evaluation.datasets.layouts import Found, find_layout
+from videomamba_depth.evaluation.datasets.layout_tree import Found
+from videomamba_depth.evaluation.datasets.layouts import find_layout
 from videomamba_depth.evaluation.datasets.rgbd import find_sequences, folder_recording
 from videomamba_depth.evaluation.encoded_frames import EncodedFrames
 from videomamba_depth.evaluation.engine import ClipResult, Evaluator, Protocol

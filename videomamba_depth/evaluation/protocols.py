@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from videomamba_depth.evaluation.datasets.layouts import LAYOUTS, Found
+from videomamba_depth.evaluation.datasets.layout_tree import Found
+from videomamba_depth.evaluation.datasets.layouts import LAYOUTS
 from videomamba_depth.evaluation.datasets.recording import FramePick, Recording
 from videomamba_depth.utils.errors import UserError
 
