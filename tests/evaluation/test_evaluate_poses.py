@@ -54,10 +54,10 @@ def test_a_pair_of_exact_points_gives_its_motion(script: ModuleType) -> None:
     points = np.column_stack([rng.uniform(0, 100, 200), rng.uniform(0, 80, 200)])
     inverse = rng.uniform(0.2, 1, 200)
     rotation, step = turned(np.array([[0.02, -0.05, 0.01]]))[0], np.array([0.3, -0.05, 0.2])
-    there = (
+    points_before = (
         rotation @ (np.linalg.solve(intrinsics, np.column_stack([points, np.ones(200)]).T) / inverse) + step[:, None]
     )
-    before = (intrinsics @ (there / there[2]))[:2].T
+    before = (intrinsics @ (points_before / points_before[2]))[:2].T
     found = script._from_pair(points, before, inverse, intrinsics)
     np.testing.assert_allclose(found[:3, :3], rotation, atol=1e-4)
     np.testing.assert_allclose(found[:3, 3], step, rtol=1e-2, atol=1e-3)

@@ -86,10 +86,10 @@ def test_depth_on_the_grid_is_that_of_the_frame(kind: DepthKind) -> None:
     seen, kept = walk(), Kept(0.1)
     depth, _ = watch(seen, kept, kind)
     parallax = kept.asked[-1]
-    there = Geometry(SPEC, kind).at_points(1 / depth[:, -1] if kind is DepthKind.METRIC else depth[:, -1], (H, W))
+    on_grid = Geometry(SPEC, kind).at_points(1 / depth[:, -1] if kind is DepthKind.METRIC else depth[:, -1], (H, W))
     found = parallax.depth(parallax.correction + 0.1)
     inner = (..., slice(2, -2), slice(2, -2))  # smoothed over the grid, and its borders continued
-    assert float((found[inner] / there[inner]).log().abs().mean()) < 0.01
+    assert float((found[inner] / on_grid[inner]).log().abs().mean()) < 0.01
 
 
 def test_clues_are_finite_and_of_the_order_of_one() -> None:

@@ -284,15 +284,15 @@ class Geometry:
         log_ratio = (found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION).view_as(confidence)
         correction = learned = _blur(log_ratio * confidence) / (_blur(confidence) + ENOUGH)
         if self.trust is not None:
-            as_assumed_there = _at_points(small, rows, columns)
-            by_shift = (mean / as_assumed_there).log()
+            grid, assumed_mean = confidence.shape[-2:], _at_points(small, rows, columns)
+            by_shift = (mean / assumed_mean).log()
             maps = (confidence.flatten(1), correction.flatten(1), by_shift)
             numbers = (evidence, overall.log1p(), focal_known.log1p() / 5)
             clues = clues_of(keys, poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers)
-            clues, there, by_shift = (
-                v.unflatten(-1, confidence.shape[-2:]) for v in (clues, as_assumed_there, by_shift)
+            clues, assumed_mean, by_shift = (
+                values.unflatten(-1, grid) for values in (clues, assumed_mean[:, None], by_shift[:, None])
             )
-            learned = self.trust(Parallax(clues, correction, there[:, None], by_shift[:, None], evidence, unit, shift))
+            learned = self.trust(Parallax(clues, correction, assumed_mean, by_shift, evidence, unit, shift))
         inner = _from_grid(correction, base, (height, width), rows, columns)
         outer = _from_grid(learned, full, (height, width), rows, columns)
         log_change = _4d(evidence) * (outer + (full / as_assumed).log())

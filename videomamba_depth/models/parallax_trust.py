@@ -17,7 +17,7 @@ CONTRAST, MAX_CONTRAST = 0.05, 4.0  # unit, of full scale, and how many at most
 
 
 class Parallax(NamedTuple):
-    """What a frame's parallax says on the grid of points, and what there is to judge it by.
+    """What a frame's parallax says on the grid of points, and what there is to weigh it by.
 
     clues: [B,C,gh,gw], see `clues_of`.
     correction: [B,1,gh,gw] of the logarithm of inverse depth, as it would be without anything learned.
@@ -43,9 +43,9 @@ class Parallax(NamedTuple):
 class ParallaxTrust(nn.Module):
     """Replaces the correction c by (1 + a) c + b, with a and b by convolutions over the clues of one frame.
 
-    Every frame is judged by itself, and what the stream remembers stays as it is without: past frames come in as clues.
-    At initialization the correction stays. It is learned apart from the rest of a student, see
-    `training/learn_trust.py`: its weights ask for no gradient.
+    Every frame is weighed by itself, and what the stream remembers stays as it is without: past frames come in as
+    clues. At initialization the correction stays. It is learned apart from the rest of a student, see
+    `training/parallax_trust.py`: its weights ask for no gradient.
 
     Args:
         channels: of each of the hidden layers.
@@ -92,7 +92,7 @@ def clues_of(
     on_grid: tuple[Tensor, ...],
     of_frame: tuple[Tensor, ...],
 ) -> Tensor:
-    """Return what there is to judge parallax by, `[B,NUM_CLUES,P]`, each of the order of one.
+    """Return what there is to weigh parallax by, `[B,NUM_CLUES,P]`, each of the order of one.
 
     Of two depths, the decoder's and the one that was found: how far apart they are, what is known of either, and how
     well flow and pictures of the key frames fit each of them.
