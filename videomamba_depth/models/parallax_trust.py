@@ -12,6 +12,7 @@ from videomamba_depth.models.photometric import Patches
 
 DILATIONS = (1, 2, 4)  # of the 3×3 convolutions
 NUM_CLUES = 21
+MAX_ADDED = 0.3  # to the correction of log inverse depth
 MAX_LOG, MAX_ERROR_PX = 1.5, 20.0
 CONTRAST, MAX_CONTRAST = 0.05, 4.0  # unit, of full scale, and how many at most
 
@@ -41,8 +42,10 @@ class Parallax(NamedTuple):
 
 
 class ParallaxTrust(nn.Module):
-    """Replaces the correction c by (1 + a) c + b, with a and b by convolutions over the clues of one frame.
+    """Adds to the correction c what a c + b makes of it, with a and b by convolutions over the clues of one frame.
 
+    What is added is bounded by `MAX_ADDED`, smoothly, and counts as far as there is evidence: where there is little,
+    nothing is learned of it either.
     Every frame is weighed by itself, and what the stream remembers stays as it is without: past frames come in as
     clues. At initialization the correction stays. It is learned apart from the rest of a student, see
     `training/parallax_trust.py`: its weights ask for no gradient.
@@ -77,7 +80,8 @@ class ParallaxTrust(nn.Module):
         for layer in self.layers:
             x = nn.functional.gelu(layer(x))
         share, offset = self.last(x).to(parallax.correction.dtype).split(1, 1)
-        return parallax.correction * (1 + share) + offset
+        added = MAX_ADDED * ((share * parallax.correction + offset) / MAX_ADDED).tanh()
+        return parallax.correction + parallax.evidence.view(-1, 1, 1, 1) * added
 
 
 def clues_of(
