@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,9 @@ def learn(
 
     Args:
         rate: the highest learning rate, of AdamW, after a linear warm-up and before a cosine. with_shift: of alignment.
+
+    Raises:
+        UserError: a gradient is not finite.
     """
     clues = torch.cat([example.parallax.clues[::STATISTICS_EVERY] for example in examples])
     trust.mean.copy_(clues.mean((0, 2, 3))[:, None, None])
@@ -180,7 +184,8 @@ def learn(
         loss = video + FRAME_WEIGHT * frame + CHANGE_WEIGHT * change
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trust.parameters(), 1.0, error_if_nonfinite=True)
+        if not nn.utils.clip_grad_norm_(trust.parameters(), 1.0).isfinite():
+            raise UserError(f"learning diverged at step {step} of {steps}; choose a lower rate than {rate:g} (--lr)")
         optimizer.step()
         schedule.step()
         seen += float(loss.detach())
