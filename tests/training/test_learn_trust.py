@@ -219,3 +219,12 @@ def test_learning_that_diverges_says_so() -> None:
     videos = [example(seed)[0] for seed in range(2)]
     with pytest.raises(UserError, match=r"learning diverged at step \d+ of 40; choose a lower rate than 1e\+12 \(--lr"):
         learn(ParallaxTrust(2), videos, steps=40, rate=1e12, seed=0, with_shift=True)
+
+
+def test_clues_that_a_first_frame_lacks_are_scaled_by_those_of_others() -> None:
+    videos = [example(seed)[0] for seed in range(2)]
+    for video in videos:
+        video.parallax.clues[0] = 0
+    trust = ParallaxTrust(2)
+    learn(trust, videos, steps=20, rate=1e-3, seed=0, with_shift=True)
+    assert float(trust.scale.min()) > 0.5
