@@ -12,9 +12,9 @@ import logging
 import multiprocessing
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,12 @@ from videomamba_depth.models.checkpoint import (
     student_folder,
     student_weights,
 )
-from videomamba_depth.models.geometry import Geometry
 from videomamba_depth.models.parallax_trust import ParallaxTrust
+from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.parallax_trust import Example, errors, errors_of_decoder, learn, record
 from videomamba_depth.utils.arguments import path_argument, positive, whole
-from videomamba_depth.utils.atomic import disk_errors, rename_folder
-from videomamba_depth.utils.checkpoint import STEP, hash_tensors
+from videomamba_depth.utils.atomic import disk_errors
+from videomamba_depth.utils.checkpoint import STEP, hash_tensors, staging_folder, whole_folder
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.errors import UserError, exit_on_user_error
 from videomamba_depth.utils.lock import exclusive
@@ -53,6 +53,7 @@ log = logging.getLogger("learn_trust")
 FIRST_SEED = 20_000_000  # of the worlds
 WORLDS = ("rooms", "clutter", "rooms", "bodies", "rooms", "tabletop", "rooms", "corridor", "rooms", "terrain")
 """Scene families in turn; every other world is three times as fast, and the other ones in the next turn."""
+PLACES = ("folder", "model_id", "teacher")  # of a description of an encoder: none of them changes what it sees
 ASIDE = 7  # every so-many-th world is not learned from
 
 
@@ -81,16 +82,25 @@ def examples(args: argparse.Namespace) -> Iterator[Example]:
     """Return what the parallax of all worlds says, in order."""
     student = load_student(args.checkpoint, args.short_side, geometry=True, trust=False)
     assert student.geometry is not None
-    about = (hash_tensors(student_weights(student).items()), args.frames, args.height, args.width, args.short_side)
-    code = [code_digest(module) for module in (iter_video.__module__, Geometry.__module__)]
-    folder = args.work_dir / digest(*about, student.geometry.signature, *code)
+    about = read_description(args.checkpoint)
+    encoder = {key: value for key, value in about["encoder"].items() if key not in PLACES}
+    weights = hash_tensors(student.state_dict().items())
+    watcher = (weights, encoder, about["temporal"], about["motion"], student.geometry.signature)
+    size = (args.frames, args.height, args.width, student.encoder.short_side)
+    code = [code_digest(module) for module in (iter_video.__module__, VideoMambaDepth.__module__)]
+    folder = args.work_dir / digest(*watcher, *size, *code)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, spawn) as pool:
         made = pool.map(partial(example, folder=folder, args=args), range(args.worlds))
-        for number, path in enumerate(made, 1):
-            if number % 10 == 0 or number == args.worlds:
-                log.info("%d of %d worlds", number, args.worlds)
-            yield Example.from_arrays({file.stem: np.load(file, allow_pickle=False) for file in path.glob("*.npy")})
+        try:
+            for number, path in enumerate(made, 1):
+                if number % 10 == 0 or number == args.worlds:
+                    log.info("%d of %d worlds", number, args.worlds)
+                yield Example.from_arrays({file.stem: np.load(file, allow_pickle=False) for file in path.glob("*.npy")})
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that renders was killed, for memory maybe; the same command with fewer --workers goes on"
+            ) from error
 
 
 def report(name: str, trust: ParallaxTrust, some: list[Example], with_shift: bool) -> None:
@@ -139,9 +149,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"geometry follows the optical flow between frames; '{args.checkpoint}' was trained without any"
         )
-    if args.output.exists():
+    if os.path.lexists(args.output):
         raise UserError(f"'{args.output}' exists already; name another folder")
-    args.work_dir.mkdir(parents=True, exist_ok=True)
+    _check_writable(args.output)
     with exclusive(args.work_dir / "lock", f"work folder '{args.work_dir}'"):
         seen = list(examples(args))
     torch.set_num_threads(args.threads)
@@ -164,14 +174,16 @@ def write(args: argparse.Namespace, description: dict[str, Any], trust: Parallax
     encoder = _seen_from(args.output, student_folder(args.checkpoint), description["encoder"])
     extra = {STEP: description[STEP]} if STEP in description else None
     like = {**description, TRUST_CHANNELS: trust.channels}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors(args.output):
-        staging = Path(tempfile.mkdtemp(dir=args.output.parent, prefix=".partial-"))
-        try:
-            save_student_like(staging, weights, like, encoder, description.get("input_size"), extra)
-            rename_folder(staging, args.output)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with whole_folder(args.output) as staging:
+        save_student_like(staging, weights, like, encoder, description.get("input_size"), extra)
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse a folder that cannot be made, before anything is rendered or learned for it."""
+    staging = staging_folder(output)
+    with disk_errors(output):
+        staging.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staging)
 
 
 def _seen_from(output: Path, checkpoint: Path, about: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_geometry_in_the_stream import BLACK, SPEC, H, W, Walk, pictures, teacher, walk
@@ -16,6 +17,7 @@ from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.parallax_trust import NUM_CLUES, Parallax, ParallaxTrust
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.streaming.stream import DepthStream
 from videomamba_depth.utils.depth_kind import DepthKind
 
 EVIDENCE = 2  # of `Scene`
@@ -142,3 +144,14 @@ def test_a_student_keeps_it_with_its_weights(tiny_teacher_folder: str, tmp_path:
     depth = {name: model(clip)[0] for name, model in (("learned", loaded), ("plain", plain), ("new", new))}
     torch.testing.assert_close(depth["new"], depth["plain"], rtol=0, atol=0)
     assert loaded.double()(clip.double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_stream_of_less_precision_keeps_it_in_float32(precision: str) -> None:
+    model = load_student("embedded", geometry=True)
+    assert model.trust is not None
+    kept = model.trust.last.weight.clone()
+    frames = [(255 * frame).byte().permute(1, 2, 0).numpy() for frame in pictures(walk())[0, :3].clamp(0, 1)]
+    stream = DepthStream(model, precision=precision)
+    assert all(np.isfinite(stream.step(frame)).all() for frame in frames)
+    assert torch.equal(model.trust.last.weight, kept)

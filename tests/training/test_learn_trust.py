@@ -6,7 +6,10 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -139,22 +142,89 @@ def test_the_script_writes_the_student_with_a_trust_and_renders_nothing_twice(st
     for name, values in first.trust.state_dict().items():
         assert torch.equal(second.trust.state_dict()[name], values)
     assert read_description(tmp_path / "first")["step"] == 3
+    assert (tmp_path / "first").stat().st_mode == student.stat().st_mode
     started = load_student(student)
     assert all(torch.equal(first.state_dict()[name], values) for name, values in started.state_dict().items())
 
 
-def test_the_script_says_what_it_cannot_do(student: Path, tmp_path: Path) -> None:
+def the_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("learn_trust", ROOT / "scripts" / "learn_trust.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def like(student: Path, folder: Path, **other: object) -> Path:
+    """Return a copy of a student, in a folder beside it, that is described otherwise."""
+    shutil.copytree(student, folder)
+    write_json(folder / "student.json", {**read_description(student), **other})
+    write_manifest(folder)
+    return folder
+
+
+def test_the_script_says_what_it_cannot_do(student: Path, tmp_path: Path) -> None:
+    script = the_script()
     with pytest.raises(UserError, match="exists already; name another folder"):
         script.main([str(student), str(tmp_path)])
-    still = tmp_path / "still"
-    shutil.copytree(student, still)
-    about = {**read_description(student), "motion": None}
-    write_json(still / "student.json", about)
-    write_manifest(still)
+    still = like(student, tmp_path / "still", motion=None)
     with pytest.raises(UserError, match="was trained without any"):
         script.main([str(still), str(tmp_path / "new")])
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is_rendered(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = the_script()
+    monkeypatch.setattr(script, "examples", lambda args: pytest.fail("rendered"))
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    work = f"--work-dir={tmp_path / 'work'}"
+    with pytest.raises(UserError, match=r"cannot write .*file/new: Not a directory; see to the folder"):
+        script.main([str(student), str(tmp_path / "file" / "new"), work])
+    with pytest.raises(UserError, match="exists already; name another folder"):
+        script.main([str(student), str(tmp_path / "link"), work])
+    with pytest.raises(UserError, match=r"cannot write .*file: File exists; see to the folder"):
+        script.main([str(student), str(tmp_path / "new"), f"--work-dir={tmp_path / 'file'}"])
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
+def test_what_another_student_saw_is_not_taken_for_what_this_one_sees(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, folders = the_script(), []
+    monkeypatch.setattr(script, "ProcessPoolExecutor", lambda workers, context: nullcontext(Pool()))
+
+    class Pool:
+        def map(self, example: partial[Path], numbers: range) -> list[Path]:
+            folders.append(example.keywords["folder"])
+            return []
+
+    motion = read_description(student)["motion"]
+    others = [
+        student,
+        like(student, student.parent / "copy"),
+        like(student, student.parent / "other_flow", motion={**motion, "estimator": "inverse_search"}),
+        like(student, student.parent / "larger", input_size=56),
+    ]
+    for folder in others:
+        assert not list(script.examples(script.parse_arguments([str(folder), str(tmp_path / "new")])))
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+
+
+def test_learning_that_diverges_says_so() -> None:
+    torch.manual_seed(0)
+    videos = [example(seed)[0] for seed in range(2)]
+    with pytest.raises(UserError, match=r"learning diverged at step \d+ of 40; choose a lower rate than 1e\+12 \(--lr"):
+        learn(ParallaxTrust(2), videos, steps=40, rate=1e12, seed=0, with_shift=True)
+
+
+def test_clues_that_a_first_frame_lacks_are_scaled_by_those_of_others() -> None:
+    videos = [example(seed)[0] for seed in range(2)]
+    for video in videos:
+        video.parallax.clues[0] = 0
+    trust = ParallaxTrust(2)
+    learn(trust, videos, steps=20, rate=1e-3, seed=0, with_shift=True)
+    assert float(trust.scale.min()) > 0.5

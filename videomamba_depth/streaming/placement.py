@@ -17,8 +17,8 @@ def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
     Under autocast the matrix weights of the encoder and the decoder are converted once. Autocast would convert frozen
     weights anew at every frame; what it computes is the same to the bit. The temporal part keeps float32 weights, and
-    so do the carried output, which is computed outside autocast, and a mixer's step sizes, whose bias is added in
-    float32.
+    so do the carried output and the learned trust, which are computed outside autocast, and a mixer's step sizes, whose
+    bias is added in float32.
     """
     model.eval().requires_grad_(False)
     model.to(device)
@@ -28,6 +28,6 @@ def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     if device.type == "cpu" and is_emulated(dtype):
         log.warning("this CPU has no instructions for %s: float32 is faster here", dtype)
     for name, module in model.named_modules():
-        keeps = name.startswith(("temporal.", "output.")) or name.endswith((".dt_proj", ".dt_proj_b"))
+        keeps = name.startswith(("temporal.", "output.", "trust.")) or name.endswith((".dt_proj", ".dt_proj_b"))
         if not keeps and isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             module.to(dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
+from videomamba_depth.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ WINDOW = 24  # frames in a row that a step sees
 WARMUP = 0.1  # of the steps
 REPORTS = 10  # lines in the log
 WEIGHT_DECAY = 0.01
-STATISTICS_EVERY = 8  # mean and scale of clues are those of every so-many-th frame
+STATISTICS_FRAMES = 6  # of each video, which mean and scale of clues are those of; of the first frame, most are zero
 MIN_SCALE = 1e-3
 MIN_ERROR = 1e-4  # of the decoder, that others are measured by
 
@@ -157,8 +158,12 @@ def learn(
 
     Args:
         rate: the highest learning rate, of AdamW, after a linear warm-up and before a cosine. with_shift: of alignment.
+
+    Raises:
+        UserError: a gradient is not finite.
     """
-    clues = torch.cat([example.parallax.clues[::STATISTICS_EVERY] for example in examples])
+    some = [example.parallax.clues[:: max(1, len(example.known) // STATISTICS_FRAMES)] for example in examples]
+    clues = torch.cat(some)
     trust.mean.copy_(clues.mean((0, 2, 3))[:, None, None])
     trust.scale.copy_(clues.std((0, 2, 3)).clamp(min=MIN_SCALE)[:, None, None])
     decoder = [errors_of_decoder(example, with_shift) for example in examples]
@@ -180,7 +185,8 @@ def learn(
         loss = video + FRAME_WEIGHT * frame + CHANGE_WEIGHT * change
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trust.parameters(), 1.0, error_if_nonfinite=True)
+        if not nn.utils.clip_grad_norm_(trust.parameters(), 1.0).isfinite():
+            raise UserError(f"learning diverged at step {step} of {steps}; choose a lower rate than {rate:g} (--lr)")
         optimizer.step()
         schedule.step()
         seen += float(loss.detach())
