@@ -20,7 +20,7 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.geometry import CAMERAS, SCENE, Geometry, GeometrySpec, Scene
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
-from videomamba_depth.models.photometric import FLOW_SHARE, compare_pictures
+from videomamba_depth.models.photometric import FLOW_SHARE, Patches, compare_pictures
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.stream import DepthStream
@@ -283,12 +283,15 @@ def test_patches_agree_at_the_right_depth(exposure: float) -> None:
     trust = torch.ones(1, slots, truth.shape[1])
     tracks = Tracks(points, points[:, None].expand(1, slots, 2, -1), truth[:, None].expand_as(trust), trust)
     view = View(torch.tensor([float(W)]), torch.tensor([(W - 1) / 2, (H - 1) / 2]))
-    begin = Adjusted(seen.poses[now : now + 1], wrong, nothing + 1e-3, torch.zeros_like(trust))
+    pose = seen.poses[now : now + 1]
+    begin = Adjusted(pose, wrong, nothing + 1e-3, torch.zeros_like(trust))
     past, poses = light[before][None, :, 0] - exposure, seen.poses[before][None]
-    found = compare_pictures(begin, tracks, light[now : now + 1], past, poses, view, (), steps=6)
+    patches = Patches(tracks, light[now : now + 1], past, poses, pose, view)
+    found = compare_pictures(begin, trust, patches, (), steps=6)
     errors = [(d / truth).log().abs().median() for d in (wrong, found.inv_depth)]
     assert errors[1] < 0.1 * errors[0], errors
-    flat = compare_pictures(begin, tracks, torch.full_like(light[:1], 0.5), past * 0, poses, view, (), steps=6)
+    blank = Patches(tracks, torch.full_like(light[:1], 0.5), past * 0, poses, pose, view)
+    flat = compare_pictures(begin, trust, blank, (), steps=6)
     torch.testing.assert_close(flat.inv_depth, wrong)
     torch.testing.assert_close(flat.information, FLOW_SHARE * begin.information)
 

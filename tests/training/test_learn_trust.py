@@ -44,7 +44,7 @@ def example(seed: int) -> tuple[Example, Tensor]:
     """
     draw = torch.Generator().manual_seed(seed)
     truth = 0.3 + torch.rand(1, 1, GH, GW, generator=draw).expand(N, 1, GH, GW)
-    needed = 0.3 * torch.randn(N, 1, GH, GW, generator=draw)
+    needed = 0.1 * torch.randn(N, 1, GH, GW, generator=draw)
     clues = torch.randn(N, NUM_CLUES, GH, GW, generator=draw)
     sign = clues[:, :1].sign()
     clues[:, :1] = sign
@@ -60,7 +60,7 @@ def test_errors_vanish_with_the_right_correction(with_shift: bool) -> None:
     assert [float(e) for e in errors(video, right, with_shift)] == pytest.approx([0, 0, 0], abs=1e-5)
     decoder = errors_of_decoder(video, with_shift)
     torch.testing.assert_close(decoder, errors(video, torch.zeros_like(right), with_shift))
-    assert min(float(e) for e in decoder) > 0.05
+    assert min(float(e) for e in decoder) > 0.02
     flipped = video.flipped()
     torch.testing.assert_close(errors(flipped, right.flip(-1), with_shift), errors(video, right, with_shift))
 
@@ -89,7 +89,7 @@ def test_it_learns_which_corrections_are_right() -> None:
     torch.manual_seed(0)
     trust = ParallaxTrust(8)
     videos = [example(seed)[0] for seed in range(6)]
-    learn(trust, videos, steps=120, rate=1e-2, seed=0, with_shift=True)
+    learn(trust, videos, steps=200, rate=1e-2, seed=0, with_shift=True)
     unseen, _ = example(100)
     plain = errors(unseen, unseen.parallax.correction)
     learned = errors(unseen, trust(unseen.parallax))
