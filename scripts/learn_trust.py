@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ def world(index: int, args: argparse.Namespace) -> WorldSpec:
     return WorldSpec(kind, FIRST_SEED + index, args.frames, WORLDS[place], args.height, args.width)
 
 
+@cache
+def watching(checkpoint: str, short_side: int | None) -> VideoMambaDepth:
+    """Return the student with plain geometry, once per process."""
+    return load_student(checkpoint, short_side, geometry=True, trust=False)
+
+
 def example(index: int, folder: Path, args: argparse.Namespace) -> Path:
     """Return the folder of what the index-th world's parallax says; render and watch it where there is none."""
     spec = world(index, args)
@@ -71,7 +77,7 @@ def example(index: int, folder: Path, args: argparse.Namespace) -> Path:
     def make() -> dict[str, np.ndarray]:
         arrays = world_arrays(iter_video(spec.seed, spec.config()), in_memory)
         torch.set_num_threads(1)
-        student = load_student(args.checkpoint, args.short_side, geometry=True, trust=False)
+        student = watching(args.checkpoint, args.short_side)
         return record(student, arrays["rgb"][:], arrays["depth_m"][:]).arrays()
 
     kept_arrays(folder / spec.name, make)
@@ -80,7 +86,7 @@ def example(index: int, folder: Path, args: argparse.Namespace) -> Path:
 
 def examples(args: argparse.Namespace) -> Iterator[Example]:
     """Return what the parallax of all worlds says, in order."""
-    student = load_student(args.checkpoint, args.short_side, geometry=True, trust=False)
+    student = watching(args.checkpoint, args.short_side)
     assert student.geometry is not None
     about = read_description(args.checkpoint)
     encoder = {key: value for key, value in about["encoder"].items() if key not in PLACES}

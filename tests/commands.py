@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import socket
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import huggingface_hub
@@ -27,6 +29,16 @@ class Result(NamedTuple):
     def errors(self) -> list[str]:
         """Return the lines on stderr that report an error."""
         return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+def load_script(name: str) -> ModuleType:
+    """Return `scripts/NAME.py` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_command(folder: Path, script: str, *arguments: str, timeout_s: float = 120) -> Result:

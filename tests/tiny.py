@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
+from videomamba_depth.models.checkpoint import describe_encoder, save_student, student_weights
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
+from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
@@ -79,3 +82,16 @@ def tiny_student(
             for p in student.temporal.parameters():
                 p.add_(torch.randn_like(p) * 0.2)
     return student.eval()
+
+
+def save_student_with_flow(root: Path, teacher_folder: str, extra: dict[str, Any] | None = None) -> Path:
+    """Write a student with flow and no blocks, its teacher copied beside it; return its folder, `root/last`."""
+    encoder = DepthAnythingEncoder.from_pretrained(teacher_folder)
+    encoder.save_pretrained(root / "encoder")
+    folder = root / "last"
+    folder.mkdir()
+    spec, motion = TemporalSpec(*[ScaleSpec(num_blocks=0)] * 4), MotionSpec()
+    student = VideoMambaDepth(encoder, encoder.head, spec, motion=motion)
+    about = describe_encoder(encoder, "../encoder")
+    save_student(folder, student_weights(student), spec, about, 42, extra, motion=motion)
+    return folder

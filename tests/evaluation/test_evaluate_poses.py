@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from commands import load_script
 
 from videomamba_depth.utils.cameras import rotation_matrix
 
@@ -17,12 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_poses.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_poses", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("evaluate_poses")
 
 
 def turned(vectors: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import load_script
 
 from videomamba_depth.evaluation.teacher_skill import baseline, mean_skill, picture_skill, skill_on_worlds
 from videomamba_depth.models.small_depth_anything import NATIVE_SIZE
@@ -69,12 +69,7 @@ def test_a_constant_teacher_is_no_better_than_the_constant_on_worlds() -> None:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_teacher", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("evaluate_teacher")
 
 
 def test_the_command_measures_a_teacher_on_a_folder(

@@ -8,28 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from media import write_video
+from tiny import save_student_with_flow
 
 from videomamba_depth.commands.stream import main
 from videomamba_depth.configuration.cli import load_config
 from videomamba_depth.configuration.stream_schema import StreamConfig
-from videomamba_depth.models.checkpoint import describe_encoder, save_student, student_weights
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.motion import MotionSpec
-from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
-from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.utils.errors import UserError
 
 
 @pytest.fixture
 def named(tiny_teacher_folder: str, tmp_path: Path) -> list[str]:
     """Arguments of a stream whose student has flow."""
-    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)
-    encoder.save_pretrained(tmp_path / "encoder")
-    (tmp_path / "last").mkdir()
-    spec, motion = TemporalSpec(*[ScaleSpec(num_blocks=0)] * 4), MotionSpec()
-    student = VideoMambaDepth(encoder, encoder.head, spec, motion=motion)
-    about = describe_encoder(encoder, "../encoder")
-    save_student(tmp_path / "last", student_weights(student), spec, about, 42, motion=motion)
+    save_student_with_flow(tmp_path, tiny_teacher_folder)
     video = write_video(tmp_path / "clip.mp4", 7)
     return [f"checkpoint={tmp_path}/last", f"input={video}", f"output={tmp_path}/out", "device=cpu", "video=none"]
 

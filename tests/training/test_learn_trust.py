@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, load_script
+from tiny import save_student_with_flow
 from torch import Tensor
 
 from videomamba_depth.models.checkpoint import (
-    describe_encoder,
     load_student,
     read_description,
-    save_student,
-    student_weights,
 )
-from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.parallax_trust import NUM_CLUES, Parallax, ParallaxTrust
-from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
-from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.training.parallax_trust import Example, errors, errors_of_decoder, learn
 from videomamba_depth.utils.atomic import write_json
 from videomamba_depth.utils.checkpoint import write_manifest
 from videomamba_depth.utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 N, GH, GW = 8, 12, 16
 
 
@@ -114,15 +106,7 @@ def test_learning_is_a_function_of_its_seed() -> None:
 @pytest.fixture(scope="module")
 def student(tiny_teacher_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student with flow, in a folder of its run."""
-    root = tmp_path_factory.mktemp("run")
-    encoder = DepthAnythingEncoder.from_pretrained(tiny_teacher_folder)
-    encoder.save_pretrained(root / "encoder")
-    (root / "last").mkdir()
-    spec, motion = TemporalSpec(*[ScaleSpec(num_blocks=0)] * 4), MotionSpec()
-    model = VideoMambaDepth(encoder, encoder.head, spec, motion=motion)
-    about = describe_encoder(encoder, "../encoder")
-    save_student(root / "last", student_weights(model), spec, about, 42, {"step": 3}, motion=motion)
-    return root / "last"
+    return save_student_with_flow(tmp_path_factory.mktemp("run"), tiny_teacher_folder, {"step": 3})
 
 
 def test_the_script_writes_the_student_with_a_trust_and_renders_nothing_twice(student: Path, tmp_path: Path) -> None:
@@ -147,15 +131,6 @@ def test_the_script_writes_the_student_with_a_trust_and_renders_nothing_twice(st
     assert all(torch.equal(first.state_dict()[name], values) for name, values in started.state_dict().items())
 
 
-def the_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("learn_trust", ROOT / "scripts" / "learn_trust.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def like(student: Path, folder: Path, **other: object) -> Path:
     """Return a copy of a student, in a folder beside it, that is described otherwise."""
     shutil.copytree(student, folder)
@@ -165,7 +140,7 @@ def like(student: Path, folder: Path, **other: object) -> Path:
 
 
 def test_the_script_says_what_it_cannot_do(student: Path, tmp_path: Path) -> None:
-    script = the_script()
+    script = load_script("learn_trust")
     with pytest.raises(UserError, match="exists already; name another folder"):
         script.main([str(student), str(tmp_path)])
     still = like(student, tmp_path / "still", motion=None)
@@ -176,7 +151,7 @@ def test_the_script_says_what_it_cannot_do(student: Path, tmp_path: Path) -> Non
 def test_places_that_cannot_be_written_are_refused_before_anything_is_rendered(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = the_script()
+    script = load_script("learn_trust")
     monkeypatch.setattr(script, "examples", lambda args: pytest.fail("rendered"))
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
@@ -193,7 +168,7 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_rendered(
 def test_what_another_student_saw_is_not_taken_for_what_this_one_sees(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, folders = the_script(), []
+    script, folders = load_script("learn_trust"), []
     monkeypatch.setattr(script, "ProcessPoolExecutor", lambda workers, context: nullcontext(Pool()))
 
     class Pool:

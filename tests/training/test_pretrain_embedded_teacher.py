@@ -1,7 +1,6 @@
 """The teacher's training: exact resume, a pool of stills that depends on the step alone, the card."""
 
 import argparse
-import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from commands import load_script
 
 from videomamba_depth.data.synthetic.stills import Stills
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
@@ -26,12 +26,7 @@ needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="it nee
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "scripts" / "pretrain_embedded_teacher.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pretrain_embedded_teacher")
 
 
 def arguments(script: ModuleType, folder: Path, extra: str = "") -> argparse.Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from commands import load_script
 
 from videomamba_depth.layers.mamba_mixer import MambaMixer
 from videomamba_depth.video_mamba import pretrain
@@ -35,10 +35,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_streaming_state", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("check_streaming_state")
 
 
 def test_point_19_passes_on_a_cpu_without_cuda_packages() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from videomamba_depth.models.camera_tracking import Adjusted, Known, Tracks, View, see
+from videomamba_depth.models.camera_tracking import Adjusted, Known, Seen, Tracks, View, see
 from videomamba_depth.models.photometric import Patches
 
 DILATIONS = (1, 2, 4)  # of the 3×3 convolutions
@@ -115,15 +115,15 @@ def clues_of(
     def known(information: Tensor, inv_depth: Tensor) -> Tensor:
         return (information * inv_depth.square()).log1p() / 5
 
-    def misses(inv_depth: Tensor) -> Tensor:
-        error = see(tracks, poses, found.pose, view, inv_depth).error.square().sum(2).sqrt()
+    def misses(seen: Seen) -> Tensor:
+        error = seen.error.square().sum(2).sqrt()
         return (error.clamp(max=MAX_ERROR_PX) * share).sum(1).log1p()
 
     def differs(inv_depth: Tensor) -> Tensor:
         return _contrast((patches.at(inv_depth).error * share).sum(1))
 
-    by_depth = see(tracks, poses, found.pose, view, found.inv_depth).by_depth.square().sum(2).sqrt()
-    parallax_px = (by_depth * share).sum(1) * found.inv_depth
+    as_decoded, as_found = (see(tracks, poses, found.pose, view, depth) for depth in (mean, found.inv_depth))
+    parallax_px = (as_found.by_depth.square().sum(2).sqrt() * share).sum(1) * found.inv_depth
     log_mean = mean.log()
     maps = [
         apart(found.inv_depth),
@@ -133,8 +133,8 @@ def clues_of(
         known(by_flow.information, by_flow.inv_depth),
         known(found.information, found.inv_depth),
         known(carried.precision, carried.mean),
-        misses(mean),
-        misses(found.inv_depth),
+        misses(as_decoded),
+        misses(as_found),
         differs(mean),
         differs(found.inv_depth),
         _contrast(patches.now.square().mean(-1).sqrt()[:, 0]),
