@@ -54,6 +54,7 @@ FIRST_SEED = 20_000_000  # of the worlds
 WORLDS = ("rooms", "clutter", "rooms", "bodies", "rooms", "tabletop", "rooms", "corridor", "rooms", "terrain")
 """Scene families in turn; every other world is three times as fast, and the other ones in the next turn."""
 PLACES = ("folder", "model_id", "teacher")  # of a description of an encoder: none of them changes what it sees
+ERRORS = ("one alignment per video", "one per frame", "change over time", "gradients")
 ASIDE = 7  # every so-many-th world is not learned from
 
 
@@ -112,13 +113,15 @@ def examples(args: argparse.Namespace) -> Iterator[Example]:
 def report(name: str, trust: ParallaxTrust, some: list[Example], with_shift: bool) -> None:
     """Log by how much the errors differ from the decoder's, with the trust and without."""
     with torch.no_grad():
-        learned = np.array([errors(x, trust(x.parallax), with_shift) for x in some])
-        plain = np.array([errors(x, x.parallax.correction, with_shift) for x in some])
+        learned, plain = (
+            np.array([errors(x, x.parallax.shown(correction(x.parallax)), with_shift) for x in some])
+            for correction in (trust, lambda parallax: parallax.correction)
+        )
     decoder = np.array([errors_of_decoder(x, with_shift) for x in some])
     changes, before = (100 * (values / decoder - 1) for values in (learned, plain))
     apart = changes - before
-    spread = apart.std(0, ddof=1) / len(some) ** 0.5 if len(some) > 1 else np.full(3, np.nan)
-    for column, kind in enumerate(("one alignment per video", "one per frame", "change over time")):
+    spread = apart.std(0, ddof=1) / len(some) ** 0.5 if len(some) > 1 else np.full(len(ERRORS), np.nan)
+    for column, kind in enumerate(ERRORS):
         log.info(
             "%s (%d worlds), %s: error %+.1f %% of the decoder's with what was learned, %+.1f without: %+.1f ± %.1f",
             name, len(some), kind, changes[:, column].mean(), before[:, column].mean(), apart[:, column].mean(),

@@ -15,6 +15,7 @@ from videomamba_depth.models.encoder_da import DepthAnythingEncoder
 from videomamba_depth.models.geometry import SCENE, Geometry, GeometrySpec
 from videomamba_depth.models.motion import MotionSpec
 from videomamba_depth.models.parallax_trust import NUM_CLUES, Parallax, ParallaxTrust
+from videomamba_depth.models.point_grid import along_surfaces
 from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 from videomamba_depth.streaming.stream import DepthStream
@@ -155,3 +156,17 @@ def test_a_stream_of_less_precision_keeps_it_in_float32(precision: str) -> None:
     stream = DepthStream(model, precision=precision)
     assert all(np.isfinite(stream.step(frame)).all() for frame in frames)
     assert torch.equal(model.trust.last.weight, kept)
+
+
+def test_a_correction_is_a_mean_along_surfaces_and_not_across_edges() -> None:
+    torch.manual_seed(0)
+    near, far = 2.0, 1.0
+    inv_depth = torch.full((1, 1, 28, 35), far)
+    inv_depth[..., 17:] = near
+    correction = torch.where(inv_depth == near, 0.3, -0.2)
+    assert torch.allclose(along_surfaces(correction, inv_depth), correction, atol=1e-5)
+    noise = 0.1 * torch.randn_like(correction)
+    left = along_surfaces(correction + noise, inv_depth) - correction
+    assert left.std() < 0.25 * noise.std()
+    flat = along_surfaces(correction, torch.full_like(inv_depth, far))
+    assert (flat.diff(dim=-1).abs().max() < 0.2 * correction.diff(dim=-1).abs().max()).item()

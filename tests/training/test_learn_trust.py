@@ -49,7 +49,7 @@ def example(seed: int) -> tuple[Example, Tensor]:
 @pytest.mark.parametrize("with_shift", [True, False])
 def test_errors_vanish_with_the_right_correction(with_shift: bool) -> None:
     video, right = example(0)
-    assert [float(e) for e in errors(video, right, with_shift)] == pytest.approx([0, 0, 0], abs=1e-5)
+    assert [float(e) for e in errors(video, right, with_shift)] == pytest.approx([0, 0, 0, 0], abs=1e-5)
     decoder = errors_of_decoder(video, with_shift)
     torch.testing.assert_close(decoder, errors(video, torch.zeros_like(right), with_shift))
     assert min(float(e) for e in decoder) > 0.02

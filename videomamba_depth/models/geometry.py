@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from videomamba_depth.flow.estimators import WEIGHTLESS, FlowEstimator, both_ways, build_stream_flow
 from videomamba_depth.models.camera_tracking import (
@@ -20,13 +18,23 @@ from videomamba_depth.models.camera_tracking import (
     adjust,
     at_another_focal,
     find_focal,
-    fit_camera,
-    fit_turning_camera,
-    spread_px,
 )
 from videomamba_depth.models.motion import Motion
+from videomamba_depth.models.parallax_evidence import (
+    LOST_PX,
+    MAX_NOISE_PX,
+    MIN_NOISE_PX,
+    FoundCamera,
+    Past,
+    fading,
+    find_camera,
+    followed,
+    of_the_scene,
+    stillness,
+)
 from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust, clues_of
 from videomamba_depth.models.photometric import Patches, compare_pictures
+from videomamba_depth.models.point_grid import PointGrid, along_surfaces, blur
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import (
     chain_flow,
@@ -39,9 +47,7 @@ from videomamba_depth.utils.flow_utils import (
 from videomamba_depth.utils.images import luma
 from videomamba_depth.utils.settings import check_settings, choice, ranged
 
-JOINT_STEPS, DEPTH_STEPS = (3, 3), 4
-GRID_CELLS = 28  # grid points along the short side
-COARSE = 2  # the camera is found from every n-th row and column of the grid
+DEPTH_STEPS = 4
 RELATIVE_FLOOR = 0.02  # inverse depth, in units of its mean, below which relative errors stop shrinking
 MIN_METRIC_DEPTH_M = 1e-3
 SHIFT_OF_LOW = -0.2  # shift of a relative teacher that is assumed, as a multiple of the first percentile
@@ -50,35 +56,14 @@ SHIFT_OUTLIER = 2.0  # error at which a point counts half, in standard deviation
 MAX_SHIFT_STEP = 0.05
 MIN_LEVEL = 0.1  # share of the mean inverse depth that a shift leaves at least
 MIN_SHARE = 0.05  # of a point's depth that is due to parallax, below which it is taken for that much
-MIN_NOISE_PX, MAX_NOISE_PX = 0.15, 3.0
 MAX_KNOWN = 1 / 0.05**2  # information of log inverse depth that is carried at most
 MAX_LOG_CORRECTION = 1.5
 ENOUGH = 0.05  # confidence that is added where the correction is smoothed
-SMOOTHING_CELLS = 1.5
-PARALLAX = (1.25, 1.8)  # noise about a camera that stays over that about the scene: nothing believed, all believed
-NOISE, NOISE_AT_PX = (0.04, 0.08), 3.0
-"""Noise of the tracks over (their length + so many px) from which on less is believed, and nothing: no rigid scene."""
-LOST_PX = 2.0  # noise from which on the tracks fit no camera
-MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
-TRACKED = (0.4, 0.6)  # share of the points with a track, in some past frame: nothing believed, all believed
-FADING = (
-    0.03,
-    0.1,
-)  # change of the logarithm of mean luma in one frame: all believed, nothing: the decoder's depth changes with it
-MIN_LUMA = 1 / 255
-EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
-SLOW_FALL = 0.7  # share of it by which evidence falls more slowly where only parallax is missing
-STILL_PX = (0.15, 0.5)  # median motion since the last frame: of a picture that stands, of one that moves
 KEY_MOTION_PX = 1.0  # mean motion since the newest key frame below which no other is kept
 KEY_TRUST = 0.5  # share of the picture that is still tracked from it below which one is
-STAYS_PX, MOVES_PX, EXPECTED_PX = 0.5, 1.0, 1.5  # see `_contradictions`
-STAYS_SHARE = 0.15  # of the motion that is expected
-MIN_MOVING = 0.05  # share of the tracks that move, below which nothing can contradict them
-CONTRADICTED = (0.08, 0.2)  # share of the tracks that contradict the rest: less is believed from here on, nothing
 FLOW_ERRS_ALIKE = 100.0  # what tracks say of the focal length counts one part in so many: neighboring flow errs alike
-CAMERA_KEEP = (
-    0.97  # share of what is known of focal length and shift beyond what is assumed, which the next frame keeps
-)
+CAMERA_KEEP = 0.97
+"""Share of what is known of focal length and shift beyond what is assumed, which the next frame keeps."""
 ANCHORED = 0.5  # evidence from which on unit and shift stay as they are
 
 
@@ -149,25 +134,23 @@ class Geometry:
     def new_maps(self, batch: int, size: tuple[int, int], device: torch.device | str) -> dict[str, Tensor]:
         """Return the state of new streams whose flow comes at `size` = (h, w) px."""
         h, w = self.work_size(*size)
-        rows, columns = _grid(h, w, device)
-        slots = self.spec.key_frames
+        slots, grid = self.spec.key_frames, PointGrid.of((h, w), device)
         shapes = {
             "flow": (2 * slots, h, w),
             "trust": (slots, h, w),
             "luma": (slots, h, w),
             "depth": (1 + slots, h, w),
             "cameras": (2 + slots, 3, 4),
-            "known": (1, len(rows), len(columns)),
+            "known": (1, *grid.shape),
             "scene": (1, 1, len(Scene._fields)),
         }
         return {_NAME + name: torch.zeros(batch, *shape, device=device) for name, shape in shapes.items()}
 
     def at_points(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Return maps `[B,1,H,W]` at the grid's points `[B,1,gh,gw]`, where flow comes at `size` = (h, w) px."""
-        height, width = self.work_size(*size)
-        rows, columns = _grid(height, width, maps.device)
-        found = _at_points(resize_maps(maps, (height, width), average=True), rows, columns)
-        return found.view(-1, 1, len(rows), len(columns))
+        size = self.work_size(*size)
+        grid = PointGrid.of(size, maps.device)
+        return grid.maps(grid.around(resize_maps(maps, size, average=True)))
 
     def __call__(
         self, depth: Tensor, clip: Tensor, maps: dict[str, Tensor], first_index: Tensor, motion: Motion
@@ -200,129 +183,110 @@ class Geometry:
         Args:
             light: `[B,1,h,w]`, luma. flow: `[B,2,h,w]`. trusted: `[B,1,h,w]` bool. index: `[B]` of the frame.
         """
-        spec, (height, width) = self.spec, flow.shape[-2:]
-        is_first = index == 0
+        size, is_first = (flow.shape[-2], flow.shape[-1]), index == 0
         scene = Scene(*state["scene"].flatten(1).unbind(1))  # each [B]
-        # 1. The decoder's inverse depth with a shift, in units of its mean: full, and at the flow's size.
-        inverse = 1 / x.clamp(min=MIN_METRIC_DEPTH_M) if self.metric else x
-        small = resize_maps(inverse, (height, width), average=True)
-        low = small.flatten(1).kthvalue(max(1, height * width // 100)).values
-        unit, shift, state = self._anchor(small.mean((1, 2, 3)).clamp(min=1e-6), low, scene, state, is_first)
-        as_assumed, small = ((v / _4d(unit) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
-        full, base = (_shifted(v, scene.shift_change, 1 + shift) for v in (as_assumed, small))
-        # 2. Flow to the last frame and, chained, to the key frames; depth there.
-        assumed = torch.full_like(unit, spec.focal * max(height, width))
-        view = View(torch.where(is_first, assumed, scene.focal_px), _center(x, height, width))
-        chained, trust = chain_flow(state["flow"], state["trust"], flow, trusted)
-        if turns := min(spec.refined, spec.key_frames):
-            slots = (index[:, None] + torch.arange(turns, device=index.device)) % spec.key_frames
-            chained, trust = self._refine(chained, trust, light, state["luma"], slots)
-        rows, columns = _grid(height, width, x.device)
-        tracks = _tracks(torch.cat([flow, chained], 1), torch.cat([trusted, trust], 1), state["depth"], rows, columns)
-        mean = _at_points(base, rows, columns)
-        contradict, wrong = _contradictions(tracks, mean)
-        # Few are left out: they move by themselves. Of many, who is to say.
-        tracks = tracks._replace(trust=tracks.trust * (1 - contradict * (1 - _3d(wrong))))
-        still = 1 - _rise(_median_motion(tracks), *STILL_PX)
-        # 3. What is believed of the inverse depth on the grid: of the decoder, and of the frame before.
-        poses = state["cameras"][:, :-1]
-        start = _start(state["cameras"][:, 0], state["cameras"][:, -1], index)
-        prior = 1 / spec.spread**2
-        keep = (spec.keep + (1 - spec.keep) * still)[:, None]  # nothing is forgotten before a picture that stands
-
-        def believed(pose: Tensor, tracks: Tracks) -> tuple[Tensor, tuple[Known, Known], Tensor]:
-            """Return what is known from the past, both beliefs seen from a pose, and their mean to begin with."""
-            carried, known = _carried(tracks, poses, pose, view, state["known"], rows, columns)
-            known = keep * known
-            begin = mean * ((carried / mean).log() * known / (known + prior)).exp()
-            return known, (Known(mean, prior / mean.square()), Known(carried, known / carried.square())), begin
-
-        coarse = _coarse(len(rows), len(columns), x.device)
-        few = tracks.some(coarse)
-        counted = few.trust.mean(-1) > MIN_TRUSTED
-        # 4. The camera: from constant velocity on by what is known of depth in the past, then together with depth here;
-        #    and how well that and a camera that only turns and zooms explain the tracks.
-        pose, error = fit_camera(few, poses, start, view)
-        turning = spread_px(fit_turning_camera(few, poses, start, view), few.trust)
-        noise = spread_px(error, few.trust)
-        for steps in JOINT_STEPS:
-            _, beliefs, begin = believed(pose, tracks)
-            some = tuple(Known(b.mean[:, coarse], b.precision[:, coarse]) for b in beliefs)
-            limited = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
-            found = adjust(few, poses, pose, view, limited, some, begin[:, coarse], steps=steps, move=True)
-            pose, noise = found.pose, spread_px(found.error_px, few.trust)
-        overall = (noise * counted).sum(1) / counted.sum(1).clamp(min=1)
-        length = (few.motion_px() * few.trust).sum(-1) / few.trust.sum(-1).clamp(min=1)
-        relative = (noise / (length + NOISE_AT_PX) * counted).sum(1) / counted.sum(1).clamp(min=1)
-        lost = ~is_first & ((overall > LOST_PX) | ~counted.any(1))
-        pose = torch.where(_3d(lost), state["cameras"][:, 0], pose)
-        noise = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
-        ratio = (turning.clamp(min=MIN_NOISE_PX) / noise).log().masked_fill(~counted, 0.0).amax(1)
-        tracked = _rise(few.trust.mean(-1).amax(1), *TRACKED)
-        brightness = light.mean((1, 2, 3))
-        fading = _rise((brightness.clamp(min=MIN_LUMA) / scene.light.clamp(min=MIN_LUMA)).log().abs(), *FADING)
-        rigid = (1 - _rise(relative, *NOISE)) * (1 - wrong) * tracked * (1 - fading) * ~lost
-        evidence = _rise(ratio, *(math.log(p) for p in PARALLAX)) * rigid * ~is_first
-        # The focal length of the next frame.
-        decoder = Known(mean[:, coarse], prior / mean[:, coarse].square())
-        usable = few._replace(trust=few.trust * counted[..., None] * ~_3d(lost | is_first))
-        focal_px, focal_known = self._find_focal(usable, poses, pose, view, noise, decoder, scene, evidence, is_first)
-        # Less parallax says little against what has been shown, a picture that stands nothing; a wrong model does.
-        fall = EVIDENCE_STEP * (1 - rigid * (still + (1 - still) * SLOW_FALL))
-        change = torch.minimum(evidence - scene.evidence, torch.full_like(evidence, EVIDENCE_STEP))
-        evidence = scene.evidence + torch.maximum(change, -fall)
-        # 5. Inverse depth on the whole grid.
-        tracks = tracks._replace(trust=tracks.trust * counted[..., None] * ~_3d(lost))
-        known, beliefs, begin = believed(pose, tracks)
-        by_flow = adjust(tracks, poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
+        decoded, state = self._decoded(x, size, scene, state, is_first)
+        assumed = torch.full_like(decoded.unit, self.spec.focal * max(size))
+        view = View(torch.where(is_first, assumed, scene.focal_px), _center(x, *size))
+        chained, trust = self._chained(flow, trusted, light, state, index)
+        grid = PointGrid.of(size, x.device)
+        mean = grid.around(decoded.small)
+        tracks = _tracks(torch.cat([flow, chained], 1), torch.cat([trusted, trust], 1), state["depth"], grid)
+        tracks, contradicted = of_the_scene(tracks, mean)
+        # The camera, and what speaks for parallax.
+        still = stillness(tracks)
+        keep = self.spec.keep + (1 - self.spec.keep) * still  # nothing is forgotten before a picture that stands
+        past = Past(state["cameras"][:, :-1], view, _4d(keep) * state["known"], mean, 1 / self.spec.spread**2, grid)
+        camera = find_camera(tracks, past, _start(state["cameras"][:, 0], state["cameras"][:, -1], index))
+        noise_px, brightness = camera.mean(camera.noise_px), light.mean((1, 2, 3))
+        lost = ~is_first & ((noise_px > LOST_PX) | ~camera.counted.any(1))
+        pose = torch.where(_3d(lost), state["cameras"][:, 0], camera.pose)
+        noise = camera.noise_px.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
+        rigid = camera.rigid() * (1 - contradicted) * (1 - fading(brightness, scene.light)) * ~lost
+        evidence = camera.parallax() * rigid * ~is_first
+        counted = camera.counted[..., None] * ~_3d(lost)
+        focal_px, focal_known = self._find_focal(camera, counted, past, pose, noise, scene, evidence, is_first)
+        evidence = followed(scene.evidence, evidence, rigid, still)
+        # Inverse depth on the whole grid, by flow, then by pictures.
+        tracks = tracks._replace(trust=tracks.trust * counted)
+        known, beliefs, begin = past.seen_from(pose, tracks)
+        by_flow = adjust(tracks, past.poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
         keys = tracks.of_frames(1)
-        patches = Patches(keys, light, state["luma"], poses[:, 1:], pose, view)
-        found = compare_pictures(by_flow, keys.trust, patches, beliefs, spec.picture_steps)
+        patches = Patches(keys, light, state["luma"], past.poses[:, 1:], pose, view)
+        found = compare_pictures(by_flow, keys.trust, patches, beliefs, self.spec.picture_steps)
         known = (found.information * found.inv_depth.square() + known).clamp(max=MAX_KNOWN)
-        # 6. The correction of log inverse depth, smooth, on every pixel.
-        confidence = (known / (known + prior)).unflatten(1, (1, len(rows), len(columns)))
-        log_ratio = (found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION).view_as(confidence)
-        correction = learned = _blur(log_ratio * confidence) / (_blur(confidence) + ENOUGH)
+        # The correction of its logarithm, smooth.
+        confidence = grid.maps(known / (known + past.prior))
+        log_ratio = grid.maps((found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION))
+        correction = believed = blur(log_ratio * confidence) / (blur(confidence) + ENOUGH)
+        assumed_mean = grid.around(decoded.small_as_assumed)
         if self.trust is not None:
-            grid, assumed_mean = confidence.shape[-2:], _at_points(small, rows, columns)
             by_shift = (mean / assumed_mean).log()
             maps = (confidence.flatten(1), correction.flatten(1), by_shift)
-            numbers = (evidence, overall.log1p(), focal_known.log1p() / 5)
-            clues = clues_of(keys, poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers)
-            clues, assumed_mean, by_shift = (
-                values.unflatten(-1, grid) for values in (clues, assumed_mean[:, None], by_shift[:, None])
+            numbers = (evidence, noise_px.log1p(), focal_known.log1p() / 5)
+            clues = clues_of(keys, past.poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers)
+            on_grid = (grid.maps(values) for values in (clues, assumed_mean, by_shift))
+            clues, inv_depth, by_shift = on_grid
+            believed = self.trust(
+                Parallax(clues, correction, inv_depth, by_shift, evidence, decoded.unit, decoded.shift)
             )
-            learned = self.trust(Parallax(clues, correction, assumed_mean, by_shift, evidence, unit, shift))
-        inner = _from_grid(correction, base, (height, width), rows, columns)
-        outer = _from_grid(learned, full, (height, width), rows, columns)
-        log_change = _4d(evidence) * (outer + (full / as_assumed).log())
-        change = x * torch.expm1(-log_change) if self.metric else _4d(unit) * as_assumed * torch.expm1(log_change)
+        shown = along_surfaces(believed, grid.maps(assumed_mean))
+        change = self._changed(x, decoded, grid.spread(shown, decoded.full), evidence)
+        corrected = decoded.small * grid.spread(correction, decoded.small).exp()
+        # The cameras that are known show the same pictures at the new focal length; depth is as it was.
+        cameras = at_another_focal(torch.cat([pose[:, None], state["cameras"]], 1), view.focal_px / focal_px)
+        state = {**state, "cameras": cameras[:, 1:]}
+        after = self._after(state, corrected, light, chained, trust, pose, index, lost)
         scene = Scene(
-            unit,
-            shift,
+            decoded.unit,
+            decoded.shift,
             evidence,
-            overall,
+            noise_px,
             focal_px,
             lost.to(x.dtype),
             brightness,
             focal_known,
-            *self._find_shift(log_ratio, confidence, mean, scene, 1 + shift, evidence, is_first),
+            *self._find_shift(log_ratio, confidence, mean, scene, 1 + decoded.shift, evidence, is_first),
         )
-        # The cameras that are known show the same pictures at the new focal length; depth is as it was.
-        cameras = at_another_focal(torch.cat([pose[:, None], state["cameras"]], 1), view.focal_px / focal_px)
-        state = {**state, "cameras": cameras[:, 1:]}
-        after = self._after(state, base * inner.exp(), light, chained, trust, pose, index, lost)
-        known = known.view_as(confidence)
-        return change, {**after, "known": known, "scene": torch.stack(scene, -1)[:, None, None]}
+        return change, {**after, "known": grid.maps(known), "scene": torch.stack(scene, -1)[:, None, None]}
+
+    def _decoded(
+        self, x: Tensor, size: tuple[int, int], scene: Scene, state: dict[str, Tensor], is_first: Tensor
+    ) -> tuple[Decoded, dict[str, Tensor]]:
+        """Return what the decoder says of a frame of depth `x [B,1,H,W]`, and the state in its unit and shift."""
+        inverse = 1 / x.clamp(min=MIN_METRIC_DEPTH_M) if self.metric else x
+        small = resize_maps(inverse, size, average=True)
+        low = small.flatten(1).kthvalue(max(1, size[0] * size[1] // 100)).values
+        unit, shift, state = self._anchor(small.mean((1, 2, 3)).clamp(min=1e-6), low, scene, state, is_first)
+        as_assumed, small = ((v / _4d(unit) + _4d(shift)).clamp(min=RELATIVE_FLOOR) for v in (inverse, small))
+        full, base = (_shifted(v, scene.shift_change, 1 + shift) for v in (as_assumed, small))
+        return Decoded(as_assumed, full, small, base, unit, shift), state
+
+    def _chained(
+        self, flow: Tensor, trusted: Tensor, light: Tensor, state: dict[str, Tensor], index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return flow `[B,2·S,h,w]` to the key frames and where it is trusted `[B,S,h,w]`."""
+        chained, trust = chain_flow(state["flow"], state["trust"], flow, trusted)
+        turns = min(self.spec.refined, self.spec.key_frames)
+        if not turns:
+            return chained, trust
+        slots = (index[:, None] + torch.arange(turns, device=index.device)) % self.spec.key_frames
+        return self._refine(chained, trust, light, state["luma"], slots)
+
+    def _changed(self, x: Tensor, decoded: Decoded, correction: Tensor, evidence: Tensor) -> Tensor:
+        """Return what is added to depth `x [B,1,H,W]` for a correction of the logarithm of its inverse `[B,1,H,W]`."""
+        log_change = _4d(evidence) * (correction + (decoded.full / decoded.full_as_assumed).log())
+        if self.metric:
+            return x * torch.expm1(-log_change)
+        return _4d(decoded.unit) * decoded.full_as_assumed * torch.expm1(log_change)
 
     def _find_focal(
         self,
-        tracks: Tracks,
-        poses: Tensor,
+        camera: FoundCamera,
+        counted: Tensor,
+        past: Past,
         pose: Tensor,
-        view: View,
         noise_px: Tensor,
-        depth: Known,
         scene: Scene,
         evidence: Tensor,
         is_first: Tensor,
@@ -330,12 +294,19 @@ class Geometry:
         """Return the focal length for the next frame and what is known of its logarithm, each `[B]`.
 
         It follows the tracks as far as there is evidence of parallax, and is held where there is none.
+
+        Args:
+            counted: `[B,S,1]` bool, past frames that count.
         """
+        focal_px = past.view.focal_px
         if not self.spec.focal_spread:
-            return view.focal_px, torch.zeros_like(evidence)
+            return focal_px, torch.zeros_like(evidence)
         known = _remembered(scene.focal_known, self.spec.focal_spread, is_first)
-        held = Known(view.focal_px.log(), known * FLOW_ERRS_ALIKE / evidence.clamp(min=1e-6))
-        focal_px, seen = find_focal(tracks, poses, pose, view, noise_px, depth, held)
+        held = Known(focal_px.log(), known * FLOW_ERRS_ALIKE / evidence.clamp(min=1e-6))
+        tracks = camera.tracks._replace(trust=camera.tracks.trust * counted * ~_3d(is_first))
+        mean = past.decoder[:, camera.points]
+        depth = Known(mean, past.prior / mean.square())
+        focal_px, seen = find_focal(tracks, past.poses, pose, past.view, noise_px, depth, held)
         return focal_px, known + evidence * seen / FLOW_ERRS_ALIKE
 
     def _find_shift(
@@ -443,6 +414,21 @@ class Geometry:
         }
 
 
+class Decoded(NamedTuple):
+    """What the decoder says of a frame: its inverse depth with a shift, in units of its mean.
+
+    full_as_assumed: [B,1,H,W], with the shift that was assumed at first. full: with the one that was found since.
+    small_as_assumed, small: the same at the flow's size, [B,1,h,w]. unit: that mean, [B]. shift: the assumed one, [B].
+    """
+
+    full_as_assumed: Tensor
+    full: Tensor
+    small_as_assumed: Tensor
+    small: Tensor
+    unit: Tensor
+    shift: Tensor
+
+
 class Scene(NamedTuple):
     """What a stream knows of its camera besides poses, each `[B]`.
 
@@ -469,70 +455,13 @@ _NAME = "geometry."
 FLOW, CAMERAS, SCENE = (_NAME + name for name in ("flow", "cameras", "scene"))
 
 
-def _grid(height: int, width: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Return rows and columns, px, of the points at the centers of square cells."""
-    step = _step(height, width)
-    return torch.arange(step // 2, height, step, device=device), torch.arange(step // 2, width, step, device=device)
-
-
-def _step(height: int, width: int) -> int:
-    return max(1, round(min(height, width) / GRID_CELLS))
-
-
-def _coarse(rows: int, columns: int, device: torch.device) -> Tensor:
-    first, second = (torch.arange(COARSE // 2, n, COARSE, device=device) for n in (rows, columns))
-    return (first[:, None] * columns + second).flatten()
-
-
-def _on(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return maps [...,h,w] at the grid's points [...,P]."""
-    return maps[..., rows[:, None], columns].flatten(-2)
-
-
-def _at_points(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the mean of maps `[B,1,h,w]` around the grid's points `[B,P]`."""
-    return _on(F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False), rows, columns)[:, 0]
-
-
-def _tracks(flow: Tensor, trust: Tensor, depth: Tensor, rows: Tensor, columns: Tensor) -> Tracks:
+def _tracks(flow: Tensor, trust: Tensor, depth: Tensor, grid: PointGrid) -> Tracks:
     """Return the tracks of the grid's points for flow `[B,2·S,h,w]`, trust and depth `[B,S,h,w]`."""
-    y, x = torch.meshgrid(rows.to(flow.dtype), columns.to(flow.dtype), indexing="ij")
-    points = torch.stack([x.flatten(), y.flatten()])  # [2,P]
-    slots = depth.shape[1]
-    found = points + _on(flow, rows, columns).unflatten(1, (slots, 2))  # [B,S,2,P]
+    points, slots = grid.points_px(flow), depth.shape[1]
+    found = points + grid.at(flow).unflatten(1, (slots, 2))  # [B,S,2,P]
     seen = sample_px(depth.flatten(0, 1)[:, None], found.flatten(0, 1).mT[:, None])[:, 0, 0]
     inv_depth = seen.view(*depth.shape[:2], -1).clamp(min=MIN_INV_DEPTH)
-    return Tracks(points.expand(len(flow), 2, -1), found, inv_depth, _on(trust, rows, columns).to(flow.dtype))
-
-
-def _median_motion(tracks: Tracks) -> Tensor:
-    """Return the median motion `[B]` px of points since the last frame; infinity where none is trusted."""
-    motion = torch.where(tracks.trust[:, 0] > 0, tracks.motion_px()[:, 0], torch.nan)
-    return motion.nanmedian(-1).values.nan_to_num(torch.inf)
-
-
-def _contradictions(tracks: Tracks, inv_depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which tracks `[B,S,P]` stay in place though at their depth they had to move, and how far that is too many.
-
-    Others move; were all of it one rigid scene, points that are as near had to do so too, and only where the camera
-    turns just as it walks do they stay. Those that stay belong to the scene and the others move by themselves, or, seen
-    from a camera that goes along with them, the other way round. What is far may stay.
-
-    Args:
-        inv_depth: `[B,P]` of the decoder.
-
-    Returns:
-        1 or 0 of each track; and `[B]`, 0: few are of that kind, 1: many.
-    """
-    motion, trusted = tracks.motion_px(), tracks.trust > 0
-    count = trusted.sum(-1)
-    moves = trusted & (motion > MOVES_PX)
-    per_depth = torch.where(moves, motion / inv_depth[:, None], torch.nan).nanmedian(-1, keepdim=True).values
-    expected = per_depth * inv_depth[:, None]
-    stays = trusted & (motion < (STAYS_SHARE * expected).clamp(max=STAYS_PX)) & (expected > EXPECTED_PX)
-    enough = (moves.sum(-1) > MIN_MOVING * count) & (count > MIN_TRUSTED * trusted.shape[-1])
-    stays = (stays & enough[..., None]).to(motion.dtype)
-    return stays, _rise((stays.sum(-1) / count.clamp(min=1)).amax(1), *CONTRADICTED)
+    return Tracks(points.expand(len(flow), 2, -1), found, inv_depth, grid.at(trust).to(flow.dtype))
 
 
 def _start(last: Tensor, before: Tensor, index: Tensor) -> Tensor:
@@ -543,54 +472,8 @@ def _start(last: Tensor, before: Tensor, index: Tensor) -> Tensor:
     return torch.where(_3d(index == 0), eye, torch.where(_3d(index == 1), last, ahead))
 
 
-def _carried(
-    tracks: Tracks, poses: Tensor, pose: Tensor, view: View, known: Tensor, rows: Tensor, columns: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the inverse depth `[B,P]` of what the last frame has at the points, seen from now, and what is known."""
-    turn = pose[..., :3] @ poses[:, 0, :, :3].mT
-    forward = (pose[..., 2:, 3:] - turn[..., 2:, :] @ poses[:, 0, :, 3:])[..., 0]  # [B,1]
-    depth, found = tracks.inv_depth[:, 0], tracks.found_px[:, 0]
-    z = (turn[..., 2:, :] @ view.rays(found))[:, 0] + depth * forward
-    seen = sample_px(known, _to_grid(found.mT[:, None], rows, columns))[:, 0, 0]
-    inside = (z > 0.05) * tracks.trust[:, 0]
-    return (depth / z.clamp(min=0.05)).clamp(min=MIN_INV_DEPTH), seen * inside
-
-
-def _to_grid(points_px: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return points (x, y) px [...,2] in units of the grid."""
-    step = rows[1] - rows[0]
-    return (points_px - rows[0]) / step
-
-
-def _from_grid(values: Tensor, like: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
-    """Return values `[B,1,gh,gw]` of the grid, which is of pictures of `size`, at every pixel of `like [B,1,H,W]`."""
-    y, x = (
-        (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) * (m / n) - 0.5
-        for n, m in zip(like.shape[-2:], size, strict=True)
-    )
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    points = _to_grid(torch.stack([x, y], -1), rows, columns)
-    return sample_px(values, points.expand(len(values), *points.shape))
-
-
-def _blur(values: Tensor) -> Tensor:
-    """Return a Gaussian mean over the grid of `[B,1,gh,gw]`, borders continued."""
-    radius = math.ceil(2 * SMOOTHING_CELLS)
-    offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
-    kernel = (-0.5 * (offsets / SMOOTHING_CELLS).square()).exp()
-    kernel = kernel / kernel.sum()
-    padded = F.pad(values, (radius,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-
-
 def _center(like: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([like.new_full((), (width - 1) / 2), like.new_full((), (height - 1) / 2)])
-
-
-def _rise(x: Tensor, low: float, high: float) -> Tensor:
-    """Return 0 on `low`'s side, 1 on `high`'s, and a cubic in between."""
-    share = ((x - low) / (high - low)).clamp(0, 1)
-    return share * share * (3 - 2 * share)
 
 
 def _remembered(known: Tensor, spread: float, is_first: Tensor) -> Tensor:

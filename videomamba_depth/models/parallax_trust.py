@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from videomamba_depth.models.camera_tracking import Adjusted, Known, Seen, Tracks, View, see
-from videomamba_depth.models.photometric import Patches
+from videomamba_depth.models.photometric import Patches, root_mean_square
+from videomamba_depth.models.point_grid import along_surfaces
 
 DILATIONS = (1, 2, 4)  # of the 3×3 convolutions
 NUM_CLUES = 21
@@ -35,8 +36,12 @@ class Parallax(NamedTuple):
     unit: Tensor
     shift: Tensor
 
+    def shown(self, correction: Tensor) -> Tensor:
+        """Return what is shown of a correction [B,1,gh,gw]: its mean along surfaces."""
+        return along_surfaces(correction, self.inv_depth)
+
     def depth(self, correction: Tensor) -> Tensor:
-        """Return the stream's inverse depth [B,1,gh,gw] with a correction, in the decoder's unit."""
+        """Return the stream's inverse depth [B,1,gh,gw] where a correction is shown, in the decoder's unit."""
         evidence, unit, shift = (v.view(-1, 1, 1, 1) for v in (self.evidence, self.unit, self.shift))
         return unit * (self.inv_depth * (evidence * (correction + self.by_shift)).exp() - shift)
 
@@ -120,7 +125,7 @@ def clues_of(
         return (error.clamp(max=MAX_ERROR_PX) * share).sum(1).log1p()
 
     def differs(inv_depth: Tensor) -> Tensor:
-        return _contrast((patches.at(inv_depth).error * share).sum(1))
+        return _contrast((patches.error(inv_depth) * share).sum(1))
 
     as_decoded, as_found = (see(tracks, poses, found.pose, view, depth) for depth in (mean, found.inv_depth))
     parallax_px = (as_found.by_depth.square().sum(2).sqrt() * share).sum(1) * found.inv_depth
@@ -137,7 +142,7 @@ def clues_of(
         misses(as_found),
         differs(mean),
         differs(found.inv_depth),
-        _contrast(patches.now.square().mean(-1).sqrt()[:, 0]),
+        _contrast(root_mean_square(patches.now)[:, 0]),
         trust.mean(1),
         (tracks.motion_px() * share).sum(1).log1p() / 2,
         parallax_px.log1p() / 2,

@@ -34,10 +34,16 @@ class Compared(NamedTuple):
     by_depth: Tensor
     in_view: Tensor
 
-    @property
-    def error(self) -> Tensor:
-        """Root mean square [B,S,P] over the patch, of full scale."""
-        return self.residual.square().mean(-1).sqrt()
+
+class Projected(NamedTuple):
+    """Where patches lie in past frames: rays (x, y, 1) and the inverse of z, each [B,S,P,K], points (u, v) px
+    [B,S,P,K,2], and whether the whole patch is in view [B,S,P]."""
+
+    x: Tensor
+    y: Tensor
+    inverse_z: Tensor
+    points_px: Tensor
+    in_view: Tensor
 
 
 class Patches:
@@ -56,22 +62,35 @@ class Patches:
         turn = poses[..., :3] @ pose[:, None, :, :3].mT  # [B,S,3,3], from now to then
         self._shift = (poses[..., 3:] - turn @ pose[:, None, :, 3:])[..., None]  # [B,S,3,1,1]
         self._turned = (turn @ view.rays(points.flatten(2))[:, None]).unflatten(-1, points.shape[-2:])  # [B,S,3,P,K]
-        self._view = view
+        self._focal, self._center = view.focal_px.view(-1, 1, 1, 1), view.center_px
 
     def at(self, inv_depth: Tensor) -> Compared:
         """Compare with where the points lie in the past frames at inverse depths [B,P]."""
-        f, (center_x, center_y) = self._view.focal_px.view(-1, 1, 1, 1), self._view.center_px
-        height, width = self._maps.shape[-2:]
+        where = self._project(inv_depth)
+        seen, by_u, by_v = self._sample(self._maps, where)
+        shift_x, shift_y, shift_z = self._shift.unbind(2)
+        by_depth = by_u * (shift_x - where.x * shift_z) + by_v * (shift_y - where.y * shift_z)
+        by_depth = _less_mean(self._focal * where.inverse_z * by_depth)
+        return Compared(_less_mean(seen) - self.now, by_depth, where.in_view)
+
+    def error(self, inv_depth: Tensor) -> Tensor:
+        """Return by how much patches differ at inverse depths [B,P]: their root mean square [B,S,P], of full scale."""
+        (seen,) = self._sample(self._maps[:, :1], self._project(inv_depth))
+        return root_mean_square(_less_mean(seen) - self.now)
+
+    def _project(self, inv_depth: Tensor) -> Projected:
         x, y, z = (self._turned + self._shift * inv_depth[:, None, None, :, None]).unbind(2)
         inverse = 1 / z.clamp(min=MIN_DEPTH_RATIO)
         x, y = x * inverse, y * inverse
-        u, v = f * x + center_x, f * y + center_y
+        u, v = (self._focal * a + center for a, center in zip((x, y), self._center, strict=True))
+        height, width = self._maps.shape[-2:]
         inside = (z > MIN_DEPTH_RATIO) & (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
-        seen = sample_px(self._maps, torch.stack([u, v], -1).flatten(0, 1))
-        seen, by_u, by_v = seen.unflatten(0, x.shape[:2]).unbind(2)
-        moves = [f * inverse * (self._shift[:, :, k] - a * self._shift[:, :, 2]) for k, a in ((0, x), (1, y))]
-        by_depth = _less_mean(by_u * moves[0] + by_v * moves[1])
-        return Compared(_less_mean(seen) - self.now, by_depth, inside.all(-1))
+        return Projected(x, y, inverse, torch.stack([u, v], -1), inside.all(-1))
+
+    def _sample(self, maps: Tensor, where: Projected) -> tuple[Tensor, ...]:
+        """Return each of the maps [B·S,C,h,w] there, [B,S,P,K]."""
+        seen = sample_px(maps, where.points_px.flatten(0, 1))
+        return seen.unflatten(0, where.x.shape[:2]).unbind(2)
 
 
 def compare_pictures(
@@ -90,7 +109,7 @@ def compare_pictures(
     information = found.information
     for _ in range(steps):
         compared = patches.at(depth)
-        error = compared.error
+        error = root_mean_square(compared.residual)
         visible = trust * compared.in_view
         noise = torch.where(visible > 0, error, torch.nan).flatten(1).nanmedian(-1).values
         noise = noise.nan_to_num(1.0).clamp(min=MIN_ERROR).view(-1, 1, 1)
@@ -101,6 +120,11 @@ def compare_pictures(
         curvature, pull = pull_of(beliefs, depth, information, pull)
         depth = damped_depth(depth, curvature, pull, MAX_DEPTH_STEP)
     return found._replace(inv_depth=depth, information=information)
+
+
+def root_mean_square(patches: Tensor) -> Tensor:
+    """Return [...] of [...,K]."""
+    return patches.square().mean(-1).sqrt()
 
 
 def _less_mean(patches: Tensor) -> Tensor:

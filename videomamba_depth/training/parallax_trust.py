@@ -20,7 +20,7 @@ CHUNK_FRAMES = 12
 MAX_DEPTH_M = 30.0  # farther is not asked for, nor believed
 MAX_RELATIVE_ERROR = 3.0  # of a point, above which it counts no more
 MAX_RELATIVE_CHANGE = 1.0  # likewise, of the error of its change from frame to frame
-FRAME_WEIGHT, CHANGE_WEIGHT = 0.5, 0.5  # beside the error with one alignment per video
+FRAME_WEIGHT, CHANGE_WEIGHT, GRADIENT_WEIGHT = 0.5, 0.5, 0.5  # beside the error with one alignment per video
 WINDOW = 24  # frames in a row that a step sees
 WARMUP = 0.1  # of the steps
 REPORTS = 10  # lines in the log
@@ -106,19 +106,21 @@ def record(student: VideoMambaDepth, rgb: np.ndarray, depth_m: np.ndarray) -> Ex
 
 
 class Errors(NamedTuple):
-    """Mean errors of a video on the grid, relative to the truth, after a least-squares alignment of inverse depth.
+    """Mean errors of a video on the grid after a least-squares alignment of inverse depth, relative to the truth.
 
     video: of depth, one alignment for all frames. frame: of depth, one for each. change: of the change of inverse depth
-    from frame to frame at the same point, one alignment for all.
+    from frame to frame at the same point, one alignment for all. gradient: of that from a point to the next one,
+    likewise, and not relative: 1/m.
     """
 
     video: Tensor
     frame: Tensor
     change: Tensor
+    gradient: Tensor
 
 
 def errors(example: Example, correction: Tensor, with_shift: bool = True) -> Errors:
-    """Return the errors with a correction `[N,1,gh,gw]`; alignment is a scale and, `with_shift`, a shift."""
+    """Return the errors where a correction `[N,1,gh,gw]` is shown; alignment is a scale and, `with_shift`, a shift."""
     depth = example.parallax.depth(correction).double()
     truth, known = example.inv_depth.double(), example.known.double()
     wanted = truth.clamp(min=1 / MAX_DEPTH_M)
@@ -133,7 +135,9 @@ def errors(example: Example, correction: Tensor, with_shift: bool = True) -> Err
     video, frame = aligned(0, 1, 2, 3), aligned(1, 2, 3)
     change = ((video.diff(dim=0) - wanted.diff(dim=0)).abs() / wanted[1:]).clamp(max=MAX_RELATIVE_CHANGE)
     seen = known[1:] * known[:-1]
-    return Errors(error(video), error(frame), (change * seen).sum() / seen.sum().clamp(min=1))
+    along = [[values.movedim(dim, 0) for values in (video, wanted, known)] for dim in (2, 3)]
+    gradient = torch.stack([_gradient_error(*maps) for maps in along]).sum()
+    return Errors(error(video), error(frame), (change * seen).sum() / seen.sum().clamp(min=1), gradient)
 
 
 @torch.no_grad()
@@ -141,6 +145,12 @@ def errors_of_decoder(example: Example, with_shift: bool = True) -> Errors:
     """Return the errors without any parallax."""
     without = example.parallax._replace(evidence=torch.zeros_like(example.parallax.evidence))
     return errors(example._replace(parallax=without), without.correction, with_shift)
+
+
+def _gradient_error(depth: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+    """Return the mean error of differences along the first dimension."""
+    both = known[1:] * known[:-1]
+    return ((depth.diff(dim=0) - truth.diff(dim=0)).abs() * both).sum() / both.sum().clamp(min=1)
 
 
 def _aligned(depth: Tensor, truth: Tensor, known: Tensor, dims: tuple[int, ...], with_shift: bool) -> Tensor:
@@ -178,11 +188,11 @@ def learn(
         example = whole.frames(int(rng.integers(max(1, len(whole.known) - WINDOW + 1))), WINDOW)
         if rng.random() < 0.5:
             example = example.flipped()
-        now = errors(example, trust(example.parallax), with_shift)
-        video, frame, change = (
+        now = errors(example, example.parallax.shown(trust(example.parallax)), with_shift)
+        video, frame, change, gradient = (
             e / without.clamp(min=MIN_ERROR) for e, without in zip(now, decoder[chosen], strict=True)
         )
-        loss = video + FRAME_WEIGHT * frame + CHANGE_WEIGHT * change
+        loss = video + FRAME_WEIGHT * frame + CHANGE_WEIGHT * change + GRADIENT_WEIGHT * gradient
         optimizer.zero_grad()
         loss.backward()
         if not nn.utils.clip_grad_norm_(trust.parameters(), 1.0).isfinite():

@@ -7,6 +7,8 @@ infinitely far.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,8 +23,10 @@ def cross_matrix(v: Tensor) -> Tensor:
 
 
 def rotation_matrix(vector: Tensor) -> Tensor:
-    """Return the rotations [...,3,3] of rotation vectors [...,3], rad."""
-    return torch.linalg.matrix_exp(cross_matrix(vector))
+    """Return the rotations [...,3,3] of rotation vectors [...,3], rad, by the formula of Rodrigues."""
+    angle, turn = torch.linalg.vector_norm(vector, dim=-1)[..., None, None], cross_matrix(vector)
+    sine, cosine = torch.sinc(angle / math.pi), 0.5 * torch.sinc(angle / (2 * math.pi)).square()
+    return torch.eye(3, dtype=vector.dtype, device=vector.device) + sine * turn + cosine * (turn @ turn)
 
 
 def orthonormal(rotation: Tensor) -> Tensor:

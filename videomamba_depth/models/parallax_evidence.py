@@ -1,0 +1,186 @@
+"""What speaks for parallax in a frame: the camera its tracks fit, and whether they show a rigid scene in depth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from videomamba_depth.models.camera_tracking import (
+    MIN_INV_DEPTH,
+    Known,
+    Tracks,
+    View,
+    adjust,
+    fit_camera,
+    fit_turning_camera,
+    spread_px,
+)
+from videomamba_depth.models.point_grid import PointGrid
+
+JOINT_STEPS = (3, 3)
+MIN_NOISE_PX, MAX_NOISE_PX = 0.15, 3.0
+MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
+MIN_DEPTH_RATIO = 0.05  # of a point now over that it was seen at, below which nothing of it is carried on
+PARALLAX = (1.25, 1.8)  # noise about a camera that stays over that about the scene: nothing believed, all believed
+NOISE, NOISE_AT_PX = (0.04, 0.08), 3.0
+"""Noise of the tracks over (their length + so many px) from which on less is believed, and nothing: no rigid scene."""
+LOST_PX = 2.0  # noise from which on the tracks fit no camera
+TRACKED = (0.4, 0.6)  # share of the points with a track, in some past frame: nothing believed, all believed
+FADING = (0.03, 0.1)
+"""Change of the logarithm of mean luma in one frame: all believed, nothing: the decoder's depth changes with it."""
+MIN_LUMA = 1 / 255
+EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
+SLOW_FALL = 0.7  # share of it by which evidence falls more slowly where only parallax is missing
+STILL_PX = (0.15, 0.5)  # median motion since the last frame: of a picture that stands, of one that moves
+STAYS_PX, MOVES_PX, EXPECTED_PX = 0.5, 1.0, 1.5  # see `_contradictions`
+STAYS_SHARE = 0.15  # of the motion that is expected
+MIN_MOVING = 0.05  # share of the tracks that move, below which nothing can contradict them
+CONTRADICTED = (0.08, 0.2)  # share of the tracks that contradict the rest: less is believed from here on, nothing
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a frame knows of its inverse depth before it looks: by its decoder, and by the frames before.
+
+    poses: [B,S,3,4] of the past frames, the last one first. known: [B,1,gh,gw], what is still known of the logarithm of
+    its inverse depth, 1 / variance. decoder: [B,P] inverse depth. prior: 1 / variance of its logarithm.
+    """
+
+    poses: Tensor
+    view: View
+    known: Tensor
+    decoder: Tensor
+    prior: float
+    grid: PointGrid
+
+    def seen_from(self, pose: Tensor, tracks: Tracks) -> tuple[Tensor, tuple[Known, Known], Tensor]:
+        """Return what the past knows of the points [B,P], both beliefs seen from a pose, and their mean [B,P]."""
+        carried, known = self._carried(pose, tracks)
+        mean = self.decoder
+        beliefs = Known(mean, self.prior / mean.square()), Known(carried, known / carried.square())
+        return known, beliefs, mean * ((carried / mean).log() * known / (known + self.prior)).exp()
+
+    def _carried(self, pose: Tensor, tracks: Tracks) -> tuple[Tensor, Tensor]:
+        """Return the inverse depth [B,P] of what the last frame has at the points, seen from now, and what is known."""
+        last = self.poses[:, 0]
+        turn = pose[..., :3] @ last[..., :3].mT
+        forward = (pose[..., 2:, 3:] - turn[..., 2:, :] @ last[..., 3:])[..., 0]  # [B,1]
+        depth, found = tracks.inv_depth[:, 0], tracks.found_px[:, 0]
+        z = (turn[..., 2:, :] @ self.view.rays(found))[:, 0] + depth * forward
+        seen = self.grid.sample(self.known, found.mT[:, None])[:, 0, 0]
+        inside = (z > MIN_DEPTH_RATIO) * tracks.trust[:, 0]
+        return (depth / z.clamp(min=MIN_DEPTH_RATIO)).clamp(min=MIN_INV_DEPTH), seen * inside
+
+
+class FoundCamera(NamedTuple):
+    """The camera of a frame by some of its points, and how well it explains their tracks.
+
+    pose: [B,3,4]. points: which of the P. tracks: theirs. counted: [B,S] bool, past frames with enough of them.
+    noise_px: [B,S] about the scene. turning_px: [B,S] about the best camera that only turns and zooms.
+    """
+
+    pose: Tensor
+    points: Tensor
+    tracks: Tracks
+    counted: Tensor
+    noise_px: Tensor
+    turning_px: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean [B] of [B,S] over the past frames that count."""
+        return (values * self.counted).sum(1) / self.counted.sum(1).clamp(min=1)
+
+    def parallax(self) -> Tensor:
+        """Return how far the tracks show that the camera moves [B]: 0, not at all, to 1."""
+        noise = self.noise_px.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
+        ratio = (self.turning_px.clamp(min=MIN_NOISE_PX) / noise).log().masked_fill(~self.counted, 0.0)
+        return rise(ratio.amax(1), *(math.log(p) for p in PARALLAX))
+
+    def rigid(self) -> Tensor:
+        """Return how far the tracks show a rigid scene [B]: 0, not at all, to 1."""
+        trust = self.tracks.trust
+        length = (self.tracks.motion_px() * trust).sum(-1) / trust.sum(-1).clamp(min=1)
+        relative = self.mean(self.noise_px / (length + NOISE_AT_PX))
+        return (1 - rise(relative, *NOISE)) * rise(trust.mean(-1).amax(1), *TRACKED)
+
+
+def find_camera(tracks: Tracks, past: Past, start: Tensor) -> FoundCamera:
+    """Return the camera of a frame, from a pose [B,3,4] on: by what is known of depth in the past, then together with
+    depth here.
+    """
+    points = past.grid.coarse()
+    few = tracks.some(points)
+    pose, error = fit_camera(few, past.poses, start, past.view)
+    turning = spread_px(fit_turning_camera(few, past.poses, start, past.view), few.trust)
+    noise = spread_px(error, few.trust)
+    for steps in JOINT_STEPS:
+        _, beliefs, begin = past.seen_from(pose, tracks)
+        some = tuple(Known(b.mean[:, points], b.precision[:, points]) for b in beliefs)
+        limited = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
+        found = adjust(few, past.poses, pose, past.view, limited, some, begin[:, points], steps=steps, move=True)
+        pose, noise = found.pose, spread_px(found.error_px, few.trust)
+    return FoundCamera(pose, points, few, few.trust.mean(-1) > MIN_TRUSTED, noise, turning)
+
+
+def of_the_scene(tracks: Tracks, inv_depth: Tensor) -> tuple[Tracks, Tensor]:
+    """Return the tracks less those that contradict the rest, and how far there are too many of these, [B], 0 to 1.
+
+    Few are left out: they move by themselves. Of many, who is to say.
+    """
+    contradict, many = _contradictions(tracks, inv_depth)
+    return tracks._replace(trust=tracks.trust * (1 - contradict * (1 - many.view(-1, 1, 1)))), many
+
+
+def _contradictions(tracks: Tracks, inv_depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which tracks [B,S,P] stay in place though at their depth they had to move, and how far that is too many.
+
+    Others move; were all of it one rigid scene, points that are as near had to do so too, and only where the camera
+    turns just as it walks do they stay. Those that stay belong to the scene and the others move by themselves, or, seen
+    from a camera that goes along with them, the other way round. What is far may stay.
+
+    Args:
+        inv_depth: [B,P] of the decoder.
+
+    Returns:
+        1 or 0 of each track; and [B], 0: few are of that kind, 1: many.
+    """
+    motion, trusted = tracks.motion_px(), tracks.trust > 0
+    count = trusted.sum(-1)
+    moves = trusted & (motion > MOVES_PX)
+    per_depth = torch.where(moves, motion / inv_depth[:, None], torch.nan).nanmedian(-1, keepdim=True).values
+    expected = per_depth * inv_depth[:, None]
+    stays = trusted & (motion < (STAYS_SHARE * expected).clamp(max=STAYS_PX)) & (expected > EXPECTED_PX)
+    enough = (moves.sum(-1) > MIN_MOVING * count) & (count > MIN_TRUSTED * trusted.shape[-1])
+    stays = (stays & enough[..., None]).to(motion.dtype)
+    return stays, rise((stays.sum(-1) / count.clamp(min=1)).amax(1), *CONTRADICTED)
+
+
+def stillness(tracks: Tracks) -> Tensor:
+    """Return how far the picture stands since the last frame [B]: 0, it moves, to 1."""
+    motion = torch.where(tracks.trust[:, 0] > 0, tracks.motion_px()[:, 0], torch.nan)
+    return 1 - rise(motion.nanmedian(-1).values.nan_to_num(torch.inf), *STILL_PX)
+
+
+def fading(luma: Tensor, before: Tensor) -> Tensor:
+    """Return how far the picture fades [B], 0 to 1, by its mean luma [B] and that of the frame before."""
+    return rise((luma.clamp(min=MIN_LUMA) / before.clamp(min=MIN_LUMA)).log().abs(), *FADING)
+
+
+def followed(before: Tensor, now: Tensor, rigid: Tensor, still: Tensor) -> Tensor:
+    """Return the evidence [B] that follows what one frame says.
+
+    Less parallax says little against what has been shown, a picture that stands nothing; a wrong model does.
+    """
+    fall = EVIDENCE_STEP * (1 - rigid * (still + (1 - still) * SLOW_FALL))
+    change = torch.minimum(now - before, torch.full_like(now, EVIDENCE_STEP))
+    return before + torch.maximum(change, -fall)
+
+
+def rise(x: Tensor, low: float, high: float) -> Tensor:
+    """Return 0 on `low`'s side, 1 on `high`'s, and a cubic in between."""
+    share = ((x - low) / (high - low)).clamp(0, 1)
+    return share * share * (3 - 2 * share)
