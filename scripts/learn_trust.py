@@ -141,7 +141,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=whole(32, 4096), default=140, help="likewise")
     parser.add_argument("--short-side", type=whole(14, 4096), help="that the student sees; default: the checkpoint's")
     parser.add_argument("--channels", type=whole(1, 1024), default=16, help="of each layer of the network")
-    parser.add_argument("--steps", type=whole(20), default=6000, help="a world each")
+    parser.add_argument("--steps", type=whole(20), default=12_000, help="a world each")
     parser.add_argument("--lr", type=positive, default=2e-3, help="of AdamW, the highest")
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--threads", type=whole(1), default=1, help="of the training")

@@ -13,7 +13,7 @@ from videomamba_depth.models.point_grid import along_surfaces
 
 DILATIONS = (1, 2, 4)  # of the 3×3 convolutions
 NUM_CLUES = 21
-MAX_ADDED = 0.3  # to the correction of log inverse depth
+MAX_ADDED = 0.4  # to the correction of log inverse depth
 MAX_LOG, MAX_ERROR_PX = 1.5, 20.0
 CONTRAST, MAX_CONTRAST = 0.05, 4.0  # unit, of full scale, and how many at most
 
