@@ -2,6 +2,7 @@
 
     python benchmarks/long_stream.py runs/x/last                       # 10,000 frames of 70x56
     python benchmarks/long_stream.py runs/x/last --key-frames          # with key frames, and their scale
+    python benchmarks/long_stream.py embedded --geometry               # with geometry in the stream
 
 A synthetic clip runs forth and back again and again, so that every round shows the same frames in the same order.
 Printed: resident memory after frame 500 and its largest value from there on, the largest change of the mean depth of
@@ -94,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     found = stream_long(
-        load_student(args.checkpoint, args.input_size),
+        load_student(args.checkpoint, args.input_size, geometry=args.geometry or None),
         args.frames,
         args.height,
         args.width,
@@ -115,6 +116,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=70, help="px")
     parser.add_argument("--clip-frames", type=int, default=48, help="of the clip that is looped")
     parser.add_argument("--key-frames", action="store_true", help="with key frames, as they are by default")
+    parser.add_argument("--geometry", action="store_true", help="correct depth by parallax")
     parser.add_argument("--input-size", type=int, default=56, help="short side in px that the model works at")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args()
