@@ -17,7 +17,7 @@ from videomamba_depth.models.camera_tracking import Adjusted, Tracks, View
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.geometry import CAMERAS, SCENE, Geometry, GeometrySpec, Scene
+from videomamba_depth.models.geometry import CAMERAS, FITTED, SCENE, DecoderFit, Geometry, GeometrySpec, Scene
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.photometric import FLOW_SHARE, Patches, compare_pictures
@@ -408,3 +408,24 @@ def test_quaternions_turn_as_their_matrix_does(vector: list[float]) -> None:
     point = np.array([0.2, -1.0, 0.5])
     again = point + 2 * np.cross(about, np.cross(about, point) + w * point)
     np.testing.assert_allclose(again, rotation @ point, atol=1e-9)
+
+
+def test_what_is_shown_after_parallax_was_found_fits_what_was_shown_before() -> None:
+    """The decoder's depth has another shift than was assumed: one scale and shift of the first frame fits all."""
+    torch.manual_seed(0)
+    decoder = 1 + torch.rand(2, 200)
+    corrected = 2.5 * decoder - 1.5 + 0.01 * torch.randn(2, 200)
+    fit = DecoderFit(*torch.zeros(5, 2))
+    nothing = torch.zeros(2)
+    assert not fit.added(corrected[:, None, None], nothing).any()
+    evidence = torch.tensor([0.15, 0.0])
+    for count in range(1, 21):
+        fit = fit.with_frame(decoder, corrected, count * evidence)
+    shown = corrected[:, None, None] + fit.added(corrected[:, None, None], torch.tensor([1.0, 1.0]))
+    assert torch.allclose(shown[0, 0, 0], decoder[0], atol=0.03)
+    assert torch.equal(shown[1, 0, 0], corrected[1])  # nothing was ever seen of its parallax
+    kept = fit.with_frame(decoder, 5 * corrected, torch.ones(2))
+    assert torch.equal(kept.corrected[0], fit.corrected[0])  # enough was seen: it stays
+    assert float(fit.weight[0]) >= FITTED
+    flat = DecoderFit(*torch.zeros(5, 1)).with_frame(torch.full((1, 9), 2.0), torch.full((1, 9), 2.1), torch.ones(1))
+    assert torch.allclose(flat.added(torch.full((1, 1, 1, 9), 2.1), torch.ones(1)), torch.tensor(-0.1))

@@ -30,6 +30,7 @@ from videomamba_depth.models.parallax_evidence import (
     find_camera,
     followed,
     of_the_scene,
+    rise,
     stillness,
 )
 from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust, clues_of
@@ -54,6 +55,7 @@ SHIFT_OF_LOW = -0.2  # shift of a relative teacher that is assumed, as a multipl
 SHIFT_ERRS_ALIKE = 100.0  # what points say of it counts one part in so many: the decoder errs alike on neighbors
 SHIFT_OUTLIER = 2.0  # error at which a point counts half, in standard deviations
 MAX_SHIFT_STEP = 0.05
+SHIFT_BELIEVED = (1.5, 2.5)  # standard deviations of it from what was assumed: all believed, nothing
 MIN_LEVEL = 0.1  # share of the mean inverse depth that a shift leaves at least
 MIN_SHARE = 0.05  # of a point's depth that is due to parallax, below which it is taken for that much
 MAX_KNOWN = 1 / 0.05**2  # information of log inverse depth that is carried at most
@@ -65,6 +67,9 @@ FLOW_ERRS_ALIKE = 100.0  # what tracks say of the focal length counts one part i
 CAMERA_KEEP = 0.97
 """Share of what is known of focal length and shift beyond what is assumed, which the next frame keeps."""
 ANCHORED = 0.5  # evidence from which on unit and shift stay as they are
+FITTED = 1.5  # sum of the evidence of frames, from which on the fit to the decoder's depth stays as it is
+MAX_FIT_SCALE = 3.0
+MIN_FIT_VARIANCE = 1e-6  # of the corrected depth, in its squared mean, below which nothing is fitted
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Geometry:
         depth    [B,1+S,h,w]  corrected inverse depth of the last frame and the key frames, in the scene's unit
         cameras  [B,2+S,3,4]  their poses, world to camera, and that of the frame before the last one
         known    [B,1,gh,gw]  information about the log inverse depth of the last frame on the grid
+        fit      [B,1,1,5]    see `DecoderFit`
         scene    [B,1,1,8]    see `Scene`
     """
 
@@ -142,6 +148,7 @@ class Geometry:
             "depth": (1 + slots, h, w),
             "cameras": (2 + slots, 3, 4),
             "known": (1, *grid.shape),
+            "fit": (1, 1, len(DecoderFit._fields)),
             "scene": (1, 1, len(Scene._fields)),
         }
         return {_NAME + name: torch.zeros(batch, *shape, device=device) for name, shape in shapes.items()}
@@ -203,6 +210,7 @@ class Geometry:
         pose = torch.where(_3d(lost), state["cameras"][:, 0], camera.pose)
         noise = camera.noise_px.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
         rigid = camera.rigid() * (1 - contradicted) * (1 - fading(brightness, scene.light)) * ~lost
+        rigid = rigid * self._believed_shift(scene)
         evidence = camera.parallax() * rigid * ~is_first
         counted = camera.counted[..., None] * ~_3d(lost)
         focal_px, focal_known = self._find_focal(camera, counted, past, pose, noise, scene, evidence, is_first)
@@ -220,18 +228,21 @@ class Geometry:
         log_ratio = grid.maps((found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION))
         correction = believed = blur(log_ratio * confidence) / (blur(confidence) + ENOUGH)
         assumed_mean = grid.around(decoded.small_as_assumed)
+        by_shift = (mean / assumed_mean).log()
         if self.trust is not None:
-            by_shift = (mean / assumed_mean).log()
             maps = (confidence.flatten(1), correction.flatten(1), by_shift)
             numbers = (evidence, noise_px.log1p(), focal_known.log1p() / 5)
             clues = clues_of(keys, past.poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers)
-            on_grid = (grid.maps(values) for values in (clues, assumed_mean, by_shift))
-            clues, inv_depth, by_shift = on_grid
-            believed = self.trust(
-                Parallax(clues, correction, inv_depth, by_shift, evidence, decoded.unit, decoded.shift)
-            )
+            on_grid = (grid.maps(clues), correction, grid.maps(assumed_mean), grid.maps(by_shift))
+            believed = self.trust(Parallax(*on_grid, evidence, decoded.unit, decoded.shift))
         shown = along_surfaces(believed, grid.maps(assumed_mean))
         change = self._changed(x, decoded, grid.spread(shown, decoded.full), evidence)
+        fit = DecoderFit(*state["fit"].flatten(1).unbind(1))
+        if not self.metric:
+            log_change_there = evidence[:, None] * (shown.flatten(1) + by_shift)
+            decoder, shown_there = (decoded.restored(v) for v in (assumed_mean, assumed_mean * log_change_there.exp()))
+            fit = fit.with_frame(decoder, shown_there, evidence)
+            change = change + fit.added(x + change, evidence)
         corrected = decoded.small * grid.spread(correction, decoded.small).exp()
         # The cameras that are known show the same pictures at the new focal length; depth is as it was.
         cameras = at_another_focal(torch.cat([pose[:, None], state["cameras"]], 1), view.focal_px / focal_px)
@@ -248,7 +259,8 @@ class Geometry:
             focal_known,
             *self._find_shift(log_ratio, confidence, mean, scene, 1 + decoded.shift, evidence, is_first),
         )
-        return change, {**after, "known": grid.maps(known), "scene": torch.stack(scene, -1)[:, None, None]}
+        after = {**after, "fit": torch.stack(fit, -1)[:, None, None], "scene": torch.stack(scene, -1)[:, None, None]}
+        return change, {**after, "known": grid.maps(known)}
 
     def _decoded(
         self, x: Tensor, size: tuple[int, int], scene: Scene, state: dict[str, Tensor], is_first: Tensor
@@ -342,6 +354,12 @@ class Geometry:
         step = (counted * slope * residual).sum(1) / known
         return (change + step.clamp(-MAX_SHIFT_STEP, MAX_SHIFT_STEP)).clamp(min=(MIN_LEVEL - 1) * level), known
 
+    def _believed_shift(self, scene: Scene) -> Tensor:
+        """Return how far the shift that was found is one that was to be expected [B]: 0, not at all, to 1."""
+        if not self.spec.shift_spread:
+            return torch.ones_like(scene.shift_change)
+        return 1 - rise(scene.shift_change.abs() / self.spec.shift_spread, *SHIFT_BELIEVED)
+
     def _anchor(
         self, mean: Tensor, low: Tensor, scene: Scene, state: dict[str, Tensor], is_first: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -428,6 +446,52 @@ class Decoded(NamedTuple):
     unit: Tensor
     shift: Tensor
 
+    def restored(self, inv_depth: Tensor) -> Tensor:
+        """Return inverse depth [B,P] that has the assumed shift in the decoder's unit."""
+        return (inv_depth - self.shift[:, None]) * self.unit[:, None]
+
+
+class DecoderFit(NamedTuple):
+    """The least-squares fit of the decoder's depth d by the corrected depth c, over the first frames with parallax.
+
+    c by it is what is shown. So one scale and shift fits what was shown before parallax was found and after it, as far
+    as one can. Each [B]: weight of the frames so far; means of c and of d; variance of c, and its covariance with d.
+    """
+
+    weight: Tensor
+    corrected: Tensor
+    decoder: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+    def with_frame(self, decoder: Tensor, corrected: Tensor, evidence: Tensor) -> DecoderFit:
+        """Return it with a frame [B,P] that counts as its evidence [B], until there are enough."""
+        weight = self.weight + torch.where(self.weight < FITTED, evidence, 0.0)
+        share = (weight - self.weight) / weight.clamp(min=1e-6)
+        means = corrected.mean(1), decoder.mean(1)
+        off = means[0] - self.corrected, means[1] - self.decoder
+        apart = corrected - means[0][:, None], decoder - means[1][:, None]
+
+        def merged(before: Tensor, k: int) -> Tensor:
+            return (1 - share) * (before + share * off[0] * off[k]) + share * (apart[0] * apart[k]).mean(1)
+
+        return DecoderFit(
+            weight,
+            self.corrected + share * off[0],
+            self.decoder + share * off[1],
+            merged(self.variance, 0),
+            merged(self.covariance, 1),
+        )
+
+    def added(self, corrected: Tensor, evidence: Tensor) -> Tensor:
+        """Return what it adds to corrected depth [B,1,H,W], as far as there is evidence [B]."""
+        known = self.variance > MIN_FIT_VARIANCE * self.corrected.square()
+        scale = self.covariance / torch.where(known, self.variance, 1.0)
+        scale = torch.where(known, scale.clamp(1 / MAX_FIT_SCALE, MAX_FIT_SCALE), 1.0)
+        mean = _4d(self.corrected)
+        fitted = _4d(self.decoder) + _4d(scale) * (corrected - mean)
+        return _4d(torch.where(self.weight > 0, evidence, 0.0)) * (fitted - corrected)
+
 
 class Scene(NamedTuple):
     """What a stream knows of its camera besides poses, each `[B]`.
@@ -452,7 +516,7 @@ class Scene(NamedTuple):
 
 
 _NAME = "geometry."
-FLOW, CAMERAS, SCENE = (_NAME + name for name in ("flow", "cameras", "scene"))
+FLOW, CAMERAS, SCENE, FIT = (_NAME + name for name in ("flow", "cameras", "scene", "fit"))
 
 
 def _tracks(flow: Tensor, trust: Tensor, depth: Tensor, grid: PointGrid) -> Tracks:

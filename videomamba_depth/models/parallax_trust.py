@@ -41,7 +41,10 @@ class Parallax(NamedTuple):
         return along_surfaces(correction, self.inv_depth)
 
     def depth(self, correction: Tensor) -> Tensor:
-        """Return the stream's inverse depth [B,1,gh,gw] where a correction is shown, in the decoder's unit."""
+        """Return the stream's inverse depth [B,1,gh,gw] where a correction is shown, in the decoder's unit.
+
+        That is before the fit to the decoder's depth (`DecoderFit`), another scale and shift.
+        """
         evidence, unit, shift = (v.view(-1, 1, 1, 1) for v in (self.evidence, self.unit, self.shift))
         return unit * (self.inv_depth * (evidence * (correction + self.by_shift)).exp() - shift)
 
