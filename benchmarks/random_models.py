@@ -15,6 +15,7 @@ from videomamba_depth.models.temporal_mamba import ScaleSpec, TemporalSpec
 from videomamba_depth.models.videomamba_depth import VideoMambaDepth
 
 PATCH = 14
+TRUST_CHANNELS = 16
 # Of Depth Anything V2: width, layers, heads, layers whose features are taken, channels of s0..s3 and of the fusion.
 SIZES = {
     "tiny": (48, 4, 3, [1, 2, 3, 4], [8, 12, 16, 16], 16),  # for tests of the benchmarks themselves
@@ -79,7 +80,10 @@ def build_student(
     if variant is not None:
         own = VideoMambaEncoder.from_spec(VideoMambaSpec(variant), encoder.channels, encoder.depth_kind)
     flow, output = MotionSpec() if moves else None, OutputSpec() if refines else None
-    student = VideoMambaDepth(own, encoder.head, temporal, train_head, flow, output, geometry)
+    trust_channels = TRUST_CHANNELS if geometry is not None else 0  # as the shipped student has
+    student = VideoMambaDepth(
+        own, encoder.head, temporal, train_head, flow, output, geometry, trust_channels=trust_channels
+    )
     return student.to(encoder.mean.device).eval()
 
 
