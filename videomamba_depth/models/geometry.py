@@ -22,8 +22,6 @@ from videomamba_depth.models.camera_tracking import (
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.parallax_evidence import (
     LOST_PX,
-    MAX_NOISE_PX,
-    MIN_NOISE_PX,
     FoundCamera,
     Past,
     fading,
@@ -35,7 +33,7 @@ from videomamba_depth.models.parallax_evidence import (
 )
 from videomamba_depth.models.parallax_trust import Parallax, ParallaxTrust, clues_of
 from videomamba_depth.models.photometric import Patches, compare_pictures
-from videomamba_depth.models.point_grid import PointGrid, along_surfaces, blur
+from videomamba_depth.models.point_grid import PointGrid, blur
 from videomamba_depth.utils.depth_kind import DepthKind
 from videomamba_depth.utils.flow_utils import (
     chain_flow,
@@ -208,7 +206,7 @@ class Geometry:
         noise_px, brightness = camera.mean(camera.noise_px), light.mean((1, 2, 3))
         lost = ~is_first & ((noise_px > LOST_PX) | ~camera.counted.any(1))
         pose = torch.where(_3d(lost), state["cameras"][:, 0], camera.pose)
-        noise = camera.noise_px.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
+        noise = camera.limited_px
         rigid = camera.rigid() * (1 - contradicted) * (1 - fading(brightness, scene.light)) * ~lost
         rigid = rigid * self._believed_shift(scene)
         evidence = camera.parallax() * rigid * ~is_first
@@ -226,22 +224,21 @@ class Geometry:
         # The correction of its logarithm, smooth.
         confidence = grid.maps(known / (known + past.prior))
         log_ratio = grid.maps((found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION))
-        correction = believed = blur(log_ratio * confidence) / (blur(confidence) + ENOUGH)
+        correction = blur(log_ratio * confidence) / (blur(confidence) + ENOUGH)
         assumed_mean = grid.around(decoded.small_as_assumed)
         by_shift = (mean / assumed_mean).log()
+        clues = correction[:, :0]
         if self.trust is not None:
             maps = (confidence.flatten(1), correction.flatten(1), by_shift)
             numbers = (evidence, noise_px.log1p(), focal_known.log1p() / 5)
-            clues = clues_of(keys, past.poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers)
-            on_grid = (grid.maps(clues), correction, grid.maps(assumed_mean), grid.maps(by_shift))
-            believed = self.trust(Parallax(*on_grid, evidence, decoded.unit, decoded.shift))
-        shown = along_surfaces(believed, grid.maps(assumed_mean))
+            clues = grid.maps(clues_of(keys, past.poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers))
+        on_grid = (clues, correction, grid.maps(assumed_mean), grid.maps(by_shift))
+        parallax = Parallax(*on_grid, evidence, decoded.unit, decoded.shift)
+        shown = parallax.shown(correction if self.trust is None else self.trust(parallax))
         change = self._changed(x, decoded, grid.spread(shown, decoded.full), evidence)
         fit = DecoderFit(*state["fit"].flatten(1).unbind(1))
         if not self.metric:
-            log_change_there = evidence[:, None] * (shown.flatten(1) + by_shift)
-            decoder, shown_there = (decoded.restored(v) for v in (assumed_mean, assumed_mean * log_change_there.exp()))
-            fit = fit.with_frame(decoder, shown_there, evidence)
+            fit = fit.with_frame(parallax.decoder_depth().flatten(1), parallax.depth(shown).flatten(1), evidence)
             change = change + fit.added(x + change, evidence)
         corrected = decoded.small * grid.spread(correction, decoded.small).exp()
         # The cameras that are known show the same pictures at the new focal length; depth is as it was.
@@ -445,10 +442,6 @@ class Decoded(NamedTuple):
     small: Tensor
     unit: Tensor
     shift: Tensor
-
-    def restored(self, inv_depth: Tensor) -> Tensor:
-        """Return inverse depth [B,P] that has the assumed shift in the decoder's unit."""
-        return (inv_depth - self.shift[:, None]) * self.unit[:, None]
 
 
 class DecoderFit(NamedTuple):

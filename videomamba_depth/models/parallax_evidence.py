@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.models.camera_tracking import (
+    MIN_DEPTH_RATIO,
     MIN_INV_DEPTH,
     Known,
     Tracks,
@@ -24,7 +25,6 @@ from videomamba_depth.models.point_grid import PointGrid
 JOINT_STEPS = (3, 3)
 MIN_NOISE_PX, MAX_NOISE_PX = 0.15, 3.0
 MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
-MIN_DEPTH_RATIO = 0.05  # of a point now over that it was seen at, below which nothing of it is carried on
 PARALLAX = (1.25, 1.8)  # noise about a camera that stays over that about the scene: nothing believed, all believed
 NOISE, NOISE_AT_PX = (0.04, 0.08), 3.0
 """Noise of the tracks over (their length + so many px) from which on less is believed, and nothing: no rigid scene."""
@@ -94,10 +94,14 @@ class FoundCamera(NamedTuple):
         """Return the mean [B] of [B,S] over the past frames that count."""
         return (values * self.counted).sum(1) / self.counted.sum(1).clamp(min=1)
 
+    @property
+    def limited_px(self) -> Tensor:
+        """`noise_px` within what an adjustment is told."""
+        return _limited(self.noise_px)
+
     def parallax(self) -> Tensor:
         """Return how far the tracks show that the camera moves [B]: 0, not at all, to 1."""
-        noise = self.noise_px.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
-        ratio = (self.turning_px.clamp(min=MIN_NOISE_PX) / noise).log().masked_fill(~self.counted, 0.0)
+        ratio = (self.turning_px.clamp(min=MIN_NOISE_PX) / self.limited_px).log().masked_fill(~self.counted, 0.0)
         return rise(ratio.amax(1), *(math.log(p) for p in PARALLAX))
 
     def rigid(self) -> Tensor:
@@ -120,10 +124,15 @@ def find_camera(tracks: Tracks, past: Past, start: Tensor) -> FoundCamera:
     for steps in JOINT_STEPS:
         _, beliefs, begin = past.seen_from(pose, tracks)
         some = tuple(Known(b.mean[:, points], b.precision[:, points]) for b in beliefs)
-        limited = noise.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
-        found = adjust(few, past.poses, pose, past.view, limited, some, begin[:, points], steps=steps, move=True)
+        found = adjust(
+            few, past.poses, pose, past.view, _limited(noise), some, begin[:, points], steps=steps, move=True
+        )
         pose, noise = found.pose, spread_px(found.error_px, few.trust)
     return FoundCamera(pose, points, few, few.trust.mean(-1) > MIN_TRUSTED, noise, turning)
+
+
+def _limited(noise_px: Tensor) -> Tensor:
+    return noise_px.clamp(MIN_NOISE_PX, MAX_NOISE_PX)
 
 
 def of_the_scene(tracks: Tracks, inv_depth: Tensor) -> tuple[Tracks, Tensor]:

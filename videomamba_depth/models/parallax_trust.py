@@ -21,7 +21,7 @@ CONTRAST, MAX_CONTRAST = 0.05, 4.0  # unit, of full scale, and how many at most
 class Parallax(NamedTuple):
     """What a frame's parallax says on the grid of points, and what there is to weigh it by.
 
-    clues: [B,C,gh,gw], see `clues_of`.
+    clues: [B,C,gh,gw], see `clues_of`; C = 0 where nobody asks.
     correction: [B,1,gh,gw] of the logarithm of inverse depth, as it would be without anything learned.
     inv_depth: [B,1,gh,gw] of the decoder, with the shift that was assumed at first, in units of its mean.
     by_shift: [B,1,gh,gw], how far the shift that was found since moves its logarithm.
@@ -45,8 +45,16 @@ class Parallax(NamedTuple):
 
         That is before the fit to the decoder's depth (`DecoderFit`), another scale and shift.
         """
-        evidence, unit, shift = (v.view(-1, 1, 1, 1) for v in (self.evidence, self.unit, self.shift))
-        return unit * (self.inv_depth * (evidence * (correction + self.by_shift)).exp() - shift)
+        evidence = self.evidence.view(-1, 1, 1, 1)
+        return self._in_decoders_unit(self.inv_depth * (evidence * (correction + self.by_shift)).exp())
+
+    def decoder_depth(self) -> Tensor:
+        """Return the decoder's inverse depth [B,1,gh,gw], in its unit."""
+        return self._in_decoders_unit(self.inv_depth)
+
+    def _in_decoders_unit(self, inv_depth: Tensor) -> Tensor:
+        unit, shift = (v.view(-1, 1, 1, 1) for v in (self.unit, self.shift))
+        return unit * (inv_depth - shift)
 
 
 class ParallaxTrust(nn.Module):
