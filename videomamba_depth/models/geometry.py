@@ -81,6 +81,8 @@ class GeometrySpec:
         refined: to how many of them flow is estimated anew in each frame, in turn; 0: flow to them is chained alone.
         estimator: of that flow, see `MotionSpec`.
         spread: relative standard deviation of the true inverse depth about the decoder's.
+        level_spread: of the true level of the decoder's inverse depth in a frame about the one that it says, which then
+            follows the frames before; 0: the decoder's stays.
         focal: focal length over the longer side of the frame.
         focal_spread: relative standard deviation of the true one about it, which then follows the tracks; 0: known.
         shift_spread: standard deviation of the true shift of a relative decoder about the one that is assumed, in units
@@ -95,6 +97,7 @@ class GeometrySpec:
     refined: int = ranged(0, 64, 4)
     estimator: str = choice(*WEIGHTLESS, default="inverse_search")
     spread: float = ranged(1e-6, 10, 0.3)
+    level_spread: float = ranged(0, 10, 0.3)
     focal: float = ranged(0.1, 100, 0.9)
     focal_spread: float = ranged(0, 10, 0.25)
     shift_spread: float = ranged(0, 10, 0.3)
@@ -201,7 +204,8 @@ class Geometry:
         # The camera, and what speaks for parallax.
         still = stillness(tracks)
         keep = self.spec.keep + (1 - self.spec.keep) * still  # nothing is forgotten before a picture that stands
-        past = Past(state["cameras"][:, :-1], view, _4d(keep) * state["known"], mean, 1 / self.spec.spread**2, grid)
+        spreads = (1 / self.spec.spread**2, self.spec.level_spread)
+        past = Past(state["cameras"][:, :-1], view, _4d(keep) * state["known"], mean, *spreads, grid)
         camera = find_camera(tracks, past, _start(state["cameras"][:, 0], state["cameras"][:, -1], index))
         noise_px, brightness = camera.mean(camera.noise_px), light.mean((1, 2, 3))
         lost = ~is_first & ((noise_px > LOST_PX) | ~camera.counted.any(1))
@@ -215,24 +219,28 @@ class Geometry:
         evidence = followed(scene.evidence, evidence, rigid, still)
         # Inverse depth on the whole grid, by flow, then by pictures.
         tracks = tracks._replace(trust=tracks.trust * counted)
-        known, beliefs, begin = past.seen_from(pose, tracks)
-        by_flow = adjust(tracks, past.poses, pose, view, noise, beliefs, begin, steps=DEPTH_STEPS, move=False)
+        expected = past.seen_from(pose, tracks)
+        decoded, beliefs = decoded.at_level(expected.level), expected.beliefs
+        by_flow = adjust(
+            tracks, past.poses, pose, view, noise, beliefs, expected.inv_depth, steps=DEPTH_STEPS, move=False
+        )
         keys = tracks.of_frames(1)
         patches = Patches(keys, light, state["luma"], past.poses[:, 1:], pose, view)
         found = compare_pictures(by_flow, keys.trust, patches, beliefs, self.spec.picture_steps)
-        known = (found.information * found.inv_depth.square() + known).clamp(max=MAX_KNOWN)
+        known = (found.information * found.inv_depth.square() + expected.known).clamp(max=MAX_KNOWN)
         # The correction of its logarithm, smooth.
         confidence = grid.maps(known / (known + past.prior))
-        log_ratio = grid.maps((found.inv_depth / mean).log().clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION))
+        log_ratio = (found.inv_depth / expected.decoder.mean).log()
+        log_ratio = grid.maps(log_ratio.clamp(-MAX_LOG_CORRECTION, MAX_LOG_CORRECTION))
         correction = blur(log_ratio * confidence) / (blur(confidence) + ENOUGH)
         assumed_mean = grid.around(decoded.small_as_assumed)
-        by_shift = (mean / assumed_mean).log()
+        by_scene = (expected.decoder.mean / assumed_mean).log()
         clues = correction[:, :0]
         if self.trust is not None:
-            maps = (confidence.flatten(1), correction.flatten(1), by_shift)
+            maps = (confidence.flatten(1), correction.flatten(1), by_scene)
             numbers = (evidence, noise_px.log1p(), focal_known.log1p() / 5)
             clues = grid.maps(clues_of(keys, past.poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers))
-        on_grid = (clues, correction, grid.maps(assumed_mean), grid.maps(by_shift))
+        on_grid = (clues, correction, grid.maps(assumed_mean), grid.maps(by_scene))
         parallax = Parallax(*on_grid, evidence, decoded.unit, decoded.shift)
         shown = parallax.shown(correction if self.trust is None else self.trust(parallax))
         change = self._changed(x, decoded, grid.spread(shown, decoded.full), evidence)
@@ -432,7 +440,8 @@ class Geometry:
 class Decoded(NamedTuple):
     """What the decoder says of a frame: its inverse depth with a shift, in units of its mean.
 
-    full_as_assumed: [B,1,H,W], with the shift that was assumed at first. full: with the one that was found since.
+    full_as_assumed: [B,1,H,W], with the shift that was assumed at first. full: with the one that was found since, at
+    the frame's level.
     small_as_assumed, small: the same at the flow's size, [B,1,h,w]. unit: that mean, [B]. shift: the assumed one, [B].
     """
 
@@ -442,6 +451,11 @@ class Decoded(NamedTuple):
     small: Tensor
     unit: Tensor
     shift: Tensor
+
+    def at_level(self, level: Tensor) -> Decoded:
+        """Return it where its logarithm is larger by `level [B]` than it says."""
+        factor = _4d(level.exp())
+        return self._replace(full=self.full * factor, small=self.small * factor)
 
 
 class DecoderFit(NamedTuple):

@@ -37,6 +37,9 @@ EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
 SLOW_FALL = 0.7  # share of it by which evidence falls more slowly where only parallax is missing
 STILL_PX = (0.15, 0.5)  # median motion since the last frame: of a picture that stands, of one that moves
 STAYS_PX, MOVES_PX, EXPECTED_PX = 0.5, 1.0, 1.5  # see `_contradictions`
+LEVEL_STEPS = 3
+LEVEL_ERRS_ALIKE = 100.0  # what points say of it counts one part in so many: the decoder errs alike on neighbors
+LEVEL_OUTLIER = 2.0  # error at which a point counts half, in the decoder's standard deviations
 STAYS_SHARE = 0.15  # of the motion that is expected
 MIN_MOVING = 0.05  # share of the tracks that move, below which nothing can contradict them
 CONTRADICTED = (0.08, 0.2)  # share of the tracks that contradict the rest: less is believed from here on, nothing
@@ -47,7 +50,8 @@ class Past:
     """What a frame knows of its inverse depth before it looks: by its decoder, and by the frames before.
 
     poses: [B,S,3,4] of the past frames, the last one first. known: [B,1,gh,gw], what is still known of the logarithm of
-    its inverse depth, 1 / variance. decoder: [B,P] inverse depth. prior: 1 / variance of its logarithm.
+    its inverse depth, 1 / variance. decoder: [B,P] inverse depth. prior: 1 / variance of its logarithm. level_spread:
+    standard deviation of its error as a whole, likewise.
     """
 
     poses: Tensor
@@ -55,14 +59,34 @@ class Past:
     known: Tensor
     decoder: Tensor
     prior: float
+    level_spread: float
     grid: PointGrid
 
-    def seen_from(self, pose: Tensor, tracks: Tracks) -> tuple[Tensor, tuple[Known, Known], Tensor]:
-        """Return what the past knows of the points [B,P], both beliefs seen from a pose, and their mean [B,P]."""
+    def seen_from(self, pose: Tensor, tracks: Tracks) -> Expected:
+        """Return what is expected of the points, seen from a pose."""
         carried, known = self._carried(pose, tracks)
-        mean = self.decoder
-        beliefs = Known(mean, self.prior / mean.square()), Known(carried, known / carried.square())
-        return known, beliefs, mean * ((carried / mean).log() * known / (known + self.prior)).exp()
+        level = self._level(carried, known)
+        mean = self.decoder * level.exp()[:, None]
+        decoder, before = Known(mean, self.prior / mean.square()), Known(carried, known / carried.square())
+        inv_depth = mean * ((carried / mean).log() * known / (known + self.prior)).exp()
+        return Expected(level, decoder, before, known, inv_depth)
+
+    def _level(self, carried: Tensor, known: Tensor) -> Tensor:
+        """Return by how much the logarithm of the decoder's inverse depth is too small as a whole [B].
+
+        A teacher of single frames finds a level for each. Were that believed as the rest of its depth is, the level of
+        the scene would follow it little by little.
+        """
+        ratio = (carried / self.decoder).log()
+        level = torch.zeros_like(ratio[:, 0])
+        if not self.level_spread:
+            return level
+        weight, least = known * self.prior / (known + self.prior), LEVEL_ERRS_ALIKE / self.level_spread**2
+        for _ in range(LEVEL_STEPS):
+            outlying = (ratio - level[:, None]).square() * self.prior / LEVEL_OUTLIER**2
+            robust = weight / (1 + outlying)
+            level = (robust * ratio).sum(1) / (robust.sum(1) + least)
+        return level
 
     def _carried(self, pose: Tensor, tracks: Tracks) -> tuple[Tensor, Tensor]:
         """Return the inverse depth [B,P] of what the last frame has at the points, seen from now, and what is known."""
@@ -74,6 +98,26 @@ class Past:
         seen = self.grid.sample(self.known, found.mT[:, None])[:, 0, 0]
         inside = (z > MIN_DEPTH_RATIO) * tracks.trust[:, 0]
         return (depth / z.clamp(min=MIN_DEPTH_RATIO)).clamp(min=MIN_INV_DEPTH), seen * inside
+
+
+class Expected(NamedTuple):
+    """What is expected of the inverse depth of a frame's points before parallax is looked at.
+
+    level: [B], by how much the logarithm of the decoder's is too small as a whole. decoder: what the decoder says, at
+    that level. carried: what the last frame has there. known: [B,P], about the logarithm of that, 1 / variance.
+    inv_depth: [B,P], the mean of both.
+    """
+
+    level: Tensor
+    decoder: Known
+    carried: Known
+    known: Tensor
+    inv_depth: Tensor
+
+    @property
+    def beliefs(self) -> tuple[Known, Known]:
+        """Both, as `adjust` wants them."""
+        return self.decoder, self.carried
 
 
 class FoundCamera(NamedTuple):
@@ -122,11 +166,10 @@ def find_camera(tracks: Tracks, past: Past, start: Tensor) -> FoundCamera:
     turning = spread_px(fit_turning_camera(few, past.poses, start, past.view), few.trust)
     noise = spread_px(error, few.trust)
     for steps in JOINT_STEPS:
-        _, beliefs, begin = past.seen_from(pose, tracks)
-        some = tuple(Known(b.mean[:, points], b.precision[:, points]) for b in beliefs)
-        found = adjust(
-            few, past.poses, pose, past.view, _limited(noise), some, begin[:, points], steps=steps, move=True
-        )
+        expected = past.seen_from(pose, tracks)
+        some = tuple(Known(b.mean[:, points], b.precision[:, points]) for b in expected.beliefs)
+        begin = expected.inv_depth[:, points]
+        found = adjust(few, past.poses, pose, past.view, _limited(noise), some, begin, steps=steps, move=True)
         pose, noise = found.pose, spread_px(found.error_px, few.trust)
     return FoundCamera(pose, points, few, few.trust.mean(-1) > MIN_TRUSTED, noise, turning)
 

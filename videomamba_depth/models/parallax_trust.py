@@ -24,14 +24,14 @@ class Parallax(NamedTuple):
     clues: [B,C,gh,gw], see `clues_of`; C = 0 where nobody asks.
     correction: [B,1,gh,gw] of the logarithm of inverse depth, as it would be without anything learned.
     inv_depth: [B,1,gh,gw] of the decoder, with the shift that was assumed at first, in units of its mean.
-    by_shift: [B,1,gh,gw], how far the shift that was found since moves its logarithm.
+    by_scene: [B,1,gh,gw], how far the shift that was found since and the frame's level move its logarithm.
     evidence: [B] of parallax, 0 to 1. unit, shift: [B], see `Scene`.
     """
 
     clues: Tensor
     correction: Tensor
     inv_depth: Tensor
-    by_shift: Tensor
+    by_scene: Tensor
     evidence: Tensor
     unit: Tensor
     shift: Tensor
@@ -46,7 +46,7 @@ class Parallax(NamedTuple):
         That is before the fit to the decoder's depth (`DecoderFit`), another scale and shift.
         """
         evidence = self.evidence.view(-1, 1, 1, 1)
-        return self._in_decoders_unit(self.inv_depth * (evidence * (correction + self.by_shift)).exp())
+        return self._in_decoders_unit(self.inv_depth * (evidence * (correction + self.by_scene)).exp())
 
     def decoder_depth(self) -> Tensor:
         """Return the decoder's inverse depth [B,1,gh,gw], in its unit."""
