@@ -130,14 +130,29 @@ def test_depth_and_camera_of_a_known_walk() -> None:
 def test_the_focal_length_follows_parallax_unless_it_is_known(assumed: float) -> None:
     seen = walk(turn=0.02)
     wrong = 1 / teacher(seen.inv_depth)
-    depth, cameras, _ = run(seen, wrong, replace(SPEC, focal=assumed))
-    held, known, _ = run(seen, wrong, replace(SPEC, focal=assumed, focal_spread=0.0))
+    spec = replace(SPEC, focal=assumed, level_spread=0.0)  # the teacher's level is right in all frames
+    depth, cameras, _ = run(seen, wrong, spec)
+    held, known, _ = run(seen, wrong, replace(spec, focal_spread=0.0))
     assert {camera.focal_px for camera in known} == {float(np.float32(assumed * W))}
     assert abs(math.log(cameras[-1].focal_px / W)) < 0.5 * abs(math.log(assumed)), cameras[-1].focal_px / W
     assert log_error(depth, seen) < log_error(held, seen)
     still = walk(speed=0.0, turn=0.0)
     _, cameras, _ = run(still, 1 / teacher(still.inv_depth), replace(SPEC, focal=assumed))
     assert cameras[-1].focal_px == pytest.approx(assumed * W, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(DepthKind))
+def test_the_level_of_a_frame_follows_the_frames_before_and_not_the_decoder(kind: DepthKind) -> None:
+    seen = walk()
+    level = torch.linspace(0, 0.7, N).view(1, N, 1, 1, 1)  # a teacher of single frames, which forgets its scale
+    wrong = teacher(seen.inv_depth) * level.exp()
+    off = []
+    for spread in (0.0, 0.2):
+        spec = replace(SPEC, level_spread=spread, shift_spread=0.0)
+        depth, _, _ = run(seen, wrong if kind is DepthKind.RELATIVE else 1 / wrong, spec, kind)
+        inverse = depth if kind is DepthKind.RELATIVE else 1 / depth
+        off.append(float((inverse[0, -1] / seen.inv_depth[-1]).log().median()) - math.log(3))
+    assert off[1] < min(0.6 * off[0], 0.4 * 0.7), off
 
 
 @pytest.mark.parametrize("shift", [-0.1, 0.6])
@@ -361,6 +376,7 @@ def test_states_of_other_settings_do_not_fit() -> None:
         {"refined": 0},
         {"estimator": "dis"},
         {"spread": 1.0},
+        {"level_spread": 0.0},
         {"focal": 2.0},
         {"focal_spread": 0.0},
         {"shift_spread": 0.0},
@@ -415,17 +431,34 @@ def test_what_is_shown_after_parallax_was_found_fits_what_was_shown_before() -> 
     torch.manual_seed(0)
     decoder = 1 + torch.rand(2, 200)
     corrected = 2.5 * decoder - 1.5 + 0.01 * torch.randn(2, 200)
-    fit = DecoderFit(*torch.zeros(5, 2))
+    fit, share = DecoderFit(*torch.zeros(6, 2)), torch.full((2, 200), 1 / 200)
     nothing = torch.zeros(2)
     assert not fit.added(corrected[:, None, None], nothing).any()
     evidence = torch.tensor([0.15, 0.0])
     for count in range(1, 21):
-        fit = fit.with_frame(decoder, corrected, count * evidence)
+        fit = fit.with_frame(decoder, corrected, share, count * evidence)
     shown = corrected[:, None, None] + fit.added(corrected[:, None, None], torch.tensor([1.0, 1.0]))
     assert torch.allclose(shown[0, 0, 0], decoder[0], atol=0.03)
     assert torch.equal(shown[1, 0, 0], corrected[1])  # nothing was ever seen of its parallax
-    kept = fit.with_frame(decoder, 5 * corrected, torch.ones(2))
+    kept = fit.with_frame(decoder, 5 * corrected, share, torch.ones(2))
     assert torch.equal(kept.corrected[0], fit.corrected[0])  # enough was seen: it stays
     assert float(fit.weight[0]) >= FITTED
-    flat = DecoderFit(*torch.zeros(5, 1)).with_frame(torch.full((1, 9), 2.0), torch.full((1, 9), 2.1), torch.ones(1))
-    assert torch.allclose(flat.added(torch.full((1, 1, 1, 9), 2.1), torch.ones(1)), torch.tensor(-0.1))
+    lost = fit.after_frame(torch.tensor([False] * 2), torch.tensor([True] * 2), torch.tensor([True, False]))
+    assert not lost.added(corrected[:, None, None], torch.ones(2))[0].any()  # it begins again
+    level = DecoderFit(*torch.zeros(6, 1)).with_frame(
+        torch.full((1, 9), 2.0), torch.full((1, 9), 2.1), torch.full((1, 9), 1 / 9), torch.ones(1)
+    )
+    assert torch.allclose(level.added(torch.full((1, 1, 1, 9), 2.1), torch.ones(1)), torch.tensor(-0.1))
+
+
+def test_points_that_are_still_seen_are_fitted_as_the_first_frame_shows_them() -> None:
+    """From its second frame on the decoder has less contrast; what is shown keeps that of the first."""
+    seen = walk(speed=0.08)
+    inverse = seen.inv_depth / seen.inv_depth[0].mean()
+    flatter = torch.full((N, 1, 1), 0.5)
+    flatter[0] = 1
+    decoder = (1 + flatter * (inverse - 1))[None, :, None]
+    shown, cameras, _ = run(seen, decoder, replace(SPEC, shift_spread=0.0), DepthKind.RELATIVE)
+    assert cameras[-1].evidence > 0.8
+    off = [float((depth[0, -1, 0] - inverse[-1]).abs().mean()) for depth in (shown, decoder)]
+    assert off[0] < 0.6 * off[1], off

@@ -71,6 +71,21 @@ def in_world(tracks: Tracks, poses: Tensor, view: View) -> tuple[Tensor, Tensor]
     return rotation.mT @ offset, tracks.inv_depth
 
 
+def seen_from_another(
+    view: View, other: Tensor, pose: Tensor, points_px: Tensor, inv_depth: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the inverse depth [B,P] that points of the frame at a pose [B,3,4] have at the other one's, and whether
+    they lie in front of that camera.
+
+    Args:
+        points_px: [B,2,P] in the frame. inv_depth: [B,P] there.
+    """
+    turn = other[..., 2:, :3] @ pose[..., :3].mT
+    forward = (other[..., 2:, 3:] - turn @ pose[..., 3:])[..., 0]  # [B,1]
+    z = (turn @ view.rays(points_px))[:, 0] + inv_depth * forward  # over the depth in the frame
+    return (inv_depth / z.clamp(min=MIN_DEPTH_RATIO)).clamp(min=MIN_INV_DEPTH), z > MIN_DEPTH_RATIO
+
+
 def fit_camera(tracks: Tracks, poses: Tensor, start: Tensor, view: View) -> tuple[Tensor, Tensor]:
     """Return the pose [B,3,4] at which past points are seen where they are now, and their errors [B,S,P] px.
 

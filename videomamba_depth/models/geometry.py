@@ -18,6 +18,7 @@ from videomamba_depth.models.camera_tracking import (
     adjust,
     at_another_focal,
     find_focal,
+    seen_from_another,
 )
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.parallax_evidence import (
@@ -65,7 +66,7 @@ FLOW_ERRS_ALIKE = 100.0  # what tracks say of the focal length counts one part i
 CAMERA_KEEP = 0.97
 """Share of what is known of focal length and shift beyond what is assumed, which the next frame keeps."""
 ANCHORED = 0.5  # evidence from which on unit and shift stay as they are
-FITTED = 1.5  # sum of the evidence of frames, from which on the fit to the decoder's depth stays as it is
+FITTED = 8.0  # sum of the evidence of frames, from which on the fit to the decoder's depth stays as it is
 MAX_FIT_SCALE = 3.0
 MIN_FIT_VARIANCE = 1e-6  # of the corrected depth, in its squared mean, below which nothing is fitted
 
@@ -97,7 +98,7 @@ class GeometrySpec:
     refined: int = ranged(0, 64, 4)
     estimator: str = choice(*WEIGHTLESS, default="inverse_search")
     spread: float = ranged(1e-6, 10, 0.3)
-    level_spread: float = ranged(0, 10, 0.3)
+    level_spread: float = ranged(0, 10, 0.2)
     focal: float = ranged(0.1, 100, 0.9)
     focal_spread: float = ranged(0, 10, 0.25)
     shift_spread: float = ranged(0, 10, 0.3)
@@ -246,13 +247,15 @@ class Geometry:
         change = self._changed(x, decoded, grid.spread(shown, decoded.full), evidence)
         fit = DecoderFit(*state["fit"].flatten(1).unbind(1))
         if not self.metric:
-            fit = fit.with_frame(parallax.decoder_depth().flatten(1), parallax.depth(shown).flatten(1), evidence)
+            trusted_there = keys.trust * confidence.flatten(1)[:, None]
+            fit = self._fitted(fit, parallax, shown, keys._replace(trust=trusted_there), past, pose)
             change = change + fit.added(x + change, evidence)
         corrected = decoded.small * grid.spread(correction, decoded.small).exp()
         # The cameras that are known show the same pictures at the new focal length; depth is as it was.
         cameras = at_another_focal(torch.cat([pose[:, None], state["cameras"]], 1), view.focal_px / focal_px)
         state = {**state, "cameras": cameras[:, 1:]}
-        after = self._after(state, corrected, light, chained, trust, pose, index, lost)
+        after, is_key = self._after(state, corrected, light, chained, trust, pose, index, lost)
+        fit = fit.after_frame(is_first, is_key, lost)
         scene = Scene(
             decoded.unit,
             decoded.shift,
@@ -289,6 +292,26 @@ class Geometry:
             return chained, trust
         slots = (index[:, None] + torch.arange(turns, device=index.device)) % self.spec.key_frames
         return self._refine(chained, trust, light, state["luma"], slots)
+
+    def _fitted(
+        self, fit: DecoderFit, parallax: Parallax, shown: Tensor, keys: Tracks, past: Past, pose: Tensor
+    ) -> DecoderFit:
+        """Return the fit with a frame whose correction `[B,1,gh,gw]` is shown.
+
+        Args:
+            keys: its points in the key frames, trusted as far as their depth is known here.
+        """
+        slots, streams = keys.trust.shape[1], torch.arange(len(fit.slot), device=fit.slot.device)
+        slot = fit.slot.long().clamp(max=slots - 1)
+        here = parallax.depth(shown).flatten(1)
+        first, in_scene = past.poses[:, 1:][streams, slot], parallax.in_scene_unit(here)
+        there, in_front = seen_from_another(past.view, first, pose, keys.points_px, in_scene)
+        trust = keys.trust[streams, slot] * in_front * (fit.slot < slots)[:, None]
+        corrected = torch.cat([parallax.in_decoders_unit(there), here], 1)
+        decoded_there = parallax.in_decoders_unit(keys.inv_depth[streams, slot])
+        decoder = torch.cat([decoded_there, parallax.decoder_depth().flatten(1)], 1)
+        share = torch.cat([trust, 1 - trust], 1) / trust.shape[1]
+        return fit.with_frame(decoder, corrected, share, parallax.evidence)
 
     def _changed(self, x: Tensor, decoded: Decoded, correction: Tensor, evidence: Tensor) -> Tensor:
         """Return what is added to depth `x [B,1,H,W]` for a correction of the logarithm of its inverse `[B,1,H,W]`."""
@@ -414,12 +437,13 @@ class Geometry:
         pose: Tensor,
         index: Tensor,
         lost: Tensor,
-    ) -> dict[str, Tensor]:
-        """Return the next state of those: the frame is now the last one and, in its turn, a key frame."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the next state of those, and whether the frame is a key frame now [B]; it is the last one."""
         since = (chained[:, :2].square().sum(1, keepdim=True).sqrt() * trust[:, :1]).sum((1, 2, 3))
         seen = trust[:, :1].mean((1, 2, 3))
         moved = (since > KEY_MOTION_PX * trust[:, :1].sum((1, 2, 3))) | (seen < KEY_TRUST)
-        is_key = _4d((index % self.spec.every == 0) & moved | lost)
+        new_key = (index % self.spec.every == 0) & moved | lost
+        is_key = _4d(new_key)
         trust = trust * ~_4d(lost)  # nothing before is known any more
         keys, poses = state["depth"][:, 1:], state["cameras"]
         pose = pose[:, None]
@@ -428,13 +452,14 @@ class Geometry:
         past = torch.where(is_key, torch.cat([light, state["luma"][:, :-1]], 1), state["luma"])
         keys = torch.where(is_key, torch.cat([depth, keys[:, :-1]], 1), keys)
         cameras = torch.where(is_key, torch.cat([pose, poses[:, 1:-2]], 1), poses[:, 1:-1])
-        return {
+        after = {
             "flow": flow,
             "trust": trust,
             "luma": past,
             "depth": torch.cat([depth, keys], 1),
             "cameras": torch.cat([pose, cameras, poses[:, :1]], 1),
         }
+        return after, new_key
 
 
 class Decoded(NamedTuple):
@@ -461,8 +486,12 @@ class Decoded(NamedTuple):
 class DecoderFit(NamedTuple):
     """The least-squares fit of the decoder's depth d by the corrected depth c, over the first frames with parallax.
 
-    c by it is what is shown. So one scale and shift fits what was shown before parallax was found and after it, as far
-    as one can. Each [B]: weight of the frames so far; means of c and of d; variance of c, and its covariance with d.
+    c by it is what is shown, so that one scale and shift fits what was shown before parallax was found and after it, as
+    far as one can. What was shown first is the first frame: a point that is still tracked from there counts with
+    both its depths there, and any other with those of the frame that it is in.
+
+    Each [B]: weight of the frames so far; means of c and of d; variance of c, and its covariance with d; slot: which of
+    the key frames the first one is, newest first.
     """
 
     weight: Tensor
@@ -470,25 +499,34 @@ class DecoderFit(NamedTuple):
     decoder: Tensor
     variance: Tensor
     covariance: Tensor
+    slot: Tensor
 
-    def with_frame(self, decoder: Tensor, corrected: Tensor, evidence: Tensor) -> DecoderFit:
-        """Return it with a frame [B,P] that counts as its evidence [B], until there are enough."""
+    def with_frame(self, decoder: Tensor, corrected: Tensor, share: Tensor, evidence: Tensor) -> DecoderFit:
+        """Return it with the depths [B,M] of a frame, each with its share [B,M] of the frame's weight: its evidence
+        [B], until there is enough.
+        """
         weight = self.weight + torch.where(self.weight < FITTED, evidence, 0.0)
-        share = (weight - self.weight) / weight.clamp(min=1e-6)
-        means = corrected.mean(1), decoder.mean(1)
+        new = (weight - self.weight) / weight.clamp(min=1e-6)
+        means = (share * corrected).sum(1), (share * decoder).sum(1)
         off = means[0] - self.corrected, means[1] - self.decoder
         apart = corrected - means[0][:, None], decoder - means[1][:, None]
 
         def merged(before: Tensor, k: int) -> Tensor:
-            return (1 - share) * (before + share * off[0] * off[k]) + share * (apart[0] * apart[k]).mean(1)
+            return (1 - new) * (before + new * off[0] * off[k]) + new * (share * apart[0] * apart[k]).sum(1)
 
         return DecoderFit(
             weight,
-            self.corrected + share * off[0],
-            self.decoder + share * off[1],
+            self.corrected + new * off[0],
+            self.decoder + new * off[1],
             merged(self.variance, 0),
             merged(self.covariance, 1),
+            self.slot,
         )
+
+    def after_frame(self, is_first: Tensor, is_key: Tensor, lost: Tensor) -> DecoderFit:
+        """Return it after a frame, each [B]: a new key frame comes before the first one; if lost, it begins again."""
+        slot = torch.where(is_first, 0.0, self.slot + is_key)
+        return self._replace(weight=torch.where(lost, 0.0, self.weight), slot=slot)
 
     def added(self, corrected: Tensor, evidence: Tensor) -> Tensor:
         """Return what it adds to corrected depth [B,1,H,W], as far as there is evidence [B]."""

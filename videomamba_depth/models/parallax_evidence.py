@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from videomamba_depth.models.camera_tracking import (
-    MIN_DEPTH_RATIO,
-    MIN_INV_DEPTH,
     Known,
     Tracks,
     View,
     adjust,
     fit_camera,
     fit_turning_camera,
+    seen_from_another,
     spread_px,
 )
 from videomamba_depth.models.point_grid import PointGrid
@@ -90,14 +89,10 @@ class Past:
 
     def _carried(self, pose: Tensor, tracks: Tracks) -> tuple[Tensor, Tensor]:
         """Return the inverse depth [B,P] of what the last frame has at the points, seen from now, and what is known."""
-        last = self.poses[:, 0]
-        turn = pose[..., :3] @ last[..., :3].mT
-        forward = (pose[..., 2:, 3:] - turn[..., 2:, :] @ last[..., 3:])[..., 0]  # [B,1]
-        depth, found = tracks.inv_depth[:, 0], tracks.found_px[:, 0]
-        z = (turn[..., 2:, :] @ self.view.rays(found))[:, 0] + depth * forward
-        seen = self.grid.sample(self.known, found.mT[:, None])[:, 0, 0]
-        inside = (z > MIN_DEPTH_RATIO) * tracks.trust[:, 0]
-        return (depth / z.clamp(min=MIN_DEPTH_RATIO)).clamp(min=MIN_INV_DEPTH), seen * inside
+        found = tracks.found_px[:, 0]
+        carried, in_front = seen_from_another(self.view, pose, self.poses[:, 0], found, tracks.inv_depth[:, 0])
+        known = self.grid.sample(self.known, found.mT[:, None])[:, 0, 0]
+        return carried, known * in_front * tracks.trust[:, 0]
 
 
 class Expected(NamedTuple):
