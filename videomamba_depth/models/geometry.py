@@ -303,15 +303,17 @@ class Geometry:
         """
         slots, streams = keys.trust.shape[1], torch.arange(len(fit.slot), device=fit.slot.device)
         slot = fit.slot.long().clamp(max=slots - 1)
-        here = parallax.depth(shown).flatten(1)
-        first, in_scene = past.poses[:, 1:][streams, slot], parallax.in_scene_unit(here)
-        there, in_front = seen_from_another(past.view, first, pose, keys.points_px, in_scene)
+        corrected, decoder = parallax.depth(shown).flatten(1), parallax.decoder_depth().flatten(1)
+        first_pose, inv_depth = past.poses[:, 1:][streams, slot], parallax.in_scene_unit(corrected)
+        at_first, in_front = seen_from_another(past.view, first_pose, pose, keys.points_px, inv_depth)
         trust = keys.trust[streams, slot] * in_front * (fit.slot < slots)[:, None]
-        corrected = torch.cat([parallax.in_decoders_unit(there), here], 1)
-        decoded_there = parallax.in_decoders_unit(keys.inv_depth[streams, slot])
-        decoder = torch.cat([decoded_there, parallax.decoder_depth().flatten(1)], 1)
-        share = torch.cat([trust, 1 - trust], 1) / trust.shape[1]
-        return fit.with_frame(decoder, corrected, share, parallax.evidence)
+        decoder_at_first = parallax.in_decoders_unit(keys.inv_depth[streams, slot])
+        return fit.with_frame(
+            torch.cat([decoder_at_first, decoder], 1),
+            torch.cat([parallax.in_decoders_unit(at_first), corrected], 1),
+            torch.cat([trust, 1 - trust], 1) / trust.shape[1],
+            parallax.evidence,
+        )
 
     def _changed(self, x: Tensor, decoded: Decoded, correction: Tensor, evidence: Tensor) -> Tensor:
         """Return what is added to depth `x [B,1,H,W]` for a correction of the logarithm of its inverse `[B,1,H,W]`."""
