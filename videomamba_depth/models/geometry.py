@@ -243,13 +243,9 @@ class Geometry:
             clues = grid.maps(clues_of(keys, past.poses[:, 1:], view, patches, by_flow, found, *beliefs, maps, numbers))
         on_grid = (clues, correction, grid.maps(assumed_mean), grid.maps(by_scene))
         parallax = Parallax(*on_grid, evidence, decoded.unit, decoded.shift)
-        shown = parallax.shown(correction if self.trust is None else self.trust(parallax))
-        change = self._changed(x, decoded, grid.spread(shown, decoded.full), evidence)
         fit = DecoderFit(*state["fit"].flatten(1).unbind(1))
-        if not self.metric:
-            trusted_there = keys.trust * confidence.flatten(1)[:, None]
-            fit = self._fitted(fit, parallax, shown, keys._replace(trust=trusted_there), past, pose)
-            change = change + fit.added(x + change, evidence)
+        known_there = keys._replace(trust=keys.trust * confidence.flatten(1)[:, None])
+        change, fit = self._shown(x, decoded, parallax, fit, known_there, past, pose)
         corrected = decoded.small * grid.spread(correction, decoded.small).exp()
         # The cameras that are known show the same pictures at the new focal length; depth is as it was.
         cameras = at_another_focal(torch.cat([pose[:, None], state["cameras"]], 1), view.focal_px / focal_px)
@@ -293,17 +289,35 @@ class Geometry:
         slots = (index[:, None] + torch.arange(turns, device=index.device)) % self.spec.key_frames
         return self._refine(chained, trust, light, state["luma"], slots)
 
-    def _fitted(
-        self, fit: DecoderFit, parallax: Parallax, shown: Tensor, keys: Tracks, past: Past, pose: Tensor
-    ) -> DecoderFit:
-        """Return the fit with a frame whose correction `[B,1,gh,gw]` is shown.
+    def _shown(
+        self,
+        x: Tensor,
+        decoded: Decoded,
+        parallax: Parallax,
+        fit: DecoderFit,
+        keys: Tracks,
+        past: Past,
+        pose: Tensor,
+    ) -> tuple[Tensor, DecoderFit]:
+        """Return what is added to depth `x [B,1,H,W]`, and the fit with this frame.
 
         Args:
-            keys: its points in the key frames, trusted as far as their depth is known here.
+            keys: points in the key frames, trusted as far as their depth is known here.
         """
+        shown = parallax.shown(parallax.correction if self.trust is None else self.trust(parallax))
+        change = self._changed(x, decoded, past.grid.spread(shown, decoded.full), parallax.evidence)
+        if self.metric:
+            return change, fit
+        fit = self._fitted(fit, parallax, parallax.depth(shown).flatten(1), keys, past, pose)
+        return change + fit.added(x + change, parallax.evidence), fit
+
+    def _fitted(
+        self, fit: DecoderFit, parallax: Parallax, corrected: Tensor, keys: Tracks, past: Past, pose: Tensor
+    ) -> DecoderFit:
+        """Return the fit with a frame of corrected depth `[B,P]`, in the decoder's unit."""
         slots, streams = keys.trust.shape[1], torch.arange(len(fit.slot), device=fit.slot.device)
         slot = fit.slot.long().clamp(max=slots - 1)
-        corrected, decoder = parallax.depth(shown).flatten(1), parallax.decoder_depth().flatten(1)
+        decoder = parallax.decoder_depth().flatten(1)
         first_pose, inv_depth = past.poses[:, 1:][streams, slot], parallax.in_scene_unit(corrected)
         at_first, in_front = seen_from_another(past.view, first_pose, pose, keys.points_px, inv_depth)
         trust = keys.trust[streams, slot] * in_front * (fit.slot < slots)[:, None]
