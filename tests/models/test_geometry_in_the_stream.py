@@ -15,9 +15,10 @@ from torch import Tensor
 from videomamba_depth.models.camera import Camera, cameras_of
 from videomamba_depth.models.camera_tracking import Adjusted, Tracks, View
 from videomamba_depth.models.checkpoint import describe_encoder, load_student, save_student, student_weights
+from videomamba_depth.models.decoder_fit import FITTED, DecoderFit
 from videomamba_depth.models.depth_state import DepthState
 from videomamba_depth.models.encoder_da import DepthAnythingEncoder
-from videomamba_depth.models.geometry import CAMERAS, FITTED, SCENE, DecoderFit, Geometry, GeometrySpec, Scene
+from videomamba_depth.models.geometry import CAMERAS, SCENE, Geometry, GeometrySpec, Scene
 from videomamba_depth.models.motion import Motion, MotionEstimator, MotionSpec
 from videomamba_depth.models.output_refiner import OutputSpec
 from videomamba_depth.models.photometric import FLOW_SHARE, Patches, compare_pictures
