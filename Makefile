@@ -17,7 +17,7 @@ demo: setup
 	@echo "== 1/3  train a student on the synthetic world (no ground truth) =="
 	$(BIN)/python train.py experiment=demo
 	@echo "== 2/3  compare it, and the student that is shipped, with the teacher on worlds that none has seen =="
-	$(BIN)/python scripts/evaluate.py "checkpoint=[demo:$(DEMO)/last,shipped:embedded]" geometry=true output=$(DEMO) synthetic.videos=6 synthetic.frames=32 palindrome=false cut_frames=0
+	$(BIN)/python scripts/evaluate.py "checkpoint=[demo:$(DEMO)/last,shipped:embedded]" geometry=true output=$(DEMO) synthetic.videos=6 synthetic.frames=32 palindrome=false cut_frames=0 workers=2
 	@echo "== 3/3  stream a video, frame by frame =="
 	$(BIN)/python inference_streaming.py checkpoint=$(DEMO)/last input=videomamba_depth/assets/clip.mp4 output=$(DEMO)/stream overwrite=true
 	@echo "== files written =="
