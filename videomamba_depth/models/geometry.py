@@ -203,8 +203,15 @@ class Geometry:
         # The camera, and what speaks for parallax.
         still = stillness(tracks)
         keep = self.spec.keep + (1 - self.spec.keep) * still  # nothing is forgotten before a picture that stands
-        spreads = (1 / self.spec.spread**2, self.spec.level_spread)
-        past = Past(state["cameras"][:, :-1], view, _4d(keep) * state["known"], mean, *spreads, grid)
+        past = Past(
+            poses=state["cameras"][:, :-1],
+            view=view,
+            known=_4d(keep) * state["known"],
+            decoder=mean,
+            prior=1 / self.spec.spread**2,
+            level_spread=self.spec.level_spread,
+            grid=grid,
+        )
         camera = find_camera(tracks, past, _start(state["cameras"][:, 0], state["cameras"][:, -1], index))
         noise_px, brightness = camera.mean(camera.noise_px), light.mean((1, 2, 3))
         lost = ~is_first & ((noise_px > LOST_PX) | ~camera.counted.any(1))
