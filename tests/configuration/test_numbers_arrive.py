@@ -95,8 +95,7 @@ def test_labeller(tmp_path: Path, tiny_teacher_folder: str) -> None:
 
 def test_geometry_of_the_student(tmp_path: Path, tiny_teacher_folder: str) -> None:
     values = {"short_side": 57, "key_frames": 3, "every": 5, "refined": 2, "spread": 0.35, "focal": 1.25, "keep": 0.75}
-    values |= {"estimator": "dis", "focal_spread": 0.15, "picture_steps": 2, "shift_spread": 0.2}
-    values["level_spread"] = 0.25
+    values |= {"estimator": "dis", "focal_spread": 0.15, "picture_steps": 2, "shift_spread": 0.2, "level_spread": 0.25}
     given = ",".join(f"{key}:{value}" for key, value in values.items())
     student = trainer_of(tmp_path, tiny_teacher_folder, f"model.geometry={{{given}}}").student
     assert student.geometry is not None

@@ -23,6 +23,8 @@ from videomamba_depth.models.camera_tracking import (
 from videomamba_depth.models.decoder_fit import DecoderFit
 from videomamba_depth.models.motion import Motion
 from videomamba_depth.models.parallax_evidence import (
+    DECODER_ERRS_ALIKE,
+    DECODER_OUTLIER,
     LOST_PX,
     FoundCamera,
     Past,
@@ -52,8 +54,6 @@ DEPTH_STEPS = 4
 RELATIVE_FLOOR = 0.02  # inverse depth, in units of its mean, below which relative errors stop shrinking
 MIN_METRIC_DEPTH_M = 1e-3
 SHIFT_OF_LOW = -0.2  # shift of a relative teacher that is assumed, as a multiple of the first percentile
-SHIFT_ERRS_ALIKE = 100.0  # what points say of it counts one part in so many: the decoder errs alike on neighbors
-SHIFT_OUTLIER = 2.0  # error at which a point counts half, in standard deviations
 MAX_SHIFT_STEP = 0.05
 SHIFT_BELIEVED = (1.5, 2.5)  # standard deviations of it from what was assumed: all believed, nothing
 MIN_LEVEL = 0.1  # share of the mean inverse depth that a shift leaves at least
@@ -313,26 +313,23 @@ class Geometry:
         change = self._changed(x, decoded, past.grid.spread(shown, decoded.full), parallax.evidence)
         if self.metric:
             return change, fit
-        fit = self._fitted(fit, parallax, parallax.depth(shown).flatten(1), keys, past, pose)
+        fit = self._fitted(fit, parallax, parallax.in_scene(shown).flatten(1), keys, past, pose)
         return change + fit.added(x + change, parallax.evidence), fit
 
     def _fitted(
         self, fit: DecoderFit, parallax: Parallax, corrected: Tensor, keys: Tracks, past: Past, pose: Tensor
     ) -> DecoderFit:
-        """Return the fit with a frame of corrected depth `[B,P]`, in the decoder's unit."""
+        """Return the fit with a frame of corrected inverse depth `[B,P]`, in the scene's unit."""
         slots, streams = keys.trust.shape[1], torch.arange(len(fit.slot), device=fit.slot.device)
         slot = fit.slot.long().clamp(max=slots - 1)
-        decoder = parallax.decoder_depth().flatten(1)
-        first_pose, inv_depth = past.poses[:, 1:][streams, slot], parallax.in_scene_unit(corrected)
-        at_first, in_front = seen_from_another(past.view, first_pose, pose, keys.points_px, inv_depth)
+        first_pose = past.poses[:, 1:][streams, slot]
+        at_first, in_front = seen_from_another(past.view, first_pose, pose, keys.points_px, corrected)
         trust = keys.trust[streams, slot] * in_front * (fit.slot < slots)[:, None]
-        decoder_at_first = parallax.in_decoders_unit(keys.inv_depth[streams, slot])
-        return fit.with_frame(
-            torch.cat([decoder_at_first, decoder], 1),
-            torch.cat([parallax.in_decoders_unit(at_first), corrected], 1),
-            torch.cat([trust, 1 - trust], 1) / trust.shape[1],
-            parallax.evidence,
-        )
+        decoder = torch.cat([keys.inv_depth[streams, slot], parallax.inv_depth.flatten(1)], 1)
+        corrected = torch.cat([at_first, corrected], 1)
+        share = torch.cat([trust, 1 - trust], 1) / trust.shape[1]
+        in_unit = parallax.in_decoders_unit
+        return fit.with_frame(in_unit(decoder), in_unit(corrected), share, parallax.evidence)
 
     def _changed(self, x: Tensor, decoded: Decoded, correction: Tensor, evidence: Tensor) -> Tensor:
         """Return what is added to depth `x [B,1,H,W]` for a correction of the logarithm of its inverse `[B,1,H,W]`."""
@@ -394,11 +391,11 @@ class Geometry:
         residual = log_ratio.flatten(1) / share  # of parallax alone: the decoder's pull is undone
         variance = self.spec.spread**2 / share
         slope = (level / (level + change))[:, None] / mean  # of the logarithm of the decoder's depth, by the shift
-        weight = 1 / (variance * (1 + residual.square() / (SHIFT_OUTLIER**2 * variance)))
+        weight = 1 / (variance * (1 + residual.square() / (DECODER_OUTLIER**2 * variance)))
         residual, slope = (
             v - (weight * v).sum(1, keepdim=True) / weight.sum(1, keepdim=True) for v in (residual, slope)
         )
-        counted = weight * evidence[:, None] / SHIFT_ERRS_ALIKE
+        counted = weight * evidence[:, None] / DECODER_ERRS_ALIKE
         known = known + (counted * slope.square()).sum(1)
         step = (counted * slope * residual).sum(1) / known
         return (change + step.clamp(-MAX_SHIFT_STEP, MAX_SHIFT_STEP)).clamp(min=(MIN_LEVEL - 1) * level), known

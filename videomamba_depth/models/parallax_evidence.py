@@ -22,6 +22,9 @@ from videomamba_depth.models.camera_tracking import (
 from videomamba_depth.models.point_grid import PointGrid
 
 JOINT_STEPS = (3, 3)
+LEVEL_STEPS = 3
+DECODER_ERRS_ALIKE = 100.0  # what points say of its level or shift counts one part in so many: neighbors err alike
+DECODER_OUTLIER = 2.0  # error of it at which a point counts half, in standard deviations
 MIN_NOISE_PX, MAX_NOISE_PX = 0.15, 3.0
 MIN_TRUSTED = 0.1  # share of points with a track below which a past frame is not counted
 PARALLAX = (1.25, 1.8)  # noise about a camera that stays over that about the scene: nothing believed, all believed
@@ -36,9 +39,6 @@ EVIDENCE_STEP = 0.15  # most that the evidence changes by from frame to frame
 SLOW_FALL = 0.7  # share of it by which evidence falls more slowly where only parallax is missing
 STILL_PX = (0.15, 0.5)  # median motion since the last frame: of a picture that stands, of one that moves
 STAYS_PX, MOVES_PX, EXPECTED_PX = 0.5, 1.0, 1.5  # see `_contradictions`
-LEVEL_STEPS = 3
-LEVEL_ERRS_ALIKE = 100.0  # what points say of it counts one part in so many: the decoder errs alike on neighbors
-LEVEL_OUTLIER = 2.0  # error at which a point counts half, in the decoder's standard deviations
 STAYS_SHARE = 0.15  # of the motion that is expected
 MIN_MOVING = 0.05  # share of the tracks that move, below which nothing can contradict them
 CONTRADICTED = (0.08, 0.2)  # share of the tracks that contradict the rest: less is believed from here on, nothing
@@ -80,9 +80,9 @@ class Past:
         level = torch.zeros_like(ratio[:, 0])
         if not self.level_spread:
             return level
-        weight, least = known * self.prior / (known + self.prior), LEVEL_ERRS_ALIKE / self.level_spread**2
+        weight, least = known * self.prior / (known + self.prior), DECODER_ERRS_ALIKE / self.level_spread**2
         for _ in range(LEVEL_STEPS):
-            outlying = (ratio - level[:, None]).square() * self.prior / LEVEL_OUTLIER**2
+            outlying = (ratio - level[:, None]).square() * self.prior / DECODER_OUTLIER**2
             robust = weight / (1 + outlying)
             level = (robust * ratio).sum(1) / (robust.sum(1) + least)
         return level

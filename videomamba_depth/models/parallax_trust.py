@@ -45,24 +45,17 @@ class Parallax(NamedTuple):
 
         That is before the fit to the decoder's depth (`DecoderFit`), another scale and shift.
         """
-        evidence = self.evidence.view(-1, 1, 1, 1)
-        return self.in_decoders_unit(self.inv_depth * (evidence * (correction + self.by_scene)).exp())
+        return self.in_decoders_unit(self.in_scene(correction))
 
-    def decoder_depth(self) -> Tensor:
-        """Return the decoder's inverse depth [B,1,gh,gw], in its unit."""
-        return self.in_decoders_unit(self.inv_depth)
+    def in_scene(self, correction: Tensor) -> Tensor:
+        """Return that inverse depth [B,1,gh,gw] in the scene's unit, with the shift."""
+        evidence = self.evidence.view(-1, 1, 1, 1)
+        return self.inv_depth * (evidence * (correction + self.by_scene)).exp()
 
     def in_decoders_unit(self, inv_depth: Tensor) -> Tensor:
         """Return inverse depth [B,...] of the scene's unit in the decoder's, less the shift."""
-        return self._like(self.unit, inv_depth) * (inv_depth - self._like(self.shift, inv_depth))
-
-    def in_scene_unit(self, depth: Tensor) -> Tensor:
-        """Return inverse depth [B,...] of the decoder's unit in the scene's, with the shift."""
-        return depth / self._like(self.unit, depth) + self._like(self.shift, depth)
-
-    @staticmethod
-    def _like(values: Tensor, maps: Tensor) -> Tensor:
-        return values.view(-1, *[1] * (maps.ndim - 1))
+        unit, shift = (v.view(-1, *[1] * (inv_depth.ndim - 1)) for v in (self.unit, self.shift))
+        return unit * (inv_depth - shift)
 
 
 class ParallaxTrust(nn.Module):
